@@ -1,0 +1,100 @@
+"""Command line and YAML for the dataclasses of `pipeline.config`, by jsonargparse."""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
+
+from pipeline.config import DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig
+from pipeline.errors import USER_ERROR_EXIT_CODE
+
+ConfigT = TypeVar("ConfigT", bound=EvaluateConfig)
+
+
+def parse(cls: type[ConfigT], description: str, argv: Sequence[str] | None = None) -> ConfigT:
+    """Read options from a YAML file (``--config``) and the command line, which wins.
+
+    Without ``--config`` the embedded demonstration, configs/demo.yaml, is the base. A mistake
+    prints one line on rank 0 and exits with code 2.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(cls, description)
+    if not any(word == "--config" or word.startswith("--config=") for word in argv):
+        argv = ["--config", str(DEFAULT_CONFIG), *argv]
+    try:
+        namespace = parser.parse_args(argv)
+        values = parser.instantiate_classes(namespace)
+        config_file = Path(str(namespace.config[-1]))
+        config = cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+    except (ArgumentError, ValueError, TypeError) as error:
+        _refuse(str(error))
+    if config.output is None:
+        config.output = str(Path("runs") / config_file.stem)
+    return config
+
+
+def _parser(cls: type[EvaluateConfig], description: str) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    shared = {f.name for f in dataclasses.fields(cls)}
+    training_only = {f.name for f in dataclasses.fields(FinetuneConfig)} - shared
+
+    def load(text: str) -> Any:
+        values = yaml.safe_load(text)
+        if isinstance(values, dict):
+            values = {key: value for key, value in values.items() if key not in training_only}
+        return values
+
+    set_loader("experiment", load, exceptions=(yaml.YAMLError,))
+    parser = ArgumentParser(
+        description=description, parser_mode="experiment", exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--config", action="config", help="YAML file of an experiment; see configs/."
+    )
+    parser.add_class_arguments(cls)
+    return parser
+
+
+def _refuse(message: str) -> None:
+    """Every rank parses the same words, so rank 0 alone speaks, and the others let it."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        time.sleep(5)
+    else:
+        line = " ".join(message.split())
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    raise SystemExit(USER_ERROR_EXIT_CODE)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def save(config: Any, path: Path) -> None:
+    """Write the merged configuration as YAML that ``--config`` reads back."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str]) -> list[str]:
+    """Options that differ, as ``section.option: old -> new``; those under ``free`` may."""
+
+    def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        flat = {}
+        for key, value in values.items():
+            name = prefix + key
+            flat |= flatten(value, name + ".") if isinstance(value, dict) else {name: value}
+        return flat
+
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{name}: {before.get(name)} -> {after.get(name)}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+        and not any(name == path or name.startswith(path + ".") for path in free)
+    ]

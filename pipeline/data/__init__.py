@@ -1,0 +1,1 @@
+"""The way of the data: archives -> index -> plan -> DALI -> batches."""

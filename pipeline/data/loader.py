@@ -1,0 +1,240 @@
+"""Batches through DALI: the only file that imports it.
+
+In: an index and a stream of `BatchSpec`s (rows and windows from the plan). Out: `Batch`es of
+normalised images on the rank's device. DALI decodes, resizes and normalises in threads (and on
+the GPU where there is one) while the net works; Python only slices the archives.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import nvidia.dali.fn as fn
+import nvidia.dali.types as types
+import torch
+from nvidia.dali import Pipeline
+from nvidia.dali.pipeline import pipeline_def
+
+from pipeline.config import DataConfig
+from pipeline.data.files import Files
+from pipeline.data.index import Index
+from pipeline.data.plan import Windows
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Which images make a batch, and which window of each."""
+
+    rows: np.ndarray  # (B,) int64, rows of the index
+    windows: Windows
+
+    def take(self, chosen: np.ndarray) -> "BatchSpec":
+        """The part of the batch at the positions ``chosen``."""
+        windows = {f.name: getattr(self.windows, f.name)[chosen] for f in fields(Windows)}
+        return BatchSpec(self.rows[chosen], Windows(**windows))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the net gets."""
+
+    images: torch.Tensor  # (B, C, S, S), normalised
+    labels: torch.Tensor  # (B,) int64, on the same device
+    rows: np.ndarray  # (B,) int64, rows of the index
+
+
+class Loader:
+    """Decodes a stream of batches ahead of their use.
+
+    Attributes:
+        wait_seconds: time the caller has waited for data so far.
+        skipped: ids of images that did not decode, with ``data.on_error: skip``.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        specs: Iterable[BatchSpec],
+        config: DataConfig,
+        device: torch.device,
+        batch_size: int,
+        threads: int,
+        half: bool = False,
+    ) -> None:
+        """Begin decoding.
+
+        Args:
+            index: where the images are.
+            specs: the batches, in order; may be endless.
+            config: how images become input.
+            device: of the batches; a CUDA device decodes on the GPU.
+            batch_size: largest number of images in a batch.
+            threads: DALI's worker threads.
+            half: half-precision channels_last batches (CUDA only).
+
+        Raises:
+            UserError: the archives are missing or not the indexed ones.
+        """
+        self.index = index
+        self.wait_seconds = 0.0
+        self.skipped: list[str] = []
+        self._files = Files(index)
+        self._specs = iter(specs)
+        self._config = config
+        self._device = device
+        self._options = {
+            "batch_size": batch_size,
+            "num_threads": threads,
+            "device_id": device.index if device.type == "cuda" else None,
+            "prefetch_queue_depth": config.prefetch,
+        }
+        self._half = half and device.type == "cuda"
+        self._bad_rows: set[int] = set()
+        # Batches handed to DALI and not yet returned. Their views keep the mapped files alive,
+        # which DALI reads without a copy; the last one stays until the next has been returned.
+        self._in_flight: deque[tuple[BatchSpec, list[np.ndarray]]] = deque()
+        self._returned: tuple[BatchSpec, list[np.ndarray]] | None = None
+        self._pipeline: Pipeline | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the stream, in its order.
+
+        Raises:
+            UserError: an image does not decode; names it (``data.on_error: raise``).
+        """
+        self._pipeline = self._build(self._source)
+        while True:
+            begin = time.perf_counter()
+            try:
+                images = self._run()
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                self._recover(error)
+                continue
+            self._returned = self._in_flight.popleft()
+            spec = self._returned[0]
+            labels = torch.from_numpy(self.index.label[spec.rows].astype(np.int64))
+            labels = labels.to(self._device, non_blocking=True)
+            self.wait_seconds += time.perf_counter() - begin
+            yield Batch(images, labels, spec.rows)
+
+    def _run(self) -> torch.Tensor:
+        (output,) = self._pipeline.run()
+        # DALI's dynamic executor gives the buffer away for as long as the tensor lives.
+        with self._device:
+            images = torch.from_dlpack(output.as_tensor())
+        if self._half:
+            images = images.permute(0, 3, 1, 2)  # NHWC memory is channels_last NCHW
+        return images
+
+    def _source(self, _: int) -> tuple[Any, ...]:
+        spec = next(self._specs)
+        if self._bad_rows:
+            spec = self._without_bad(spec)
+        return self._feed(spec)
+
+    def _feed(self, spec: BatchSpec) -> tuple[Any, ...]:
+        views = self._files.views(spec.rows)
+        self._in_flight.append((spec, views))
+        return _inputs(views, spec.windows)
+
+    def _without_bad(self, spec: BatchSpec) -> BatchSpec:
+        good = np.array([int(row) not in self._bad_rows for row in spec.rows])
+        if not good.any():
+            raise UserError(
+                f"no image of a batch decodes: {', '.join(map(self.index.id, spec.rows[:8]))}; "
+                "check the archives, or make the index again with tools/index.py --verify"
+            )
+        return spec.take(np.flatnonzero(good))
+
+    def _recover(self, error: RuntimeError) -> None:
+        """Find the images that broke the pipeline; name them, or go on without them."""
+        pending = [spec for spec, _ in self._in_flight]
+        bad = [row for spec in pending for row in self._undecodable(spec)]
+        if not bad:
+            raise error  # not an image's fault
+        names = [self.index.id(row) for row in bad]
+        if self._config.on_error == "raise":
+            raise UserError(
+                f"{len(bad)} image(s) in {self.index.path} do not decode: {', '.join(names[:8])}; "
+                "repair them, make the index again with tools/index.py --verify, "
+                "or go on without them by --data.on_error skip"
+            ) from None
+        self.skipped += [n for n, row in zip(names, bad, strict=True) if row not in self._bad_rows]
+        self._bad_rows.update(bad)
+        self._in_flight.clear()
+        rest = self._specs
+        self._specs = iter(_chain(pending, rest))
+        self._pipeline = self._build(self._source)
+
+    def _undecodable(self, spec: BatchSpec) -> list[int]:
+        """Decode a batch one image at a time; the rows that fail."""
+        bad = []
+        for position in range(len(spec.rows)):
+            single = spec.take(np.array([position]))
+            inputs = _inputs(self._files.views(single.rows), single.windows)
+            try:
+                self._build(lambda _, inputs=inputs: inputs, batch_size=1).run()
+            except RuntimeError:
+                bad.append(int(single.rows[0]))
+        return bad
+
+    def _build(self, source: Any, **changes: int) -> Pipeline:
+        definition = _definition(source, self._config, self._device, self._half)
+        pipeline = pipeline_def(definition)(**(self._options | changes))
+        pipeline.build()
+        return pipeline
+
+
+def _chain(first: list[BatchSpec], rest: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
+    yield from first
+    yield from rest
+
+
+def _inputs(views: list[np.ndarray], windows: Windows) -> tuple[Any, ...]:
+    return (views, *(getattr(windows, f.name) for f in fields(Windows)))
+
+
+def _definition(source: Any, config: DataConfig, device: torch.device, half: bool) -> Any:
+    """DALI's graph: window -> decode -> resize -> normalise; the same on the CPU and the GPU."""
+    gpu = device.type == "cuda"
+    scale = 255.0  # mean and std are given for pixels in [0, 1]
+
+    def graph() -> Any:
+        encoded, anchor, shape, roi_start, roi_end, mirror = fn.external_source(
+            source=source, num_outputs=6, batch=True, no_copy=True
+        )
+        images = fn.decoders.image_slice(
+            encoded,
+            anchor,
+            shape,
+            axes=[0, 1],
+            normalized_anchor=False,
+            normalized_shape=False,
+            device="mixed" if gpu else "cpu",
+            output_type=types.RGB if config.channels == 3 else types.GRAY,
+            adjust_orientation=False,  # as PIL and torchvision: EXIF is not applied
+        )
+        images = fn.resize(
+            images,
+            size=[config.crop, config.crop],
+            roi_start=roi_start,
+            roi_end=roi_end,
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
+        )
+        return fn.crop_mirror_normalize(
+            images,
+            mirror=fn.squeeze(mirror, axes=[0]),
+            mean=[scale * value for value in config.mean],
+            std=[scale * value for value in config.std],
+            dtype=types.FLOAT16 if half else types.FLOAT,
+            output_layout="HWC" if half else "CHW",
+        )
+
+    return graph

@@ -1,0 +1,130 @@
+"""The plan: which image at which position, and which window of it, as a pure function.
+
+Order, crops and flips come from (seed, epoch, position) alone through a counter-based generator
+(Philox), so they are the same for any number of ranks and can be computed from any position
+onwards. Only raw 64-bit words of the generator are used, which NumPy keeps stable for ever.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import DataConfig
+
+_TRIES = 10  # of torchvision's RandomResizedCrop
+_WORDS = 4 * _TRIES + 4  # 64-bit words a position owns; a multiple of Philox's block of 4
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What the decoder makes of each of B images; coordinates in pixels, (y, x).
+
+    The integer window is decoded; the region of interest inside it, which may be fractional, is
+    resized to the square input.
+    """
+
+    anchor: np.ndarray  # (B, 2) float32, top left of the decoded window
+    shape: np.ndarray  # (B, 2) float32, height and width of the decoded window
+    roi_start: np.ndarray  # (B, 2) float32, relative to the window
+    roi_end: np.ndarray  # (B, 2) float32
+    mirror: np.ndarray  # (B, 1) int32, 1 to flip horizontally
+
+
+def order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of an epoch, (num_images,) int64."""
+    words = np.random.Philox(key=_key(seed, epoch, stream=0)).random_raw(num_images)
+    return np.argsort(words, kind="stable")
+
+
+def training_windows(
+    width: np.ndarray,
+    height: np.ndarray,
+    seed: int,
+    epoch: int,
+    start: int,
+    config: DataConfig,
+) -> Windows:
+    """Windows of the positions ``start`` to ``start + B`` of an epoch.
+
+    Args:
+        width, height: (B,) sizes of the images at these positions, in pixels.
+        seed, epoch: of the run.
+        start: first position; its random numbers do not depend on the others.
+        config: crop, area, aspect, random_crop, flip.
+    """
+    num = len(width)
+    generator = np.random.Philox(key=_key(seed, epoch, stream=1))
+    generator.advance(start * (_WORDS // 4))  # Philox counts blocks of four words
+    words = generator.random_raw(num * _WORDS).reshape(num, _WORDS)
+    uniform = (words >> 11) * 2.0**-53  # in [0, 1), the usual 53 bits
+    mirror = (uniform[:, -1] < 0.5) & config.flip
+    if not config.random_crop:
+        return evaluation_windows(width, height, config, mirror)
+    anchor, shape = _random_resized_crop(width, height, uniform[:, : 4 * _TRIES], config)
+    return _windows(anchor, shape, np.zeros_like(anchor), shape, mirror)
+
+
+def evaluation_windows(
+    width: np.ndarray, height: np.ndarray, config: DataConfig, mirror: np.ndarray | None = None
+) -> Windows:
+    """Shorter side to ``config.resize``, then the centre square of ``config.crop``.
+
+    The same arithmetic as torchvision's Resize and CenterCrop. Only the part of the image that
+    the resampling filter reaches is decoded.
+    """
+    size = np.stack([height, width], axis=1).astype(np.int64)
+    short = size.min(axis=1, keepdims=True)
+    resized = np.where(size == short, config.resize, config.resize * size // short)
+    top_left = np.round((resized - config.crop) / 2.0)
+    scale = size / resized
+    start, end = top_left * scale, (top_left + config.crop) * scale
+    margin = np.maximum(scale, 1.0) + 1.0  # half-width of the triangular filter, and one pixel
+    low = np.clip(np.floor(start - margin), 0, None)
+    high = np.minimum(np.ceil(end + margin), size)
+    if mirror is None:
+        mirror = np.zeros(len(size), dtype=bool)
+    return _windows(low, high - low, start - low, end - low, mirror)
+
+
+def _random_resized_crop(
+    width: np.ndarray, height: np.ndarray, uniform: np.ndarray, config: DataConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """torchvision's RandomResizedCrop.get_params for B images at once; (B, 2) anchor and shape."""
+    tries = uniform.reshape(len(width), _TRIES, 4)
+    w, h = width[:, None].astype(float), height[:, None].astype(float)
+    area = w * h * (config.area[0] + tries[..., 0] * (config.area[1] - config.area[0]))
+    low, high = np.log(config.aspect)
+    aspect = np.exp(low + tries[..., 1] * (high - low))
+    crop_w, crop_h = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
+    fits = (crop_w > 0) & (crop_w <= w) & (crop_h > 0) & (crop_h <= h)
+    first = fits.argmax(axis=1)
+    pick = (np.arange(len(width)), first)
+    shape = np.stack([crop_h[pick], crop_w[pick]], axis=1)
+    room = np.stack([h[:, 0], w[:, 0]], axis=1) - shape
+    anchor = np.floor(tries[pick][:, 2:] * (room + 1))
+    none_fits = ~fits.any(axis=1)
+    if none_fits.any():
+        shape[none_fits] = _central_shape(width[none_fits], height[none_fits], config)
+        size = np.stack([height[none_fits], width[none_fits]], axis=1)
+        anchor[none_fits] = (size - shape[none_fits]) // 2
+    return anchor, shape
+
+
+def _central_shape(width: np.ndarray, height: np.ndarray, config: DataConfig) -> np.ndarray:
+    """torchvision's fallback: the whole image, cut to the nearest allowed aspect; (B, 2)."""
+    ratio = width / height
+    least, largest = config.aspect
+    h = np.where(ratio < least, np.round(width / least), height)
+    w = np.where(ratio > largest, np.round(height * largest), width)
+    return np.stack([h, w], axis=1)
+
+
+def _windows(
+    anchor: np.ndarray, shape: np.ndarray, start: np.ndarray, end: np.ndarray, mirror: np.ndarray
+) -> Windows:
+    single = [np.ascontiguousarray(a, dtype=np.float32) for a in (anchor, shape, start, end)]
+    return Windows(*single, mirror=mirror.astype(np.int32)[:, None])
+
+
+def _key(seed: int, epoch: int, stream: int) -> np.ndarray:
+    return np.array([seed, epoch * 2 + stream], dtype=np.uint64)

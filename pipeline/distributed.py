@@ -1,0 +1,174 @@
+"""Ranks: one initialisation for torchrun, SLURM tasks and a single process, and shared endings.
+
+In: the environment (torchrun's or SLURM's variables) and `RuntimeConfig`. Out: `Ranks`, which the
+rest of the program asks for its rank, its device and the few collectives it needs.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from pipeline.config import RuntimeConfig
+from pipeline.errors import USER_ERROR_EXIT_CODE, UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: global rank, their number, rank on this node, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is global rank 0, which alone writes shared files."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all ranks, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect an object of every rank on every rank, in rank order."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+
+@contextmanager
+def session(config: RuntimeConfig) -> Iterator[Ranks]:
+    """Join the other ranks; leave them at the end.
+
+    The process group exists for a single process too, so that there is one way of running. A
+    `UserError` inside ends every rank: the rank that met it first prints it as one line.
+    """
+    rank, size, local_rank, local_size = _place()
+    device = _device(config, local_rank)
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    store = _join(rank, size, device, timedelta(seconds=config.timeout))
+    try:
+        yield Ranks(rank, size, local_rank, local_size, device)
+    except UserError as error:
+        _end(store, rank, f"error: {error}")
+    except RuntimeError:
+        if _another_failed(store, rank):
+            raise SystemExit(USER_ERROR_EXIT_CODE) from None
+        raise
+    dist.destroy_process_group()
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Print a `UserError` from before the ranks have joined as one line, on rank 0."""
+    try:
+        yield
+    except UserError as error:
+        rank, *_ = _place()
+        if rank == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(5)  # torchrun ends all ranks when one ends: let rank 0 speak first
+        raise SystemExit(USER_ERROR_EXIT_CODE) from None
+
+
+class StopRequest:
+    """Notices SIGTERM, SIGINT and SIGUSR2, so that a run can finish its step, save and leave."""
+
+    def __init__(self) -> None:
+        self.received = False
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, self._receive)
+
+    def _receive(self, *_: Any) -> None:
+        self.received = True
+
+
+def _place() -> tuple[int, int, int, int]:
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return tuple(int(env.get(name, default)) for name, default in zip(names, "0101"))
+    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:  # srun, one task a rank
+        local_size = int(env["SLURM_NTASKS"]) // int(env.get("SLURM_NNODES", "1"))
+        return (
+            int(env["SLURM_PROCID"]),
+            int(env["SLURM_NTASKS"]),
+            int(env["SLURM_LOCALID"]),
+            max(local_size, 1),
+        )
+    return 0, 1, 0, 1
+
+
+def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise UserError(
+            "runtime.device is cuda, but torch sees no GPU on this machine; "
+            "use --runtime.device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        )
+    if config.device == "cpu" or not available:
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"local rank {local_rank} has no GPU: torch sees {count}; "
+            f"start at most {count} ranks a node (--nproc_per_node)"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _join(rank: int, size: int, device: torch.device, timeout: timedelta) -> dist.Store:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if size == 1:
+        store: dist.Store = dist.HashStore()
+    elif "MASTER_ADDR" in os.environ:
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    else:
+        raise UserError(
+            f"{size} tasks were started on {socket.gethostname()} but MASTER_ADDR and MASTER_PORT "
+            "are not set; start the run with torchrun or with the launchers of this project"
+        )
+    store.set_timeout(timeout)
+    store = dist.PrefixStore("deep_defense", store)
+    device_id = device if device.type == "cuda" else None
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id
+    )
+    return store
+
+
+def _end(store: dist.Store, rank: int, message: str) -> NoReturn:
+    """Leave without collectives, since other ranks may wait in one; torchrun ends them."""
+    winner = store.compare_set("failed", "", str(rank)).decode()
+    if winner == str(rank):
+        print(message, file=sys.stderr, flush=True)
+    time.sleep(1)  # let the winner's line out before torchrun ends this rank or the others
+    os._exit(USER_ERROR_EXIT_CODE)
+
+
+def _another_failed(store: dist.Store, rank: int) -> bool:
+    """Whether a collective broke because another rank left with a message of its own."""
+    try:
+        return store.check(["failed"]) and store.get("failed").decode() != str(rank)
+    except RuntimeError:
+        return False

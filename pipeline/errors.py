@@ -1,0 +1,12 @@
+"""The one kind of error that is the user's to mend, and how it reaches the screen.
+
+A mistake in an option, a file or the data raises `UserError`. The entry points run under
+`pipeline.distributed.guarded`, which prints it as one line on one rank and exits with code 2.
+Anything else is a defect of this program and keeps its traceback.
+"""
+
+USER_ERROR_EXIT_CODE = 2
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message names the option or file and the remedy."""
