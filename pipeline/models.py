@@ -1,0 +1,260 @@
+"""Networks by name, their weights, and the two ways in which training runs them.
+
+In: `ModelConfig`. Out: an ``nn.Module`` from images to logits, and `AttackView`, the same net as
+the attack sees it.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline.config import ModelConfig
+from pipeline.errors import UserError
+
+Net = Callable[[Tensor], Tensor]
+State = dict[str, Tensor]
+
+
+def mlp(num_classes: int = 10) -> nn.Module:
+    """The paper's MLP for MNIST: 784-500-150-10, ReLU; input (N, 1, 28, 28)."""
+    return nn.Sequential(
+        nn.Flatten(),
+        *(nn.Linear(784, 500), nn.ReLU()),
+        *(nn.Linear(500, 150), nn.ReLU()),
+        nn.Linear(150, num_classes),
+    )
+
+
+def lenet(num_classes: int = 10) -> nn.Module:
+    """The paper's LeNet for MNIST (Caffe's: the only ReLU follows fc1); input (N, 1, 28, 28)."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 20, 5), nn.MaxPool2d(2)),
+        *(nn.Conv2d(20, 50, 5), nn.MaxPool2d(2)),
+        nn.Flatten(),
+        *(nn.Linear(800, 500), nn.ReLU()),
+        nn.Linear(500, num_classes),
+    )
+
+
+_OWN = {"mlp": mlp, "lenet": lenet}
+
+
+def build(config: ModelConfig, num_classes: int) -> nn.Module:
+    """Make the net of ``config`` with ``num_classes`` outputs and load its weights, if any.
+
+    Raises:
+        UserError: no such net, or weights that are missing or do not fit.
+    """
+    net = _construct(config.name, num_classes)
+    if config.weights is not None:
+        load_weights(net, config)
+    if config.freeze_batch_norm:
+        for module in batch_norms(net):
+            module.requires_grad_(False)
+    return net
+
+
+def _construct(name: str, num_classes: int) -> nn.Module:
+    if name in _OWN:
+        return _OWN[name](num_classes)
+    if ":" in name:
+        return _import_callable(name, num_classes)
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UserError(
+            f"model.name: no net {name!r}; use mlp, lenet, package.module:callable, or one of "
+            f"torchvision's: {', '.join(known)}"
+        )
+    options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    if options:
+        options["init_weights"] = True
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+
+
+def _import_callable(name: str, num_classes: int) -> nn.Module:
+    module_name, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"model.name: {name} cannot be imported ({error}); it is package.module:callable, "
+            "with the package installed or on PYTHONPATH"
+        ) from None
+    takes = "num_classes" in inspect.signature(function).parameters
+    net = function(num_classes=num_classes) if takes else function()
+    if not isinstance(net, nn.Module):
+        raise UserError(f"model.name: {name} returned a {type(net).__name__}, not an nn.Module")
+    return net
+
+
+def load_weights(net: nn.Module, config: ModelConfig) -> None:
+    """Load ``config.weights``, a local file or the name of torchvision's weights.
+
+    Raises:
+        UserError: no such file or name, an unreadable file, or a mismatch, key by key.
+    """
+    name = config.weights
+    state = read_state(Path(name)) if _is_file_name(name) else _torchvision_state(config)
+    expected = net.state_dict()
+    problems = _mismatches(expected, state)
+    if problems:
+        more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise UserError(
+            f"model.weights: {name} does not fit {config.name}: {'; '.join(problems[:8])}{more}"
+        )
+    net.load_state_dict(state)
+
+
+def read_state(path: Path) -> State:
+    """A state dict from .safetensors or a torch file: bare, or under ``model``/``state_dict``."""
+    if not path.is_file():
+        raise UserError(f"model.weights: no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"model.weights: {path} cannot be read: {_brief(error)}") from None
+    except Exception as error:  # torch raises pickle.UnpicklingError for what it refuses to run
+        raise UserError(
+            f"model.weights: {path} is not a file of plain tensors ({_brief(error)}); "
+            "save the net's state_dict(), or convert it to .safetensors"
+        ) from None
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"model.weights: {path} holds no state dict of tensors")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).suffix != "" or "/" in name or Path(name).exists()
+
+
+def _torchvision_state(config: ModelConfig) -> State:
+    try:
+        weights = torchvision.models.get_model_weights(config.name)[config.weights]
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (KeyError, ValueError):
+        raise UserError(
+            f"model.weights: {config.weights} is neither a file nor the name of torchvision's "
+            f"weights for {config.name}"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"model.weights: {config.weights} cannot be downloaded ({_brief(error)}); fetch the "
+            "file on a machine that can, and give its path"
+        ) from None
+
+
+def _mismatches(expected: State, state: State) -> list[str]:
+    optional = {key for key in expected if key.endswith("num_batches_tracked")}
+    missing = [f"{key} is missing" for key in expected.keys() - state.keys() - optional]
+    extra = [f"{key} is unknown to the net" for key in state.keys() - expected.keys()]
+    for key in optional - state.keys():
+        state[key] = expected[key]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)}, the net has {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    return sorted(shapes) + sorted(missing) + sorted(extra)
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def batch_norms(net: nn.Module) -> Iterator[nn.Module]:
+    """The batch-norm layers of a net, of any dimension."""
+    return (m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+
+class AttackView:
+    """The net as the attack sees it: a per-sample function in a stated precision.
+
+    Batch norm runs on stored statistics and dropout is off (or, with ``dropout``, draws the same
+    masks whenever the same ``draw`` is asked of a batch of the same size, so that a
+    differentiated step repeats the step it belongs to). Logits are fp32.
+
+    Each forward has an autocast block of its own: a block that mixes forwards with and without
+    a graph would reuse cast weights that have lost theirs.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        precision: torch.dtype = torch.float32,
+        dropout: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        self.net = net
+        self.precision = precision
+        self.seed: int | None = 0 if dropout else None
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+
+    @property
+    def seed_scale(self) -> float:
+        """Factor on the inner gradient's seed, which keeps fp16 gradients from underflowing."""
+        return 1024.0 if self.precision == torch.float16 else 1.0
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that train."""
+        return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+
+    def __call__(self, images: Tensor, draw: int = 0) -> Tensor:
+        """Logits (N, K) fp32 of images (N, C, H, W)."""
+        if images.dim() == 4:
+            images = images.contiguous(memory_format=self.memory_format)
+        with self._held(), self._drawn(images.device, draw), autocast(images, self.precision):
+            return upcast(logits_of(self.net(images)))
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Evaluation mode, but for dropout where it is asked for."""
+        keep = nn.modules.dropout._DropoutNd if self.seed is not None else ()
+        held = [m for m in self.net.modules() if m.training and not isinstance(m, keep)]
+        for module in held:
+            module.training = False
+        try:
+            # The fused attention kernels have no second derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            for module in held:
+                module.training = True
+
+    @contextmanager
+    def _drawn(self, device: torch.device, draw: int) -> Iterator[None]:
+        if self.seed is None:
+            yield
+            return
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed + draw)
+            yield
+
+
+def autocast(images: Tensor, precision: torch.dtype) -> torch.autocast:
+    """An autocast block for the device of ``images``; inert in fp32 and fp64."""
+    reduced = precision in (torch.bfloat16, torch.float16)
+    return torch.autocast(images.device.type, precision if reduced else None, enabled=reduced)
+
+
+def logits_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The logits of nets that return auxiliary outputs beside them."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def upcast(values: Tensor) -> Tensor:
+    """To fp32 from half precision; fp64 stays."""
+    return values if values.dtype == torch.float64 else values.float()

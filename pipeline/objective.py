@@ -1,0 +1,88 @@
+"""The training objective: one module that DistributedDataParallel wraps.
+
+In: a batch. Out: `Losses`. One forward of this module is one forward of DDP, and one ordinary
+``backward()`` of its loss follows: the inner gradients of the attack stay local to the rank.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config import ModelConfig, RegularizerConfig, RuntimeConfig
+from pipeline.models import AttackView, autocast, batch_norms, logits_of, upcast
+from pipeline.regularizer import penalty, robustness
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Losses(NamedTuple):
+    """Of a batch of N images; per sample but for the loss. Only ``loss`` has a graph."""
+
+    loss: Tensor  # scalar, to be differentiated
+    cross_entropy: Tensor  # (N,)
+    penalty: Tensor  # (N,) R of each sample; zeros without the regulariser
+    correct: Tensor  # (N,) bool
+    ratio: Tensor  # (N,) ||dx|| / ||x||; zeros without the regulariser
+    iterations: Tensor  # (N,)
+    flipped: Tensor  # (N,) bool
+
+
+class DeepDefense(nn.Module):
+    """mean CE + lambda / N * (sum_T exp(-c ratio) + sum_F exp(d ratio)), equation (5)."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        regularizer: RegularizerConfig,
+        model: ModelConfig | None = None,
+        runtime: RuntimeConfig | None = None,
+    ) -> None:
+        super().__init__()
+        model, runtime = model or ModelConfig(), runtime or RuntimeConfig()
+        self.net = net
+        self.config = regularizer
+        self.freeze_batch_norm = model.freeze_batch_norm
+        self.precision = PRECISIONS[runtime.precision]
+        self.view = AttackView(net, self.precision, model.attack_dropout, runtime.channels_last)
+        self.train()
+
+    def train(self, mode: bool = True) -> "DeepDefense":
+        """Training mode; frozen batch norm stays on its stored statistics."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in batch_norms(self.net):
+                module.eval()
+        return self
+
+    def forward(self, images: Tensor, labels: Tensor, lam: float) -> Losses:
+        """The losses of a batch.
+
+        Args:
+            images: (N, C, H, W), in the network's input space.
+            labels: (N,) int64.
+            lam: weight of the regulariser; 0 leaves the attack out.
+        """
+        with autocast(images, self.precision):
+            logits = upcast(logits_of(self.net(images)))
+        cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+        correct = logits.detach().argmax(dim=1) == labels
+        zeros = torch.zeros_like(cross_entropy.detach())
+        if lam == 0:
+            loss = cross_entropy.mean()
+            return Losses(loss, cross_entropy.detach(), zeros, correct, zeros, zeros, zeros.bool())
+        with torch.no_grad():  # not the logits above: there dropout is on
+            clean = self.view(images)
+        found = robustness(self.view, images, labels, clean, self.config)
+        terms = penalty(found, self.config)
+        loss = cross_entropy.mean() + lam * terms.mean()
+        return Losses(
+            loss,
+            cross_entropy.detach(),
+            terms.detach(),
+            found.correct,
+            found.ratio.detach(),
+            found.iterations,
+            found.flipped,
+        )
