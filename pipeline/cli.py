@@ -81,16 +81,17 @@ def save(config: Any, path: Path) -> None:
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with ``section.option`` for keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = prefix + key
+        flat |= flatten(value, name + ".") if isinstance(value, dict) else {name: value}
+    return flat
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str]) -> list[str]:
     """Options that differ, as ``section.option: old -> new``; those under ``free`` may."""
-
-    def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        flat = {}
-        for key, value in values.items():
-            name = prefix + key
-            flat |= flatten(value, name + ".") if isinstance(value, dict) else {name: value}
-        return flat
-
     before, after = flatten(old), flatten(new)
     return [
         f"{name}: {before.get(name)} -> {after.get(name)}"

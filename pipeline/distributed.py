@@ -5,6 +5,7 @@ rest of the program asks for its rank, its device and the few collectives it nee
 """
 
 import os
+import platform
 import signal
 import socket
 import sys
@@ -36,6 +37,13 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is global rank 0, which alone writes shared files."""
         return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """The device's name, for reports."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return platform.processor() or platform.machine()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all ranks, in place."""
@@ -106,7 +114,8 @@ def _place() -> tuple[int, int, int, int]:
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return tuple(int(env.get(name, default)) for name, default in zip(names, "0101"))
+        rank, size, local_rank, local_size = (int(env.get(n, d)) for n, d in zip(names, "0101"))
+        return rank, size, local_rank, local_size
     if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:  # srun, one task a rank
         local_size = int(env["SLURM_NTASKS"]) // int(env.get("SLURM_NNODES", "1"))
         return (

@@ -1,0 +1,129 @@
+"""Checkpoints: atomic files that hold all that a run needs to go on exactly.
+
+The order of images, their crops and the random state of a step are functions of the seed and the
+step, so a checkpoint needs no generator's state: the step says it all. Files hold tensors and
+plain values only, and are read with ``weights_only=True``.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import cli
+from pipeline.config import CheckpointConfig
+from pipeline.errors import UserError
+
+VERSION = 1
+State = dict[str, Any]
+
+# Options that may change between a checkpoint and the run that goes on from it: they change
+# neither the weights that come out nor what is measured. Indices are compared by content.
+FREE = (
+    *("output", "resume", "dry_run", "log", "checkpoint", "runtime"),
+    *("train.accumulation", "model.weights"),
+    *("data.train", "data.val", "data.root", "data.threads", "data.prefetch", "data.on_error"),
+    *("data.half_input", "evaluation.batch_size"),
+)
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest few, and the best."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        self.folder = folder
+        self.config = config
+
+    @property
+    def best_path(self) -> Path:
+        """Where the best is kept."""
+        return self.folder / "best.pt"
+
+    def all(self) -> list[Path]:
+        """The numbered checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-*.pt"))
+
+    def save(self, step: int, state: State, best: bool = False) -> Path:
+        """Write a checkpoint, then drop what is older than the newest few.
+
+        Raises:
+            UserError: it cannot be written; the checkpoints before it stay.
+        """
+        path = self.folder / f"step-{step:09d}.pt"
+        state = {"version": VERSION, **state}
+        write(path, state)
+        if best:
+            write(self.best_path, state)
+        for old in self.all()[: -self.config.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def find(self, resume: str) -> Path | None:
+        """The checkpoint to go on from, by the option ``resume``.
+
+        Raises:
+            UserError: ``never`` and there are checkpoints, or a path that does not exist.
+        """
+        if resume not in ("auto", "never"):
+            if not Path(resume).is_file():
+                raise UserError(f"resume: no file {resume}; it is auto, never or a checkpoint")
+            return Path(resume)
+        newest = self.all()[-1:]
+        if newest and resume == "never":
+            raise UserError(
+                f"resume is never, but {self.folder} holds checkpoints; give another --output, "
+                "or go on with --resume auto"
+            )
+        return newest[0] if newest else None
+
+
+def write(path: Path, state: State) -> None:
+    """Write under a temporary name, flush to disk, rename; the old file stays until then."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"cannot write the checkpoint {path}: {reason}; checkpoints before it are kept: "
+            "free some space, then start again with --resume auto"
+        ) from None
+
+
+def read(path: Path, config: Any, fingerprint: str) -> State:
+    """Read a checkpoint and hold it against the configuration of this run.
+
+    Args:
+        path: the file.
+        config: of this run.
+        fingerprint: of this run's training index.
+
+    Raises:
+        UserError: it is cut short, of another version, or of a run with other options.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and tensor errors of many types: all mean one thing
+        raise UserError(
+            f"the checkpoint {path} cannot be read, it may be cut short "
+            f"({str(error).splitlines()[0]}); remove it to go on from the one before, "
+            "or name one with --resume PATH"
+        ) from None
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        raise UserError(f"{path} is no checkpoint of this program (version {VERSION})")
+    changed = cli.differences(state["config"], cli.to_dict(config), FREE)
+    if state["index"] != fingerprint:
+        changed.append("data.train: other images or labels than before")
+    if changed:
+        raise UserError(
+            f"the checkpoint {path} is of a run with other options ({'; '.join(changed)}); "
+            "set them back to go on, or give another --output to begin anew"
+        )
+    return state

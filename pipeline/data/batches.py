@@ -1,0 +1,77 @@
+"""Which images make which batch of which rank: the plan cut into `BatchSpec`s.
+
+An optimiser step takes the next ``train.batch_size`` positions of the epoch, whatever the number
+of ranks and of accumulated passes; those only decide who takes which part of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import DataConfig, TrainConfig
+from pipeline.data.index import Index
+from pipeline.data.loader import BatchSpec
+from pipeline.data.plan import evaluation_windows, order, training_windows
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The batches of a run for one rank among ``size``."""
+
+    index: Index
+    data: DataConfig
+    train: TrainConfig
+    rank: int
+    size: int
+
+    def __post_init__(self) -> None:
+        passes = self.size * self.train.accumulation
+        if self.train.batch_size % passes:
+            raise UserError(
+                f"train.batch_size {self.train.batch_size} is not divisible by {self.size} ranks "
+                f"times train.accumulation {self.train.accumulation} = {passes}"
+            )
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"train.batch_size {self.train.batch_size} is larger than the {len(self.index)} "
+                f"images of {self.index.path}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; which images are left over changes with the order."""
+        return len(self.index) // self.train.batch_size
+
+    @property
+    def pass_size(self) -> int:
+        """Images of one rank in one forward-backward pass."""
+        return self.train.batch_size // (self.size * self.train.accumulation)
+
+    def specs(self, first_step: int, last_step: int) -> Iterator[BatchSpec]:
+        """This rank's batches of the steps ``first_step`` to ``last_step`` (exclusive)."""
+        epoch, rows = -1, np.zeros(0, np.int64)
+        for step in range(first_step, last_step):
+            new_epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+            if new_epoch != epoch:
+                epoch, rows = new_epoch, order(len(self.index), self.train.seed, new_epoch)
+            for number in range(self.train.accumulation):
+                part = (number * self.size + self.rank) * self.pass_size
+                start = step_in_epoch * self.train.batch_size + part
+                yield self._spec(rows[start : start + self.pass_size], epoch, start)
+
+    def _spec(self, rows: np.ndarray, epoch: int, start: int) -> BatchSpec:
+        width, height = self.index.width[rows], self.index.height[rows]
+        return BatchSpec(
+            rows, training_windows(width, height, self.train.seed, epoch, start, self.data)
+        )
+
+
+def evaluation_specs(
+    index: Index, rows: np.ndarray, data: DataConfig, batch_size: int
+) -> Iterator[BatchSpec]:
+    """Centre crops of the given rows, in their order; the last batch may be smaller."""
+    for start in range(0, len(rows), batch_size):
+        chosen = rows[start : start + batch_size]
+        yield BatchSpec(chosen, evaluation_windows(index.width[chosen], index.height[chosen], data))

@@ -1,0 +1,103 @@
+"""Fine-tune a classifier with Deep Defense, and show its accuracy and rho2 before and after.
+
+    torchrun --standalone --nproc_per_node=2 pipeline/finetune.py
+    torchrun --nproc_per_node=8 pipeline/finetune.py --config configs/imagenet_resnet18.yaml \
+        --data.train train.parquet --data.val val.parquet
+
+Without --config the embedded demonstration runs: MNIST digits, on CPUs or GPUs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import cli, evaluation, results, setup
+from pipeline.config import FinetuneConfig
+from pipeline.distributed import Ranks, guarded, session
+from pipeline.errors import STOPPED_EXIT_CODE
+from pipeline.monitor import Monitor
+from pipeline.trainer import Stopped, Trainer
+
+
+def main() -> None:
+    """Parse, join the ranks, train, report."""
+    config = cli.parse(FinetuneConfig, __doc__)
+    with guarded(), session(config.runtime) as ranks:
+        torch.manual_seed(config.train.seed)
+        indices = setup.open_index(config, "train"), setup.open_index(config, "val")
+        net = setup.build_net(config, *indices)
+        threads = setup.decoding_threads(config, ranks)
+        folder = Path(config.output) if config.dry_run else setup.open_folder(config, ranks)
+        trainer = Trainer(config, ranks, net, indices, threads)
+        resumed = trainer.resume()
+        if config.dry_run:
+            if ranks.first:
+                print(describe(trainer))
+            return
+        with Monitor(folder if ranks.first else None, trainer.step) as monitor:
+            monitor.say(describe(trainer))
+            monitor.say(where(folder, resumed, trainer))
+            if ranks.first:
+                cli.save(config, folder / "config.yaml")
+            try:
+                trainer.fit(monitor)
+            except Stopped:
+                monitor.say(f"stopped after step {trainer.step}; go on with --resume auto")
+                raise SystemExit(STOPPED_EXIT_CODE) from None
+            trainer.export("weights.pth")
+            if ranks.first:
+                report(trainer, folder, monitor)
+        ranks.barrier()
+
+
+def describe(trainer: Trainer) -> str:
+    """What will run, in a few lines."""
+    config, ranks, schedule = trainer.config, trainer.ranks, trainer.schedule
+    parameters = sum(parameter.numel() for parameter in trainer.parameters)
+    per_step = f"{ranks.size} rank(s) x {config.train.accumulation} pass(es)"
+    return (
+        f"{config.model.name}, {parameters:,} trained parameters, {config.runtime.precision} "
+        f"on {ranks.size} x {ranks.device.type}\n"
+        f"{len(trainer.train_index):,} images to train on, {len(trainer.val_index):,} held out\n"
+        f"{schedule.clean_steps} clean steps, then "
+        f"{schedule.total_steps - schedule.clean_steps} with Deep Defense "
+        f"(lambda {config.regularizer.lam:g}, c {config.regularizer.c:g}, "
+        f"d {config.regularizer.d:g}), each of {config.train.batch_size} images: "
+        f"{per_step} x {trainer.plan.pass_size}"
+    )
+
+
+def where(folder: Path, resumed: Path | None, trainer: Trainer) -> str:
+    """Where the run writes, how to watch it, and what it goes on from."""
+    begin = f"going on from {resumed}, step {trainer.step}" if resumed else "a new run"
+    return f"{begin}, in {folder}; watch: tensorboard --logdir {folder}"
+
+
+def report(trainer: Trainer, folder: Path, monitor: Monitor) -> None:
+    """Write summary.json and print before and after."""
+    before, after = trainer.history[0], trainer.history[-1]
+    config, size = trainer.config, trainer.config.train.batch_size
+    summary: dict[str, Any] = {
+        "before": before,
+        "after": after,
+        "definition": evaluation.definition(config.evaluation.attack, config.runtime.tf32),
+        "images_per_second": size * trainer.step / max(trainer.seconds, 1e-9),
+        "training_seconds": trainer.seconds,
+        "steps": trainer.step,
+        "ranks": trainer.ranks.size,
+        "device": trainer.ranks.device_name,
+        "history": trainer.history,
+        "versions": setup.versions(),
+    }
+    results.write_json(folder / "summary.json", summary)
+    metrics = {
+        f"after/{name}": float(after[name]) for name in ("accuracy", "rho2", "num_unflipped")
+    }
+    monitor.hyper_parameters(cli.flatten(cli.to_dict(config)), metrics)
+    monitor.table(before, after)
+    monitor.say(f"{folder / 'summary.json'}, {folder / 'weights.pth'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What a run shows: a progress bar, lines in a log, metrics.jsonl, and TensorBoard.
+
+Rank 0's monitor has a folder; the other ranks' monitors have none and do nothing.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+_LINE_SECONDS = 15  # between lines where there is no terminal for a bar
+
+
+class Monitor:
+    """Shows and records a run; inert without a folder.
+
+    Use it as a context manager, so that files are closed whatever ends the run.
+    """
+
+    def __init__(self, folder: Path | None, step: int = 0) -> None:
+        """Open the records of a run that goes on from ``step``; what lies beyond is dropped."""
+        self.active = folder is not None
+        self.console = Console(quiet=not self.active, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._last_line = 0.0
+        if folder is None:
+            return
+        self._path = folder / "metrics.jsonl"
+        _drop_after(self._path, step)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.end_progress()
+        if self.active:
+            self._file.close()
+            self._board.close()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def hyper_parameters(self, options: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Enter the run into TensorBoard's table of hyper-parameters."""
+        if self.active:
+            plain = (bool, int, float, str)
+            values = {k: v if isinstance(v, plain) else str(v) for k, v in options.items()}
+            for summary in hparams(values, metrics):
+                self._board.file_writer.add_summary(summary)
+
+    def scalars(self, step: int, group: str, values: dict[str, float]) -> None:
+        """Record numbers after ``step`` steps: one JSON line, and a TensorBoard point each."""
+        if not self.active:
+            return
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        line = {"step": step, "time": time.time(), **named}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in named.items():
+            self._board.add_scalar(name, value, step)
+
+    def figure(self, step: int, name: str, figure: Any) -> None:
+        """Show a matplotlib figure in TensorBoard."""
+        if self.active:
+            self._board.add_figure(name, figure, step)
+
+    def start_progress(self, name: str, total: int, done: int = 0) -> None:
+        """Begin a bar of ``total`` steps."""
+        self.end_progress()
+        self._name, self._total, self._done = name, total, done
+        self._begin, self._begin_done = time.perf_counter(), done
+        if self.active and self.console.is_terminal:
+            columns = (
+                *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+                *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(name, total=total, completed=done, note="")
+
+    def progress(self, done: int, note: str = "") -> None:
+        """Move the bar; without a terminal, print a line now and then."""
+        self._done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+        elif self.active and time.perf_counter() - self._last_line > _LINE_SECONDS:
+            self._last_line = time.perf_counter()
+            left = _clock(self._seconds_left())
+            self.say(f"{self._name} {done}/{self._total}, {left} left  {note}")
+
+    def end_progress(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _seconds_left(self) -> float:
+        passed = time.perf_counter() - self._begin
+        return passed / max(self._done - self._begin_done, 1) * (self._total - self._done)
+
+    def table(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Print accuracy and rho2 before and after fine-tuning."""
+        table = Table(title=f"{before['num_samples']} held-out images")
+        for name in ("", "before", "after"):
+            table.add_column(name, justify="right")
+        table.add_row("accuracy", f"{before['accuracy']:.2%}", f"{after['accuracy']:.2%}")
+        table.add_row("rho2", f"{before['rho2']:.4g}", f"{after['rho2']:.4g}")
+        gain = after["rho2"] / before["rho2"]
+        table.add_row("rho2, relative", "1", f"{gain:.2f}")
+        table.add_row("never flipped", str(before["num_unflipped"]), str(after["num_unflipped"]))
+        self.console.print(table)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory so far: of the GPU's allocator, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on every platform
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep the lines of metrics.jsonl up to ``step``: a resumed run writes the rest again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+            kept.append(line)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(b"".join(kept))
+    partial.replace(path)

@@ -1,0 +1,92 @@
+"""What both entry points do first: the output folder, the indices, the net, the threads."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline import models
+from pipeline.config import EvaluateConfig
+from pipeline.data import demo, index
+from pipeline.data.index import Index
+from pipeline.distributed import Ranks
+from pipeline.errors import UserError
+
+
+def open_folder(config: EvaluateConfig, ranks: Ranks) -> Path:
+    """Make the output folder and see that it can be written.
+
+    Raises:
+        UserError: on rank 0, if it cannot.
+    """
+    folder = Path(config.output)
+    if ranks.first:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"output: {folder} cannot be written ({error.strerror}); give another --output"
+            ) from None
+    ranks.barrier()
+    return folder
+
+
+def open_index(config: EvaluateConfig, part: str) -> Index:
+    """The index of ``data.train`` or ``data.val``; the embedded digits for ``demo``."""
+    path = getattr(config.data, part)
+    root = config.data.root
+    if path == demo.NAME:
+        path, root = str(demo.prepare()[part]), None
+    return index.read(path, root, option=f"data.{part}")
+
+
+def build_net(config: EvaluateConfig, *indices: Index) -> nn.Module:
+    """The net with as many classes as asked for, or as the first index has.
+
+    Raises:
+        UserError: no such net, weights that do not fit, or labels outside its classes.
+    """
+    num_classes = config.model.num_classes or indices[0].num_classes
+    for each in indices:
+        index.check_labels(each, num_classes)
+    net = models.build(config.model, num_classes)
+    data = config.data
+    images = torch.zeros(1, data.channels, data.crop, data.crop)
+    try:
+        with torch.no_grad():
+            logits = models.AttackView(net)(images)
+    except RuntimeError as error:
+        raise UserError(
+            f"model.name: {config.model.name} does not take images of {data.channels} x "
+            f"{data.crop} x {data.crop} (data.channels, data.crop): {str(error).splitlines()[0]}"
+        ) from None
+    if logits.shape != (1, num_classes):
+        raise UserError(
+            f"model.name: {config.model.name} gives logits of shape {tuple(logits.shape[1:])} for "
+            f"an image, not ({num_classes},); see model.num_classes"
+        )
+    return net
+
+
+def decoding_threads(config: EvaluateConfig, ranks: Ranks) -> int:
+    """DALI's threads for this rank: as asked for, or its share of the cores it may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return config.data.threads or max(1, (cores or 1) // ranks.local_size)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    packages = ("torch", "torchvision", "nvidia-dali-cuda130", "deep-defense-pipeline")
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:  # DALI has other names for other CUDA versions
+            continue
+    return found

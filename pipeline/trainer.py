@@ -1,0 +1,296 @@
+"""The training loop: steps, schedule, accumulation, guards, evaluation, checkpoints.
+
+In: a net, two indices, a configuration, the ranks. Out: a folder with checkpoints, metrics and
+the history of evaluations. Everything a step does is a function of the weights, the optimiser's
+state and the step's number, so a run resumed from a checkpoint is the run that was cut.
+"""
+
+import inspect
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline import cli, evaluation, panel
+from pipeline.checkpoint import Checkpoints, State, read, write
+from pipeline.config import FinetuneConfig
+from pipeline.data.batches import TrainingPlan
+from pipeline.data.index import Index
+from pipeline.data.loader import Batch, Loader
+from pipeline.deepfool import Perturbation
+from pipeline.distributed import Ranks, StopRequest
+from pipeline.errors import UserError
+from pipeline.monitor import Monitor, peak_memory_mib
+from pipeline.objective import DeepDefense, Losses
+from pipeline.results import Samples
+from pipeline.schedule import Schedule
+from pipeline.tally import Tally, broken, sums
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and has saved where it is."""
+
+
+class Trainer:
+    """Fine-tunes a net with Deep Defense.
+
+    Attributes:
+        step: optimiser steps done.
+        history: the evaluations so far, each a dictionary with step, epoch, accuracy, rho2, ...
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        ranks: Ranks,
+        net: nn.Module,
+        indices: tuple[Index, Index],
+        threads: int,
+    ) -> None:
+        """Prepare a run; nothing is written yet.
+
+        Args:
+            config: of the run.
+            ranks: this process among all.
+            net: on the CPU, the same on every rank.
+            indices: of the training and the evaluation images.
+            threads: decoding threads of this rank.
+        """
+        self.config, self.ranks, self.threads = config, ranks, threads
+        self.train_index, self.val_index = indices
+        self.folder = Path(config.output)
+        self.plan = TrainingPlan(
+            self.train_index, config.data, config.train, ranks.rank, ranks.size
+        )
+        self.schedule = Schedule(config, self.plan.steps_per_epoch)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint)
+        layout = torch.channels_last if config.runtime.channels_last else torch.preserve_format
+        self.net = net.to(ranks.device, memory_format=layout)
+        self.objective = DeepDefense(self.net, config.regularizer, config.model, config.runtime)
+        self.ddp = _wrap(self.objective, ranks, sync_buffers=not config.model.freeze_batch_norm)
+        self.parameters = self.objective.view.parameters()
+        self.optimizer = torch.optim.SGD(
+            self.parameters,
+            lr=config.optim.lr,
+            momentum=config.optim.momentum,
+            weight_decay=config.optim.weight_decay,
+        )
+        fp16 = config.runtime.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=fp16)
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0  # spent in training steps, over all parts of the run
+
+    def resume(self) -> Path | None:
+        """Go on from the checkpoint that ``--resume`` names, if there is one."""
+        path = self.checkpoints.find(self.config.resume)
+        if path is not None:
+            state = read(path, self.config, self.train_index.fingerprint)
+            self.net.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step, self.history = state["step"], state["history"]
+            self.seconds = state["seconds"]
+        return path
+
+    def fit(self, monitor: Monitor) -> None:
+        """Train to the end, evaluating and saving on the way.
+
+        Raises:
+            Stopped: after a signal, with everything saved.
+            UserError: an image does not decode, the loss is not finite, the disk is full.
+        """
+        stop = StopRequest()
+        batches = iter(self._loader())
+        window, window_begin, window_wait = Tally(), time.perf_counter(), self.loader.wait_seconds
+        monitor.start_progress("training", self.schedule.total_steps, self.step)
+        while True:
+            if self.schedule.evaluates(self.step) and not self._evaluated():
+                self._evaluate(monitor)
+                monitor.start_progress("training", self.schedule.total_steps, self.step)
+                window_begin, window_wait = time.perf_counter(), self.loader.wait_seconds
+            if self.step == self.schedule.total_steps:
+                return
+            begin = time.perf_counter()
+            done = self._train_step(batches, stop)
+            self.step += 1
+            self.seconds += time.perf_counter() - begin
+            window += done
+            if self.step % self.config.log.every_steps == 0:
+                passed = time.perf_counter() - window_begin
+                wait = self.loader.wait_seconds - window_wait
+                self._log(monitor, window, passed, wait)
+                window = Tally()
+                window_begin, window_wait = time.perf_counter(), self.loader.wait_seconds
+            if done.stop:
+                self._save()
+                raise Stopped
+            if self.step % self.config.checkpoint.every_steps == 0:
+                self._save()
+
+    def _loader(self) -> Loader:
+        config = self.config
+        self.loader = Loader(
+            self.train_index,
+            self.plan.specs(self.step, self.schedule.total_steps),
+            *(config.data, self.ranks.device, self.plan.pass_size, self.threads),
+            half=config.data.half_input,
+        )
+        return self.loader
+
+    def _train_step(self, batches: Any, stop: StopRequest) -> Tally:
+        """One optimiser step; the sums over all ranks of what it saw."""
+        accumulation = self.config.train.accumulation
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr(self.step)
+        total = torch.zeros(len(Tally()), dtype=torch.float64, device=self.ranks.device)
+        seen: list[tuple[Batch, Losses]] = []
+        for number in range(accumulation):
+            batch = next(batches)
+            self._seed(number)
+            last = number == accumulation - 1
+            with nullcontext() if last else self.ddp.no_sync():
+                losses = self.ddp(batch.images, batch.labels, self.schedule.lam(self.step))
+                self.scaler.scale(losses.loss / accumulation).backward()
+            total += sums(losses)
+            seen.append((batch, losses._replace(loss=losses.loss.detach())))
+        total[-1] = stop.received
+        done = Tally(*self.ranks.sum(total).tolist())
+        if done.broken:
+            self._refuse(seen, done)
+        self._update()
+        return done
+
+    def _update(self) -> None:
+        self.scaler.unscale_(self.optimizer)
+        if self.config.optim.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _seed(self, number: int) -> None:
+        """Dropout's randomness is a function of the run's seed, the step, the pass and the rank."""
+        place = [self.config.train.seed, self.step, number, self.ranks.rank]
+        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+        torch.manual_seed(seed)
+        if self.objective.view.seed is not None:
+            self.objective.view.seed = seed // 2
+
+    def _refuse(self, seen: list[tuple[Batch, Losses]], done: Tally) -> None:
+        """A loss that is not finite: every rank stops; those that met it name the images."""
+        rows = [row for batch, losses in seen for row in batch.rows[broken(losses).cpu().numpy()]]
+        everywhere = self.ranks.gather([self.train_index.id(row) for row in rows])
+        names = [name for part in everywhere for name in part]
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        raise UserError(
+            f"the loss is not finite in step {self.step + 1}, for {int(done.broken)} images: "
+            f"{', '.join(names[:8])}{more}; the checkpoints before it are kept: try a lower "
+            "optim.lr, optim.clip_norm, or runtime.precision fp32"
+        )
+
+    def _log(self, monitor: Monitor, window: Tally, passed: float, wait: float) -> None:
+        step = self.step - 1  # the schedule of the step just done
+        values = window.means(regularised=self.schedule.lam(step) > 0)
+        values |= {
+            "lr": self.schedule.lr(step),
+            "images_per_second": window.samples / passed,
+            "data_wait": wait / passed,
+            "peak_memory_mib": peak_memory_mib(self.ranks.device),
+            "epoch": self.step / self.plan.steps_per_epoch,
+        }
+        if self.scaler.is_enabled():
+            values["loss_scale"] = self.scaler.get_scale()
+        monitor.scalars(self.step, "train", values)
+        shown = ("loss", "accuracy", "rho2", "images_per_second")
+        note = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
+        monitor.progress(self.step, note)
+
+    def _evaluated(self) -> bool:
+        return any(entry["step"] == self.step for entry in self.history)
+
+    def _evaluate(self, monitor: Monitor) -> None:
+        """Accuracy and rho2 now, over all ranks; then a checkpoint, so that it is not repeated."""
+        rows = self.val_index.subset(self.config.evaluation.num_images)
+        share = -(-len(rows) // self.ranks.size)
+        monitor.start_progress("evaluating", share)
+        done = 0
+
+        def watch(
+            batch: Batch, logits: torch.Tensor, found: Perturbation, part: Samples
+        ) -> None:
+            nonlocal done
+            if done == 0:
+                self._show(monitor, batch, found, part)
+            done += len(part)
+            monitor.progress(done)
+
+        measured = evaluation.measure(
+            *(self.net, self.val_index, rows, self.config, self.ranks, self.threads, watch)
+        )
+        samples, skipped = evaluation.join(*measured, rows, self.ranks)
+        epoch = (self.step - self.schedule.clean_steps) / self.plan.steps_per_epoch
+        summary = samples.summary() | {"num_skipped": len(skipped)}
+        metric = self.config.checkpoint.best
+        earlier = [entry[metric] for entry in self.history[1:]]
+        tuned = len(self.history) > 0  # the first is the reference
+        self.history.append({"step": self.step, "epoch": epoch, **summary})
+        monitor.scalars(self.step, "evaluation", summary)
+        monitor.say(
+            f"epoch {epoch:g}: accuracy {summary['accuracy']:.2%}, rho2 {summary['rho2']:.4g}, "
+            f"{summary['num_unflipped']} of {summary['num_samples']} never flipped"
+        )
+        if not tuned:
+            self.export("reference.pth")
+        self._save(best=tuned and all(summary[metric] > value for value in earlier))
+
+    def _show(self, monitor: Monitor, batch: Batch, found: Perturbation, part: Samples) -> None:
+        count = min(self.config.log.panel_images, len(part))
+        if not monitor.active or count == 0:
+            return
+        names = self.val_index.class_names
+
+        def name(label: int) -> str:
+            return names[label] if label < len(names) else str(label)
+
+        before = [name(label) for label in part.prediction[:count].tolist()]
+        after = [name(label) for label in found.prediction[:count].tolist()]
+        figure = panel.draw(
+            batch.images[:count], found.delta[:count], before, after, self.config.data
+        )
+        monitor.figure(self.step, "perturbations", figure)
+
+    def _save(self, best: bool = False) -> None:
+        if self.ranks.first:
+            state: State = {
+                "model": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "step": self.step,
+                "history": self.history,
+                "seconds": self.seconds,
+                "config": cli.to_dict(self.config),
+                "index": self.train_index.fingerprint,
+            }
+            self.checkpoints.save(self.step, state, best)
+
+    def export(self, name: str) -> None:
+        """Write the net's weights alone, for any program that reads a state dict."""
+        if self.ranks.first:
+            write(self.folder / name, self.net.state_dict())
+
+
+def _wrap(objective: DeepDefense, ranks: Ranks, sync_buffers: bool) -> DistributedDataParallel:
+    options = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    return DistributedDataParallel(
+        objective,
+        device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **{name: sync_buffers},
+    )
