@@ -17,11 +17,22 @@ from pipeline.errors import USER_ERROR_EXIT_CODE
 ConfigT = TypeVar("ConfigT", bound=EvaluateConfig)
 
 
-def parse(cls: type[ConfigT], description: str, argv: Sequence[str] | None = None) -> ConfigT:
+def parse(
+    cls: type[ConfigT],
+    description: str,
+    argv: Sequence[str] | None = None,
+    output_suffix: str = "",
+) -> ConfigT:
     """Read options from a YAML file (``--config``) and the command line, which wins.
 
     Without ``--config`` the embedded demonstration, configs/demo.yaml, is the base. A mistake
     prints one line on rank 0 and exits with code 2.
+
+    Args:
+        cls: the options.
+        description: shown by ``--help``.
+        argv: words of the command line; by default those of this process.
+        output_suffix: added to the YAML file's name for the default of ``--output``.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(cls, description)
@@ -35,7 +46,7 @@ def parse(cls: type[ConfigT], description: str, argv: Sequence[str] | None = Non
     except (ArgumentError, ValueError, TypeError) as error:
         _refuse(str(error))
     if config.output is None:
-        config.output = str(Path("runs") / config_file.stem)
+        config.output = str(Path("runs") / (config_file.stem + output_suffix))
     return config
 
 

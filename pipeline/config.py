@@ -254,7 +254,8 @@ class EvaluateConfig:
     """Options of pipeline/evaluate.py."""
 
     output: str | None = None
-    """Folder of the run. Default: runs/NAME, NAME that of the YAML file."""
+    """Folder of the run. Default: runs/NAME, NAME that of the YAML file (evaluation:
+    runs/NAME-evaluation)."""
     resume: str = "auto"
     """auto: go on from what OUTPUT holds, if anything; never: refuse a folder that holds a run;
     PATH: go on from this checkpoint (fine-tuning) or results folder (evaluation)."""

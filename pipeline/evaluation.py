@@ -21,7 +21,10 @@ from pipeline.distributed import Ranks
 from pipeline.models import AttackView
 from pipeline.results import Samples, check_complete
 
-Watcher = Callable[[Batch, torch.Tensor, Perturbation, Samples], None]
+Watcher = Callable[[Batch, Perturbation, Samples], None]
+
+# Options of the data section that decide what the network's input is.
+INPUT_OPTIONS = ("crop", "resize", "channels", "mean", "std")
 
 
 def definition(attack: AttackConfig, tf32: bool = False) -> dict[str, Any]:
@@ -64,8 +67,7 @@ def measure(
         config: data, evaluation and runtime sections are read.
         ranks: this rank and its device.
         threads: for decoding.
-        watch: called after each batch with it, its clean logits, what DeepFool found, and its
-            results.
+        watch: called after each batch with it, what DeepFool found, and its results.
 
     Returns:
         This rank's results, and the ids of images that did not decode and were left out.
@@ -82,7 +84,7 @@ def measure(
         prediction = logits.argmax(dim=1)
         found = deepfool(view, batch.images, prediction, logits, config.evaluation.attack)
         parts.append(_samples(batch, prediction, found))
-        watch(batch, logits, found, parts[-1])
+        watch(batch, found, parts[-1])
     return Samples.concat(parts), loader.skipped
 
 

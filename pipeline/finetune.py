@@ -14,7 +14,7 @@ import torch
 
 from pipeline import cli, evaluation, results, setup
 from pipeline.config import FinetuneConfig
-from pipeline.distributed import Ranks, guarded, session
+from pipeline.distributed import guarded, session
 from pipeline.errors import STOPPED_EXIT_CODE
 from pipeline.monitor import Monitor
 from pipeline.trainer import Stopped, Trainer
@@ -28,14 +28,18 @@ def main() -> None:
         indices = setup.open_index(config, "train"), setup.open_index(config, "val")
         net = setup.build_net(config, *indices)
         threads = setup.decoding_threads(config, ranks)
-        folder = Path(config.output) if config.dry_run else setup.open_folder(config, ranks)
+        folder = (
+            Path(config.output)
+            if config.dry_run
+            else setup.open_folder(config, ranks, foreign="results")
+        )
         trainer = Trainer(config, ranks, net, indices, threads)
         resumed = trainer.resume()
         if config.dry_run:
             if ranks.first:
                 print(describe(trainer))
             return
-        with Monitor(folder if ranks.first else None, trainer.step) as monitor:
+        with Monitor(folder, ranks.first, trainer.step) as monitor:
             monitor.say(describe(trainer))
             monitor.say(where(folder, resumed, trainer))
             if ranks.first:

@@ -1,6 +1,6 @@
 """What a run shows: a progress bar, lines in a log, metrics.jsonl, and TensorBoard.
 
-Rank 0's monitor has a folder; the other ranks' monitors have none and do nothing.
+Rank 0's monitor is shown; the other ranks' monitors do nothing.
 """
 
 import json
@@ -27,18 +27,18 @@ _LINE_SECONDS = 15  # between lines where there is no terminal for a bar
 
 
 class Monitor:
-    """Shows and records a run; inert without a folder.
+    """Shows a run, and records it where it has a folder; inert on ranks that are not ``shown``.
 
     Use it as a context manager, so that files are closed whatever ends the run.
     """
 
-    def __init__(self, folder: Path | None, step: int = 0) -> None:
+    def __init__(self, folder: Path | None, shown: bool, step: int = 0) -> None:
         """Open the records of a run that goes on from ``step``; what lies beyond is dropped."""
-        self.active = folder is not None
-        self.console = Console(quiet=not self.active, soft_wrap=True)
+        self.shown, self.active = shown, shown and folder is not None
+        self.console = Console(quiet=not shown, soft_wrap=True)
         self._bar: Progress | None = None
         self._last_line = 0.0
-        if folder is None:
+        if not self.active:
             return
         self._path = folder / "metrics.jsonl"
         _drop_after(self._path, step)
@@ -87,7 +87,7 @@ class Monitor:
         self.end_progress()
         self._name, self._total, self._done = name, total, done
         self._begin, self._begin_done = time.perf_counter(), done
-        if self.active and self.console.is_terminal:
+        if self.shown and self.console.is_terminal:
             columns = (
                 *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
                 *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
@@ -102,10 +102,14 @@ class Monitor:
         self._done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
-        elif self.active and time.perf_counter() - self._last_line > _LINE_SECONDS:
+        elif self.shown and time.perf_counter() - self._last_line > _LINE_SECONDS:
             self._last_line = time.perf_counter()
             left = _clock(self._seconds_left())
             self.say(f"{self._name} {done}/{self._total}, {left} left  {note}")
+
+    def advance(self, number: int) -> None:
+        """Move the bar by so much."""
+        self.progress(min(self._done + number, self._total))
 
     def end_progress(self) -> None:
         """Take the bar away."""

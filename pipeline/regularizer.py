@@ -127,6 +127,7 @@ class _Unrolled(torch.autograd.Function):
             total = [_add(a, b) for a, b in zip(total, gradients, strict=False)]
             if number > 0 and gradients[-1] is not None:
                 adjoint.index_add_(0, step.samples, gradients[-1])
+            del gradients  # before the next step's graph is built
         view.seed = seed
         return None, None, None, None, None, *total
 

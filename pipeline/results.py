@@ -16,9 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.distributed import Ranks
 from pipeline.errors import UserError
 
 Row = dict[str, Any]
+
+_MANIFEST = "identity.json"
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,42 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 class ResultsFolder:
     """Results appended as they are found, one file a rank, so that an evaluation can go on."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        """Open or begin a folder.
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def open(
+        cls, folder: Path, resume: str, identity: dict[str, Any], ranks: Ranks
+    ) -> "ResultsFolder":
+        """Begin a folder, or go on with one.
+
+        Args:
+            folder: where this run's results belong.
+            resume: ``auto``, ``never``, or another results folder to go on in.
+            identity: what tells this evaluation from others.
+            ranks: the first writes the manifest once all have looked.
 
         Raises:
-            UserError: the folder holds the results of another evaluation.
+            UserError: the folder holds the results of another evaluation, or ``resume`` is not
+                possible.
         """
-        self._folder = folder
-        self._identity = identity
-        manifest = folder / "identity.json"
-        if not manifest.exists():
-            return
-        found = json.loads(manifest.read_text())
+        if resume not in ("auto", "never"):
+            folder = Path(resume)
+            if not (folder / _MANIFEST).is_file():
+                raise UserError(f"resume: {folder} is not auto, never or a folder of results")
+        elif resume == "never" and folder.exists():
+            raise UserError(f"resume is never, but {folder} exists; give another --output")
+        if (folder / _MANIFEST).exists():
+            cls._compare(folder, identity)
+        ranks.barrier()
+        if ranks.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / _MANIFEST, identity)
+        return cls(folder)
+
+    @staticmethod
+    def _compare(folder: Path, identity: dict[str, Any]) -> None:
+        found = json.loads((folder / _MANIFEST).read_text())
         changed = [
             f"{key}: {found.get(key)} there, {identity.get(key)} here"
             for key in sorted(found.keys() | identity.keys())
@@ -115,11 +142,6 @@ class ResultsFolder:
                 f"{folder} holds results of another evaluation ({'; '.join(changed)}); "
                 "give another --output"
             )
-
-    def begin(self) -> None:
-        """Write the manifest; one rank does, before any appends."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._folder / "identity.json", self._identity)
 
     def read(self) -> Samples:
         """All results so far, of every rank; a row found twice counts once."""
@@ -160,6 +182,8 @@ class Appender:
             self._file.write(json.dumps({"id": image_id, **values}) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> "Appender":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
         self._file.close()

@@ -16,13 +16,20 @@ from pipeline.distributed import Ranks
 from pipeline.errors import UserError
 
 
-def open_folder(config: EvaluateConfig, ranks: Ranks) -> Path:
+def open_folder(config: EvaluateConfig, ranks: Ranks, foreign: str) -> Path:
     """Make the output folder and see that it can be written.
 
+    Args:
+        config: names the folder.
+        ranks: the first looks for all.
+        foreign: a name in it that tells that it belongs to the other entry point.
+
     Raises:
-        UserError: on rank 0, if it cannot.
+        UserError: it cannot be written, or belongs to the other entry point.
     """
     folder = Path(config.output)
+    if (folder / foreign).exists():
+        raise UserError(f"output: {folder} holds another kind of run; give another --output")
     if ranks.first:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +79,11 @@ def build_net(config: EvaluateConfig, *indices: Index) -> nn.Module:
             f"an image, not ({num_classes},); see model.num_classes"
         )
     return net
+
+
+def memory_format(config: EvaluateConfig) -> torch.memory_format:
+    """Layout of the net's weights."""
+    return torch.channels_last if config.runtime.channels_last else torch.preserve_format
 
 
 def decoding_threads(config: EvaluateConfig, ranks: Ranks) -> int:

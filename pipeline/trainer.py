@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import cli, evaluation, panel
+from pipeline import cli, evaluation, panel, setup
 from pipeline.checkpoint import Checkpoints, State, read, write
 from pipeline.config import FinetuneConfig
 from pipeline.data.batches import TrainingPlan
@@ -69,8 +69,7 @@ class Trainer:
         )
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint)
-        layout = torch.channels_last if config.runtime.channels_last else torch.preserve_format
-        self.net = net.to(ranks.device, memory_format=layout)
+        self.net = net.to(ranks.device, memory_format=setup.memory_format(config))
         self.objective = DeepDefense(self.net, config.regularizer, config.model, config.runtime)
         self.ddp = _wrap(self.objective, ranks, sync_buffers=not config.model.freeze_batch_norm)
         self.parameters = self.objective.view.parameters()
@@ -217,18 +216,13 @@ class Trainer:
     def _evaluate(self, monitor: Monitor) -> None:
         """Accuracy and rho2 now, over all ranks; then a checkpoint, so that it is not repeated."""
         rows = self.val_index.subset(self.config.evaluation.num_images)
-        share = -(-len(rows) // self.ranks.size)
-        monitor.start_progress("evaluating", share)
-        done = 0
+        monitor.start_progress("evaluating", len(rows))
+        first_row = rows[self.ranks.rank]
 
-        def watch(
-            batch: Batch, logits: torch.Tensor, found: Perturbation, part: Samples
-        ) -> None:
-            nonlocal done
-            if done == 0:
+        def watch(batch: Batch, found: Perturbation, part: Samples) -> None:
+            if batch.rows[0] == first_row:
                 self._show(monitor, batch, found, part)
-            done += len(part)
-            monitor.progress(done)
+            monitor.advance(len(part) * self.ranks.size)
 
         measured = evaluation.measure(
             *(self.net, self.val_index, rows, self.config, self.ranks, self.threads, watch)

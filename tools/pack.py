@@ -1,0 +1,74 @@
+"""Write data sets that come as arrays as tars of PNGs, for tools/index.py tar.
+
+    python tools/pack.py idx train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz --out train.tar
+    python tools/pack.py cifar10 cifar-10-batches-py --out DIR    # DIR/train.tar, DIR/val.tar
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from pipeline.data import pack
+from pipeline.distributed import guarded
+from pipeline.errors import UserError
+
+CIFAR10_CLASSES = [
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+]
+
+
+def idx(options: argparse.Namespace) -> None:
+    """MNIST-like IDX files."""
+    images, labels = pack.read_idx(options.images), pack.read_idx(options.labels)
+    if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
+        raise UserError(
+            f"{options.images} has shape {images.shape} and {options.labels} {labels.shape}: "
+            "expected (N, height, width) and (N,)"
+        )
+    write(options.out, images, labels, [str(k) for k in range(int(labels.max()) + 1)])
+
+
+def cifar10(options: argparse.Namespace) -> None:
+    """CIFAR-10's python batches."""
+    parts = {"train": [f"data_batch_{k}" for k in range(1, 6)], "val": ["test_batch"]}
+    for part, names in parts.items():
+        batches = [pack.read_cifar10(options.folder / name) for name in names]
+        images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        write(options.out / f"{part}.tar", images, labels, CIFAR10_CLASSES)
+
+
+def write(path: Path, images: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
+    """Write one tar and say so."""
+    shown = track(images, f"{path}", total=len(images), transient=True)
+    try:
+        count = pack.write_tar(path, shown, labels.tolist(), classes)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give another --out") from None
+    print(f"{path}: {count:,} images; next: python tools/index.py tar {path}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(required=True, metavar="idx | cifar10")
+    one = commands.add_parser("idx", help=idx.__doc__)
+    one.add_argument("images", type=Path, help="IDX file of images, plain or .gz")
+    one.add_argument("labels", type=Path, help="IDX file of labels, plain or .gz")
+    one.add_argument("--out", type=Path, required=True, help="tar to write")
+    one.set_defaults(run=idx)
+    one = commands.add_parser("cifar10", help=cifar10.__doc__)
+    one.add_argument("folder", type=Path, help="cifar-10-batches-py, unpacked")
+    one.add_argument("--out", type=Path, required=True, help="folder for train.tar and val.tar")
+    one.set_defaults(run=cifar10)
+    return top
+
+
+if __name__ == "__main__":
+    arguments = parser().parse_args()
+    with guarded():
+        arguments.run(arguments)
