@@ -174,15 +174,16 @@ class Loader:
 
     def _undecodable(self, spec: BatchSpec) -> list[int]:
         """Decode a batch one image at a time; the rows that fail."""
-        bad = []
-        for position in range(len(spec.rows)):
-            single = spec.take(np.array([position]))
-            inputs = _inputs(self._files.views(single.rows), single.windows)
-            try:
-                self._build(lambda _, inputs=inputs: inputs, batch_size=1).run()
-            except RuntimeError:
-                bad.append(int(single.rows[0]))
-        return bad
+        single = (spec.take(np.array([position])) for position in range(len(spec.rows)))
+        return [int(image.rows[0]) for image in single if not self._decodes(image)]
+
+    def _decodes(self, image: BatchSpec) -> bool:
+        inputs = _inputs(self._files.views(image.rows), image.windows)
+        try:
+            self._build(lambda: inputs, batch_size=1).run()
+        except RuntimeError:
+            return False
+        return True
 
     def _build(self, source: Any, **changes: int) -> Pipeline:
         definition = _definition(source, self._config, self._device, self._half)

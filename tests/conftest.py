@@ -1,0 +1,104 @@
+"""Fixtures: where the real data is, a cache for generated data, and entry points as processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data import index, scan
+from pipeline.data.index import Index
+from tests import images
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data, named by the environment variable DEEPDEFENSE_DATA."""
+    folder = os.environ.get("DEEPDEFENSE_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs real data: DEEPDEFENSE_DATA names no folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of this session's own, so that the embedded digits are made anew."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["DEEPDEFENSE_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """An index of 40 generated pictures of many sizes in a tar, of two classes."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    members = {}
+    for number in range(40):
+        width, height = rng.integers(40, 400, 2).tolist()
+        encoded = images.encode(images.picture(width, height, number), "JPEG", quality=95)
+        members[f"{'ab'[number % 2]}/{number:03d}.jpg"] = encoded
+    return images.index_tar(folder / "photos.tar", members)
+
+
+@pytest.fixture(scope="session")
+def squeezenet_weights(real_data: Path) -> Path:
+    """torchvision's SqueezeNet 1.1, trained on ImageNet."""
+    return real_data / "weights" / "squeezenet1_1-imagenet.pth"
+
+
+@pytest.fixture(scope="session")
+def ilsvrc_val(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of the miniature ILSVRC's 150 validation photos."""
+    folder = real_data / "ilsvrc-mini"
+    kit = scan.read_development_kit(folder / "ILSVRC2012_devkit_t12.tar.gz")
+    archive = folder / "ILSVRC2012_img_val.tar"
+    rows = scan.scan_ilsvrc_val(archive, kit.validation_labels)
+    path = tmp_path_factory.mktemp("ilsvrc") / "val.parquet"
+    index.write(path, rows.table(), folder, kit.names, (archive,))
+    return path
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command(script: str, *options: object, ranks: int = 0) -> list[str]:
+    """The command line of an entry point; with ``ranks`` under torchrun."""
+    launcher = [sys.executable]
+    if ranks:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [*launcher, str(ROOT / script), *map(str, options)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run an entry point as a user would, in a process of its own; its output as text."""
+
+    def call(script: str, *options: object, ranks: int = 0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(script, *options, ranks=ranks),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=environment(),
+        )
+
+    return call

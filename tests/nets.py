@@ -1,0 +1,40 @@
+"""Small networks for tests, also reachable as tests.nets:NAME."""
+
+import torch
+from torch import nn
+
+
+def dropout_mlp(num_classes: int = 10) -> nn.Module:
+    """With dropout, so that training draws random numbers."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Dropout(0.5), nn.Linear(40, num_classes)
+    )
+
+
+def smooth(num_classes: int = 10) -> nn.Module:
+    """Not piecewise linear: GELU and local response normalisation."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, stride=2), nn.GELU(), nn.LocalResponseNorm(4, alpha=0.5)),
+        *(nn.Conv2d(8, 12, 3, stride=2), nn.GELU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+        nn.Linear(48, num_classes),
+    )
+
+
+def exploding(num_classes: int = 10) -> nn.Module:
+    """Its logits are not finite from the start."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))
+    nn.init.constant_(net[1].weight, torch.inf)
+    return net
+
+
+def linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
+    """Logits weight @ x + bias."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(weight.shape[1], len(weight)))
+    with torch.no_grad():
+        net[1].weight.copy_(weight)
+        net[1].bias.copy_(bias)
+    return net.to(weight.dtype)
+
+
+def not_a_net() -> int:
+    return 3
