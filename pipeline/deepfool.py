@@ -142,7 +142,7 @@ def nearest_boundary(
             nearer = distance < best  # False for NaN and for a vanished gradient's infinity
             best = torch.where(nearer, distance, best)
             chosen = torch.where(nearer, choices[:, m], chosen)
-            step = torch.where(_wide(nearer), _wide(distance / norm) * gradient, step)
+            step = torch.where(_wide(nearer), _wide(distance) * (gradient / _wide(norm)), step)
     return step.detach(), source, chosen
 
 
@@ -154,9 +154,10 @@ def linear_step(view: AttackView, points: Tensor, step: Step) -> Tensor:
     source, target = logits.gather(1, chosen).unbind(dim=1)
     gap = target - source
     gradient = _gradient(gap, points, view.seed_scale, create_graph=True)
-    square = gradient.flatten(1).square().sum(dim=1)
-    length = gap.abs() / square.where(square > 0, torch.inf)
-    return _wide(length) * gradient
+    # Not |f| w / ||w||^2 as written: the square of a small norm leaves fp32's range.
+    norm = gradient.flatten(1).norm(dim=1)
+    norm = norm.where(norm > 0, torch.inf)
+    return _wide(gap.abs() / norm) * (gradient / _wide(norm))
 
 
 def _gradient(values: Tensor, points: Tensor, scale: float, **graph: bool) -> Tensor:

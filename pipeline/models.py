@@ -55,6 +55,7 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
         UserError: no such net, or weights that are missing or do not fit.
     """
     net = _construct(config.name, num_classes)
+    _make_twice_differentiable(net)
     if config.weights is not None:
         load_weights(net, config)
     if config.freeze_batch_norm:
@@ -78,6 +79,21 @@ def _construct(name: str, num_classes: int) -> nn.Module:
     if options:
         options["init_weights"] = True
     return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+
+
+class _Hardsigmoid(nn.Module):
+    """nn.Hardsigmoid by operations whose second derivatives torch knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu6(x + 3) / 6
+
+
+def _make_twice_differentiable(net: nn.Module) -> None:
+    """Replace the layers of torchvision's nets that the unrolled attack could not pass."""
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Hardsigmoid):
+                setattr(module, name, _Hardsigmoid())
 
 
 def _import_callable(name: str, num_classes: int) -> nn.Module:

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.config import RegularizerConfig
 from pipeline.deepfool import Perturbation, Step, deepfool, linear_step
+from pipeline.errors import UserError
 from pipeline.models import AttackView, upcast
 
 
@@ -112,24 +113,36 @@ class _Unrolled(torch.autograd.Function):
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
         (images,) = ctx.saved_tensors
         view = ctx.view
-        parameters = view.parameters()
         total: list[Tensor | None] = [None] * ctx.num_parameters
         adjoint = ctx.factor * adjoint
         view.seed, seed = ctx.seed, view.seed
         for number, step in reversed(list(enumerate(ctx.steps))):
             u = adjoint[step.samples]
-            with torch.enable_grad():
-                points = (images[step.samples] + step.start).requires_grad_()
-                moved = linear_step(view, points, step)
-            wanted = [*parameters, points] if number > 0 else parameters
-            gradients = torch.autograd.grad(moved, wanted, u, allow_unused=True)
-            del moved, points
+            gradients = _replay(view, images[step.samples] + step.start, step, u, number > 0)
             total = [_add(a, b) for a, b in zip(total, gradients, strict=False)]
             if number > 0 and gradients[-1] is not None:
                 adjoint.index_add_(0, step.samples, gradients[-1])
             del gradients  # before the next step's graph is built
         view.seed = seed
         return None, None, None, None, None, *total
+
+
+def _replay(
+    view: AttackView, points: Tensor, step: Step, adjoint: Tensor, through_points: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of <adjoint, step> with respect to the parameters, and then to the points."""
+    try:
+        with torch.enable_grad():
+            moved = linear_step(view, points.requires_grad_(), step)
+        wanted = [*view.parameters(), points] if through_points else view.parameters()
+        return torch.autograd.grad(moved, wanted, adjoint, allow_unused=True)
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        raise UserError(
+            f"the net has a layer without a second derivative ({str(error).splitlines()[0]}), "
+            "which the regulariser needs; replace it by simpler operations"
+        ) from None
 
 
 def _add(total: Tensor | None, term: Tensor | None) -> Tensor | None:

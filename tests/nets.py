@@ -29,11 +29,11 @@ def exploding(num_classes: int = 10) -> nn.Module:
 
 def linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
     """Logits weight @ x + bias."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(weight.shape[1], len(weight)))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(weight.shape[1], len(weight))).to(weight.dtype)
     with torch.no_grad():
         net[1].weight.copy_(weight)
         net[1].bias.copy_(bias)
-    return net.to(weight.dtype)
+    return net
 
 
 def not_a_net() -> int:

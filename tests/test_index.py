@@ -54,12 +54,16 @@ def ilsvrc(tmp_path: Path) -> Path:
     }
     inner = {"n01.tar": odd}
     for wnid in ("n03", "n02"):
-        inner[f"{wnid}.tar"] = {f"{wnid}_{k}.JPEG": encode(picture(30, 30, k), "JPEG") for k in (1, 2)}
+        inner[f"{wnid}.tar"] = {
+            f"{wnid}_{k}.JPEG": encode(picture(30, 30, k), "JPEG") for k in (1, 2)
+        }
     outer = {}
     for name, members in inner.items():
         outer[name] = write_tar(tmp_path / "inner.tar", members).read_bytes()
     write_tar(tmp_path / "train.tar", outer)
-    val = {f"ILSVRC2012_val_{k:08d}.JPEG": encode(picture(20 + k, 30, k), "JPEG") for k in (1, 2, 3)}
+    val = {
+        f"ILSVRC2012_val_{k:08d}.JPEG": encode(picture(20 + k, 30, k), "JPEG") for k in (1, 2, 3)
+    }
     write_tar(tmp_path / "val.tar", val)
     write_kit(tmp_path / "kit.tar.gz", truth=[1, 2, 3])
     return tmp_path

@@ -59,9 +59,7 @@ def difference_in_training(photos: Index, device: torch.device) -> list[float]:
     for row in range(len(photos)):
         top, left = windows.anchor[row].astype(int).tolist()
         height, width = windows.shape[row].astype(int).tolist()
-        wanted = transforms.resized_crop(
-            pil(photos, row), top, left, height, width, [224, 224]
-        )
+        wanted = transforms.resized_crop(pil(photos, row), top, left, height, width, [224, 224])
         if windows.mirror[row, 0]:
             wanted = transforms.horizontal_flip(wanted)
         differences.append((batch.images[row].cpu() - as_tensor(wanted)).abs().mean().item())
@@ -99,7 +97,12 @@ def test_gpu_half_precision_is_channels_last(photos: Index) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind", "mode"),
-    [("grey", "JPEG", "L"), ("cmyk", "JPEG", "CMYK"), ("png", "PNG", "RGB"), ("rgba", "PNG", "RGBA")],
+    [
+        ("grey", "JPEG", "L"),
+        ("cmyk", "JPEG", "CMYK"),
+        ("png", "PNG", "RGB"),
+        ("rgba", "PNG", "RGBA"),
+    ],
 )
 def test_whatever_the_file_is_it_decodes_to_rgb(
     tmp_path: Path, name: str, kind: str, mode: str

@@ -63,16 +63,11 @@ def test_windows_lie_inside_the_image() -> None:
 
 def test_random_crops_are_distributed_as_torchvisions() -> None:
     num, width, height = 20_000, 400, 300
-    ours = training_windows(
-        np.full(num, width), np.full(num, height), 0, 0, 0, DataConfig()
-    )
+    ours = training_windows(np.full(num, width), np.full(num, height), 0, 0, 0, DataConfig())
     torch.manual_seed(0)
     picture = torch.zeros(1, height, width)
     theirs = np.array(
-        [
-            RandomResizedCrop.get_params(picture, [0.08, 1.0], [3 / 4, 4 / 3])
-            for _ in range(num)
-        ]
+        [RandomResizedCrop.get_params(picture, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(num)]
     )
     quantiles = np.linspace(0.05, 0.95, 19)
     for column, values in enumerate(

@@ -1,7 +1,7 @@
 """Write data sets that come as arrays as tars of PNGs, for tools/index.py tar.
 
-    python tools/pack.py idx train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz --out train.tar
-    python tools/pack.py cifar10 cifar-10-batches-py --out DIR    # DIR/train.tar, DIR/val.tar
+python tools/pack.py idx train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz --out train.tar
+python tools/pack.py cifar10 cifar-10-batches-py --out DIR    # DIR/train.tar, DIR/val.tar
 """
 
 import argparse

@@ -1,0 +1,49 @@
+"""The Deep Defense regulariser as plainly as it can be written: the oracle of the gradient tests.
+
+One image at a time, every candidate's gradient with a graph, nothing shared with the pipeline.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import RegularizerConfig
+
+
+def ratio(net: nn.Module, x: Tensor, label: int, config: RegularizerConfig) -> tuple[Tensor, bool]:
+    """||dx|| / ||x|| of one image (1, C, H, W) with its graph, and whether it is in T."""
+    attack = config.attack
+    clean = net(x)[0]
+    correct = int(clean.argmax()) == label
+    number = min(attack.num_candidates, len(clean))
+    others = [k for k in clean.topk(number).indices.tolist() if k != label]
+    dx = torch.zeros_like(x)
+    for _ in range(attack.max_iterations):
+        point = x + dx
+        if not point.requires_grad:
+            point.requires_grad_()
+        f = net(point)[0]
+
+        def towards(k: int, away: int, f: Tensor = f, point: Tensor = point) -> tuple:
+            gap = f[k] - f[away]
+            (w,) = torch.autograd.grad(gap, point, create_graph=True)
+            return gap.abs() / w.norm(), gap.abs() / w.square().sum() * w
+
+        if correct:
+            _, r = min((towards(k, label) for k in others), key=lambda pair: pair[0].item())
+        else:
+            _, r = towards(label, int(f.argmax()))
+        dx = dx + r
+        now = int(net(x + (1 + attack.overshoot) * dx)[0].argmax())
+        if (now != label) if correct else (now == label):
+            break
+    return (1 + attack.overshoot) * dx.norm() / x.norm(), correct
+
+
+def loss(net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig) -> Tensor:
+    """Mean cross-entropy plus lambda / N times the sum of the exponentials."""
+    total = torch.zeros((), dtype=images.dtype)
+    for x, label in zip(images, labels.tolist(), strict=True):
+        value, correct = ratio(net, x[None], label, config)
+        total = total + torch.exp(-config.c * value if correct else config.d * value)
+    plain = nn.functional.cross_entropy(net(images), labels)
+    return plain + config.lam * total / len(images)
