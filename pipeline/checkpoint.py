@@ -90,7 +90,9 @@ def write(path: Path, state: State) -> None:
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        reason = str(error).splitlines()[0]
+        # torch's archive writer ends with a complaint of its own, after the system's.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise UserError(
             f"cannot write the checkpoint {path}: {reason}; checkpoints before it are kept: "
             "free some space, then start again with --resume auto"

@@ -40,7 +40,7 @@ def parse(
         argv = ["--config", str(DEFAULT_CONFIG), *argv]
     try:
         namespace = parser.parse_args(argv)
-        values = parser.instantiate_classes(namespace)
+        values = parser.instantiate(namespace)
         config_file = Path(str(namespace.config[-1]))
         config = cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
     except (ArgumentError, ValueError, TypeError) as error:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "demo.yaml"
 
@@ -25,10 +24,10 @@ class ModelConfig:
 
     name: str = "resnet18"
     """A torchvision classifier (resnet18, alexnet, squeezenet1_1, ...), mlp or lenet (the paper's
-    MNIST nets), or your own as package.module:callable (called with num_classes=N if it takes it)."""
+    MNIST nets), or your own as package.module:callable (given num_classes=N if it takes it)."""
     weights: str | None = None
     """A .pth or .safetensors file, a checkpoint or weights.pth of a run, or the name of
-    torchvision's weights (DEFAULT, IMAGENET1K_V1), which downloads. Default: random initialisation."""
+    torchvision's weights (DEFAULT, IMAGENET1K_V1), which downloads. Default: a random start."""
     num_classes: int | None = None
     """Number of classes of the net. Default: that of the index."""
     freeze_batch_norm: bool = True
@@ -277,3 +276,7 @@ class FinetuneConfig(EvaluateConfig):
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        half = self.data.half_input and self.runtime.precision == "fp32"
+        _require(not half, "data.half_input", "false with runtime.precision fp32", True)

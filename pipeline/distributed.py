@@ -114,7 +114,9 @@ def _place() -> tuple[int, int, int, int]:
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        rank, size, local_rank, local_size = (int(env.get(n, d)) for n, d in zip(names, "0101"))
+        rank, size, local_rank, local_size = (
+            int(env.get(n, d)) for n, d in zip(names, "0101", strict=True)
+        )
         return rank, size, local_rank, local_size
     if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:  # srun, one task a rank
         local_size = int(env["SLURM_NTASKS"]) // int(env.get("SLURM_NNODES", "1"))

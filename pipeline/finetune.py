@@ -50,8 +50,9 @@ def main() -> None:
                 monitor.say(f"stopped after step {trainer.step}; go on with --resume auto")
                 raise SystemExit(STOPPED_EXIT_CODE) from None
             trainer.export("weights.pth")
+            skipped = trainer.skipped()
             if ranks.first:
-                report(trainer, folder, monitor)
+                report(trainer, skipped, folder, monitor)
         ranks.barrier()
 
 
@@ -78,7 +79,7 @@ def where(folder: Path, resumed: Path | None, trainer: Trainer) -> str:
     return f"{begin}, in {folder}; watch: tensorboard --logdir {folder}"
 
 
-def report(trainer: Trainer, folder: Path, monitor: Monitor) -> None:
+def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor) -> None:
     """Write summary.json and print before and after."""
     before, after = trainer.history[0], trainer.history[-1]
     config, size = trainer.config, trainer.config.train.batch_size
@@ -89,6 +90,7 @@ def report(trainer: Trainer, folder: Path, monitor: Monitor) -> None:
         "images_per_second": size * trainer.step / max(trainer.seconds, 1e-9),
         "training_seconds": trainer.seconds,
         "steps": trainer.step,
+        "skipped": skipped,
         "ranks": trainer.ranks.size,
         "device": trainer.ranks.device_name,
         "history": trainer.history,
@@ -100,6 +102,8 @@ def report(trainer: Trainer, folder: Path, monitor: Monitor) -> None:
     }
     monitor.hyper_parameters(cli.flatten(cli.to_dict(config)), metrics)
     monitor.table(before, after)
+    if skipped:
+        monitor.say(f"{len(skipped)} training images did not decode: {', '.join(skipped[:8])}")
     monitor.say(f"{folder / 'summary.json'}, {folder / 'weights.pth'}")
 
 

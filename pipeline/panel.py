@@ -33,7 +33,7 @@ def draw(
     for row, (x, d) in enumerate(zip(clean, noise, strict=True)):
         peak = d.abs().max().item()
         factor = 0.5 / peak if peak > 0 else 1.0
-        titles = (before[row], f"perturbation ×{factor:.3g}", after[row])
+        titles = (before[row], f"perturbation x {factor:.3g}", after[row])
         for axis, picture, title in zip(
             axes[row], (x, 0.5 + factor * d, x + d), titles, strict=True
         ):

@@ -1,4 +1,4 @@
-"""Per-image results of an evaluation: columns in memory, JSON lines as they come, Parquet at the end.
+"""Per-image results: columns in memory, JSON lines as they come, Parquet at the end.
 
 Rows are keyed by image id. A results folder belongs to one evaluation, told by its `identity`:
 the index, the weights and the definition of rho2. JSON lines survive a kill at any moment but for

@@ -273,6 +273,10 @@ class Trainer:
             }
             self.checkpoints.save(self.step, state, best)
 
+    def skipped(self) -> list[str]:
+        """Ids of the training images that did not decode on any rank, in this part of the run."""
+        return sorted({name for part in self.ranks.gather(self.loader.skipped) for name in part})
+
     def export(self, name: str) -> None:
         """Write the net's weights alone, for any program that reads a state dict."""
         if self.ranks.first:

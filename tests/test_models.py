@@ -7,11 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, RegularizerConfig
 from pipeline.errors import UserError
 from pipeline.models import AttackView, batch_norms, build, load_weights
 from pipeline.objective import DeepDefense
-from pipeline.config import RegularizerConfig
 from tests import nets
 
 

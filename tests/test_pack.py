@@ -39,7 +39,10 @@ def test_idx_files_arrive_unchanged(run: Run, tmp_path: Path, zipped: bool) -> N
     found = index.read(str(tmp_path / "digits.parquet"))
     assert found.label.tolist() == labels.tolist()
     views = Files(found).views(np.arange(7))
-    assert all(np.array_equal(np.asarray(decode(v.tobytes())), i) for v, i in zip(views, images))
+    assert all(
+        np.array_equal(np.asarray(decode(v.tobytes())), i)
+        for v, i in zip(views, images, strict=True)
+    )
 
 
 def test_idx_mistakes(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_without_lambda_it_is_plain_cross_entropy() -> None:
 
 @pytest.mark.parametrize("labels", ["T", "F"])
 def test_batches_of_one_kind(labels: str) -> None:
-    net, images, truth = setting("lenet")
+    net, images, _ = setting("lenet")
     with torch.no_grad():
         prediction = net(images).argmax(dim=1)
     chosen = prediction if labels == "T" else (prediction + 1) % 10

@@ -5,6 +5,7 @@ normalised images on the rank's device. DALI decodes, resizes and normalises in 
 the GPU where there is one) while the net works; Python only slices the archives.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -155,7 +156,7 @@ class Loader:
     def _recover(self, error: RuntimeError) -> None:
         """Find the images that broke the pipeline; name them, or go on without them."""
         pending = [spec for spec, _ in self._in_flight]
-        bad = [row for spec in pending for row in self._undecodable(spec)]
+        bad = sorted({row for spec in pending for row in self._undecodable(spec)})
         if not bad:
             raise error  # not an image's fault
         names = [self.index.id(row) for row in bad]
@@ -165,7 +166,9 @@ class Loader:
                 "repair them, make the index again with tools/index.py --verify, "
                 "or go on without them by --data.on_error skip"
             ) from None
-        self.skipped += [n for n, row in zip(names, bad, strict=True) if row not in self._bad_rows]
+        for name in names:
+            print(f"left out {name}: it does not decode", file=sys.stderr, flush=True)
+        self.skipped += names
         self._bad_rows.update(bad)
         self._in_flight.clear()
         rest = self._specs

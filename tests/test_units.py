@@ -1,0 +1,214 @@
+"""Small parts: options, schedule, tally, results, monitor, checkpoints, ranks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+
+from pipeline import cli
+from pipeline.checkpoint import Checkpoints, read, write
+from pipeline.config import (
+    CONFIGS,
+    CheckpointConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from pipeline.distributed import _place
+from pipeline.errors import UserError
+from pipeline.monitor import Monitor
+from pipeline.results import Appender, ResultsFolder, Samples
+from pipeline.schedule import Schedule
+
+
+def test_every_shipped_configuration_is_valid() -> None:
+    paths = sorted(CONFIGS.glob("*.yaml"))
+    wanted = {"demo", "mnist_lenet", "mnist_mlp", "imagenet_resnet18", "imagenet_alexnet"}
+    assert wanted <= {path.stem for path in paths}
+    for path in paths:
+        config = cli.parse(FinetuneConfig, "", ["--config", str(path)])
+        assert config.output == f"runs/{path.stem}"
+        assert cli.parse(EvaluateConfig, "", ["--config", str(path)]).model == config.model
+
+
+def test_command_line_wins_over_yaml_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("optim: {lr: 5e-4, momentum: 0.5}\n")
+    config = cli.parse(FinetuneConfig, "", ["--config", str(path), "--optim.momentum", "0.7"])
+    assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (5e-4, 0.7, 5e-4)
+
+
+def test_saved_configuration_reads_back(tmp_path: Path) -> None:
+    config = cli.parse(FinetuneConfig, "", ["--data.mean", "[0.5]", "--output", "x"])
+    cli.save(config, tmp_path / "config.yaml")
+    assert cli.parse(FinetuneConfig, "", ["--config", str(tmp_path / "config.yaml")]) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: {nam: x}", "nam"),
+        ("optim: {lr: fast}", "optim.lr"),
+        ("train: {batch_size: 0}", "train.batch_size must be at least 1, got 0"),
+        ("data: {mean: [1, 2]}", "data.mean must be 3 numbers"),
+        ("model: [", "config"),
+        ("regularizer: {attack: {num_candidates: 1}}", "num_candidates must be at least 2"),
+    ],
+)
+def test_mistakes_in_yaml(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(FinetuneConfig, "", ["--config", str(path)])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(FinetuneConfig, "text", ["--help"])
+    text = capsys.readouterr().out
+    for option in cli.flatten(cli.to_dict(FinetuneConfig())):
+        assert f"--{option} " in text, option
+    described = text[text.index("options:") :]
+    assert described.count("default:") >= len(cli.flatten(cli.to_dict(FinetuneConfig())))
+    assert "in pixels" in described
+
+
+def schedule(
+    steps_per_epoch: int = 10, clean: int = 1, epochs: int = 4, **options: object
+) -> Schedule:
+    config = FinetuneConfig(schedule=ScheduleConfig(**options))  # type: ignore[arg-type]
+    config.train = TrainConfig(clean_epochs=clean, epochs=epochs, clean_lr=0.3)
+    config.optim.lr = 1.0
+    return Schedule(config, steps_per_epoch)
+
+
+def test_schedules() -> None:
+    halved = schedule(kind="step", milestones=[2.0], gamma=0.5)
+    assert [halved.lr(step) for step in (0, 9, 10, 29, 30, 49)] == [0.3, 0.3, 1, 1, 0.5, 0.5]
+    assert [halved.lam(9), halved.lam(10)] == [0, 5]
+    by_steps = schedule(kind="step", unit="steps", milestones=[5], warmup=2)
+    assert [by_steps.lr(10 + k) for k in (0, 1, 2, 4, 5)] == [0.5, 1, 1, 1, 0.5]
+    cosine = schedule(kind="cosine", clean=0)
+    assert cosine.lr(0) == 1
+    assert cosine.lr(20) == pytest.approx(0.5)
+    assert cosine.lr(39) < 0.01
+    linear = schedule(kind="linear", clean=0)
+    assert linear.lr(10) == pytest.approx(0.75)
+    assert schedule(kind="constant").lr(40) == 1
+
+
+def test_evaluations_are_before_after_and_as_asked() -> None:
+    plan = schedule(epochs=5)
+    plan.config.evaluation.every_epochs = 2
+    due = [step for step in range(plan.total_steps + 1) if plan.evaluates(step)]
+    assert due == [10, 30, 50, 60]
+
+
+def samples(rows: list[int]) -> Samples:
+    n = len(rows)
+    return Samples(
+        row=np.array(rows),
+        label=np.zeros(n, int),
+        prediction=np.array([row % 2 for row in rows]),
+        image_norm=np.full(n, 2.0),
+        perturbation_norm=np.arange(1.0, n + 1),
+        steps=np.full(n, 3),
+        flipped=np.array([row != 1 for row in rows]),
+    )
+
+
+def test_summary_counts_every_sample() -> None:
+    summary = samples([0, 1, 2, 3]).summary()
+    assert summary["accuracy"] == 0.5
+    assert summary["rho2"] == pytest.approx(1.25)
+    assert summary["num_unflipped"] == 1
+
+
+def test_results_survive_and_are_not_counted_twice(tmp_path: Path) -> None:
+    folder = ResultsFolder(tmp_path)
+    with Appender(tmp_path / "rank0.jsonl") as appender:
+        appender.append(samples([4, 2]), ["d", "b"])
+    with Appender(tmp_path / "rank1.jsonl") as appender:
+        appender.append(samples([2, 7]), ["b", "g"])
+    (tmp_path / "rank1.jsonl").open("a").write('{"row": 9, "torn')
+    read_back = folder.read()
+    assert read_back.row.tolist() == [2, 4, 7]
+    assert read_back.flipped.dtype == bool
+    with folder.appender(1) as appender:
+        appender.append(samples([9]), ["i"])
+    assert folder.read().row.tolist() == [2, 4, 7, 9]
+
+
+def test_metrics_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+    with Monitor(tmp_path, shown=True) as monitor:
+        for step in (1, 2, 3):
+            monitor.scalars(step, "train", {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "torn')
+    with Monitor(tmp_path, shown=True, step=2) as monitor:
+        monitor.scalars(3, "train", {"loss": 30.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["train/loss"]) for line in lines] == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_checkpoints_keep_the_newest_and_the_best(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, CheckpointConfig(keep=2))
+    for step in (5, 10, 15):
+        kept.save(step, {"step": step}, best=step == 10)
+    assert [path.name for path in kept.all()] == ["step-000000010.pt", "step-000000015.pt"]
+    assert torch.load(kept.best_path, weights_only=True)["step"] == 10
+    assert kept.find("auto") == kept.all()[-1]
+    assert Checkpoints(tmp_path / "new", CheckpointConfig()).find("never") is None
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "step.pt"
+    write(path, {"step": 1})
+    with pytest.raises(Exception, match="pickle"):
+        write(path, {"step": lambda: None})  # fails half-way through the file
+    assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="no checkpoint of this program"):
+        read(tmp_path / "x.pt", FinetuneConfig(), "")
+
+
+def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert _place() == (0, 1, 0, 1)
+    slurm = {"SLURM_NTASKS": 8, "SLURM_PROCID": 5, "SLURM_LOCALID": 1, "SLURM_NNODES": 2}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, str(value))
+    assert _place() == (5, 8, 1, 4)
+    for name, value in zip(names, (3, 4, 1, 2), strict=False):
+        monkeypatch.setenv(name, str(value))
+    assert _place() == (3, 4, 1, 2)
+
+
+def test_ids_reach_the_table(tmp_path: Path) -> None:
+    from pipeline.results import write_samples
+
+    write_samples(tmp_path / "s.parquet", samples([2, 0]), pa.chunked_array([["a", "b", "c"]]))
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(tmp_path / "s.parquet")["id"].to_pylist() == ["c", "a"]
+
+
+def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:
+    cli.save(FinetuneConfig(), tmp_path / "c.yaml")
+    assert yaml.safe_load((tmp_path / "c.yaml").read_text())["regularizer"]["c"] == 500
