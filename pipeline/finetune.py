@@ -101,6 +101,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
         f"after/{name}": float(after[name]) for name in ("accuracy", "rho2", "num_unflipped")
     }
     monitor.hyper_parameters(cli.flatten(cli.to_dict(config)), metrics)
+    monitor.end_progress()
     monitor.table(before, after)
     if skipped:
         monitor.say(f"{len(skipped)} training images did not decode: {', '.join(skipped[:8])}")

@@ -6,12 +6,6 @@ import torch
 
 from pipeline.objective import Losses
 
-NAMES = (
-    *("samples", "loss", "cross_entropy", "penalty", "correct", "ratio", "iterations", "flipped"),
-    *("broken", "stop"),
-)
-
-
 class Tally(NamedTuple):
     """Sums of one or more steps; ``loss`` is the sum of batch mean times batch size."""
 

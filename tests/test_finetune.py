@@ -144,6 +144,15 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(
     assert one["history"] == two["history"]
 
 
+def test_killed_and_resumed_on_two_ranks_is_the_same_bit_for_bit(run: Run, tmp_path: Path) -> None:
+    kill_at(tmp_path / "cut", 26, ranks=2)
+    for name in ("cut", "whole"):
+        done = run(SCRIPT, *SMALL, "--output", tmp_path / name, ranks=2)
+        assert done.returncode == 0, done.stderr
+    whole = weights(tmp_path / "whole")
+    assert all(torch.equal(v, whole[key]) for key, v in weights(tmp_path / "cut").items())
+
+
 def test_killed_on_two_ranks_and_resumed_on_one(run: Run, tmp_path: Path) -> None:
     # Dropout draws by rank, so the net here has none: the images and their order decide alone.
     plain = ("--model.name", "mlp", "--train.accumulation", 1)
