@@ -6,6 +6,7 @@ import torch
 
 from pipeline.objective import Losses
 
+
 class Tally(NamedTuple):
     """Sums of one or more steps; ``loss`` is the sum of batch mean times batch size."""
 

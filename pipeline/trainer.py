@@ -7,7 +7,8 @@ state and the step's number, so a run resumed from a checkpoint is the run that 
 
 import inspect
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,10 @@ class Trainer:
             Stopped: after a signal, with everything saved.
             UserError: an image does not decode, the loss is not finite, the disk is full.
         """
-        stop = StopRequest()
-        batches = iter(self._loader())
+        with closing(iter(self._loader())) as batches:
+            self._steps(monitor, batches, StopRequest())
+
+    def _steps(self, monitor: Monitor, batches: Iterator[Batch], stop: StopRequest) -> None:
         window, window_begin, window_wait = Tally(), time.perf_counter(), self.loader.wait_seconds
         monitor.start_progress("training", self.schedule.total_steps, self.step)
         while True:
@@ -142,7 +145,7 @@ class Trainer:
         )
         return self.loader
 
-    def _train_step(self, batches: Any, stop: StopRequest) -> Tally:
+    def _train_step(self, batches: Iterator[Batch], stop: StopRequest) -> Tally:
         """One optimiser step; the sums over all ranks of what it saw."""
         accumulation = self.config.train.accumulation
         for group in self.optimizer.param_groups:

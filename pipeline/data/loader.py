@@ -5,6 +5,8 @@ normalised images on the rank's device. DALI decodes, resizes and normalises in 
 the GPU where there is one) while the net works; Python only slices the archives.
 """
 
+import gc
+import itertools
 import sys
 import time
 from collections import deque
@@ -108,21 +110,40 @@ class Loader:
             UserError: an image does not decode; names it (``data.on_error: raise``).
         """
         self._pipeline = self._build(self._source)
-        while True:
-            begin = time.perf_counter()
+        try:
+            while True:
+                begin = time.perf_counter()
+                batch = self._next()
+                if batch is None:
+                    return
+                self.wait_seconds += time.perf_counter() - begin
+                yield batch
+        finally:
+            self._close()
+
+    def _next(self) -> Batch | None:
+        images = failure = None
+        while images is None:
             try:
                 images = self._run()
             except StopIteration:
-                return
+                return None
             except RuntimeError as error:
-                self._recover(error)
-                continue
-            self._returned = self._in_flight.popleft()
-            spec = self._returned[0]
-            labels = torch.from_numpy(self.index.label[spec.rows].astype(np.int64))
-            labels = labels.to(self._device, non_blocking=True)
-            self.wait_seconds += time.perf_counter() - begin
-            yield Batch(images, labels, spec.rows)
+                # Its traceback would keep the broken pipeline alive.
+                failure = error.with_traceback(None)
+            if images is None:
+                self._recover(failure)
+        self._returned = self._in_flight.popleft()
+        spec = self._returned[0]
+        labels = torch.from_numpy(self.index.label[spec.rows].astype(np.int64))
+        return Batch(images, labels.to(self._device, non_blocking=True), spec.rows)
+
+    def _close(self) -> None:
+        """End DALI's threads first, and only then let go of the bytes that they read."""
+        self._pipeline = None
+        gc.collect()  # the pipeline's Python object has reference cycles
+        self._in_flight.clear()
+        self._returned = None
 
     def _run(self) -> torch.Tensor:
         (output,) = self._pipeline.run()
@@ -156,6 +177,7 @@ class Loader:
     def _recover(self, error: RuntimeError) -> None:
         """Find the images that broke the pipeline; name them, or go on without them."""
         pending = [spec for spec, _ in self._in_flight]
+        self._close()
         bad = sorted({row for spec in pending for row in self._undecodable(spec)})
         if not bad:
             raise error  # not an image's fault
@@ -170,9 +192,7 @@ class Loader:
             print(f"left out {name}: it does not decode", file=sys.stderr, flush=True)
         self.skipped += names
         self._bad_rows.update(bad)
-        self._in_flight.clear()
-        rest = self._specs
-        self._specs = iter(_chain(pending, rest))
+        self._specs = itertools.chain(pending, self._specs)
         self._pipeline = self._build(self._source)
 
     def _undecodable(self, spec: BatchSpec) -> list[int]:
@@ -182,10 +202,14 @@ class Loader:
 
     def _decodes(self, image: BatchSpec) -> bool:
         inputs = _inputs(self._files.views(image.rows), image.windows)
+        pipeline = self._build(lambda: inputs, batch_size=1)
         try:
-            self._build(lambda: inputs, batch_size=1).run()
+            pipeline.run()
         except RuntimeError:
             return False
+        finally:
+            del pipeline  # before its inputs go
+            gc.collect()
         return True
 
     def _build(self, source: Any, **changes: int) -> Pipeline:
@@ -193,11 +217,6 @@ class Loader:
         pipeline = pipeline_def(definition)(**(self._options | changes))
         pipeline.build()
         return pipeline
-
-
-def _chain(first: list[BatchSpec], rest: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
-    yield from first
-    yield from rest
 
 
 def _inputs(views: list[np.ndarray], windows: Windows) -> tuple[Any, ...]:
