@@ -6,6 +6,8 @@ the attack sees it.
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,12 +100,14 @@ def _make_twice_differentiable(net: nn.Module) -> None:
 
 def _import_callable(name: str, num_classes: int) -> nn.Module:
     module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # as ``python -m`` has it: one's own file in the folder
+        sys.path.append(os.getcwd())
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"model.name: {name} cannot be imported ({error}); it is package.module:callable, "
-            "with the package installed or on PYTHONPATH"
+            "with the package installed, in this folder or on PYTHONPATH"
         ) from None
     takes = "num_classes" in inspect.signature(function).parameters
     net = function(num_classes=num_classes) if takes else function()

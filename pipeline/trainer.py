@@ -88,7 +88,8 @@ class Trainer:
 
     def resume(self) -> Path | None:
         """Go on from the checkpoint that ``--resume`` names, if there is one."""
-        path = self.checkpoints.find(self.config.resume)
+        # All ranks take what the first one sees, should the folder change meanwhile.
+        path = self.ranks.gather(self.checkpoints.find(self.config.resume))[0]
         if path is not None:
             state = read(path, self.config, self.train_index.fingerprint)
             self.net.load_state_dict(state["model"])

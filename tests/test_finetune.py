@@ -37,12 +37,24 @@ def metrics(folder: Path, name: str) -> dict[int, Any]:
     return dict(values)
 
 
+def children(pid: int) -> list[int]:
+    """Processes started by one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = path.read_text().rpartition(")")[2].split()[1]
+        except OSError:  # it has ended
+            continue
+        if int(parent) == pid:
+            found.append(int(path.parent.name))
+    return found
+
+
 def kill_at(folder: Path, step: int, *options: object, ranks: int = 0) -> None:
     """Start a run and kill -9 all of it once it has recorded ``step``."""
     process = subprocess.Popen(
         command(SCRIPT, *SMALL, "--output", folder, *options, ranks=ranks),
         env=environment(),
-        start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -55,7 +67,9 @@ def kill_at(folder: Path, step: int, *options: object, ranks: int = 0) -> None:
             time.sleep(0.002)
         assert process.poll() is None, "the run ended before it could be killed"
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        # torchrun gives its workers sessions of their own: they would live on as orphans.
+        for pid in [process.pid, *children(process.pid)]:
+            os.kill(pid, signal.SIGKILL)
         process.wait()
     assert not (folder / "summary.json").exists()
 
