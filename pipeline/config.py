@@ -99,8 +99,16 @@ class AttackConfig:
     """Iterations after which a sample that has not flipped is given up (the paper's 5)."""
     overshoot: float = 0.02
     """The perturbation is multiplied by 1 + this at the end, and in the test for a flip."""
+    classes: Literal["every", "first"] = "every"
+    """Choose the class to move to in every iteration, as the paper does, or keep the first one."""
+    visit: Literal["all", "lazy"] = "all"
+    """Compute every candidate's gradient, or visit candidates in the order of their expected
+    distance and stop when none could be nearer unless it is safety times nearer than expected."""
+    safety: float = 1.3
+    """For visit lazy: how much nearer than expected a candidate may be (a factor, 1 or above)."""
 
     def __post_init__(self) -> None:
+        _require(self.safety >= 1, "safety", "at least 1", self.safety)
         _require(self.num_candidates >= 2, "num_candidates", "at least 2", self.num_candidates)
         _require(self.max_iterations >= 1, "max_iterations", "at least 1", self.max_iterations)
         _require(self.overshoot >= 0, "overshoot", "0 or above", self.overshoot)
@@ -154,7 +162,12 @@ class RegularizerConfig:
     """Steepness for correctly classified samples."""
     d: float = 5.0
     """Steepness for misclassified samples."""
-    attack: AttackConfig = field(default_factory=AttackConfig)
+    gradient: Literal["unrolled", "boundary"] = "unrolled"
+    """Of the perturbation's norm: exact, through every step of the attack; or by the implicit
+    function theorem at the boundary point alone (cheaper, approximate)."""
+    attack: AttackConfig = field(
+        default_factory=lambda: AttackConfig(classes="first", visit="lazy")
+    )
     """DeepFool as the regulariser uses it."""
 
     def __post_init__(self) -> None:

@@ -18,8 +18,8 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.deepfool import Perturbation, deepfool
 from pipeline.distributed import Ranks
-from pipeline.models import AttackView
 from pipeline.results import Samples, check_complete
+from pipeline.view import AttackView
 
 Watcher = Callable[[Batch, Perturbation, Samples], None]
 

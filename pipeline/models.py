@@ -1,15 +1,13 @@
-"""Networks by name, their weights, and the two ways in which training runs them.
+"""Networks by name, and their weights.
 
-In: `ModelConfig`. Out: an ``nn.Module`` from images to logits, and `AttackView`, the same net as
-the attack sees it.
+In: `ModelConfig`. Out: an ``nn.Module`` from images to logits.
 """
 
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,12 +15,10 @@ import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 
-Net = Callable[[Tensor], Tensor]
 State = dict[str, Tensor]
 
 
@@ -198,83 +194,3 @@ def _brief(error: Exception) -> str:
 def batch_norms(net: nn.Module) -> Iterator[nn.Module]:
     """The batch-norm layers of a net, of any dimension."""
     return (m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-
-
-class AttackView:
-    """The net as the attack sees it: a per-sample function in a stated precision.
-
-    Batch norm runs on stored statistics and dropout is off (or, with ``dropout``, draws the same
-    masks whenever the same ``draw`` is asked of a batch of the same size, so that a
-    differentiated step repeats the step it belongs to). Logits are fp32.
-
-    Each forward has an autocast block of its own: a block that mixes forwards with and without
-    a graph would reuse cast weights that have lost theirs.
-    """
-
-    def __init__(
-        self,
-        net: nn.Module,
-        precision: torch.dtype = torch.float32,
-        dropout: bool = False,
-        channels_last: bool = False,
-    ) -> None:
-        self.net = net
-        self.precision = precision
-        self.seed: int | None = 0 if dropout else None
-        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
-
-    @property
-    def seed_scale(self) -> float:
-        """Factor on the inner gradient's seed, which keeps fp16 gradients from underflowing."""
-        return 1024.0 if self.precision == torch.float16 else 1.0
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters that train."""
-        return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
-
-    def __call__(self, images: Tensor, draw: int = 0) -> Tensor:
-        """Logits (N, K) fp32 of images (N, C, H, W)."""
-        if images.dim() == 4:
-            images = images.contiguous(memory_format=self.memory_format)
-        with self._held(), self._drawn(images.device, draw), autocast(images, self.precision):
-            return upcast(logits_of(self.net(images)))
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Evaluation mode, but for dropout where it is asked for."""
-        keep = nn.modules.dropout._DropoutNd if self.seed is not None else ()
-        held = [m for m in self.net.modules() if m.training and not isinstance(m, keep)]
-        for module in held:
-            module.training = False
-        try:
-            # The fused attention kernels have no second derivative.
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        finally:
-            for module in held:
-                module.training = True
-
-    @contextmanager
-    def _drawn(self, device: torch.device, draw: int) -> Iterator[None]:
-        if self.seed is None:
-            yield
-            return
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed + draw)
-            yield
-
-
-def autocast(images: Tensor, precision: torch.dtype) -> torch.autocast:
-    """An autocast block for the device of ``images``; inert in fp32 and fp64."""
-    reduced = precision in (torch.bfloat16, torch.float16)
-    return torch.autocast(images.device.type, precision if reduced else None, enabled=reduced)
-
-
-def logits_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The logits of nets that return auxiliary outputs beside them."""
-    return output if isinstance(output, Tensor) else output[0]
-
-
-def upcast(values: Tensor) -> Tensor:
-    """To fp32 from half precision; fp64 stays."""
-    return values if values.dtype == torch.float64 else values.float()

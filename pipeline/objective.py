@@ -9,10 +9,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from pipeline.config import ModelConfig, RegularizerConfig, RuntimeConfig
-from pipeline.models import AttackView, autocast, batch_norms, logits_of, upcast
+from pipeline.models import batch_norms
 from pipeline.regularizer import penalty, robustness
+from pipeline.view import AttackView, Graph, autocast, logits_of, upcast
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,6 +48,7 @@ class DeepDefense(nn.Module):
         self.freeze_batch_norm = model.freeze_batch_norm
         self.precision = PRECISIONS[runtime.precision]
         self.view = AttackView(net, self.precision, model.attack_dropout, runtime.channels_last)
+        self._shares: bool | None = None
         self.train()
 
     def train(self, mode: bool = True) -> "DeepDefense":
@@ -64,17 +67,22 @@ class DeepDefense(nn.Module):
             labels: (N,) int64.
             lam: weight of the regulariser; 0 leaves the attack out.
         """
-        with autocast(images, self.precision):
-            logits = upcast(logits_of(self.net(images)))
+        attacked = lam != 0
+        points = images
+        if attacked and self._shares_forward(images):
+            points = upcast(images.detach()).requires_grad_()
+        with autocast(points, self.precision):
+            logits = upcast(logits_of(self.net(self.view.laid_out(points))))
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
         correct = logits.detach().argmax(dim=1) == labels
         zeros = torch.zeros_like(cross_entropy.detach())
-        if lam == 0:
+        if not attacked:
             loss = cross_entropy.mean()
             return Losses(loss, cross_entropy.detach(), zeros, correct, zeros, zeros, zeros.bool())
-        with torch.no_grad():  # not the logits above: there dropout is on
-            clean = self.view(images)
-        found = robustness(self.view, images, labels, clean, self.config)
+        graph = Graph(points, logits) if points.requires_grad else None
+        with torch.no_grad():
+            clean = logits.detach() if graph else self.view(images)
+        found = robustness(self.view, images, labels, clean, self.config, graph)
         terms = penalty(found, self.config)
         loss = cross_entropy.mean() + lam * terms.mean()
         return Losses(
@@ -86,3 +94,17 @@ class DeepDefense(nn.Module):
             found.iterations,
             found.flipped,
         )
+
+    def _shares_forward(self, images: Tensor) -> bool:
+        """Whether the attack may start from the cross-entropy's forward: whether the net computes
+        the same in training mode as the attack sees, tried once, on two images."""
+        if self._shares is None:
+            random = (nn.modules.dropout._DropoutNd, StochasticDepth)
+            if any(isinstance(m, random) and m.training for m in self.net.modules()):
+                self._shares = False
+            else:
+                with torch.no_grad(), autocast(images, self.precision):
+                    two = self.view.laid_out(images[:2])
+                    trained = upcast(logits_of(self.net(two)))
+                    self._shares = torch.equal(trained, self.view(two))
+        return self._shares

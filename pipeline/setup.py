@@ -14,6 +14,7 @@ from pipeline.data import demo, index
 from pipeline.data.index import Index
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
+from pipeline.view import AttackView
 
 
 def open_folder(config: EvaluateConfig, ranks: Ranks, foreign: str) -> Path:
@@ -67,7 +68,7 @@ def build_net(config: EvaluateConfig, *indices: Index) -> nn.Module:
     images = torch.zeros(1, data.channels, data.crop, data.crop)
     try:
         with torch.no_grad():
-            logits = models.AttackView(net)(images)
+            logits = AttackView(net)(images)
     except RuntimeError as error:
         raise UserError(
             f"model.name: {config.model.name} does not take images of {data.channels} x "

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.config import AttackConfig
 from pipeline.deepfool import Perturbation, candidates, deepfool
-from pipeline.models import AttackView
+from pipeline.view import AttackView
 from tests import nets
 
 
@@ -17,10 +17,9 @@ def attack(
     with torch.no_grad():
         logits = view(images)
     prediction = logits.argmax(dim=1)
-    towards = labels is not None
-    found = deepfool(
-        view, images, labels if towards else prediction, logits, config, towards=towards
-    )
+    back = torch.full_like(prediction, labels is not None, dtype=torch.bool)
+    wanted = prediction if labels is None else labels
+    found = deepfool(view, images, wanted, logits, config, towards=back)
     return found, prediction
 
 

@@ -1,6 +1,8 @@
 """DALI's batches: right pixels, right order, nothing aliased, bad images named or skipped."""
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, BatchSpec, Loader
 from pipeline.data.plan import training_windows
 from pipeline.errors import UserError
+from tests.conftest import environment
 from tests.images import decode, encode, index_tar, picture
 
 CPU = torch.device("cpu")
@@ -165,6 +168,27 @@ def test_images_that_do_not_decode_are_skipped_and_counted(tmp_path: Path) -> No
     expected = transforms.center_crop(transforms.resize(pil(photos, 12), 256), [224, 224])
     assert (images[place] - as_tensor(expected)).abs().mean() < 0.5
     assert sum(len(b.labels) for b in got) == len(wanted)
+
+
+def test_breaking_again_and_again_does_not_crash(tmp_path: Path) -> None:
+    """DALI's decoder alone would take the process down now and then: see the loader's graph."""
+    script = (
+        "import dataclasses, sys; from pathlib import Path; from tests.test_loader import *\n"
+        "photos = broken_archive(Path(sys.argv[1]))\n"
+        "config = dataclasses.replace(RAW, on_error='skip')\n"
+        "for _ in range(12):\n"
+        "    specs = evaluation_specs(photos, np.arange(30), config, 30)\n"
+        "    assert len(list(Loader(photos, specs, config, CPU, 30, threads=2))) == 1\n"
+        "specs = evaluation_specs(photos, np.arange(10), config, 2)\n"
+        "next(iter(Loader(photos, specs, config, CPU, 2, threads=2)))  # left in mid-prefetch\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_batch_with_no_image_left_is_an_error(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from torch import nn
 
 from pipeline.config import ModelConfig, RegularizerConfig
 from pipeline.errors import UserError
-from pipeline.models import AttackView, batch_norms, build, load_weights
+from pipeline.models import batch_norms, build, load_weights
 from pipeline.objective import DeepDefense
+from pipeline.view import AttackView
 from tests import nets
 
 

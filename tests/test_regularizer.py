@@ -24,9 +24,10 @@ from pipeline.data.loader import Loader
 from pipeline.models import build
 from pipeline.objective import DeepDefense
 from tests import nets, unrolled
-from tests.memory import PeakMemory
+from tools.benchmarks.counters import PeakMemory
 
-CONFIG = RegularizerConfig(lam=5, c=3, d=5)
+# As the paper has it: every candidate in every iteration.
+CONFIG = RegularizerConfig(lam=5, c=3, d=5, attack=AttackConfig())
 SHAPES = {
     "mlp": (1, 28, 28),
     "lenet": (1, 28, 28),

@@ -1,165 +1,39 @@
-"""Measure the data path at ILSVRC-2012's size, on generated data.
+"""Measure: the gradient's cost and the data path.
 
-    python tools/benchmark.py index     # load an index of 1,281,167 rows: seconds, memory
-    python tools/benchmark.py plan      # one epoch's order and windows: seconds
-    python tools/benchmark.py scan      # index a sparse tar of 100,000 JPEGs: members a second
-    python tools/benchmark.py all --json FILE
+    python tools/benchmark.py regularizer --model squeezenet1_1 --weights W.pth --data val.parquet
+    python tools/benchmark.py data        # index, plan and scan at ILSVRC-2012's size
 
-Benchmarks, not tests: the machine's other work moves the figures.
+Each prints a table; --json FILE writes device, versions and rows. Benchmarks, not tests: variants
+are run in turn and compared within one run, since other work on the machine moves the figures.
 """
 
 import argparse
-import io
-import json
-import multiprocessing
-import os
-import tarfile
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from PIL import Image
-from rich.console import Console
-from rich.table import Table
+from benchmarks import common, data, regularizer
 
-from pipeline import setup
-from pipeline.config import DataConfig
-from pipeline.data import index, plan, scan
+from pipeline.distributed import guarded
 
-ILSVRC_TRAIN = 1_281_167
-SPARSE_MEMBERS, SPARSE_BYTES = 100_000, 110_000
-Row = dict[str, Any]
+BENCHMARKS = {"regularizer": regularizer.benchmark, "data": data.benchmark}
 
 
-def generated_rows(number: int) -> pa.Table:
-    """Rows like ILSVRC's, in one archive."""
-    rng = np.random.default_rng(0)
-    names = pa.array([f"n{i // 1281:08d}/n{i // 1281:08d}_{i}.JPEG" for i in range(number)])
-    constant = {"file": "ILSVRC2012_img_train.tar", "format": "JPEG", "mode": "RGB"}
-    return pa.table(
-        {
-            "id": names,
-            "offset": np.arange(number, dtype=np.int64) * SPARSE_BYTES,
-            "length": rng.integers(20_000, 200_000, number, dtype=np.int32),
-            "label": (np.arange(number) // 1282).astype(np.int32),
-            "width": rng.integers(200, 800, number, dtype=np.int32),
-            "height": rng.integers(200, 800, number, dtype=np.int32),
-            **{k: pa.array([v] * number).dictionary_encode() for k, v in constant.items()},
-        }
-    ).select(index.SCHEMA.names)
-
-
-def in_new_process(function: Callable[..., Row], *arguments: Any) -> Row:
-    """Run in a fresh process, so that memory is that of the function alone."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
-def load_index(path: str) -> Row:
-    """Load an index; the growth of the process and the time."""
-    before = peak_memory_mib()
-    begin = time.perf_counter()
-    loaded = index.read(path)
-    seconds = time.perf_counter() - begin
-    return {"rows": len(loaded), "seconds": seconds, "memory_mib": peak_memory_mib() - before}
-
-
-def peak_memory_mib() -> float:
-    """Peak resident memory of this process (getrusage would count what it was forked from)."""
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
-    return int(line.split()[1]) / 1024
-
-
-def bench_index(folder: Path) -> Row:
-    """Loading an index of ILSVRC's size."""
-    path = folder / "train.parquet"
-    names = [f"class {k}" for k in range(1000)]
-    index.write(path, generated_rows(ILSVRC_TRAIN), folder, names)
-    return in_new_process(load_index, str(path))
-
-
-def bench_plan(_: Path) -> Row:
-    """Order and windows of one epoch, in batches of 256 as training asks for them."""
-    rng = np.random.default_rng(0)
-    width, height = rng.integers(200, 800, (2, ILSVRC_TRAIN))
-    config = DataConfig()
-    begin = time.perf_counter()
-    rows = plan.order(ILSVRC_TRAIN, seed=0, epoch=0)
-    ordered = time.perf_counter() - begin
-    for start in range(0, ILSVRC_TRAIN, 256):
-        batch = rows[start : start + 256]
-        plan.training_windows(width[batch], height[batch], 0, 0, start, config)
-    seconds = time.perf_counter() - begin
-    return {"rows": ILSVRC_TRAIN, "seconds": seconds, "order_seconds": ordered}
-
-
-def sparse_archive(path: Path, members: int) -> None:
-    """A tar of small JPEGs, each followed by a hole up to its stated size; little on disk."""
-    image = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(image, "JPEG")
-    padding = SPARSE_BYTES - len(image.getvalue()) - 2
-    with path.open("wb") as file:
-        for number in range(members):
-            info = tarfile.TarInfo(f"class{number % 100:03d}/{number:06d}.JPEG")
-            info.size = SPARSE_BYTES
-            file.write(info.tobuf())
-            file.write(image.getvalue())
-            file.seek(padding, os.SEEK_CUR)
-            file.write(b"\xff\xd9")  # the end mark that the scan looks for
-            file.seek(-SPARSE_BYTES % 512, os.SEEK_CUR)
-        file.truncate(file.tell() + 1024)
-
-
-def bench_scan(folder: Path) -> Row:
-    """Indexing a tar of 100,000 members of 110 kB."""
-    path = folder / "sparse.tar"
-    sparse_archive(path, SPARSE_MEMBERS)
-    begin = time.perf_counter()
-    rows, _ = scan.scan_tar(path)
-    seconds = time.perf_counter() - begin
-    assert len(rows) == SPARSE_MEMBERS, rows.rejected[:3]
-    return {"rows": len(rows), "seconds": seconds, "rows_per_second": len(rows) / seconds}
-
-
-BENCHMARKS = {"index": bench_index, "plan": bench_plan, "scan": bench_scan}
-
-
-def show(rows: list[Row]) -> None:
-    """Print the rows as a table."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table()
-    for name in columns:
-        table.add_column(name, justify="left" if name == "name" else "right")
-    for row in rows:
-        values = (row.get(name, "") for name in columns)
-        table.add_row(*(f"{v:,.2f}" if isinstance(v, float) else f"{v}" for v in values))
-    Console().print(table)
-
-
-def main() -> None:
-    """Parse, measure, show."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=[*BENCHMARKS, "all"])
-    parser.add_argument("--json", type=Path, help="write device, versions and rows to this file")
-    options = parser.parse_args()
-    names = list(BENCHMARKS) if options.what == "all" else [options.what]
-    rows = []
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append({"name": name, **BENCHMARKS[name](Path(folder))})
-    show(rows)
-    if options.json:
-        report = {"device": "cpu", "versions": setup.versions(), "rows": rows}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    top.add_argument("what", choices=BENCHMARKS)
+    top.add_argument("--json", type=Path, help="write device, versions and rows to this file")
+    top.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    top.add_argument("--model", default="squeezenet1_1", help="net, as model.name (%(default)s)")
+    top.add_argument("--weights", help="its weights, as model.weights (default: random)")
+    top.add_argument("--data", help="index of images (default: generated images)")
+    top.add_argument("--num-images", type=int, default=16, help="in a batch (%(default)s)")
+    top.add_argument("--repeats", type=int, default=5, help="timed runs a variant (%(default)s)")
+    return top
 
 
 if __name__ == "__main__":
-    main()
+    options = parser().parse_args()
+    with guarded():
+        common.report(BENCHMARKS[options.what](options), common.device_of(options), options.json)

@@ -232,9 +232,13 @@ def _definition(source: Any, config: DataConfig, device: torch.device, half: boo
         encoded, anchor, shape, roi_start, roi_end, mirror = fn.external_source(
             source=source, num_outputs=6, batch=True, no_copy=True
         )
+        # The decoder of DALI 2.4 crashes the process (its threads outlive their batch) when one
+        # image of several has a header that it cannot parse. This parses all headers first, in
+        # an operator that fails cleanly, and the decoder waits for it.
+        size = fn.peek_image_shape(encoded)
         images = fn.decoders.image_slice(
             encoded,
-            anchor,
+            anchor + 0.0 * fn.cast(size[:2], dtype=types.FLOAT),
             shape,
             axes=[0, 1],
             normalized_anchor=False,

@@ -1,4 +1,4 @@
-"""Peak memory of the tensors that a piece of code holds, exact and without noise, on the CPU."""
+"""Counters without noise: bytes that tensors hold at the peak, and floating-point operations."""
 
 import weakref
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 
 class PeakMemory(TorchDispatchMode):
@@ -35,3 +36,20 @@ class PeakMemory(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+class Flops(TorchDispatchMode):
+    """Counts FLOPs by torch's own formulas (torch's FlopCounterMode also follows modules, by hooks
+    that nested ``autograd.grad`` calls break)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result

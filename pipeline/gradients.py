@@ -1,0 +1,238 @@
+"""The gradient of the perturbation with respect to the net's parameters, in two ways.
+
+In: what DeepFool found, with its steps. Out: the perturbation, or its norm, as a differentiable
+function of the parameters.
+
+**Unrolled** is exact. The perturbation is a sum of steps r_i = |f| w / ||w||^2, each a function of
+the parameters W directly and through the point z_i = x + r_0 + ... + r_{i-1} where it linearises.
+Reverse mode takes one step at a time; with u the adjoint of the sum after step i,
+
+    dL/dW += (dr_i/dW)^T u,        u <- u + (dr_i/dz)^T u        for i from the last to the first.
+
+Any net: each step is computed again with a graph, for the samples that took it only. A piecewise
+linear net: there df = <w, dz> and dw = 0 along z, so that
+
+    <u, dr_i> = a df + <v, dw>,    a = s <u, w> / ||w||^2,
+                                   v = (|f| / ||w||^2) (u - 2 <u, w> w / ||w||^2)
+
+(s the sign of f), and u passes as u + a w without touching the net. What remains is the gradient of
+a f(z) + <v, w(z)> = a f_held(z + v / a) with the activation pattern held as at z: one forward for
+the pattern, one forward and backward, nothing of second order, steps of all iterations together.
+
+**Boundary** differentiates the distance itself. With f(x + d n; W) = 0 along the unit direction n,
+dd/dW = -(df/dW) / ||w|| by the implicit function theorem, ||w|| held constant (that of the last
+step): one forward and backward at the boundary point.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pipeline.deepfool import Perturbation, Step
+from pipeline.errors import UserError
+from pipeline.linear_region import Hold, Record
+from pipeline.view import AttackView
+
+Gradients = list[Tensor | None]
+
+
+def unrolled(view: AttackView, images: Tensor, found: Perturbation, factor: float) -> Tensor:
+    """The perturbation (N, C, H, W), exactly differentiable.
+
+    Args:
+        view: the net.
+        images: (N, C, H, W) fp32, as DeepFool had them.
+        found: with its steps.
+        factor: 1 + overshoot.
+    """
+    # Low precision would round away the shift v / a, which is small beside z.
+    tf32 = images.is_cuda and torch.backends.cudnn.allow_tf32
+    full = view.precision == torch.float32 and not tf32
+    fast = full and view.is_piecewise_linear(images)
+    return _Unrolled.apply(view, images, found, factor, fast, *view.parameters())
+
+
+def boundary(view: AttackView, images: Tensor, found: Perturbation, factor: float) -> Tensor:
+    """The perturbation's L2 norm (N,), differentiable at the boundary point; as `unrolled`."""
+    return _Boundary.apply(view, images, found, factor, *view.parameters())
+
+
+class _Unrolled(torch.autograd.Function):
+    """Forward gives the perturbation as it is; backward unrolls the steps that made it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        view: AttackView,
+        images: Tensor,
+        found: Perturbation,
+        factor: float,
+        fast: bool,
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.view, ctx.found, ctx.factor, ctx.fast = view, found, factor, fast
+        ctx.seed = view.seed
+        ctx.save_for_backward(images)
+        return found.delta.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Any, ...]:
+        (images,) = ctx.saved_tensors
+        reverse = _through_pieces if ctx.fast else _through_steps
+        ctx.view.seed, seed = ctx.seed, ctx.view.seed
+        try:
+            total = reverse(ctx.view, images, ctx.found, ctx.factor, ctx.factor * adjoint)
+        finally:
+            ctx.view.seed = seed
+        return None, None, None, None, None, *total
+
+
+def _reversed(images: Tensor, found: Perturbation, factor: float) -> Any:
+    """Each step with the points where it linearised, from the last to the first."""
+    reached = found.delta / factor
+    for step in reversed(found.steps):
+        start = reached[step.samples] - step.move
+        reached[step.samples] = start
+        yield step, images[step.samples] + start
+
+
+def _through_steps(
+    view: AttackView, images: Tensor, found: Perturbation, factor: float, adjoint: Tensor
+) -> Gradients:
+    """Any net: one step at a time, by a second derivative."""
+    total: Gradients = [None] * len(view.parameters())
+    left = len(found.steps)
+    for step, points in _reversed(images, found, factor):
+        left -= 1
+        gradients = _replay(view, points, step, adjoint[step.samples], through_points=left > 0)
+        total = _add(total, gradients)
+        if left > 0 and gradients[-1] is not None:
+            adjoint.index_add_(0, step.samples, gradients[-1])
+        del gradients  # before the next step's graph is built
+    return total
+
+
+def _replay(
+    view: AttackView, points: Tensor, step: Step, adjoint: Tensor, through_points: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of <adjoint, step> with respect to the parameters, and then to the points."""
+    try:
+        with torch.enable_grad():
+            graph = view.graph(points, step.draw)
+            gap = _gap(graph.logits, step.target, step.source)
+            gradient = view.gap_gradient(graph, gap, create_graph=True)
+            # Not |f| w / ||w||^2 as written: the square of a small norm leaves fp32's range.
+            norm = gradient.flatten(1).norm(dim=1)
+            norm = norm.where(norm > 0, torch.inf)
+            moved = _wide(gap.abs() / norm) * (gradient / _wide(norm))
+        wanted = [*view.parameters(), graph.points] if through_points else view.parameters()
+        return torch.autograd.grad(moved, wanted, adjoint, allow_unused=True)
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        raise UserError(
+            f"the net has a layer without a second derivative ({str(error).splitlines()[0]}), "
+            "which the regulariser needs; replace it by simpler operations, or use "
+            "regularizer.gradient boundary"
+        ) from None
+
+
+class _Piece(NamedTuple):
+    """a f(z) + <v, w(z)> of some samples, as a f_held(z + shift)."""
+
+    points: Tensor
+    shift: Tensor  # v / a
+    weight: Tensor  # a
+    target: Tensor
+    source: Tensor
+
+
+def _through_pieces(
+    view: AttackView, images: Tensor, found: Perturbation, factor: float, adjoint: Tensor
+) -> Gradients:
+    """A piecewise linear net: no second derivatives, steps of several iterations together."""
+    total: Gradients = [None] * len(view.parameters())
+    waiting: list[_Piece] = []
+    for step, points in _reversed(images, found, factor):
+        u = adjoint[step.samples]
+        length = step.move.flatten(1).norm(dim=1)  # |f| / ||w||
+        unit = step.move / _wide(length.where(length > 0, torch.inf))  # w / ||w||
+        along = (u * unit).flatten(1).sum(dim=1)  # <u, w> / ||w||
+        passed = u + _wide(step.gap.sign() * along) * unit
+        adjoint[step.samples] = passed
+        weight = step.gap.sign() * along / step.norm
+        v = _wide(length / step.norm) * (u - 2 * _wide(along) * unit)
+        # A weight far below v's share would only lose digits: it is kept from vanishing.
+        least = 1e-6 * v.flatten(1).norm(dim=1) / points.flatten(1).norm(dim=1)
+        weight = torch.where(weight.abs() < least, least, weight)
+        shift = v / _wide(weight.where(weight != 0, torch.inf))
+        waiting.append(_Piece(points, shift, weight, step.target, step.source))
+        if sum(len(piece.points) for piece in waiting) >= len(images):
+            total = _add(total, _held_gradients(view, waiting))
+            waiting = []
+    return _add(total, _held_gradients(view, waiting)) if waiting else total
+
+
+def _held_gradients(view: AttackView, pieces: list[_Piece]) -> Gradients:
+    piece = _Piece(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+    with torch.no_grad(), Record() as record:
+        view(piece.points)
+    with torch.enable_grad():
+        with Hold(record.pattern):
+            logits = view(piece.points + piece.shift)
+        gap = _gap(logits, piece.target, piece.source)
+    return list(torch.autograd.grad(gap, view.parameters(), piece.weight, allow_unused=True))
+
+
+class _Boundary(torch.autograd.Function):
+    """Forward gives the norm as it is; backward is the boundary's shift under the parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        view: AttackView,
+        images: Tensor,
+        found: Perturbation,
+        factor: float,
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.view, ctx.found, ctx.factor = view, found, factor
+        ctx.save_for_backward(images)
+        return found.delta.flatten(1).norm(dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Any, ...]:
+        (images,) = ctx.saved_tensors
+        view, found = ctx.view, ctx.found
+        target, source = torch.zeros_like(found.iterations), torch.zeros_like(found.iterations)
+        norm = torch.full_like(adjoint, torch.inf)
+        for step in found.steps:  # the last step of each sample is what stays
+            target[step.samples], source[step.samples] = step.target, step.source
+            norm[step.samples] = step.norm
+        with torch.enable_grad():
+            logits = view(images + found.delta / ctx.factor)
+            gap = _gap(logits, target, source)
+        weight = -ctx.factor * adjoint / norm
+        gradients = torch.autograd.grad(gap, view.parameters(), weight, allow_unused=True)
+        return None, None, None, None, *gradients
+
+
+def _gap(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:
+    """Logit of the target minus that of the source, (A,)."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, source[:, None]))[:, 0]
+
+
+def _add(total: Gradients, terms: Any) -> Gradients:
+    """Sums, in place of the first; ``terms`` may have more entries."""
+    return [
+        (a if b is None else b) if a is None or b is None else a.add_(b)
+        for a, b in zip(total, terms, strict=False)
+    ]
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values[:, None, None, None]

@@ -1,0 +1,123 @@
+"""A piecewise-linear net on the linear pieces where given points lie.
+
+ReLU nets with max-pooling and batch norm on stored statistics are affine around almost every
+point. Here such a net is evaluated at other inputs while its activation pattern (which ReLUs are
+on, which elements each pool takes) is held as at the given points. That is what the fast exact
+gradient of `pipeline.regularizer` needs: f_held(z + t) = f(z) + <grad f(z), t>, differentiable in
+the parameters by one ordinary backward pass.
+
+The net's own code runs unchanged under a torch function mode, which sees every operation by name.
+Operations that it does not know make a net "not piecewise linear", and the general road is taken.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Kept = tuple[Tensor, Tensor | None]  # slope and offset of an activation, or indices of a pool
+
+# Affine in the activations, however they are parameterised. In-place ones are fine: the
+# activations that are read again are those of the kinks below, which are replaced.
+_AFFINE: frozenset[Callable] = frozenset(
+    [
+        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.avg_pool2d, F.adaptive_avg_pool2d, F.pad),
+        *(torch.flatten, torch.cat, torch.transpose, torch.permute, torch.mean),
+        *(torch.Tensor.flatten, torch.Tensor.view, torch.Tensor.reshape, torch.Tensor.permute),
+        *(torch.Tensor.transpose, torch.Tensor.contiguous, torch.Tensor.mean, torch.Tensor.chunk),
+        *(torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__),
+        *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.squeeze, torch.Tensor.unsqueeze),
+        *(torch.Tensor.__getitem__, torch.Tensor.sub, torch.Tensor.__sub__),
+        *(torch.Tensor.shape.__get__, torch.Tensor.device.__get__, torch.Tensor.dtype.__get__),
+        torch._C._set_grad_enabled,
+    ]
+)
+_CLAMPS: frozenset[Callable] = frozenset([F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh])
+_SLOPED: frozenset[Callable] = frozenset([F.leaky_relu])
+_POOLS: frozenset[Callable] = frozenset([F.max_pool2d])
+
+
+class NotPiecewiseLinear(Exception):
+    """The net uses an operation that is not known to be piecewise linear."""
+
+
+class Record(TorchFunctionMode):
+    """Runs a net and keeps the pattern of its kinks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pattern: list[Kept] = []
+
+    def __torch_function__(
+        self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _CLAMPS or func in _SLOPED:
+            x = args[0].clone() if _in_place(func, args, kwargs) else args[0]
+            out = func(*args, **kwargs)
+            if func in _SLOPED:
+                slope = torch.where(x > 0, 1.0, out / x).nan_to_num_(0.0)
+                self.pattern.append((slope, None))
+            else:
+                on = out == x
+                flat = None if func in (F.relu, F.relu_, torch.relu) else out.masked_fill(on, 0.0)
+                self.pattern.append((on & (out != 0), flat))
+            return out
+        if func in _POOLS:
+            kwargs["return_indices"] = True
+            out, indices = func(*args, **kwargs)
+            self.pattern.append((indices.int(), None))
+            return out
+        _check(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class Hold(TorchFunctionMode):
+    """Runs a net with the kinks held as recorded, for inputs of the same shape."""
+
+    def __init__(self, pattern: list[Kept]) -> None:
+        super().__init__()
+        self._pattern = iter(pattern)
+
+    def __torch_function__(
+        self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _CLAMPS or func in _SLOPED:
+            slope, offset = next(self._pattern)
+            out = args[0] * slope
+            return out if offset is None else out + offset
+        if func in _POOLS:
+            indices, _ = next(self._pattern)
+            return args[0].flatten(2).gather(2, indices.flatten(2).long()).view(indices.shape)
+        return func(*args, **kwargs)
+
+
+def _check(func: Callable, args: tuple, kwargs: dict) -> None:
+    if func is F.dropout:
+        training = kwargs.get("training", args[2] if len(args) > 2 else True)
+    elif func is F.batch_norm:
+        training = kwargs.get("training", args[5] if len(args) > 5 else False)
+    elif func in _AFFINE:
+        return
+    else:
+        raise NotPiecewiseLinear(getattr(func, "__name__", str(func)))
+    if training:
+        raise NotPiecewiseLinear(f"{func.__name__} in training mode")
+
+
+def _in_place(func: Callable, args: tuple, kwargs: dict) -> bool:
+    return func is F.relu_ or kwargs.get("inplace", len(args) > 1 and args[1] is True)
+
+
+def is_piecewise_linear(net: Callable[[Tensor], Tensor], images: Tensor) -> bool:
+    """Whether every operation of the net is known, tried on one image (1, C, H, W)."""
+    try:
+        with torch.no_grad(), Record():
+            net(images)
+    except NotPiecewiseLinear:
+        return False
+    return True

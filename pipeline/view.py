@@ -1,0 +1,149 @@
+"""The net as the attack sees it.
+
+In: a net and the precision it runs in. Out: `AttackView`, a per-sample function from images to
+logits, with the gradients that DeepFool asks for.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline import linear_region
+
+
+class Graph(NamedTuple):
+    """Logits (A, K) as a function of points (A, C, H, W) that require grad."""
+
+    points: Tensor
+    logits: Tensor
+
+
+class AttackView:
+    """The net as the attack sees it: a per-sample function in a stated precision.
+
+    Batch norm runs on stored statistics and dropout is off (or, with ``dropout``, draws the same
+    masks whenever the same ``draw`` is asked of a batch of the same size, so that a
+    differentiated step repeats the step it belongs to). Logits are fp32.
+
+    Each forward has an autocast block of its own: a block that mixes forwards with and without
+    a graph would reuse cast weights that have lost theirs.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        precision: torch.dtype = torch.float32,
+        dropout: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        self.net = net
+        self.precision = precision
+        self.seed: int | None = 0 if dropout else None
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        self._head = _last_layer(net)
+        self._piecewise_linear: bool | None = None
+
+    def graph(self, points: Tensor, draw: int = 0) -> "Graph":
+        """Logits of points (A, C, H, W) with a graph, to be differentiated by the points."""
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            return Graph(points, self(points, draw))
+
+    def gap_gradient(self, graph: "Graph", gaps: Tensor, create_graph: bool = False) -> Tensor:
+        """Per-sample gradients (A, C, H, W) of gaps (A,), which are functions of the graph.
+
+        The graph stays, for further gradients.
+        """
+        scale = self.seed_scale
+        seed = torch.full_like(gaps, scale)
+        (gradient,) = torch.autograd.grad(
+            gaps, graph.points, seed, retain_graph=True, create_graph=create_graph
+        )
+        return gradient if scale == 1.0 else gradient / scale
+
+    def class_distances(self, source: Tensor, choices: Tensor) -> Tensor:
+        """Distances of the classes' weights in the last layer, (A, M); ones if none is found.
+
+        Roughly proportional to the norm of the gap's gradient, at no cost.
+        """
+        if self._head is None:
+            return torch.ones_like(choices, dtype=torch.float32)
+        weight = self._head.weight.detach().flatten(1).float()
+        return (weight[source][:, None] - weight[choices]).norm(dim=2)
+
+    def is_piecewise_linear(self, images: Tensor) -> bool:
+        """Whether the net is known to be piecewise linear; tried once, on one image."""
+        if self._piecewise_linear is None:
+            plain = self.seed is None
+            self._piecewise_linear = plain and linear_region.is_piecewise_linear(self, images[:1])
+        return self._piecewise_linear
+
+    @property
+    def seed_scale(self) -> float:
+        """Factor on the inner gradient's seed, which keeps fp16 gradients from underflowing."""
+        return 1024.0 if self.precision == torch.float16 else 1.0
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that train."""
+        return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+
+    def __call__(self, images: Tensor, draw: int = 0) -> Tensor:
+        """Logits (N, K) fp32 of images (N, C, H, W)."""
+        with self._held(), self._drawn(images.device, draw), autocast(images, self.precision):
+            return upcast(logits_of(self.net(self.laid_out(images))))
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """The images in the memory format that the net runs in."""
+        if images.dim() != 4:
+            return images
+        return images.contiguous(memory_format=self.memory_format)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Evaluation mode, but for dropout where it is asked for."""
+        keep = nn.modules.dropout._DropoutNd if self.seed is not None else ()
+        held = [m for m in self.net.modules() if m.training and not isinstance(m, keep)]
+        for module in held:
+            module.training = False
+        try:
+            # The fused attention kernels have no second derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            for module in held:
+                module.training = True
+
+    @contextmanager
+    def _drawn(self, device: torch.device, draw: int) -> Iterator[None]:
+        if self.seed is None:
+            yield
+            return
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed + draw)
+            yield
+
+
+def autocast(images: Tensor, precision: torch.dtype) -> torch.autocast:
+    """An autocast block for the device of ``images``; inert in fp32 and fp64."""
+    reduced = precision in (torch.bfloat16, torch.float16)
+    return torch.autocast(images.device.type, precision if reduced else None, enabled=reduced)
+
+
+def logits_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The logits of nets that return auxiliary outputs beside them."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def upcast(values: Tensor) -> Tensor:
+    """To fp32 from half precision; fp64 stays."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _last_layer(net: nn.Module) -> nn.Module | None:
+    """The last layer with a row of weights for each class, as far as the order of layers tells."""
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return layers[-1] if layers else None

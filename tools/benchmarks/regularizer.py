@@ -1,0 +1,125 @@
+"""The cost of the regulariser's gradient, beside a plain step and the authors' algorithm."""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config import AttackConfig, RegularizerConfig
+from pipeline.objective import DeepDefense
+
+from .common import Row, device_of, in_turn, load_images, load_net, spread
+from .counters import Flops, PeakMemory
+
+Q, ITERATIONS, OVERSHOOT, LAM, C = 10, 5, 0.02, 5.0, 500.0
+
+
+def authors(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The loss as the authors' code computes it: every candidate's gradient with a graph, in
+    every iteration, for the whole batch until its last sample is done. Samples of T only."""
+    logits = net(images)
+    order = logits.detach().topk(Q, dim=1).indices
+    others = order[order != labels[:, None]].view(len(images), -1)
+    dx = torch.zeros_like(images)
+    done = torch.zeros_like(labels, dtype=torch.bool)
+    for _ in range(ITERATIONS):
+        points = images + dx
+        if not points.requires_grad:
+            points.requires_grad_()
+        f = net(points)
+        gaps = f.gather(1, others) - f.gather(1, labels[:, None])
+        w = torch.stack(
+            [torch.autograd.grad(gap.sum(), points, create_graph=True)[0] for gap in gaps.unbind(1)]
+        )
+        norms = w.flatten(2).norm(dim=2)
+        k = (gaps.T.abs() / norms).argmin(dim=0)
+        rows = torch.arange(len(images), device=images.device)
+        r = (gaps[rows, k].abs() / norms[k, rows] ** 2)[:, None, None, None] * w[k, rows]
+        dx = dx + torch.where(done[:, None, None, None], 0.0, r)
+        with torch.no_grad():
+            done = done | (net(images + (1 + OVERSHOOT) * dx).argmax(dim=1) != labels)
+        if done.all():
+            break
+    ratio = (1 + OVERSHOOT) * dx.flatten(1).norm(dim=1) / images.flatten(1).norm(dim=1)
+    return F.cross_entropy(logits, labels) + LAM * torch.exp(-C * ratio).mean()
+
+
+def variants(net: nn.Module) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Losses by name; ``exact`` visits every candidate in every iteration."""
+
+    def ours(gradient: str, **attack: object) -> Callable[[Tensor, Tensor], Tensor]:
+        config = RegularizerConfig(lam=LAM, c=C, gradient=gradient)  # type: ignore[arg-type]
+        if attack:
+            config.attack = AttackConfig(**attack)  # type: ignore[arg-type]
+        objective = DeepDefense(net, config)
+        return lambda images, labels: objective.eval()(images, labels, LAM).loss
+
+    return {
+        "plain": lambda images, labels: F.cross_entropy(net(images), labels),
+        "authors": lambda images, labels: authors(net, images, labels),
+        "exact": ours("unrolled", classes="every", visit="all"),
+        "unrolled": ours("unrolled"),
+        "boundary": ours("boundary"),
+    }
+
+
+def benchmark(options: argparse.Namespace) -> list[Row]:
+    """A row a variant: time and FLOPs over plain, memory, and the gradient beside the authors'."""
+    device = device_of(options)
+    net, images = load_net(options), load_images(options)
+    with torch.no_grad():
+        labels = net(images).argmax(dim=1)
+    losses = variants(net)
+
+    def step(name: str) -> None:
+        net.zero_grad()
+        losses[name](images, labels).backward()
+
+    gradients, flops, peaks = {}, {}, {}
+    for name in losses:  # also a warm-up
+        step(name)
+        gradients[name] = _gradient(net) - (0 if name == "plain" else gradients["plain"])
+        with Flops() as counter:
+            step(name)
+        flops[name] = counter.total
+        peaks[name] = _peak(lambda name=name: step(name), net, device)
+    seconds = in_turn({n: lambda n=n: step(n) for n in losses}, options.repeats, device)
+    plain, slow = (statistics.median(seconds[name]) for name in ("plain", "authors"))
+    wanted = gradients["authors"]
+    return [
+        {
+            "name": name,
+            "time_ratio": statistics.median(seconds[name]) / plain,
+            "flops_ratio": flops[name] / flops["plain"],
+            "speedup_over_authors": slow / statistics.median(seconds[name]),
+            "peak_memory_ratio": peaks[name] / peaks["plain"],
+            "cosine": _cosine(gradients[name], wanted) if name != "plain" else None,
+            "norm_ratio": (gradients[name].norm() / wanted.norm()).item(),
+            "spread": spread(seconds[name]),
+        }
+        for name in losses
+    ]
+
+
+def _gradient(net: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return F.cosine_similarity(a.double(), b.double(), dim=0).item()
+
+
+def _peak(step: Callable[[], None], net: nn.Module, device: torch.device) -> float:
+    """Bytes held at the peak of a step, above weights and images."""
+    net.zero_grad()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with PeakMemory() as memory:
+        step()
+    return memory.peak
