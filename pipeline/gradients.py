@@ -73,7 +73,7 @@ class _Unrolled(torch.autograd.Function):
         *parameters: Tensor,
     ) -> Tensor:
         ctx.view, ctx.found, ctx.factor, ctx.fast = view, found, factor, fast
-        ctx.seed = view.seed
+        ctx.seed, ctx.used = view.seed, False
         ctx.save_for_backward(images)
         return found.delta.clone()
 
@@ -81,6 +81,9 @@ class _Unrolled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Any, ...]:
         (images,) = ctx.saved_tensors
+        if ctx.used:
+            raise RuntimeError("the regulariser's steps are freed by the first backward pass")
+        ctx.used = True
         reverse = _through_pieces if ctx.fast else _through_steps
         ctx.view.seed, seed = ctx.seed, ctx.view.seed
         try:
@@ -91,9 +94,11 @@ class _Unrolled(torch.autograd.Function):
 
 
 def _reversed(images: Tensor, found: Perturbation, factor: float) -> Any:
-    """Each step with the points where it linearised, from the last to the first."""
+    """Each step with the points where it linearised, from the last to the first; each is let go
+    as it is taken, so that the next graph finds its memory free."""
     reached = found.delta / factor
-    for step in reversed(found.steps):
+    while found.steps:
+        step = found.steps.pop()
         start = reached[step.samples] - step.move
         reached[step.samples] = start
         yield step, images[step.samples] + start
@@ -104,9 +109,8 @@ def _through_steps(
 ) -> Gradients:
     """Any net: one step at a time, by a second derivative."""
     total: Gradients = [None] * len(view.parameters())
-    left = len(found.steps)
     for step, points in _reversed(images, found, factor):
-        left -= 1
+        left = len(found.steps)
         gradients = _replay(view, points, step, adjoint[step.samples], through_points=left > 0)
         total = _add(total, gradients)
         if left > 0 and gradients[-1] is not None:
@@ -157,6 +161,10 @@ def _through_pieces(
     total: Gradients = [None] * len(view.parameters())
     waiting: list[_Piece] = []
     for step, points in _reversed(images, found, factor):
+        # At most a batch at a time, however many iterations there were.
+        if sum(len(piece.points) for piece in waiting) + len(points) > len(images):
+            total = _add(total, _held_gradients(view, waiting))
+            waiting = []
         u = adjoint[step.samples]
         length = step.move.flatten(1).norm(dim=1)  # |f| / ||w||
         unit = step.move / _wide(length.where(length > 0, torch.inf))  # w / ||w||
@@ -170,14 +178,13 @@ def _through_pieces(
         weight = torch.where(weight.abs() < least, least, weight)
         shift = v / _wide(weight.where(weight != 0, torch.inf))
         waiting.append(_Piece(points, shift, weight, step.target, step.source))
-        if sum(len(piece.points) for piece in waiting) >= len(images):
-            total = _add(total, _held_gradients(view, waiting))
-            waiting = []
+        del u, unit, passed, v, shift  # each as large as the batch
     return _add(total, _held_gradients(view, waiting)) if waiting else total
 
 
 def _held_gradients(view: AttackView, pieces: list[_Piece]) -> Gradients:
     piece = _Piece(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+    pieces.clear()
     with torch.no_grad(), Record() as record:
         view(piece.points)
     with torch.enable_grad():

@@ -32,7 +32,7 @@ _AFFINE: frozenset[Callable] = frozenset(
         *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.squeeze, torch.Tensor.unsqueeze),
         *(torch.Tensor.__getitem__, torch.Tensor.sub, torch.Tensor.__sub__),
         *(torch.Tensor.shape.__get__, torch.Tensor.device.__get__, torch.Tensor.dtype.__get__),
-        torch._C._set_grad_enabled,
+        *(torch.Tensor.float, torch.Tensor.double, torch.Tensor.to, torch._C._set_grad_enabled),
     ]
 )
 _CLAMPS: frozenset[Callable] = frozenset([F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh])

@@ -55,15 +55,17 @@ def variants(net: nn.Module) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         if attack:
             config.attack = AttackConfig(**attack)  # type: ignore[arg-type]
         objective = DeepDefense(net, config)
-        return lambda images, labels: objective.eval()(images, labels, LAM).loss
+        return lambda images, labels: objective(images, labels, LAM).loss
 
-    return {
+    losses = {
         "plain": lambda images, labels: F.cross_entropy(net(images), labels),
         "authors": lambda images, labels: authors(net, images, labels),
         "exact": ours("unrolled", classes="every", visit="all"),
         "unrolled": ours("unrolled"),
         "boundary": ours("boundary"),
     }
+    net.eval()  # an objective begins in training mode, with dropout
+    return losses
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
