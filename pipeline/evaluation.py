@@ -34,6 +34,8 @@ def definition(attack: AttackConfig, tf32: bool = False) -> dict[str, Any]:
         "num_candidates": attack.num_candidates,
         "max_iterations": attack.max_iterations,
         "overshoot": attack.overshoot,
+        "classes": attack.classes,
+        "visit": attack.visit if attack.visit == "all" else f"lazy, safety {attack.safety:g}",
         "linearised_at": "x + sum of steps, without overshoot",
         "space": "network input, after normalisation",
         "precision": "tf32" if tf32 else "fp32",

@@ -55,7 +55,9 @@ def test_any_number_of_ranks_gives_the_same(run: Run, weights: Path, tmp_path: P
     assert one["accuracy"] == sum(r["label"] == r["prediction"] for r in rows.values()) / 700
     ratios = [r["perturbation_norm"] / r["image_norm"] for r in rows.values()]
     assert one["rho2"] == pytest.approx(sum(ratios) / 700)
-    assert one["definition"]["max_iterations"] == 5
+    definition = one["definition"]
+    assert (definition["max_iterations"], definition["classes"]) == (5, "every")
+    assert definition["visit"] == "all"
 
 
 def test_killed_and_started_again(run: Run, weights: Path, tmp_path: Path) -> None:

@@ -169,20 +169,21 @@ def test_killed_and_resumed_on_two_ranks_is_the_same_bit_for_bit(run: Run, tmp_p
 
 def test_killed_on_two_ranks_and_resumed_on_one(run: Run, tmp_path: Path) -> None:
     # Dropout draws by rank, so the net here has none: the images and their order decide alone.
-    plain = ("--model.name", "mlp", "--train.accumulation", 1)
+    # Sums are taken in another order, and a large step would blow the last bit up in no time.
+    plain = ("--model.name", "mlp", "--optim.lr", 0.0005, "--train.accumulation", 1)
     kill_at(tmp_path / "two", 26, *plain, ranks=2)
     done = run(SCRIPT, *SMALL, *plain, "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stdout
-    more = ("--model.name", "mlp", "--train.accumulation", 2)
-    done = run(SCRIPT, *SMALL, *more, "--output", tmp_path / "one")
+    more = ("--train.accumulation", 2)
+    done = run(SCRIPT, *SMALL, *plain, *more, "--output", tmp_path / "one")
     assert done.returncode == 0, done.stderr
     a, b = metrics(tmp_path / "two", "train/loss"), metrics(tmp_path / "one", "train/loss")
     assert a.keys() == b.keys()
-    assert all(a[step] == pytest.approx(b[step], rel=2e-3) for step in a)
+    assert all(a[step] == pytest.approx(b[step], rel=2e-4) for step in a)
     whole = weights(tmp_path / "one")
     for key, value in weights(tmp_path / "two").items():
-        assert torch.allclose(value, whole[key], atol=2e-3), key
+        assert torch.allclose(value, whole[key], atol=2e-4), key
 
 
 def test_a_signal_saves_and_stops(run: Run, undisturbed: Path, tmp_path: Path) -> None:
