@@ -13,7 +13,7 @@ import torch
 
 from pipeline import cli
 from pipeline.config import CheckpointConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 
 VERSION = 1
 State = dict[str, Any]
@@ -92,7 +92,7 @@ def write(path: Path, state: State) -> None:
         partial.unlink(missing_ok=True)
         # torch's archive writer ends with a complaint of its own, after the system's.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        reason = getattr(cause, "strerror", None) or brief(cause)
         raise UserError(
             f"cannot write the checkpoint {path}: {reason}; checkpoints before it are kept: "
             "free some space, then start again with --resume auto"
@@ -115,7 +115,7 @@ def read(path: Path, config: Any, fingerprint: str) -> State:
     except Exception as error:  # zip, pickle and tensor errors of many types: all mean one thing
         raise UserError(
             f"the checkpoint {path} cannot be read, it may be cut short "
-            f"({str(error).splitlines()[0]}); remove it to go on from the one before, "
+            f"({brief(error)}); remove it to go on from the one before, "
             "or name one with --resume PATH"
         ) from None
     if not isinstance(state, dict) or state.get("version") != VERSION:

@@ -160,7 +160,7 @@ def nearest_boundary(
     """
     rows = torch.arange(len(source), device=source.device)
     points = graph.points.detach()
-    gaps = _gaps(graph.logits.detach(), source, choices)
+    gaps = gaps_of(graph.logits.detach(), source, choices)
     lazy = config.visit == "lazy" and choices.shape[1] > 1
     spread = view.class_distances(source, choices) if lazy else torch.ones_like(gaps)
     if lazy:
@@ -184,7 +184,7 @@ def nearest_boundary(
                 rows = wanting
                 graph = view.graph(points[rows], draw)
         with torch.enable_grad():
-            gap = _gaps(graph.logits, source[rows], choices[rows, m : m + 1])[:, 0]
+            gap = gaps_of(graph.logits, source[rows], choices[rows, m : m + 1])[:, 0]
         gradient = view.gap_gradient(graph, gap)
         norm = gradient.flatten(1).norm(dim=1)
         distance = gap.detach().abs() / norm
@@ -192,15 +192,16 @@ def nearest_boundary(
         nearer = distance < best[rows]  # False for NaN and for a vanished gradient's infinity
         changed = rows[nearer]
         best[changed], norms[changed], chosen[changed] = distance[nearer], norm[nearer], m
-        move[changed] = gradient[nearer] * _wide(distance[nearer] / norm[nearer])
+        move[changed] = gradient[nearer] * wide(distance[nearer] / norm[nearer])
     pick = chosen[:, None]
     return Nearest(move, source, choices.gather(1, pick)[:, 0], gaps.gather(1, pick)[:, 0], norms)
 
 
-def _gaps(logits: Tensor, source: Tensor, choices: Tensor) -> Tensor:
+def gaps_of(logits: Tensor, source: Tensor, choices: Tensor) -> Tensor:
     """Logits of the choices minus that of the source, (A, M)."""
     return logits.gather(1, choices) - logits.gather(1, source[:, None])
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
+    """(A,) values beside images: (A, 1, 1, 1)."""
     return values[:, None, None, None]

@@ -11,3 +11,8 @@ STOPPED_EXIT_CODE = 75  # after a signal, with everything saved: start again to 
 
 class UserError(Exception):
     """Something that the user can mend; the message names the option or file and the remedy."""
+
+
+def brief(error: BaseException) -> str:
+    """The first line of another library's error, or its type's name if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.deepfool import Perturbation, Step
-from pipeline.errors import UserError
+from pipeline.deepfool import Perturbation, Step, gaps_of, wide
+from pipeline.errors import UserError, brief
 from pipeline.linear_region import Hold, Record
 from pipeline.view import AttackView
 
@@ -131,14 +131,14 @@ def _replay(
             # Not |f| w / ||w||^2 as written: the square of a small norm leaves fp32's range.
             norm = gradient.flatten(1).norm(dim=1)
             norm = norm.where(norm > 0, torch.inf)
-            moved = _wide(gap.abs() / norm) * (gradient / _wide(norm))
+            moved = wide(gap.abs() / norm) * (gradient / wide(norm))
         wanted = [*view.parameters(), graph.points] if through_points else view.parameters()
         return torch.autograd.grad(moved, wanted, adjoint, allow_unused=True)
     except RuntimeError as error:
         if "derivative for" not in str(error):
             raise
         raise UserError(
-            f"the net has a layer without a second derivative ({str(error).splitlines()[0]}), "
+            f"the net has a layer without a second derivative ({brief(error)}), "
             "which the regulariser needs; replace it by simpler operations, or use "
             "regularizer.gradient boundary"
         ) from None
@@ -167,16 +167,16 @@ def _through_pieces(
             waiting = []
         u = adjoint[step.samples]
         length = step.move.flatten(1).norm(dim=1)  # |f| / ||w||
-        unit = step.move / _wide(length.where(length > 0, torch.inf))  # w / ||w||
+        unit = step.move / wide(length.where(length > 0, torch.inf))  # w / ||w||
         along = (u * unit).flatten(1).sum(dim=1)  # <u, w> / ||w||
-        passed = u + _wide(step.gap.sign() * along) * unit
+        passed = u + wide(step.gap.sign() * along) * unit
         adjoint[step.samples] = passed
         weight = step.gap.sign() * along / step.norm
-        v = _wide(length / step.norm) * (u - 2 * _wide(along) * unit)
+        v = wide(length / step.norm) * (u - 2 * wide(along) * unit)
         # A weight far below v's share would only lose digits: it is kept from vanishing.
         least = 1e-6 * v.flatten(1).norm(dim=1) / points.flatten(1).norm(dim=1)
         weight = torch.where(weight.abs() < least, least, weight)
-        shift = v / _wide(weight.where(weight != 0, torch.inf))
+        shift = v / wide(weight.where(weight != 0, torch.inf))
         waiting.append(_Piece(points, shift, weight, step.target, step.source))
         del u, unit, passed, v, shift  # each as large as the batch
     return _add(total, _held_gradients(view, waiting)) if waiting else total
@@ -230,7 +230,7 @@ class _Boundary(torch.autograd.Function):
 
 def _gap(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:
     """Logit of the target minus that of the source, (A,)."""
-    return (logits.gather(1, target[:, None]) - logits.gather(1, source[:, None]))[:, 0]
+    return gaps_of(logits, source, target[:, None])[:, 0]
 
 
 def _add(total: Gradients, terms: Any) -> Gradients:
@@ -239,7 +239,3 @@ def _add(total: Gradients, terms: Any) -> Gradients:
         (a if b is None else b) if a is None or b is None else a.add_(b)
         for a, b in zip(total, terms, strict=False)
     ]
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values[:, None, None, None]

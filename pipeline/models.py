@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 
 State = dict[str, Tensor]
 
@@ -139,10 +139,10 @@ def read_state(path: Path) -> State:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"model.weights: {path} cannot be read: {_brief(error)}") from None
+        raise UserError(f"model.weights: {path} cannot be read: {brief(error)}") from None
     except Exception as error:  # torch raises pickle.UnpicklingError for what it refuses to run
         raise UserError(
-            f"model.weights: {path} is not a file of plain tensors ({_brief(error)}); "
+            f"model.weights: {path} is not a file of plain tensors ({brief(error)}); "
             "save the net's state_dict(), or convert it to .safetensors"
         ) from None
     for key in ("model", "state_dict"):
@@ -168,7 +168,7 @@ def _torchvision_state(config: ModelConfig) -> State:
         ) from None
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"model.weights: {config.weights} cannot be downloaded ({_brief(error)}); fetch the "
+            f"model.weights: {config.weights} cannot be downloaded ({brief(error)}); fetch the "
             "file on a machine that can, and give its path"
         ) from None
 
@@ -185,10 +185,6 @@ def _mismatches(expected: State, state: State) -> list[str]:
         if key in state and state[key].shape != value.shape
     ]
     return sorted(shapes) + sorted(missing) + sorted(extra)
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def batch_norms(net: nn.Module) -> Iterator[nn.Module]:

@@ -13,7 +13,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.data import demo, index
 from pipeline.data.index import Index
 from pipeline.distributed import Ranks
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 from pipeline.view import AttackView
 
 
@@ -72,7 +72,7 @@ def build_net(config: EvaluateConfig, *indices: Index) -> nn.Module:
     except RuntimeError as error:
         raise UserError(
             f"model.name: {config.model.name} does not take images of {data.channels} x "
-            f"{data.crop} x {data.crop} (data.channels, data.crop): {str(error).splitlines()[0]}"
+            f"{data.crop} x {data.crop} (data.channels, data.crop): {brief(error)}"
         ) from None
     if logits.shape != (1, num_classes):
         raise UserError(

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 
 VERSION = 1
 METADATA_KEY = b"deep_defense_index"
@@ -134,7 +134,7 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{option}: {path} cannot be read as an index ({_first_line(error)}); "
+            f"{option}: {path} cannot be read as an index ({brief(error)}); "
             "make it again with tools/index.py"
         ) from None
     metadata = _metadata(table.schema, path, option)
@@ -170,10 +170,6 @@ def _metadata(schema: pa.Schema, path: str, option: str) -> dict[str, Any]:
     if missing:
         raise UserError(f"{option}: {path} lacks the columns {', '.join(missing)}")
     return metadata
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def check_labels(index: Index, num_classes: int) -> None:

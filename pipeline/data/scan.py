@@ -17,7 +17,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 from scipy.io import loadmat
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 
 _HEAD = 16 * 1024  # bytes read of each member; longer headers (EXIF, ICC) take the whole member
 _TAIL = 64  # bytes in which the end mark is looked for
@@ -62,7 +62,7 @@ class Scan:
         try:
             facts = _look(source, member.offset, member.length, verify)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
+            why = brief(error)
             if isinstance(error, UnidentifiedImageError):
                 why = "not an image" if member.length else "empty"
             self.rejected.append((f"{member.file}: {member.id}", why))
