@@ -99,12 +99,16 @@ class AttackConfig:
     """Iterations after which a sample that has not flipped is given up (the paper's 5)."""
     overshoot: float = 0.02
     """The perturbation is multiplied by 1 + this at the end, and in the test for a flip."""
+    linearize_at: Literal["reached", "tested"] = "reached"
+    """Where an iteration starts from: the point that the steps reached, as the Deep Defense
+    authors do; or 1 + overshoot times as far, where the class was tested, as DeepFool's authors
+    do, which saves a forward an iteration."""
     classes: Literal["every", "first"] = "every"
     """Choose the class to move to in every iteration, as the paper does, or keep the first one."""
     visit: Literal["all", "lazy"] = "all"
     """Compute every candidate's gradient, or visit candidates in the order of their expected
     distance and stop when none could be nearer unless it is safety times nearer than expected."""
-    safety: float = 1.3
+    safety: float = 1.15
     """For visit lazy: how much nearer than expected a candidate may be (a factor, 1 or above)."""
 
     def __post_init__(self) -> None:
@@ -112,6 +116,11 @@ class AttackConfig:
         _require(self.num_candidates >= 2, "num_candidates", "at least 2", self.num_candidates)
         _require(self.max_iterations >= 1, "max_iterations", "at least 1", self.max_iterations)
         _require(self.overshoot >= 0, "overshoot", "0 or above", self.overshoot)
+
+    @property
+    def reach(self) -> float:
+        """Factor on what the earlier steps reached, where an iteration starts."""
+        return 1.0 if self.linearize_at == "reached" else 1.0 + self.overshoot
 
 
 @dataclass(kw_only=True)
@@ -145,8 +154,9 @@ class RuntimeConfig:
     Norms and logit differences are fp32 always, and evaluation runs in fp32."""
     tf32: bool = False
     """Allow TF32 in fp32 matrix products and convolutions on the GPU, in evaluation too."""
-    channels_last: bool = False
-    """Keep the net and its input in channels_last memory format (faster on recent GPUs)."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Keep the net and its input in channels_last memory format. auto: on the CPU, and on a GPU
+    with half precision, where it is faster."""
     timeout: int = 600
     """Seconds after which ranks that wait for one another give up."""
 
@@ -166,14 +176,21 @@ class RegularizerConfig:
     """Of the perturbation's norm: exact, through every step of the attack; or by the implicit
     function theorem at the boundary point alone (cheaper, approximate)."""
     attack: AttackConfig = field(
-        default_factory=lambda: AttackConfig(classes="first", visit="lazy")
+        default_factory=lambda: AttackConfig(linearize_at="tested", classes="first", visit="lazy")
     )
     """DeepFool as the regulariser uses it."""
+    max_images: int | Literal["auto"] | None = None
+    """Largest number of images in the net at once, if a pass is larger: the attack, its gradient
+    and (where batch norm is frozen) the cross-entropy take the pass in parts, so memory is that
+    of the parts. auto: found from free memory. Default: all images of a pass."""
 
     def __post_init__(self) -> None:
         for name in ("lam", "c", "d"):
             value = getattr(self, name)
             _require(value >= 0, f"regularizer.{name}", "0 or above", value)
+        most = self.max_images
+        enough = most is None or most == "auto" or most >= 1
+        _require(enough, "regularizer.max_images", "at least 1, or auto", most)
 
 
 @dataclass(kw_only=True)

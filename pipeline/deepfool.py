@@ -4,7 +4,8 @@ Finds perturbations without a graph. Only unfinished samples stay in the batch. 
 steps is what `pipeline.regularizer` differentiates; evaluation uses the perturbation alone.
 """
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,15 @@ class Step:
     target: Tensor  # (A,) int64, the class moved towards
     gap: Tensor  # (A,) f, logit of the target minus that of the source, before the step
     norm: Tensor  # (A,) ||w||, w the gradient of f; infinite where it vanished
-    draw: int  # of the dropout masks, where dropout is on
+    iteration: int  # counted from 0
+
+
+class Crossed(NamedTuple):
+    """A graph at x + delta of samples whose class was found changed there, among others."""
+
+    graph: Graph
+    rows: Tensor  # (A,) int64, of the graph
+    samples: Tensor  # (A,) int64, positions in the batch
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class Perturbation:
     flipped: Tensor  # (N,) bool, whether the class at x + delta is the wanted one
     prediction: Tensor  # (N,) int64, class at x + delta
     steps: list[Step] = field(default_factory=list)
+    crossed: list[Crossed] = field(default_factory=list)  # at most one, of most of the batch
 
 
 def candidates(logits: Tensor, labels: Tensor, number: int) -> Tensor:
@@ -68,12 +78,15 @@ def deepfool(
     towards: Tensor | None = None,
     graph: Graph | None = None,
     record: bool = False,
+    keep_graph: bool = False,
+    at_once: int | None = None,
 ) -> Perturbation:
     """Smallest perturbation, to first order, that changes the class of each image.
 
-    Linearises at x plus the sum of the steps (without the overshoot, as the Deep Defense
-    authors do), and stops for a sample once its class at x + (1 + overshoot) * sum is another
-    one than its label (or, with ``towards``, is the label).
+    Stops for a sample once its class at x + (1 + overshoot) * sum of the steps is another one
+    than its label (or, with ``towards``, is the label). Each iteration linearises at x plus the
+    sum of the steps, as the Deep Defense authors do, or with ``config.linearize_at`` tested at
+    the point where the class was tested, as DeepFool's own authors do: that saves a forward.
 
     Args:
         view: the net.
@@ -86,40 +99,98 @@ def deepfool(
             anew in each iteration. Default: none.
         graph: of the clean images, if the caller has it: saves one forward.
         record: keep the steps for the regulariser.
+        keep_graph: with ``linearize_at`` tested and the whole batch in the net at once, keep the
+            graph of the test that most samples passed last.
+        at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
     towards = torch.zeros_like(labels, dtype=torch.bool) if towards is None else towards
+    size = at_once or len(images)
+    if len(images) <= size:
+        return _sweep(view, images, labels, logits, config, towards, graph, record, keep_graph)
+    parts = [
+        _sweep(view, *part, record=record)
+        for part in zip(
+            *(values.split(size) for values in (images, labels, logits)),
+            itertools.repeat(config),
+            towards.split(size),
+            itertools.repeat(None),
+        )
+    ]
+    return _join(parts)
+
+
+def _sweep(
+    view: AttackView,
+    images: Tensor,
+    labels: Tensor,
+    logits: Tensor,
+    config: AttackConfig,
+    towards: Tensor,
+    graph: Graph | None,
+    record: bool,
+    keep_graph: bool = False,
+) -> Perturbation:
+    """`deepfool` of a batch that the net takes at once."""
     factor = 1.0 + config.overshoot
-    total = torch.zeros_like(images)
+    delta = torch.zeros_like(images)
     iterations = torch.zeros_like(labels)
     flipped = torch.zeros_like(towards)
     prediction = logits.argmax(dim=1)
     choices = candidates(logits, labels, config.num_candidates)
     choices[towards] = labels[towards, None]
+    # Of the unfinished samples, compact: each pass over an image costs time.
     active = torch.arange(len(images), device=images.device)
+    x, moved, label, back = images, torch.zeros_like(images), labels, towards
+    rows = active  # of the graph: where the active samples are
+    # A graph of more samples than the replay's would have drawn other dropout masks.
+    reuse = config.linearize_at == "tested" and view.seed is None
     steps: list[Step] = []
-    for iteration in range(config.max_iterations):
-        if len(active) == 0:
-            break
-        x, label, back = images[active], labels[active], towards[active]
-        if graph is None or iteration > 0:
-            graph = view.graph(x + total[active], iteration)
-        source = torch.where(back, graph.logits.argmax(dim=1), label)
-        found = nearest_boundary(view, graph, source, choices[active], back, config, iteration)
+    crossed: list[Crossed] = []
+    for iteration in range(config.max_iterations if len(images) else 0):
+        if graph is None:
+            graph = view.graph(torch.add(x, moved, alpha=config.reach), iteration)
+            rows = torch.arange(len(active), device=x.device)
+        source = torch.where(back, graph.logits.detach()[rows].argmax(dim=1), label)
+        found = nearest_boundary(view, graph, rows, source, choices, back, config, iteration)
         graph = None  # free it before the next forward
         if config.classes == "first" and iteration == 0:
             choices = found.target[:, None]
-        moved = total[active] + found.move
-        total[active] = moved
-        iterations[active] += 1
-        now = view(x + factor * moved, iteration).argmax(dim=1)
-        prediction[active] = now
+        moved = torch.add(found.move, moved, alpha=config.reach)
+        last = iteration + 1 == config.max_iterations
+        tested = torch.add(x, moved, alpha=factor)
+        if reuse and not last:
+            graph = view.graph(tested)
+        now = (graph.logits.detach() if graph else view(tested, iteration)).argmax(dim=1)
         done = (now == label) == back
-        flipped[active] = done
+        prediction[active], flipped[active], iterations[active] = now, done, iteration + 1
         if record:
-            steps.append(Step(active, **found._asdict(), draw=iteration))
-        active = active[~done]
-    return Perturbation(factor * total, iterations, flipped, prediction, steps)
+            steps.append(Step(active, **found._asdict(), iteration=iteration))
+        ended = (done | last).nonzero().squeeze(1)
+        delta[active[ended]] = factor * moved[ended]
+        rows = (~done).nonzero().squeeze(1)
+        # What comes after such a graph is small, so that memory hardly grows.
+        most = 4 * len(rows) <= len(images) <= 2 * len(ended)
+        if keep_graph and graph is not None and most:
+            crossed.append(Crossed(graph, ended, active[ended]))
+        if len(rows) == 0 or last:
+            break
+        active, label, back, choices = active[rows], label[rows], back[rows], choices[rows]
+        x, moved = x[rows], moved[rows]
+        if 2 * len(rows) <= len(done):
+            graph = None  # a new forward of few costs less than gradients of all
+    return Perturbation(delta, iterations, flipped, prediction, steps, crossed)
+
+
+def _join(parts: list[Perturbation]) -> Perturbation:
+    """Of consecutive parts of a batch."""
+    steps: list[Step] = []
+    begin = 0
+    for part in parts:
+        steps += (replace(step, samples=step.samples + begin) for step in part.steps)
+        begin += len(part.delta)
+    names = ("delta", "iterations", "flipped", "prediction")
+    return Perturbation(*(torch.cat([getattr(part, n) for part in parts]) for n in names), steps)
 
 
 class Nearest(NamedTuple):
@@ -135,6 +206,7 @@ class Nearest(NamedTuple):
 def nearest_boundary(
     view: AttackView,
     graph: Graph,
+    rows: Tensor,
     source: Tensor,
     choices: Tensor,
     single: Tensor,
@@ -152,15 +224,16 @@ def nearest_boundary(
     Args:
         view: the net.
         graph: where to linearise.
+        rows: (A,) where the samples are in the graph.
         source: (A,) class to leave.
         choices: (A, M) classes to consider moving to.
         single: (A,) bool, samples whose first choice is their only one.
         config: visit and safety.
         draw: of the dropout masks.
     """
-    rows = torch.arange(len(source), device=source.device)
-    points = graph.points.detach()
-    gaps = gaps_of(graph.logits.detach(), source, choices)
+    samples = torch.arange(len(source), device=source.device)  # with a gradient in this round
+    points, places = graph.points.detach(), rows
+    gaps = gaps_of(graph.logits.detach()[rows], source, choices)
     lazy = config.visit == "lazy" and choices.shape[1] > 1
     spread = view.class_distances(source, choices) if lazy else torch.ones_like(gaps)
     if lazy:
@@ -168,7 +241,7 @@ def nearest_boundary(
         gaps, spread, choices = (v.gather(1, order) for v in (gaps, spread, choices))
     best = torch.full_like(gaps[:, 0], torch.inf)  # distance
     norms, steepest = best.clone(), torch.zeros_like(best)  # largest ||w|| / spread so far
-    chosen, move = torch.zeros_like(source), torch.zeros_like(points)
+    chosen, w = torch.zeros_like(source), None
     for m in range(choices.shape[1]):
         if m > 0:
             more = ~single
@@ -180,19 +253,26 @@ def nearest_boundary(
                 break
             # A new forward of few costs less than gradients of many; with dropout it would draw
             # other masks.
-            if 2 * len(wanting) <= len(rows) and view.seed is None:
-                rows = wanting
-                graph = view.graph(points[rows], draw)
+            if 2 * len(wanting) <= len(graph.points) and view.seed is None:
+                samples, places = wanting, torch.arange(len(wanting), device=source.device)
+                graph = view.graph(points[rows[samples]], draw)
         with torch.enable_grad():
-            gap = gaps_of(graph.logits, source[rows], choices[rows, m : m + 1])[:, 0]
+            gap = gaps_of(graph.logits[places], source[samples], choices[samples, m : m + 1])[:, 0]
         gradient = view.gap_gradient(graph, gap)
-        norm = gradient.flatten(1).norm(dim=1)
+        if len(places) < len(gradient):
+            gradient = gradient[places]
+        norm = lengths(gradient)
         distance = gap.detach().abs() / norm
-        steepest[rows] = torch.maximum(steepest[rows], norm / spread[rows, m])
-        nearer = distance < best[rows]  # False for NaN and for a vanished gradient's infinity
-        changed = rows[nearer]
+        steepest[samples] = torch.maximum(steepest[samples], norm / spread[samples, m])
+        nearer = distance < best[samples]  # False for NaN and for a vanished gradient's infinity
+        changed = samples[nearer]
         best[changed], norms[changed], chosen[changed] = distance[nearer], norm[nearer], m
-        move[changed] = gradient[nearer] * wide(distance[nearer] / norm[nearer])
+        if w is None:
+            w = gradient
+        else:
+            w[changed] = gradient[nearer]
+    move = w.mul_(wide(best / norms))
+    move[best.isinf()] = 0.0  # no finite distance: no step
     pick = chosen[:, None]
     return Nearest(move, source, choices.gather(1, pick)[:, 0], gaps.gather(1, pick)[:, 0], norms)
 
@@ -200,6 +280,11 @@ def nearest_boundary(
 def gaps_of(logits: Tensor, source: Tensor, choices: Tensor) -> Tensor:
     """Logits of the choices minus that of the source, (A, M)."""
     return logits.gather(1, choices) - logits.gather(1, source[:, None])
+
+
+def lengths(images: Tensor) -> Tensor:
+    """L2 norms (A,) of images (A, C, H, W), whatever their memory format."""
+    return torch.linalg.vector_norm(images, dim=tuple(range(1, images.dim())))
 
 
 def wide(values: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import RuntimeConfig
-from pipeline.errors import USER_ERROR_EXIT_CODE, UserError
+from pipeline.errors import USER_ERROR_EXIT_CODE, UserError, brief
+from pipeline.memory import keep_freed
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
     """
     rank, size, local_rank, local_size = _place()
     device = _device(config, local_rank)
+    if device.type == "cpu":
+        keep_freed()
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     torch.backends.cudnn.allow_tf32 = config.tf32
     store = _join(rank, size, device, timedelta(seconds=config.timeout))
@@ -77,11 +80,19 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
         yield Ranks(rank, size, local_rank, local_size, device)
     except UserError as error:
         _end(store, rank, f"error: {error}")
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        _end(store, rank, f"error: {OUT_OF_MEMORY} ({brief(error)})")
     except RuntimeError:
         if _another_failed(store, rank):
             raise SystemExit(USER_ERROR_EXIT_CODE) from None
         raise
     dist.destroy_process_group()
+
+
+OUT_OF_MEMORY = (
+    "out of memory: use --regularizer.max_images auto, a larger train.accumulation, a smaller "
+    "evaluation.batch_size, or runtime.precision bf16"
+)
 
 
 @contextmanager

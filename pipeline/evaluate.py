@@ -34,7 +34,7 @@ def main() -> None:
         identity = describe(config, index, net)
         folder = setup.open_folder(config, ranks, foreign="checkpoints")
         store = ResultsFolder.open(folder / "results", config.resume, identity, ranks)
-        net = net.to(ranks.device, memory_format=setup.memory_format(config))
+        net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
         rows = index.subset(config.evaluation.num_images)
         samples, skipped, speed = evaluate(config, index, net, rows, store, ranks, monitor)
         if ranks.first:

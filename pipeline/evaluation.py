@@ -26,6 +26,11 @@ Watcher = Callable[[Batch, Perturbation, Samples], None]
 # Options of the data section that decide what the network's input is.
 INPUT_OPTIONS = ("crop", "resize", "channels", "mean", "std")
 
+LINEARISED_AT = {
+    "reached": "x + sum of steps, without overshoot",
+    "tested": "the point where the class was tested, with overshoot",
+}
+
 
 def definition(attack: AttackConfig, tf32: bool = False) -> dict[str, Any]:
     """What this rho2 means; goes beside every number."""
@@ -36,7 +41,7 @@ def definition(attack: AttackConfig, tf32: bool = False) -> dict[str, Any]:
         "overshoot": attack.overshoot,
         "classes": attack.classes,
         "visit": attack.visit if attack.visit == "all" else f"lazy, safety {attack.safety:g}",
-        "linearised_at": "x + sum of steps, without overshoot",
+        "linearised_at": LINEARISED_AT[attack.linearize_at],
         "space": "network input, after normalisation",
         "precision": "tf32" if tf32 else "fp32",
     }
@@ -76,7 +81,7 @@ def measure(
     """
     share = rows[ranks.rank :: ranks.size]
     size = config.evaluation.batch_size
-    view = AttackView(net, channels_last=config.runtime.channels_last)
+    view = AttackView(net)
     specs = evaluation_specs(index, share, config.data, size)
     loader = Loader(index, specs, config.data, ranks.device, size, threads)
     parts = [Samples.empty()]

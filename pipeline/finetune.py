@@ -60,6 +60,7 @@ def describe(trainer: Trainer) -> str:
     """What will run, in a few lines."""
     config, ranks, schedule = trainer.config, trainer.ranks, trainer.schedule
     parameters = sum(parameter.numel() for parameter in trainer.parameters)
+    budget = f"\nregularizer.max_images auto: {trainer.budget}" if trainer.budget else ""
     per_step = f"{ranks.size} rank(s) x {config.train.accumulation} pass(es)"
     return (
         f"{config.model.name}, {parameters:,} trained parameters, {config.runtime.precision} "
@@ -69,7 +70,7 @@ def describe(trainer: Trainer) -> str:
         f"{schedule.total_steps - schedule.clean_steps} with Deep Defense "
         f"(lambda {config.regularizer.lam:g}, c {config.regularizer.c:g}, "
         f"d {config.regularizer.d:g}), each of {config.train.batch_size} images: "
-        f"{per_step} x {trainer.plan.pass_size}"
+        f"{per_step} x {trainer.plan.pass_size}{budget}"
     )
 
 

@@ -7,7 +7,7 @@ function of the parameters.
 the parameters W directly and through the point z_i = x + r_0 + ... + r_{i-1} where it linearises.
 Reverse mode takes one step at a time; with u the adjoint of the sum after step i,
 
-    dL/dW += (dr_i/dW)^T u,        u <- u + (dr_i/dz)^T u        for i from the last to the first.
+    dL/dW += (dr_i/dW)^T u,        u <- u + (dr_i/dz)^T u        for i from the last to the first
 
 Any net: each step is computed again with a graph, for the samples that took it only. A piecewise
 linear net: there df = <w, dz> and dw = 0 along z, so that
@@ -21,16 +21,20 @@ the pattern, one forward and backward, nothing of second order, steps of all ite
 
 **Boundary** differentiates the distance itself. With f(x + d n; W) = 0 along the unit direction n,
 dd/dW = -(df/dW) / ||w|| by the implicit function theorem, ||w|| held constant (that of the last
-step): one forward and backward at the boundary point.
+step): one forward and backward at the boundary point. Where the attack linearises at the points
+that it tested, the last test's graph is that forward.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.deepfool import Perturbation, Step, gaps_of, wide
+from pipeline.config import AttackConfig
+from pipeline.deepfool import Perturbation, Step, gaps_of, lengths, wide
 from pipeline.errors import UserError, brief
 from pipeline.linear_region import Hold, Record
 from pipeline.view import AttackView
@@ -38,98 +42,127 @@ from pipeline.view import AttackView
 Gradients = list[Tensor | None]
 
 
-def unrolled(view: AttackView, images: Tensor, found: Perturbation, factor: float) -> Tensor:
+def unrolled(
+    view: AttackView,
+    images: Tensor,
+    found: Perturbation,
+    config: AttackConfig,
+    at_once: int | None = None,
+) -> Tensor:
     """The perturbation (N, C, H, W), exactly differentiable.
 
     Args:
         view: the net.
         images: (N, C, H, W) fp32, as DeepFool had them.
         found: with its steps.
-        factor: 1 + overshoot.
+        config: what DeepFool was given.
+        at_once: largest number of images in the net at a time. Default: all.
     """
     # Low precision would round away the shift v / a, which is small beside z.
     tf32 = images.is_cuda and torch.backends.cudnn.allow_tf32
     full = view.precision == torch.float32 and not tf32
     fast = full and view.is_piecewise_linear(images)
-    return _Unrolled.apply(view, images, found, factor, fast, *view.parameters())
+    replay = _Replay(view, images, found, config, at_once or len(images), view.seed)
+    return _Unrolled.apply(replay, fast, *view.parameters())
 
 
-def boundary(view: AttackView, images: Tensor, found: Perturbation, factor: float) -> Tensor:
+def boundary(
+    view: AttackView,
+    images: Tensor,
+    found: Perturbation,
+    config: AttackConfig,
+    at_once: int | None = None,
+) -> Tensor:
     """The perturbation's L2 norm (N,), differentiable at the boundary point; as `unrolled`."""
-    return _Boundary.apply(view, images, found, factor, *view.parameters())
+    replay = _Replay(view, images, found, config, at_once or len(images), view.seed)
+    return _Boundary.apply(replay, *view.parameters())
+
+
+class _Replay(NamedTuple):
+    """What a backward pass needs of the sweep."""
+
+    view: AttackView
+    images: Tensor  # without a graph
+    found: Perturbation
+    config: AttackConfig
+    at_once: int
+    seed: int | None  # of the dropout masks
+
+    def steps(self) -> Iterator[tuple[Step, Tensor]]:
+        """Each step with the points where it linearised, from the last to the first; each is let
+        go as it is taken, so that the next graph finds its memory free."""
+        reached = self.found.delta / (1.0 + self.config.overshoot)
+        while self.found.steps:
+            step = self.found.steps.pop()
+            start = reached[step.samples] - step.move
+            reached[step.samples] = start / self.config.reach
+            yield step, self.images[step.samples] + start
+
+    def crossings(self) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
+        """The samples, some at a time, and what makes their logits at the boundary, with a graph:
+        first those whose graph was kept, which is let go."""
+        left = torch.ones_like(self.found.flipped)
+        while self.found.crossed:
+            graph, rows, samples = self.found.crossed.pop()
+            left[samples] = False
+            yield samples, partial(graph.logits.index_select, 0, rows)
+            del graph
+        # Where the kept graphs are, or without the overshoot.
+        scale = self.config.reach / (1.0 + self.config.overshoot)
+        for samples in left.nonzero().squeeze(1).split(self.at_once):
+            points = torch.add(self.images[samples], self.found.delta[samples], alpha=scale)
+            yield samples, partial(self.view, points)
 
 
 class _Unrolled(torch.autograd.Function):
     """Forward gives the perturbation as it is; backward unrolls the steps that made it."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        view: AttackView,
-        images: Tensor,
-        found: Perturbation,
-        factor: float,
-        fast: bool,
-        *parameters: Tensor,
-    ) -> Tensor:
-        ctx.view, ctx.found, ctx.factor, ctx.fast = view, found, factor, fast
-        ctx.seed, ctx.used = view.seed, False
-        ctx.save_for_backward(images)
-        return found.delta.clone()
+    def forward(ctx: Any, replay: _Replay, fast: bool, *parameters: Tensor) -> Tensor:
+        ctx.replay, ctx.fast, ctx.used = replay, fast, False
+        return replay.found.delta.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Any, ...]:
-        (images,) = ctx.saved_tensors
         if ctx.used:
             raise RuntimeError("the regulariser's steps are freed by the first backward pass")
         ctx.used = True
-        reverse = _through_pieces if ctx.fast else _through_steps
-        ctx.view.seed, seed = ctx.seed, ctx.view.seed
+        view, seed = ctx.replay.view, ctx.replay.view.seed
+        view.seed = ctx.replay.seed
         try:
-            total = reverse(ctx.view, images, ctx.found, ctx.factor, ctx.factor * adjoint)
+            reverse = _through_pieces if ctx.fast else _through_steps
+            total = reverse(ctx.replay, (1.0 + ctx.replay.config.overshoot) * adjoint)
         finally:
-            ctx.view.seed = seed
-        return None, None, None, None, None, *total
+            view.seed = seed
+        return None, None, *total
 
 
-def _reversed(images: Tensor, found: Perturbation, factor: float) -> Any:
-    """Each step with the points where it linearised, from the last to the first; each is let go
-    as it is taken, so that the next graph finds its memory free."""
-    reached = found.delta / factor
-    while found.steps:
-        step = found.steps.pop()
-        start = reached[step.samples] - step.move
-        reached[step.samples] = start
-        yield step, images[step.samples] + start
-
-
-def _through_steps(
-    view: AttackView, images: Tensor, found: Perturbation, factor: float, adjoint: Tensor
-) -> Gradients:
+def _through_steps(replay: _Replay, adjoint: Tensor) -> Gradients:
     """Any net: one step at a time, by a second derivative."""
-    total: Gradients = [None] * len(view.parameters())
-    for step, points in _reversed(images, found, factor):
-        left = len(found.steps)
-        gradients = _replay(view, points, step, adjoint[step.samples], through_points=left > 0)
+    total: Gradients = [None] * len(replay.view.parameters())
+    for step, points in replay.steps():
+        more = step.iteration > 0
+        gradients = _differentiate(replay.view, points, step, adjoint[step.samples], more)
         total = _add(total, gradients)
-        if left > 0 and gradients[-1] is not None:
-            adjoint.index_add_(0, step.samples, gradients[-1])
+        if more and gradients[-1] is not None:
+            passed = adjoint[step.samples] + gradients[-1]
+            adjoint[step.samples] = passed.mul_(replay.config.reach)
         del gradients  # before the next step's graph is built
     return total
 
 
-def _replay(
+def _differentiate(
     view: AttackView, points: Tensor, step: Step, adjoint: Tensor, through_points: bool
 ) -> tuple[Tensor | None, ...]:
     """Gradients of <adjoint, step> with respect to the parameters, and then to the points."""
     try:
         with torch.enable_grad():
-            graph = view.graph(points, step.draw)
+            graph = view.graph(points, step.iteration)
             gap = _gap(graph.logits, step.target, step.source)
             gradient = view.gap_gradient(graph, gap, create_graph=True)
             # Not |f| w / ||w||^2 as written: the square of a small norm leaves fp32's range.
-            norm = gradient.flatten(1).norm(dim=1)
+            norm = lengths(gradient)
             norm = norm.where(norm > 0, torch.inf)
             moved = wide(gap.abs() / norm) * (gradient / wide(norm))
         wanted = [*view.parameters(), graph.points] if through_points else view.parameters()
@@ -154,27 +187,26 @@ class _Piece(NamedTuple):
     source: Tensor
 
 
-def _through_pieces(
-    view: AttackView, images: Tensor, found: Perturbation, factor: float, adjoint: Tensor
-) -> Gradients:
+def _through_pieces(replay: _Replay, adjoint: Tensor) -> Gradients:
     """A piecewise linear net: no second derivatives, steps of several iterations together."""
+    view = replay.view
     total: Gradients = [None] * len(view.parameters())
     waiting: list[_Piece] = []
-    for step, points in _reversed(images, found, factor):
-        # At most a batch at a time, however many iterations there were.
-        if sum(len(piece.points) for piece in waiting) + len(points) > len(images):
+    for step, points in replay.steps():
+        # However many iterations there were.
+        if sum(len(piece.points) for piece in waiting) + len(points) > replay.at_once:
             total = _add(total, _held_gradients(view, waiting))
             waiting = []
         u = adjoint[step.samples]
-        length = step.move.flatten(1).norm(dim=1)  # |f| / ||w||
+        length = lengths(step.move)  # |f| / ||w||
         unit = step.move / wide(length.where(length > 0, torch.inf))  # w / ||w||
         along = (u * unit).flatten(1).sum(dim=1)  # <u, w> / ||w||
         passed = u + wide(step.gap.sign() * along) * unit
-        adjoint[step.samples] = passed
+        adjoint[step.samples] = passed.mul_(replay.config.reach)
         weight = step.gap.sign() * along / step.norm
         v = wide(length / step.norm) * (u - 2 * wide(along) * unit)
         # A weight far below v's share would only lose digits: it is kept from vanishing.
-        least = 1e-6 * v.flatten(1).norm(dim=1) / points.flatten(1).norm(dim=1)
+        least = 1e-6 * lengths(v) / lengths(points)
         weight = torch.where(weight.abs() < least, least, weight)
         shift = v / wide(weight.where(weight != 0, torch.inf))
         waiting.append(_Piece(points, shift, weight, step.target, step.source))
@@ -198,34 +230,29 @@ class _Boundary(torch.autograd.Function):
     """Forward gives the norm as it is; backward is the boundary's shift under the parameters."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        view: AttackView,
-        images: Tensor,
-        found: Perturbation,
-        factor: float,
-        *parameters: Tensor,
-    ) -> Tensor:
-        ctx.view, ctx.found, ctx.factor = view, found, factor
-        ctx.save_for_backward(images)
-        return found.delta.flatten(1).norm(dim=1)
+    def forward(ctx: Any, replay: _Replay, *parameters: Tensor) -> Tensor:
+        ctx.replay = replay
+        return lengths(replay.found.delta)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Any, ...]:
-        (images,) = ctx.saved_tensors
-        view, found = ctx.view, ctx.found
+        replay: _Replay = ctx.replay
+        found = replay.found
         target, source = torch.zeros_like(found.iterations), torch.zeros_like(found.iterations)
         norm = torch.full_like(adjoint, torch.inf)
         for step in found.steps:  # the last step of each sample is what stays
             target[step.samples], source[step.samples] = step.target, step.source
             norm[step.samples] = step.norm
-        with torch.enable_grad():
-            logits = view(images + found.delta / ctx.factor)
-            gap = _gap(logits, target, source)
-        weight = -ctx.factor * adjoint / norm
-        gradients = torch.autograd.grad(gap, view.parameters(), weight, allow_unused=True)
-        return None, None, None, None, *gradients
+        weight = -(1.0 + replay.config.overshoot) * adjoint / norm
+        parameters = replay.view.parameters()
+        total: Gradients = [None] * len(parameters)
+        for samples, logits in replay.crossings():
+            with torch.enable_grad():
+                gap = _gap(logits(), target[samples], source[samples])
+            terms = torch.autograd.grad(gap, parameters, weight[samples], allow_unused=True)
+            total = _add(total, terms)
+        return None, *total
 
 
 def _gap(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 Kept = tuple[Tensor, Tensor | None]  # slope and offset of an activation, or indices of a pool
@@ -28,6 +29,7 @@ _AFFINE: frozenset[Callable] = frozenset(
         *(torch.flatten, torch.cat, torch.transpose, torch.permute, torch.mean),
         *(torch.Tensor.flatten, torch.Tensor.view, torch.Tensor.reshape, torch.Tensor.permute),
         *(torch.Tensor.transpose, torch.Tensor.contiguous, torch.Tensor.mean, torch.Tensor.chunk),
+        *(torch.Tensor.is_contiguous, torch.Tensor.is_floating_point),
         *(torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__),
         *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.squeeze, torch.Tensor.unsqueeze),
         *(torch.Tensor.__getitem__, torch.Tensor.sub, torch.Tensor.__sub__),
@@ -35,7 +37,8 @@ _AFFINE: frozenset[Callable] = frozenset(
         *(torch.Tensor.float, torch.Tensor.double, torch.Tensor.to, torch._C._set_grad_enabled),
     ]
 )
-_CLAMPS: frozenset[Callable] = frozenset([F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh])
+_RELUS: frozenset[Callable] = frozenset([F.relu, F.relu_, torch.relu, torch.relu_])
+_CLAMPS: frozenset[Callable] = frozenset([F.relu6, F.hardtanh])
 _SLOPED: frozenset[Callable] = frozenset([F.leaky_relu])
 _POOLS: frozenset[Callable] = frozenset([F.max_pool2d])
 
@@ -55,21 +58,24 @@ class Record(TorchFunctionMode):
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func in _RELUS:
+            out = func(*args, **kwargs)
+            self.pattern.append((out > 0, None))
+            return out
         if func in _CLAMPS or func in _SLOPED:
-            x = args[0].clone() if _in_place(func, args, kwargs) else args[0]
+            x = args[0].clone() if _in_place(args, kwargs) else args[0]
             out = func(*args, **kwargs)
             if func in _SLOPED:
                 slope = torch.where(x > 0, 1.0, out / x).nan_to_num_(0.0)
                 self.pattern.append((slope, None))
             else:
                 on = out == x
-                flat = None if func in (F.relu, F.relu_, torch.relu) else out.masked_fill(on, 0.0)
-                self.pattern.append((on & (out != 0), flat))
+                self.pattern.append((on, out.masked_fill(on, 0.0)))
             return out
         if func in _POOLS:
             kwargs["return_indices"] = True
             out, indices = func(*args, **kwargs)
-            self.pattern.append((indices.int(), None))
+            self.pattern.append((indices, None))
             return out
         _check(func, args, kwargs)
         return func(*args, **kwargs)
@@ -86,14 +92,43 @@ class Hold(TorchFunctionMode):
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _RELUS:
+            on, _ = next(self._pattern)
+            return _Gate.apply(args[0], on)
         if func in _CLAMPS or func in _SLOPED:
             slope, offset = next(self._pattern)
             out = args[0] * slope
             return out if offset is None else out + offset
         if func in _POOLS:
             indices, _ = next(self._pattern)
-            return args[0].flatten(2).gather(2, indices.flatten(2).long()).view(indices.shape)
+            return _taken(args[0], indices)
         return func(*args, **kwargs)
+
+
+class _Gate(torch.autograd.Function):
+    """x where ``on``, else 0. On the CPU a product with booleans is slow: they are cast first."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, on: Tensor) -> Tensor:
+        ctx.save_for_backward(on)
+        return _gate(x, on)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _gate(gradient, *ctx.saved_tensors), None
+
+
+def _gate(x: Tensor, on: Tensor) -> Tensor:
+    return x * on if x.is_cuda else on.view(torch.uint8).to(x.dtype).mul_(x)
+
+
+def _taken(x: Tensor, indices: Tensor) -> Tensor:
+    """(N, C, h, w) elements of x (N, C, H, W), indices within each H x W; the layout stays."""
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return x.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    last, where = x.permute(0, 2, 3, 1), indices.permute(0, 2, 3, 1)
+    return last.flatten(1, 2).gather(1, where.flatten(1, 2)).view(where.shape).permute(0, 3, 1, 2)
 
 
 def _check(func: Callable, args: tuple, kwargs: dict) -> None:
@@ -109,8 +144,8 @@ def _check(func: Callable, args: tuple, kwargs: dict) -> None:
         raise NotPiecewiseLinear(f"{func.__name__} in training mode")
 
 
-def _in_place(func: Callable, args: tuple, kwargs: dict) -> bool:
-    return func is F.relu_ or kwargs.get("inplace", len(args) > 1 and args[1] is True)
+def _in_place(args: tuple, kwargs: dict) -> bool:
+    return kwargs.get("inplace", len(args) > 1 and args[1] is True)
 
 
 def is_piecewise_linear(net: Callable[[Tensor], Tensor], images: Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from pipeline.config import ModelConfig, RegularizerConfig, RuntimeConfig
@@ -47,7 +48,9 @@ class DeepDefense(nn.Module):
         self.config = regularizer
         self.freeze_batch_norm = model.freeze_batch_norm
         self.precision = PRECISIONS[runtime.precision]
-        self.view = AttackView(net, self.precision, model.attack_dropout, runtime.channels_last)
+        self.view = AttackView(net, self.precision, model.attack_dropout)
+        limit = regularizer.max_images
+        self.at_once = limit if isinstance(limit, int) else None  # images; auto is not found yet
         self._shares: bool | None = None
         self.train()
 
@@ -68,11 +71,15 @@ class DeepDefense(nn.Module):
             lam: weight of the regulariser; 0 leaves the attack out.
         """
         attacked = lam != 0
+        in_parts = attacked and self._takes_parts(images)
         points = images
-        if attacked and self._shares_forward(images):
+        if attacked and not in_parts and self._shares_forward(images):
             points = upcast(images.detach()).requires_grad_()
-        with autocast(points, self.precision):
-            logits = upcast(logits_of(self.net(self.view.laid_out(points))))
+        if in_parts:
+            parts = images.split(self.at_once)
+            logits = torch.cat([checkpoint(self._logits, p, use_reentrant=False) for p in parts])
+        else:
+            logits = self._logits(points)
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
         correct = logits.detach().argmax(dim=1) == labels
         zeros = torch.zeros_like(cross_entropy.detach())
@@ -81,8 +88,9 @@ class DeepDefense(nn.Module):
             return Losses(loss, cross_entropy.detach(), zeros, correct, zeros, zeros, zeros.bool())
         graph = Graph(points, logits) if points.requires_grad else None
         with torch.no_grad():
-            clean = logits.detach() if graph else self.view(images)
-        found = robustness(self.view, images, labels, clean, self.config, graph)
+            parts = images.split(self.at_once or len(images))
+            clean = logits.detach() if graph else torch.cat([self.view(part) for part in parts])
+        found = robustness(self.view, images, labels, clean, self.config, graph, self.at_once)
         terms = penalty(found, self.config)
         loss = cross_entropy.mean() + lam * terms.mean()
         return Losses(
@@ -95,6 +103,17 @@ class DeepDefense(nn.Module):
             found.flipped,
         )
 
+    def _logits(self, images: Tensor) -> Tensor:
+        """The net as it trains."""
+        with autocast(images, self.precision):
+            return upcast(logits_of(self.net(self.view.laid_out(images))))
+
+    def _takes_parts(self, images: Tensor) -> bool:
+        """Whether the cross-entropy's graph is made part by part, each when it is differentiated.
+        Batch norm that trains needs the whole batch."""
+        trains = any(module.training for module in batch_norms(self.net))
+        return self.at_once is not None and len(images) > self.at_once and not trains
+
     def _shares_forward(self, images: Tensor) -> bool:
         """Whether the attack may start from the cross-entropy's forward: whether the net computes
         the same in training mode as the attack sees, tried once, on two images."""
@@ -103,8 +122,6 @@ class DeepDefense(nn.Module):
             if any(isinstance(m, random) and m.training for m in self.net.modules()):
                 self._shares = False
             else:
-                with torch.no_grad(), autocast(images, self.precision):
-                    two = self.view.laid_out(images[:2])
-                    trained = upcast(logits_of(self.net(two)))
-                    self._shares = torch.equal(trained, self.view(two))
+                with torch.no_grad():
+                    self._shares = torch.equal(self._logits(images[:2]), self.view(images[:2]))
         return self._shares

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import RegularizerConfig
-from pipeline.deepfool import deepfool
+from pipeline.deepfool import deepfool, lengths
 from pipeline.gradients import boundary, unrolled
 from pipeline.view import AttackView, Graph, upcast
 
@@ -32,6 +32,7 @@ def robustness(
     logits: Tensor,
     config: RegularizerConfig,
     graph: Graph | None = None,
+    at_once: int | None = None,
 ) -> Robustness:
     """Attack each image and measure the perturbation.
 
@@ -44,6 +45,7 @@ def robustness(
         logits: (N, K) of ``view`` at the images, without a graph.
         config: of the regulariser.
         graph: of the images, if the caller has it: saves a forward.
+        at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
     correct = logits.argmax(dim=1) == labels
@@ -53,13 +55,13 @@ def robustness(
         towards=~correct,
         graph=graph,
         record=True,
+        keep_graph=config.gradient == "boundary",
+        at_once=at_once,
     )
-    factor = 1.0 + config.attack.overshoot
-    if config.gradient == "boundary":
-        norm = boundary(view, images, found, factor)
-    else:
-        norm = unrolled(view, images, found, factor).flatten(1).norm(dim=1)
-    ratio = norm / images.flatten(1).norm(dim=1)
+    made = (view, images, found, config.attack, at_once)
+    by_steps = config.gradient == "unrolled"
+    norm = lengths(unrolled(*made)) if by_steps else boundary(*made)
+    ratio = norm / lengths(images)
     return Robustness(ratio, correct, found.flipped, found.iterations)
 
 

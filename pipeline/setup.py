@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline import models
-from pipeline.config import EvaluateConfig
+from pipeline.config import EvaluateConfig, RuntimeConfig
 from pipeline.data import demo, index
 from pipeline.data.index import Index
 from pipeline.distributed import Ranks
@@ -82,9 +82,12 @@ def build_net(config: EvaluateConfig, *indices: Index) -> nn.Module:
     return net
 
 
-def memory_format(config: EvaluateConfig) -> torch.memory_format:
-    """Layout of the net's weights."""
-    return torch.channels_last if config.runtime.channels_last else torch.preserve_format
+def memory_format(runtime: RuntimeConfig, device: torch.device) -> torch.memory_format:
+    """Layout of the net's weights, which that of its input follows."""
+    last = runtime.channels_last
+    if last == "auto":
+        last = device.type == "cpu" or runtime.precision != "fp32"
+    return torch.channels_last if last else torch.preserve_format
 
 
 def decoding_threads(config: EvaluateConfig, ranks: Ranks) -> int:

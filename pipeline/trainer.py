@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import cli, evaluation, panel, setup
+from pipeline import cli, evaluation, memory, panel, setup
 from pipeline.checkpoint import Checkpoints, State, read, write
 from pipeline.config import FinetuneConfig
 from pipeline.data.batches import TrainingPlan
@@ -26,6 +26,7 @@ from pipeline.data.loader import Batch, Loader
 from pipeline.deepfool import Perturbation
 from pipeline.distributed import Ranks, StopRequest
 from pipeline.errors import UserError
+from pipeline.memory import Budget
 from pipeline.monitor import Monitor, peak_memory_mib
 from pipeline.objective import DeepDefense, Losses
 from pipeline.results import Samples
@@ -70,8 +71,10 @@ class Trainer:
         )
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint)
-        self.net = net.to(ranks.device, memory_format=setup.memory_format(config))
+        layout = setup.memory_format(config.runtime, ranks.device)
+        self.net = net.to(ranks.device, memory_format=layout)
         self.objective = DeepDefense(self.net, config.regularizer, config.model, config.runtime)
+        self.budget = self._fit()
         self.ddp = _wrap(self.objective, ranks, sync_buffers=not config.model.freeze_batch_norm)
         self.parameters = self.objective.view.parameters()
         self.optimizer = torch.optim.SGD(
@@ -85,6 +88,23 @@ class Trainer:
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0  # spent in training steps, over all parts of the run
+
+    def _fit(self) -> Budget | None:
+        """How many images the attack holds at once, where that is to be found out."""
+        if self.config.regularizer.max_images != "auto" or self.config.regularizer.lam == 0:
+            return None
+        data, lam = self.config.data, self.config.regularizer.lam
+        mine = memory.fit(
+            lambda images: self.objective(images, self.net(images).argmax(dim=1), lam).loss,
+            self.net,
+            (data.channels, data.crop, data.crop),
+            self.plan.pass_size,
+            self.ranks.device,
+            sharers=self.ranks.local_size,
+        )
+        least = min(self.ranks.gather(mine))  # ranks in step do as much work each
+        self.objective.at_once = least.images
+        return least
 
     def resume(self) -> Path | None:
         """Go on from the checkpoint that ``--resume`` names, if there is one."""

@@ -38,12 +38,10 @@ class AttackView:
         net: nn.Module,
         precision: torch.dtype = torch.float32,
         dropout: bool = False,
-        channels_last: bool = False,
     ) -> None:
         self.net = net
         self.precision = precision
         self.seed: int | None = 0 if dropout else None
-        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self._head = _last_layer(net)
         self._piecewise_linear: bool | None = None
 
@@ -97,10 +95,10 @@ class AttackView:
             return upcast(logits_of(self.net(self.laid_out(images))))
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """The images in the memory format that the net runs in."""
-        if images.dim() != 4:
+        """The images in the memory format of the net's weights."""
+        if images.dim() != 4 or not _is_channels_last(self.net):
             return images
-        return images.contiguous(memory_format=self.memory_format)
+        return images.contiguous(memory_format=torch.channels_last)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -141,6 +139,12 @@ def logits_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 def upcast(values: Tensor) -> Tensor:
     """To fp32 from half precision; fp64 stays."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def _is_channels_last(net: nn.Module) -> bool:
+    last = torch.channels_last
+    kernels = (p for p in net.parameters() if p.dim() == 4 and not p.is_contiguous())
+    return any(kernel.is_contiguous(memory_format=last) for kernel in kernels)
 
 
 def _last_layer(net: nn.Module) -> nn.Module | None:

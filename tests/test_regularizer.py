@@ -21,10 +21,10 @@ from pipeline.config import (
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
+from pipeline.memory import PeakMemory
 from pipeline.models import build
 from pipeline.objective import DeepDefense
 from tests import nets, unrolled
-from tools.benchmarks.counters import PeakMemory
 
 # As the paper has it: every candidate in every iteration.
 CONFIG = RegularizerConfig(lam=5, c=3, d=5, attack=AttackConfig())

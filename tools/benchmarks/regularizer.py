@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import AttackConfig, RegularizerConfig
+from pipeline.memory import peak_bytes
 from pipeline.objective import DeepDefense
 
 from .common import Row, device_of, in_turn, load_images, load_net, spread
-from .counters import Flops, PeakMemory
+from .counters import Flops
 
 Q, ITERATIONS, OVERSHOOT, LAM, C = 10, 5, 0.02, 5.0, 500.0
 
@@ -87,7 +88,8 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         with Flops() as counter:
             step(name)
         flops[name] = counter.total
-        peaks[name] = _peak(lambda name=name: step(name), net, device)
+        net.zero_grad()
+        peaks[name] = peak_bytes(lambda name=name: step(name), device)
     seconds = in_turn({n: lambda n=n: step(n) for n in losses}, options.repeats, device)
     plain, slow = (statistics.median(seconds[name]) for name in ("plain", "authors"))
     wanted = gradients["authors"]
@@ -112,16 +114,3 @@ def _gradient(net: nn.Module) -> Tensor:
 
 def _cosine(a: Tensor, b: Tensor) -> float:
     return F.cosine_similarity(a.double(), b.double(), dim=0).item()
-
-
-def _peak(step: Callable[[], None], net: nn.Module, device: torch.device) -> float:
-    """Bytes held at the peak of a step, above weights and images."""
-    net.zero_grad()
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    with PeakMemory() as memory:
-        step()
-    return memory.peak

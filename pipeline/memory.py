@@ -1,0 +1,140 @@
+"""Memory: how many images fit, who holds it, and keeping it.
+
+In: an objective, a device. Out: the number of images that `regularizer.max_images` auto lets the
+attack hold at once, from what a few images were measured to take and what is free.
+"""
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+SHARE = 0.8  # of the free memory: allocators fragment, and convolutions take workspace
+INPUTS = 12  # tensors of the size of the whole batch's images, at most, beside the net's own
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of every storage that an operation returns, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._count(value.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+class Budget(NamedTuple):
+    """How many images at once, and why."""
+
+    images: int
+    batch: int  # images of a pass
+    per_image: float  # bytes
+    free: int  # bytes
+
+    def __str__(self) -> str:
+        fits = f"{self.images} of {self.batch} images at once"
+        return f"{fits} ({self.per_image / 2**20:.1f} MiB each, {self.free / 2**30:.1f} GiB free)"
+
+
+def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
+    """Bytes that tensors hold at the peak of a step, above what they held before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with PeakMemory() as memory:
+        step()
+    return memory.peak
+
+
+def free_bytes(device: torch.device, sharers: int = 1) -> int:
+    """Bytes free for this process: of its GPU, or its share of the machine's (or group's)."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / f"memory.{n}").read_text()) for n in ("max", "current"))
+        free = min(free, limit - used)
+    except (OSError, ValueError):  # no group, or no limit ("max")
+        pass
+    return free // sharers
+
+
+def fit(
+    loss: Callable[[Tensor], Tensor],
+    net: nn.Module,
+    shape: tuple[int, ...],
+    batch: int,
+    device: torch.device,
+    sharers: int = 1,
+) -> Budget:
+    """The largest number of images that fit at once, by measuring two and four.
+
+    Args:
+        loss: from generated images to the loss of a whole step.
+        net: its parameters are differentiated, and their gradients and momentum reckoned with.
+        shape: of an image, (C, H, W).
+        batch: images of a pass, the most that can be needed.
+        device: where.
+        sharers: processes that share the memory.
+    """
+    parameters = [p for p in net.parameters() if p.requires_grad]
+
+    def step(number: int) -> None:
+        images = torch.randn(number, *shape, device=device)
+        torch.autograd.grad(loss(images), parameters, allow_unused=True)
+
+    step(2)  # what the first pass finds out and keeps is no part of it
+    two, four = (peak_bytes(lambda n=n: step(n), device) for n in (2, 4))
+    per_image = max((four - two) / 2, 1.0)
+    fixed = max(two - 2 * per_image, 0.0)
+    fixed += 2 * sum(p.numel() * p.element_size() for p in parameters)
+    inputs = INPUTS * batch * torch.Size(shape).numel() * 4
+    free = free_bytes(device, sharers)
+    whole = SHARE * free - fixed
+    if whole >= batch * per_image:
+        return Budget(batch, batch, per_image, free)
+    most = max(int((whole - inputs) / per_image), 1)
+    parts = -(-batch // most)
+    return Budget(-(-batch // parts), batch, per_image, free)
+
+
+def keep_freed() -> None:
+    """Let the C library keep freed blocks instead of returning each to the system: on the CPU the
+    page faults of fresh blocks cost an eighth of a step, and more of the attack's."""
+    threshold, trim, pad = -3, -1, -2  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return
+    for option, value in ((threshold, 2**30), (trim, 2**31 - 1), (pad, 2**26)):
+        mallopt(option, value)
