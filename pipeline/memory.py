@@ -5,6 +5,7 @@ attack hold at once, from what a few images were measured to take and what is fr
 """
 
 import ctypes
+import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -90,8 +91,8 @@ def free_bytes(device: torch.device, sharers: int = 1) -> int:
 
 
 def fit(
-    loss: Callable[[Tensor], Tensor],
-    net: nn.Module,
+    step: Callable[[int], Any],
+    parameters: list[nn.Parameter],
     shape: tuple[int, ...],
     batch: int,
     device: torch.device,
@@ -100,31 +101,24 @@ def fit(
     """The largest number of images that fit at once, by measuring two and four.
 
     Args:
-        loss: from generated images to the loss of a whole step.
-        net: its parameters are differentiated, and their gradients and momentum reckoned with.
+        step: a whole step of so many images, up to the parameters' gradients.
+        parameters: with whose gradients and momentum to reckon.
         shape: of an image, (C, H, W).
         batch: images of a pass, the most that can be needed.
         device: where.
         sharers: processes that share the memory.
     """
-    parameters = [p for p in net.parameters() if p.requires_grad]
-
-    def step(number: int) -> None:
-        images = torch.randn(number, *shape, device=device)
-        torch.autograd.grad(loss(images), parameters, allow_unused=True)
-
     step(2)  # what the first pass finds out and keeps is no part of it
     two, four = (peak_bytes(lambda n=n: step(n), device) for n in (2, 4))
     per_image = max((four - two) / 2, 1.0)
     fixed = max(two - 2 * per_image, 0.0)
     fixed += 2 * sum(p.numel() * p.element_size() for p in parameters)
-    inputs = INPUTS * batch * torch.Size(shape).numel() * 4
+    inputs = INPUTS * batch * math.prod(shape) * 4
     free = free_bytes(device, sharers)
-    whole = SHARE * free - fixed
-    if whole >= batch * per_image:
-        return Budget(batch, batch, per_image, free)
-    most = max(int((whole - inputs) / per_image), 1)
-    parts = -(-batch // most)
+    room = SHARE * free - fixed
+    parts = 1
+    if room < batch * per_image:
+        parts = -(-batch // max(int((room - inputs) / per_image), 1))
     return Budget(-(-batch // parts), batch, per_image, free)
 
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from pipeline import memory
 from pipeline.config import ModelConfig, RegularizerConfig, RuntimeConfig
+from pipeline.memory import Budget
 from pipeline.models import batch_norms
 from pipeline.regularizer import penalty, robustness
 from pipeline.view import AttackView, Graph, autocast, logits_of, upcast
@@ -102,6 +104,26 @@ class DeepDefense(nn.Module):
             found.iterations,
             found.flipped,
         )
+
+    def fit(
+        self, shape: tuple[int, ...], batch: int, device: torch.device, sharers: int = 1
+    ) -> Budget:
+        """How many images fit at once; see `memory.fit`. Weights and buffers stay as they are."""
+        parameters = self.view.parameters()
+
+        def step(number: int) -> None:
+            images = torch.randn(number, *shape, device=device)
+            with torch.no_grad():
+                labels = self.view(images).argmax(dim=1)
+            loss = self(images, labels, self.config.lam).loss
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+
+        self.eval()  # batch norm would take the generated images into its statistics
+        try:
+            return memory.fit(step, parameters, shape, batch, device, sharers)
+        finally:
+            self.train()
+            self._shares = None  # another answer in training mode
 
     def _logits(self, images: Tensor) -> Tensor:
         """The net as it trains."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import cli, evaluation, memory, panel, setup
+from pipeline import cli, evaluation, panel, setup
 from pipeline.checkpoint import Checkpoints, State, read, write
 from pipeline.config import FinetuneConfig
 from pipeline.data.batches import TrainingPlan
@@ -93,16 +93,10 @@ class Trainer:
         """How many images the attack holds at once, where that is to be found out."""
         if self.config.regularizer.max_images != "auto" or self.config.regularizer.lam == 0:
             return None
-        data, lam = self.config.data, self.config.regularizer.lam
-        mine = memory.fit(
-            lambda images: self.objective(images, self.net(images).argmax(dim=1), lam).loss,
-            self.net,
-            (data.channels, data.crop, data.crop),
-            self.plan.pass_size,
-            self.ranks.device,
-            sharers=self.ranks.local_size,
-        )
-        least = min(self.ranks.gather(mine))  # ranks in step do as much work each
+        data, ranks = self.config.data, self.ranks
+        shape = (data.channels, data.crop, data.crop)
+        mine = self.objective.fit(shape, self.plan.pass_size, ranks.device, ranks.local_size)
+        least = min(ranks.gather(mine))  # ranks in step do as much work each
         self.objective.at_once = least.images
         return least
 

@@ -1,6 +1,9 @@
-"""Measure: the gradient's cost and the data path.
+"""Measure: the gradient's cost, the attack beside other libraries, the loader, a whole step.
 
-    python tools/benchmark.py regularizer --model squeezenet1_1 --weights W.pth --data val.parquet
+    python tools/benchmark.py regularizer --weights W.pth --data val.parquet
+    python tools/benchmark.py deepfool --weights W.pth --data val.parquet    # with the extra bench
+    python tools/benchmark.py loader --data train.parquet
+    python tools/benchmark.py step --device cuda --model resnet18 --precision bf16 --num-images 256
     python tools/benchmark.py data        # index, plan and scan at ILSVRC-2012's size
 
 Each prints a table; --json FILE writes device, versions and rows. Benchmarks, not tests: variants
@@ -10,11 +13,18 @@ are run in turn and compared within one run, since other work on the machine mov
 import argparse
 from pathlib import Path
 
-from benchmarks import common, data, regularizer
+from benchmarks import common, data, deepfool, loader, regularizer, step
 
 from pipeline.distributed import guarded
 
-BENCHMARKS = {"regularizer": regularizer.benchmark, "data": data.benchmark}
+BENCHMARKS = {
+    "regularizer": regularizer.benchmark,
+    "deepfool": deepfool.benchmark,
+    "loader": loader.benchmark,
+    "step": step.benchmark,
+    "data": data.benchmark,
+}
+DEFAULT_IMAGES = "regularizer 16, deepfool 64, loader 1024 a repeat, step 32 a batch"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,16 +34,29 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("what", choices=BENCHMARKS)
     top.add_argument("--json", type=Path, help="write device, versions and rows to this file")
-    top.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    top.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     top.add_argument("--model", default="squeezenet1_1", help="net, as model.name (%(default)s)")
     top.add_argument("--weights", help="its weights, as model.weights (default: random)")
     top.add_argument("--data", help="index of images (default: generated images)")
-    top.add_argument("--num-images", type=int, default=16, help="in a batch (%(default)s)")
-    top.add_argument("--repeats", type=int, default=5, help="timed runs a variant (%(default)s)")
+    top.add_argument("--num-images", type=common.positive, help=f"(default: {DEFAULT_IMAGES})")
+    top.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    top.add_argument("--channels-last", choices=("auto", "yes", "no"), default="auto")
+    top.add_argument(
+        "--repeats", type=common.positive, default=5, help="timed runs a variant (%(default)s)"
+    )
+    top.add_argument(
+        "--max-images",
+        type=lambda text: text if text == "auto" else common.positive(text),
+        help="as regularizer.max_images (default: no limit)",
+    )
+    top.add_argument(
+        "--peak-tflops", type=float, help="of the GPU, for step (default: by name and precision)"
+    )
     return top
 
 
 if __name__ == "__main__":
     options = parser().parse_args()
     with guarded():
-        common.report(BENCHMARKS[options.what](options), common.device_of(options), options.json)
+        device = common.prepare(options)
+        common.report(BENCHMARKS[options.what](options), device, options)

@@ -1,7 +1,7 @@
 """What the benchmarks share: images, nets, fair timing, the report."""
 
 import argparse
-import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -14,36 +14,80 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from pipeline import models, setup
-from pipeline.config import DataConfig, ModelConfig
+from pipeline import memory, models, setup
+from pipeline.config import DataConfig, ModelConfig, RuntimeConfig
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
+from pipeline.errors import UserError
+from pipeline.results import write_json
 
 Row = dict[str, Any]
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def prepare(options: argparse.Namespace) -> torch.device:
+    """The device asked for, set up as a run would.
+
+    Raises:
+        UserError: there is no GPU.
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch sees no GPU on this machine")
+    if options.device == "cpu":
+        memory.keep_freed()
+    torch.manual_seed(0)
+    return device_of(options)
+
+
 def device_of(options: argparse.Namespace) -> torch.device:
     """The device asked for."""
-    return torch.device(options.device)
+    return torch.device(options.device, 0 if options.device == "cuda" else None)
 
 
-def load_images(options: argparse.Namespace) -> Tensor:
+def runtime_of(options: argparse.Namespace) -> RuntimeConfig:
+    """The runtime section that the options stand for."""
+    layout = {"auto": "auto", "yes": True, "no": False}[options.channels_last]
+    return RuntimeConfig(device=options.device, precision=options.precision, channels_last=layout)
+
+
+def layout_of(options: argparse.Namespace) -> torch.memory_format:
+    """Memory format of net and images."""
+    layout = setup.memory_format(runtime_of(options), device_of(options))
+    return torch.contiguous_format if layout == torch.preserve_format else layout
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def load_images(options: argparse.Namespace, default: int) -> Tensor:
     """``--num-images`` centre crops of ``--data``, or generated ones; normalised, on the device."""
-    device, number = device_of(options), options.num_images
+    device, number = device_of(options), options.num_images or default
     if options.data is None:
-        return torch.randn(number, 3, 224, 224, device=device)
-    photos, config = index.read(options.data, option="--data"), DataConfig()
-    rows = np.resize(photos.subset(number), number)  # repeats where there are too few
-    specs = evaluation_specs(photos, rows, config, number)
-    (batch,) = Loader(photos, specs, config, device, number, threads=2)
-    return batch.images
+        images = torch.randn(number, 3, 224, 224, device=device)
+    else:
+        photos, config = index.read(options.data, option="--data"), DataConfig()
+        rows = np.resize(photos.subset(min(number, len(photos))), number)  # repeats if too few
+        specs = evaluation_specs(photos, rows, config, number)
+        (batch,) = Loader(photos, specs, config, device, number, threads=cores())
+        images = batch.images
+    return images.contiguous(memory_format=layout_of(options))
 
 
 def load_net(options: argparse.Namespace) -> nn.Module:
     """The net of ``--model`` and ``--weights``, in evaluation mode."""
     config = ModelConfig(name=options.model, weights=options.weights)
-    return models.build(config, 1000).to(device_of(options)).eval()
+    net = models.build(config, 1000).to(device_of(options), memory_format=layout_of(options))
+    return net.eval()
 
 
 def in_turn(
@@ -72,17 +116,32 @@ def spread(values: list[float]) -> float:
     return (max(values) - min(values)) / 2 / statistics.median(values)
 
 
-def report(rows: list[Row], device: torch.device, path: Path | None) -> None:
+def report(rows: list[Row], device: torch.device, options: argparse.Namespace) -> None:
     """Print the rows as a table, and write them to a JSON file if asked to."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = Table()
     for name in columns:
         table.add_column(name, justify="left" if name == "name" else "right")
     for row in rows:
-        values = (row.get(name, "") for name in columns)
-        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else f"{v}" for v in values))
+        table.add_row(*(_shown(row.get(name)) for name in columns))
     Console(width=None if Console().is_terminal else 160).print(table)
-    if path is not None:
+    if options.json is not None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        result = {"device": name, "versions": setup.versions(), "rows": rows}
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        asked = {k: v for k, v in vars(options).items() if k not in ("json", "what")}
+        asked["data"] = asked["data"] and Path(asked["data"]).name
+        asked["weights"] = asked["weights"] and Path(asked["weights"]).name
+        result = {
+            "benchmark": options.what,
+            "device": name,
+            "cores": cores(),
+            "options": asked,
+            "versions": setup.versions(),
+            "rows": rows,
+        }
+        write_json(options.json, result)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)

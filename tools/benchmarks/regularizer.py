@@ -3,22 +3,25 @@
 import argparse
 import statistics
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import AttackConfig, RegularizerConfig
+from pipeline.config import AttackConfig, RegularizerConfig, RuntimeConfig
+from pipeline.errors import UserError
 from pipeline.memory import peak_bytes
-from pipeline.objective import DeepDefense
+from pipeline.objective import PRECISIONS, DeepDefense
+from pipeline.view import AttackView, autocast
 
-from .common import Row, device_of, in_turn, load_images, load_net, spread
+from .common import Row, device_of, in_turn, load_images, load_net, runtime_of, spread
 from .counters import Flops
 
 Q, ITERATIONS, OVERSHOOT, LAM, C = 10, 5, 0.02, 5.0, 500.0
 
 
-def authors(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def authors(net: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
     """The loss as the authors' code computes it: every candidate's gradient with a graph, in
     every iteration, for the whole batch until its last sample is done. Samples of T only."""
     logits = net(images)
@@ -48,20 +51,34 @@ def authors(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels) + LAM * torch.exp(-C * ratio).mean()
 
 
-def variants(net: nn.Module) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def variants(
+    net: nn.Module, runtime: RuntimeConfig, max_images: int | None = None
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Losses by name; ``exact`` visits every candidate in every iteration."""
 
-    def ours(gradient: str, **attack: object) -> Callable[[Tensor, Tensor], Tensor]:
-        config = RegularizerConfig(lam=LAM, c=C, gradient=gradient)  # type: ignore[arg-type]
-        if attack:
-            config.attack = AttackConfig(**attack)  # type: ignore[arg-type]
-        objective = DeepDefense(net, config)
+    def ours(
+        gradient: Literal["unrolled", "boundary"], attack: AttackConfig | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=max_images)
+        config.attack = attack or config.attack
+        objective = DeepDefense(net, config, runtime=runtime)
         return lambda images, labels: objective(images, labels, LAM).loss
 
+    def in_precision(
+        loss: Callable[..., Tensor],
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        precision = PRECISIONS[runtime.precision]
+
+        def logits_of(images: Tensor) -> Tensor:
+            with autocast(images, precision):
+                return net(images).float()
+
+        return lambda images, labels: loss(logits_of, images, labels)
+
     losses = {
-        "plain": lambda images, labels: F.cross_entropy(net(images), labels),
-        "authors": lambda images, labels: authors(net, images, labels),
-        "exact": ours("unrolled", classes="every", visit="all"),
+        "plain": in_precision(lambda f, images, labels: F.cross_entropy(f(images), labels)),
+        "authors": in_precision(authors),
+        "exact": ours("unrolled", AttackConfig(classes="every", visit="all")),
         "unrolled": ours("unrolled"),
         "boundary": ours("boundary"),
     }
@@ -72,18 +89,27 @@ def variants(net: nn.Module) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
 def benchmark(options: argparse.Namespace) -> list[Row]:
     """A row a variant: time and FLOPs over plain, memory, and the gradient beside the authors'."""
     device = device_of(options)
-    net, images = load_net(options), load_images(options)
+    net, images = load_net(options), load_images(options, default=16)
     with torch.no_grad():
-        labels = net(images).argmax(dim=1)
-    losses = variants(net)
+        labels = AttackView(net, PRECISIONS[options.precision])(images).argmax(dim=1)
+    if options.max_images == "auto":
+        raise UserError("--max-images auto is for step; give regularizer a number")
+    losses = variants(net, runtime_of(options), options.max_images)
+    too_large: set[str] = set()
 
     def step(name: str) -> None:
         net.zero_grad()
         losses[name](images, labels).backward()
 
     gradients, flops, peaks = {}, {}, {}
-    for name in losses:  # also a warm-up
-        step(name)
+    for name in list(losses):
+        try:
+            step(name)  # also a warm-up
+        except torch.OutOfMemoryError:
+            too_large.add(name)
+            del losses[name]
+            torch.cuda.empty_cache()
+            continue
         gradients[name] = _gradient(net) - (0 if name == "plain" else gradients["plain"])
         with Flops() as counter:
             step(name)
@@ -91,21 +117,28 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         net.zero_grad()
         peaks[name] = peak_bytes(lambda name=name: step(name), device)
     seconds = in_turn({n: lambda n=n: step(n) for n in losses}, options.repeats, device)
-    plain, slow = (statistics.median(seconds[name]) for name in ("plain", "authors"))
-    wanted = gradients["authors"]
-    return [
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    # Where the authors' way does not fit, the exact gradient stands for it.
+    wanted = gradients["authors" if "authors" in gradients else "exact"]
+    rows: list[Row] = [
         {
             "name": name,
-            "time_ratio": statistics.median(seconds[name]) / plain,
+            "time_ratio": medians[name] / medians["plain"],
             "flops_ratio": flops[name] / flops["plain"],
-            "speedup_over_authors": slow / statistics.median(seconds[name]),
+            "speedup_over_authors": medians["authors"] / medians[name]
+            if "authors" in medians
+            else None,
             "peak_memory_ratio": peaks[name] / peaks["plain"],
             "cosine": _cosine(gradients[name], wanted) if name != "plain" else None,
-            "norm_ratio": (gradients[name].norm() / wanted.norm()).item(),
+            "norm_ratio": (gradients[name].norm() / wanted.norm()).item()
+            if name != "plain"
+            else None,
             "spread": spread(seconds[name]),
+            "seconds": medians[name],
         }
         for name in losses
     ]
+    return rows + [{"name": f"{name} (out of memory)"} for name in too_large]
 
 
 def _gradient(net: nn.Module) -> Tensor:

@@ -1,0 +1,119 @@
+"""DeepFool's sweep beside foolbox's and adversarial-library's, where they are installed."""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import AttackConfig
+from pipeline.deepfool import deepfool, lengths, wide
+from pipeline.view import AttackView
+
+from .common import Row, device_of, in_turn, load_images, load_net, spread
+
+Q, ITERATIONS, OVERSHOOT = 10, 50, 0.02
+RANGE = 8.0  # normalised pixels lie well within -RANGE..RANGE
+
+# The first two are this project's words for what the other libraries do, and for the class kept.
+OURS = {
+    "every": AttackConfig(max_iterations=ITERATIONS),
+    "first": AttackConfig(max_iterations=ITERATIONS, classes="first"),
+    "every, lazy": AttackConfig(max_iterations=ITERATIONS, visit="lazy"),
+    "first, lazy": AttackConfig(max_iterations=ITERATIONS, classes="first", visit="lazy"),
+    "first, lazy, tested": AttackConfig(
+        max_iterations=ITERATIONS, classes="first", visit="lazy", linearize_at="tested"
+    ),
+}
+
+Attack = Callable[[], Tensor]  # the perturbed images
+
+
+def foolbox_attack(net: nn.Module, images: Tensor, labels: Tensor) -> Attack | None:
+    """foolbox's L2DeepFoolAttack, in the network's input space."""
+    try:
+        import foolbox
+    except ImportError:
+        return None
+    model = foolbox.PyTorchModel(net, bounds=(-RANGE, RANGE), device=images.device)
+    attack = foolbox.attacks.L2DeepFoolAttack(
+        steps=ITERATIONS, candidates=Q, overshoot=OVERSHOOT, loss="logits"
+    )
+    return lambda: attack.run(model, images, labels)
+
+
+def adversarial_library_attack(net: nn.Module, images: Tensor, labels: Tensor) -> Attack | None:
+    """adversarial-library's df. It takes every class and images in [0, 1]: it is shown the q
+    classes alone, and a linear scale. As it drops finished images on its way, each image carries
+    its number in a channel of its own, which the net does not see."""
+    try:
+        from adv_lib.attacks import df
+    except ImportError:
+        return None
+    with torch.no_grad():
+        classes = net(images).topk(Q, dim=1).indices
+    number = torch.arange(len(images), device=images.device) / len(images)
+    tags = wide(number).expand(-1, 1, *images.shape[2:])
+    inputs = torch.cat([(images + RANGE) / (2 * RANGE), tags], dim=1)
+
+    def shown(inputs: Tensor) -> Tensor:
+        rows = (inputs[:, -1, 0, 0].detach() * len(images)).round().long()
+        return net(inputs[:, :-1] * (2 * RANGE) - RANGE).gather(1, classes[rows])
+
+    def run() -> Tensor:
+        best = torch.zeros_like(labels)  # the first of the q is the predicted class
+        found = df(
+            shown, inputs, best, steps=ITERATIONS, overshoot=OVERSHOOT, return_unsuccessful=True
+        )
+        return found[:, :-1] * (2 * RANGE) - RANGE
+
+    return run
+
+
+def our_attack(view: AttackView, images: Tensor, config: AttackConfig) -> Attack:
+    """This project's sweep, from the images alone."""
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            logits = view(images)
+        labels = logits.argmax(dim=1)
+        return images + deepfool(view, images, labels, logits, config).delta
+
+    return run
+
+
+def benchmark(options: argparse.Namespace) -> list[Row]:
+    """A row a variant: images/s and their ratio to foolbox's, rho2, share flipped."""
+    device = device_of(options)
+    net, images = load_net(options).requires_grad_(False), load_images(options, default=64)
+    view = AttackView(net)
+    with torch.no_grad():
+        labels = view(images).argmax(dim=1)
+    peers = {
+        "foolbox": foolbox_attack(net, images, labels),
+        "adversarial-library": adversarial_library_attack(net, images, labels),
+    }
+    attacks = {name: run for name, run in peers.items() if run is not None}
+    attacks |= {name: our_attack(view, images, config) for name, config in OURS.items()}
+    results = {name: run() for name, run in attacks.items()}  # also a warm-up
+    seconds = in_turn(attacks, options.repeats, device)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    first = medians[next(iter(attacks))]
+    return [
+        {
+            "name": name,
+            "images_per_second": len(images) / medians[name],
+            "ratio": first / medians[name],
+            **_quality(view, images, labels, results[name]),
+            "spread": spread(seconds[name]),
+        }
+        for name in attacks
+    ]
+
+
+@torch.no_grad()
+def _quality(view: AttackView, images: Tensor, labels: Tensor, perturbed: Tensor) -> Row:
+    ratio = lengths((perturbed - images).double()) / lengths(images.double())
+    flipped = view(perturbed).argmax(dim=1) != labels
+    return {"rho2": ratio.mean().item(), "flipped": flipped.float().mean().item()}

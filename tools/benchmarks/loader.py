@@ -1,0 +1,185 @@
+"""The DALI path beside torchvision's DataLoader and beside DALI's own file reader."""
+
+import argparse
+import contextlib
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nvidia.dali.fn as fn
+import nvidia.dali.types as types
+import torch
+from nvidia.dali.pipeline import pipeline_def
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from pipeline.config import DataConfig, TrainConfig
+from pipeline.data import index
+from pipeline.data.batches import TrainingPlan
+from pipeline.data.files import Files
+from pipeline.data.index import Index
+from pipeline.data.loader import Loader
+from pipeline.errors import UserError
+
+from .common import Row, cores, device_of, spread
+
+BATCH, IMAGES, WARM_UP = 32, 1024, 8
+DATA = DataConfig()
+
+Batches = Iterator[Any]
+
+
+def ours(photos: Index, device: torch.device, half: bool) -> Batches:
+    """This project's loader: random crops and flips by the plan, bytes from the archives."""
+    train = TrainConfig(batch_size=min(BATCH, len(photos)))
+    specs = TrainingPlan(photos, DATA, train, rank=0, size=1).specs(0, 2**40)
+    return iter(Loader(photos, specs, DATA, device, BATCH, cores(), half=half))
+
+
+class Files224(Dataset):
+    """Image files with torchvision's training transforms."""
+
+    def __init__(self, files: list[tuple[Path, int]]) -> None:
+        self.files = files
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(DATA.crop, DATA.area, DATA.aspect, antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(DATA.mean, DATA.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        path, label = self.files[number]
+        with Image.open(path) as image:
+            return self.transform(image.convert("RGB")), label
+
+
+class Endless(torch.utils.data.Sampler[list[int]]):
+    """Shuffled batches without end, so that workers never wait for a new epoch."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        numbers = (n for _ in itertools.count() for n in torch.randperm(self.length).tolist())
+        while True:
+            yield list(itertools.islice(numbers, BATCH))
+
+
+def torchvision_loader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
+    """torchvision's way, with as many workers as cores."""
+    loader = DataLoader(
+        Files224(files),
+        batch_sampler=Endless(len(files)),
+        num_workers=cores(),
+        pin_memory=device.type == "cuda",
+    )
+    for images, labels in loader:
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def dali_reader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
+    """DALI's own file reader and fused random crop, as in its examples."""
+    gpu = device.type == "cuda"
+
+    @pipeline_def(
+        batch_size=BATCH,
+        num_threads=cores(),
+        device_id=device.index if gpu else None,
+        prefetch_queue_depth=DATA.prefetch,
+        exec_dynamic=True,
+    )
+    def graph() -> Any:
+        paths, labels = [str(path) for path, _ in files], [label for _, label in files]
+        jpegs, labels = fn.readers.file(files=paths, labels=labels, random_shuffle=True)
+        images = fn.decoders.image_random_crop(
+            jpegs,
+            device="mixed" if gpu else "cpu",
+            output_type=types.RGB,
+            random_area=DATA.area,
+            random_aspect_ratio=DATA.aspect,
+        )
+        images = fn.resize(images, size=[DATA.crop, DATA.crop])
+        images = fn.crop_mirror_normalize(
+            images,
+            dtype=types.FLOAT,
+            output_layout="CHW",
+            mean=[255 * m for m in DATA.mean],
+            std=[255 * s for s in DATA.std],
+            mirror=fn.random.coin_flip(),
+        )
+        return images, labels
+
+    pipeline = graph()
+    pipeline.build()
+    while True:
+        images, labels = pipeline.run()
+        yield torch.from_dlpack(images.as_tensor()), torch.from_dlpack(labels.as_tensor())
+
+
+def benchmark(options: argparse.Namespace) -> list[Row]:
+    """A row a loader: images/s, and their ratio to torchvision's."""
+    if options.data is None:
+        raise UserError("loader reads real images: name an index with --data (tools/index.py)")
+    photos = index.read(options.data, option="--data")
+    device, number = device_of(options), options.num_images or IMAGES
+    with tempfile.TemporaryDirectory() as folder:
+        files = _unpacked(photos, Path(folder))
+        loaders: dict[str, Callable[[], Batches]] = {
+            "torchvision": lambda: torchvision_loader(files, device),
+            "dali reader": lambda: dali_reader(files, device),
+            "this project": lambda: ours(photos, device, options.precision != "fp32"),
+        }
+        speeds: dict[str, list[float]] = {name: [] for name in loaders}
+        for _ in range(options.repeats):
+            for name, make in loaders.items():
+                with contextlib.closing(make()) as batches:
+                    speeds[name].append(_speed(batches, number))
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    return [
+        {
+            "name": name,
+            "images_per_second": medians[name],
+            "ratio": medians[name] / medians["torchvision"],
+            "ratio_to_dali_reader": medians[name] / medians["dali reader"],
+            "spread": spread(speeds[name]),
+        }
+        for name in loaders
+    ]
+
+
+def _speed(batches: Batches, number: int) -> float:
+    """Images per second after a warm-up; what was decoded ahead is as much after as before."""
+    for _ in range(WARM_UP):
+        next(batches)
+    done, begin = 0, time.perf_counter()
+    while done < number:
+        batch = next(batches)
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch.images
+        done += len(images)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return done / (time.perf_counter() - begin)
+
+
+def _unpacked(photos: Index, folder: Path) -> list[tuple[Path, int]]:
+    """The images as files, which the other two read."""
+    files = []
+    reader = Files(photos)
+    for row, label in enumerate(photos.label.tolist()):
+        path = folder / f"{row}.jpeg"
+        (view,) = reader.views(torch.tensor([row]).numpy())
+        path.write_bytes(view.tobytes())
+        files.append((path, label))
+    return files

@@ -1,0 +1,154 @@
+"""A whole training step: data, objective, optimiser."""
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+
+from pipeline.config import DataConfig, RegularizerConfig, TrainConfig
+from pipeline.data import index
+from pipeline.data.batches import TrainingPlan
+from pipeline.data.loader import Batch, Loader
+from pipeline.errors import UserError
+from pipeline.objective import DeepDefense
+
+from .common import (
+    Row,
+    cores,
+    device_of,
+    layout_of,
+    load_net,
+    runtime_of,
+    spread,
+    synchronise,
+)
+from .counters import Flops
+from .regularizer import LAM, C
+
+BATCH, STEPS, WARM_UP = 32, 4, 3
+# Dense tensor-core peaks by NVIDIA's data sheets, in TFLOP/s; fp32 is without TF32.
+PEAKS = {
+    "H100": {"bf16": 989, "fp16": 989, "fp32": 67},
+    "H200": {"bf16": 989, "fp16": 989, "fp32": 67},
+    "A100": {"bf16": 312, "fp16": 312, "fp32": 19.5},
+}
+
+
+class Stream:
+    """Batches for ever, of ``--data`` or generated, and the time spent waiting for them."""
+
+    def __init__(self, options: argparse.Namespace, size: int) -> None:
+        device = device_of(options)
+        self.loader: Loader | None = None
+        if options.data is None:
+            images = torch.randn(size, 3, 224, 224, device=device)
+            images = images.contiguous(memory_format=layout_of(options))
+            labels = torch.randint(1000, (size,), device=device)
+            self._batches = itertools.repeat((images, labels))
+            return
+        photos = index.read(options.data, option="--data")
+        if size > len(photos):
+            raise UserError(
+                f"--num-images {size} is more than the {len(photos)} images of {options.data}"
+            )
+        specs = TrainingPlan(photos, DataConfig(), TrainConfig(batch_size=size), 0, 1).specs(
+            0, 2**40
+        )
+        half = options.precision != "fp32"
+        self.loader = Loader(photos, specs, DataConfig(), device, size, cores(), half=half)
+        self._batches = self._pairs(iter(self.loader))
+
+    def _pairs(self, batches: Iterator[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in batches:
+            yield batch.images, batch.labels
+
+    @property
+    def waited(self) -> float:
+        """Seconds so far."""
+        return self.loader.wait_seconds if self.loader else 0.0
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return next(self._batches)
+
+
+def benchmark(options: argparse.Namespace) -> list[Row]:
+    """A row a variant: images/s, share of the time spent waiting for data, FLOPs used."""
+    device, size = device_of(options), options.num_images or BATCH
+    net = load_net(options)
+    stream = Stream(options, size)
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
+    objectives = {
+        "plain": (DeepDefense(net, RegularizerConfig(), runtime=runtime_of(options)), 0.0),
+        **{
+            gradient: (_objective(net, gradient, size, options), LAM)
+            for gradient in ("unrolled", "boundary")
+        },
+    }
+
+    def step(name: str) -> None:
+        images, labels = next(stream)
+        objective, lam = objectives[name]
+        scaler.scale(objective(images, labels, lam).loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    flops = {}
+    for name in objectives:
+        step(name)
+        with Flops() as counter:
+            step(name)
+        flops[name] = counter.total
+    measured = {name: [] for name in objectives}
+    for _ in range(options.repeats):
+        for name in objectives:
+            for _ in range(WARM_UP):  # what the variant before left in the queue
+                step(name)
+            synchronise(device)
+            begin, waited = time.perf_counter(), stream.waited
+            for _ in range(STEPS):
+                step(name)
+            synchronise(device)
+            seconds = (time.perf_counter() - begin) / STEPS
+            measured[name].append((seconds, (stream.waited - waited) / STEPS / seconds))
+    peak = _peak_tflops(options, device)
+    rows = []
+    for name, values in measured.items():
+        seconds = statistics.median(s for s, _ in values)
+        per_second = flops[name] / seconds / 1e12
+        rows.append(
+            {
+                "name": name,
+                "images_per_second": size / seconds,
+                "ratio": seconds / statistics.median(s for s, _ in measured["plain"]),
+                "data_wait": statistics.median(w for _, w in values),
+                "tflops_per_second": per_second,
+                "flops_utilisation": per_second / peak if peak else None,
+                "spread": spread([s for s, _ in values]),
+            }
+        )
+    return rows
+
+
+def _objective(
+    net: torch.nn.Module, gradient: str, size: int, options: argparse.Namespace
+) -> DeepDefense:
+    most = options.max_images
+    config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=most)  # type: ignore[arg-type]
+    objective = DeepDefense(net, config, runtime=runtime_of(options))
+    if most == "auto":
+        budget = objective.fit((3, 224, 224), size, device_of(options))
+        objective.at_once = budget.images
+        print(f"max_images auto, {gradient}: {budget}")
+    return objective
+
+
+def _peak_tflops(options: argparse.Namespace, device: torch.device) -> float | None:
+    if options.peak_tflops or device.type != "cuda":
+        return options.peak_tflops
+    name = torch.cuda.get_device_name(device)
+    return next((p[options.precision] for key, p in PEAKS.items() if key in name), None)
