@@ -68,8 +68,8 @@ class DataConfig:
     on_error: Literal["raise", "skip"] = "raise"
     """An image that does not decode: stop and name it, or count it and go on without it."""
     threads: int | None = None
-    """Decoding threads a rank. Default: the machine's cores divided among its ranks."""
-    prefetch: int = 2
+    """Decoding threads a rank. Default: its share of the machine's cores, and one more."""
+    prefetch: int = 3
     """Batches decoded ahead of the step."""
     half_input: bool = False
     """On a GPU hand the net half-precision channels_last input (half the memory traffic)."""

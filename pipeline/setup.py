@@ -91,9 +91,15 @@ def memory_format(runtime: RuntimeConfig, device: torch.device) -> torch.memory_
 
 
 def decoding_threads(config: EvaluateConfig, ranks: Ranks) -> int:
-    """DALI's threads for this rank: as asked for, or its share of the cores it may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return config.data.threads or max(1, (cores or 1) // ranks.local_size)
+    """DALI's threads for this rank: as asked for, or one more than its share of the cores, so that
+    small operators of one batch do not wait for the decoder of another."""
+    return config.data.threads or max(1, cores() // ranks.local_size) + 1
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ import torchvision.transforms.v2.functional as transforms
 from PIL import Image
 
 from pipeline.config import DataConfig
-from pipeline.data import index
+from pipeline.data import headers, index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.files import Files
 from pipeline.data.index import Index
@@ -63,7 +63,7 @@ def difference_in_training(photos: Index, device: torch.device) -> list[float]:
         top, left = windows.anchor[row].astype(int).tolist()
         height, width = windows.shape[row].astype(int).tolist()
         wanted = transforms.resized_crop(pil(photos, row), top, left, height, width, [224, 224])
-        if windows.mirror[row, 0]:
+        if windows.mirror[row]:
             wanted = transforms.horizontal_flip(wanted)
         differences.append((batch.images[row].cpu() - as_tensor(wanted)).abs().mean().item())
     return differences
@@ -136,20 +136,22 @@ def test_batches_stay_as_they_were(photos: Index) -> None:
     assert torch.equal(kept[0], kept[5])  # the same images again
 
 
-def broken_archive(tmp_path: Path) -> Index:
-    """Two images of thirty break after they were indexed, as a failing disk would do."""
+def broken_archive(tmp_path: Path, keep: int = 0) -> Index:
+    """Two images of thirty break after they were indexed, as a failing disk would do; their first
+    ``keep`` bytes stay."""
     members = {f"c/{k:02d}.jpg": encode(picture(60, 50, k), "JPEG") for k in range(30)}
     good = index_tar(tmp_path / "photos.tar", members)
     data = bytearray((tmp_path / "photos.tar").read_bytes())
     for row in (11, 20):
-        start = int(good.offset[row])
-        data[start : start + int(good.length[row])] = b"\0" * int(good.length[row])
+        start, length = int(good.offset[row]) + keep, int(good.length[row]) - keep
+        data[start : start + length] = b"\0" * length
     (tmp_path / "photos.tar").write_bytes(data)
     return good
 
 
-def test_an_image_that_does_not_decode_is_named(tmp_path: Path) -> None:
-    photos = broken_archive(tmp_path)
+@pytest.mark.parametrize("keep", [0, 30, 300, 700], ids=lambda n: f"first {n} bytes kept")
+def test_an_image_that_does_not_decode_is_named(tmp_path: Path, keep: int) -> None:
+    photos = broken_archive(tmp_path, keep)
     with pytest.raises(UserError, match=r"c/11\.jpg.*--data\.on_error skip"):
         evaluate(photos, DataConfig(), batch_size=4)
 
@@ -170,11 +172,12 @@ def test_images_that_do_not_decode_are_skipped_and_counted(tmp_path: Path) -> No
     assert sum(len(b.labels) for b in got) == len(wanted)
 
 
-def test_breaking_again_and_again_does_not_crash(tmp_path: Path) -> None:
-    """DALI's decoder alone would take the process down now and then: see the loader's graph."""
+@pytest.mark.parametrize("keep", [0, 30, 300])
+def test_breaking_again_and_again_does_not_crash(tmp_path: Path, keep: int) -> None:
+    """DALI's decoder alone would take the process down now and then: see `Loader._source`."""
     script = (
         "import dataclasses, sys; from pathlib import Path; from tests.test_loader import *\n"
-        "photos = broken_archive(Path(sys.argv[1]))\n"
+        "photos = broken_archive(Path(sys.argv[1]), int(sys.argv[2]))\n"
         "config = dataclasses.replace(RAW, on_error='skip')\n"
         "for _ in range(12):\n"
         "    specs = evaluation_specs(photos, np.arange(30), config, 30)\n"
@@ -183,12 +186,37 @@ def test_breaking_again_and_again_does_not_crash(tmp_path: Path) -> None:
         "next(iter(Loader(photos, specs, config, CPU, 2, threads=2)))  # left in mid-prefetch\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)],
+        [sys.executable, "-c", script, str(tmp_path), str(keep)],
         capture_output=True,
         text=True,
         env=environment(),
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "L", {"progressive": True}),
+        ("JPEG", "CMYK", {"exif": b"Exif\0\0" + b"\xff\xd8\xff\xc0" * 500}),
+        ("PNG", "RGBA", {}),
+        ("BMP", "RGB", {}),
+    ],
+)
+def test_headers_tell_the_size(kind: str, mode: str, options: dict) -> None:
+    data = encode(picture(61, 47).convert(mode), kind, **options)
+    view = np.frombuffer(data, np.uint8)
+    assert headers.size(view) == (61, 47)
+    assert headers.size(view[:9]) is None
+    assert headers.size(np.zeros(400, np.uint8)) is None
+
+
+def test_an_image_of_another_size_than_indexed_is_named(tmp_path: Path) -> None:
+    photos = index_tar(tmp_path / "a.tar", {"c/x.JPEG": encode(picture(60, 50), "JPEG")})
+    photos = dataclasses.replace(photos, width=photos.width + 1)
+    with pytest.raises(UserError, match=r"c/x\.JPEG"):
+        evaluate(photos, DataConfig())
 
 
 def test_a_batch_with_no_image_left_is_an_error(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from nvidia.dali import Pipeline
 from nvidia.dali.pipeline import pipeline_def
 
 from pipeline.config import DataConfig
+from pipeline.data import headers
 from pipeline.data.files import Files
 from pipeline.data.index import Index
 from pipeline.data.plan import Windows
@@ -158,10 +159,18 @@ class Loader:
         spec = next(self._specs)
         if self._bad_rows:
             spec = self._without_bad(spec)
-        return self._feed(spec)
-
-    def _feed(self, spec: BatchSpec) -> tuple[Any, ...]:
         views = self._files.views(spec.rows)
+        # The decoder of DALI 2.4 crashes the process (its threads outlive their batch) when one
+        # image of several has a header that it cannot parse.
+        bad = [
+            row
+            for row, view in zip(spec.rows.tolist(), views, strict=True)
+            if headers.size(view) != (self.index.width[row], self.index.height[row])
+        ]
+        if bad:
+            self._leave_out(bad)
+            spec = self._without_bad(spec)
+            views = self._files.views(spec.rows)
         self._in_flight.append((spec, views))
         return _inputs(views, spec.windows)
 
@@ -181,6 +190,12 @@ class Loader:
         bad = sorted({row for spec in pending for row in self._undecodable(spec)})
         if not bad:
             raise error  # not an image's fault
+        self._leave_out(bad)
+        self._specs = itertools.chain(pending, self._specs)
+        self._pipeline = self._build(self._source)
+
+    def _leave_out(self, bad: list[int]) -> None:
+        """Go on without these rows, or raise an error that names them."""
         names = [self.index.id(row) for row in bad]
         if self._config.on_error == "raise":
             raise UserError(
@@ -192,8 +207,6 @@ class Loader:
             print(f"left out {name}: it does not decode", file=sys.stderr, flush=True)
         self.skipped += names
         self._bad_rows.update(bad)
-        self._specs = itertools.chain(pending, self._specs)
-        self._pipeline = self._build(self._source)
 
     def _undecodable(self, spec: BatchSpec) -> list[int]:
         """Decode a batch one image at a time; the rows that fail."""
@@ -232,13 +245,9 @@ def _definition(source: Any, config: DataConfig, device: torch.device, half: boo
         encoded, anchor, shape, roi_start, roi_end, mirror = fn.external_source(
             source=source, num_outputs=6, batch=True, no_copy=True
         )
-        # The decoder of DALI 2.4 crashes the process (its threads outlive their batch) when one
-        # image of several has a header that it cannot parse. This parses all headers first, in
-        # an operator that fails cleanly, and the decoder waits for it.
-        size = fn.peek_image_shape(encoded)
         images = fn.decoders.image_slice(
             encoded,
-            anchor + 0.0 * fn.cast(size[:2], dtype=types.FLOAT),
+            anchor,
             shape,
             axes=[0, 1],
             normalized_anchor=False,
@@ -257,7 +266,7 @@ def _definition(source: Any, config: DataConfig, device: torch.device, half: boo
         )
         return fn.crop_mirror_normalize(
             images,
-            mirror=fn.squeeze(mirror, axes=[0]),
+            mirror=mirror,
             mean=[scale * value for value in config.mean],
             std=[scale * value for value in config.std],
             dtype=types.FLOAT16 if half else types.FLOAT,

@@ -27,7 +27,7 @@ class Windows:
     shape: np.ndarray  # (B, 2) float32, height and width of the decoded window
     roi_start: np.ndarray  # (B, 2) float32, relative to the window
     roi_end: np.ndarray  # (B, 2) float32
-    mirror: np.ndarray  # (B, 1) int32, 1 to flip horizontally
+    mirror: np.ndarray  # (B,) int32, 1 to flip horizontally
 
 
 def order(num_images: int, seed: int, epoch: int) -> np.ndarray:
@@ -123,7 +123,7 @@ def _windows(
     anchor: np.ndarray, shape: np.ndarray, start: np.ndarray, end: np.ndarray, mirror: np.ndarray
 ) -> Windows:
     single = [np.ascontiguousarray(a, dtype=np.float32) for a in (anchor, shape, start, end)]
-    return Windows(*single, mirror=mirror.astype(np.int32)[:, None])
+    return Windows(*single, mirror=mirror.astype(np.int32))
 
 
 def _key(seed: int, epoch: int, stream: int) -> np.ndarray:

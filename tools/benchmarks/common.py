@@ -1,7 +1,6 @@
 """What the benchmarks share: images, nets, fair timing, the report."""
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -64,11 +63,6 @@ def layout_of(options: argparse.Namespace) -> torch.memory_format:
     return torch.contiguous_format if layout == torch.preserve_format else layout
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def load_images(options: argparse.Namespace, default: int) -> Tensor:
     """``--num-images`` centre crops of ``--data``, or generated ones; normalised, on the device."""
     device, number = device_of(options), options.num_images or default
@@ -78,7 +72,7 @@ def load_images(options: argparse.Namespace, default: int) -> Tensor:
         photos, config = index.read(options.data, option="--data"), DataConfig()
         rows = np.resize(photos.subset(min(number, len(photos))), number)  # repeats if too few
         specs = evaluation_specs(photos, rows, config, number)
-        (batch,) = Loader(photos, specs, config, device, number, threads=cores())
+        (batch,) = Loader(photos, specs, config, device, number, threads=setup.cores())
         images = batch.images
     return images.contiguous(memory_format=layout_of(options))
 
@@ -133,7 +127,7 @@ def report(rows: list[Row], device: torch.device, options: argparse.Namespace) -
         result = {
             "benchmark": options.what,
             "device": name,
-            "cores": cores(),
+            "cores": setup.cores(),
             "options": asked,
             "versions": setup.versions(),
             "rows": rows,

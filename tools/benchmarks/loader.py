@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from pipeline import setup
 from pipeline.config import DataConfig, TrainConfig
 from pipeline.data import index
 from pipeline.data.batches import TrainingPlan
@@ -26,9 +27,9 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Loader
 from pipeline.errors import UserError
 
-from .common import Row, cores, device_of, spread
+from .common import Row, device_of, spread
 
-BATCH, IMAGES, WARM_UP = 32, 1024, 8
+BATCH, IMAGES, WARM_UP = 64, 1024, 6
 DATA = DataConfig()
 
 Batches = Iterator[Any]
@@ -38,7 +39,7 @@ def ours(photos: Index, device: torch.device, half: bool) -> Batches:
     """This project's loader: random crops and flips by the plan, bytes from the archives."""
     train = TrainConfig(batch_size=min(BATCH, len(photos)))
     specs = TrainingPlan(photos, DATA, train, rank=0, size=1).specs(0, 2**40)
-    return iter(Loader(photos, specs, DATA, device, BATCH, cores(), half=half))
+    return iter(Loader(photos, specs, DATA, device, BATCH, setup.cores() + 1, half=half))
 
 
 class Files224(Dataset):
@@ -82,7 +83,7 @@ def torchvision_loader(files: list[tuple[Path, int]], device: torch.device) -> B
     loader = DataLoader(
         Files224(files),
         batch_sampler=Endless(len(files)),
-        num_workers=cores(),
+        num_workers=setup.cores(),
         pin_memory=device.type == "cuda",
     )
     for images, labels in loader:
@@ -95,7 +96,7 @@ def dali_reader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
 
     @pipeline_def(
         batch_size=BATCH,
-        num_threads=cores(),
+        num_threads=setup.cores(),
         device_id=device.index if gpu else None,
         prefetch_queue_depth=DATA.prefetch,
         exec_dynamic=True,

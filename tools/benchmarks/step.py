@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from pipeline import setup
 from pipeline.config import DataConfig, RegularizerConfig, TrainConfig
 from pipeline.data import index
 from pipeline.data.batches import TrainingPlan
@@ -17,7 +18,6 @@ from pipeline.objective import DeepDefense
 
 from .common import (
     Row,
-    cores,
     device_of,
     layout_of,
     load_net,
@@ -58,7 +58,9 @@ class Stream:
             0, 2**40
         )
         half = options.precision != "fp32"
-        self.loader = Loader(photos, specs, DataConfig(), device, size, cores(), half=half)
+        self.loader = Loader(
+            photos, specs, DataConfig(), device, size, setup.cores() + 1, half=half
+        )
         self._batches = self._pairs(iter(self.loader))
 
     def _pairs(self, batches: Iterator[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
