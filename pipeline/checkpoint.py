@@ -22,7 +22,7 @@ State = dict[str, Any]
 # neither the weights that come out nor what is measured. Indices are compared by content.
 FREE = (
     *("output", "resume", "dry_run", "log", "checkpoint", "runtime"),
-    *("train.accumulation", "model.weights"),
+    *("train.accumulation", "regularizer.max_images", "model.weights"),
     *("data.train", "data.val", "data.root", "data.threads", "data.prefetch", "data.on_error"),
     *("data.half_input", "evaluation.batch_size"),
 )

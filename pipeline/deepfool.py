@@ -45,7 +45,7 @@ class Perturbation:
     flipped: Tensor  # (N,) bool, whether the class at x + delta is the wanted one
     prediction: Tensor  # (N,) int64, class at x + delta
     steps: list[Step] = field(default_factory=list)
-    crossed: list[Crossed] = field(default_factory=list)  # at most one, of most of the batch
+    crossed: list[Crossed] = field(default_factory=list)  # at most one, of half the batch or more
 
 
 def candidates(logits: Tensor, labels: Tensor, number: int) -> Tensor:
@@ -100,7 +100,7 @@ def deepfool(
         graph: of the clean images, if the caller has it: saves one forward.
         record: keep the steps for the regulariser.
         keep_graph: with ``linearize_at`` tested and the whole batch in the net at once, keep the
-            graph of the test that most samples passed last.
+            graph of the test that most samples passed.
         at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
@@ -152,8 +152,8 @@ def _sweep(
             graph = view.graph(torch.add(x, moved, alpha=config.reach), iteration)
             rows = torch.arange(len(active), device=x.device)
         source = torch.where(back, graph.logits.detach()[rows].argmax(dim=1), label)
-        found = nearest_boundary(view, graph, rows, source, choices, back, config, iteration)
-        graph = None  # free it before the next forward
+        held, graph = [graph], None
+        found = nearest_boundary(view, held, rows, source, choices, back, config, iteration)
         if config.classes == "first" and iteration == 0:
             choices = found.target[:, None]
         moved = torch.add(found.move, moved, alpha=config.reach)
@@ -169,9 +169,9 @@ def _sweep(
         ended = (done | last).nonzero().squeeze(1)
         delta[active[ended]] = factor * moved[ended]
         rows = (~done).nonzero().squeeze(1)
-        # What comes after such a graph is small, so that memory hardly grows.
-        most = 4 * len(rows) <= len(images) <= 2 * len(ended)
-        if keep_graph and graph is not None and most:
+        # With what comes after it, such a graph takes no more memory than one of all images.
+        fits = len(now) + len(rows) <= len(images) <= 2 * len(ended)
+        if keep_graph and graph is not None and fits:
             crossed.append(Crossed(graph, ended, active[ended]))
         if len(rows) == 0 or last:
             break
@@ -205,7 +205,7 @@ class Nearest(NamedTuple):
 
 def nearest_boundary(
     view: AttackView,
-    graph: Graph,
+    held: list[Graph],
     rows: Tensor,
     source: Tensor,
     choices: Tensor,
@@ -223,7 +223,7 @@ def nearest_boundary(
 
     Args:
         view: the net.
-        graph: where to linearise.
+        held: one graph, where to linearise; taken out, so that it is freed before another forward.
         rows: (A,) where the samples are in the graph.
         source: (A,) class to leave.
         choices: (A, M) classes to consider moving to.
@@ -232,6 +232,7 @@ def nearest_boundary(
         draw: of the dropout masks.
     """
     samples = torch.arange(len(source), device=source.device)  # with a gradient in this round
+    graph = held.pop()
     points, places = graph.points.detach(), rows
     gaps = gaps_of(graph.logits.detach()[rows], source, choices)
     lazy = config.visit == "lazy" and choices.shape[1] > 1
@@ -255,6 +256,7 @@ def nearest_boundary(
             # other masks.
             if 2 * len(wanting) <= len(graph.points) and view.seed is None:
                 samples, places = wanting, torch.arange(len(wanting), device=source.device)
+                graph = gap = None  # both hold the old one
                 graph = view.graph(points[rows[samples]], draw)
         with torch.enable_grad():
             gap = gaps_of(graph.logits[places], source[samples], choices[samples, m : m + 1])[:, 0]

@@ -80,17 +80,18 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
         yield Ranks(rank, size, local_rank, local_size, device)
     except UserError as error:
         _end(store, rank, f"error: {error}")
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        _end(store, rank, f"error: {OUT_OF_MEMORY} ({brief(error)})")
-    except RuntimeError:
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, OUT_OF_MEMORY) or "can't allocate memory" in str(error):
+            _end(store, rank, f"error: out of memory ({brief(error)}); {LESS_MEMORY}")
         if _another_failed(store, rank):
             raise SystemExit(USER_ERROR_EXIT_CODE) from None
         raise
     dist.destroy_process_group()
 
 
-OUT_OF_MEMORY = (
-    "out of memory: use --regularizer.max_images auto, a larger train.accumulation, a smaller "
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)  # a CPU's allocator: only in words
+LESS_MEMORY = (
+    "use --regularizer.max_images auto, a larger train.accumulation, a smaller "
     "evaluation.batch_size, or runtime.precision bf16"
 )
 

@@ -102,7 +102,7 @@ def fit(
 
     Args:
         step: a whole step of so many images, up to the parameters' gradients.
-        parameters: with whose gradients and momentum to reckon.
+        parameters: with whose momentum to reckon.
         shape: of an image, (C, H, W).
         batch: images of a pass, the most that can be needed.
         device: where.
@@ -112,7 +112,7 @@ def fit(
     two, four = (peak_bytes(lambda n=n: step(n), device) for n in (2, 4))
     per_image = max((four - two) / 2, 1.0)
     fixed = max(two - 2 * per_image, 0.0)
-    fixed += 2 * sum(p.numel() * p.element_size() for p in parameters)
+    fixed += sum(p.numel() * p.element_size() for p in parameters)  # momentum
     inputs = INPUTS * batch * math.prod(shape) * 4
     free = free_bytes(device, sharers)
     room = SHARE * free - fixed

@@ -25,35 +25,7 @@ from pipeline.memory import PeakMemory
 from pipeline.models import build
 from pipeline.objective import DeepDefense
 from tests import nets, unrolled
-
-# As the paper has it: every candidate in every iteration.
-CONFIG = RegularizerConfig(lam=5, c=3, d=5, attack=AttackConfig())
-SHAPES = {
-    "mlp": (1, 28, 28),
-    "lenet": (1, 28, 28),
-    "squeezenet1_1": (3, 64, 64),
-    "resnet18": (3, 48, 48),
-    "tests.nets:smooth": (3, 32, 32),
-}
-
-
-def setting(name: str, count: int = 6) -> tuple[nn.Module, Tensor, Tensor]:
-    """A net in float64 and images of which a third is classified wrongly."""
-    torch.manual_seed(0)
-    net = build(ModelConfig(name=name), 10).double().eval()
-    if name == "squeezenet1_1":  # at its initialisation it gives many zeros: move away from it
-        with torch.no_grad():
-            for parameter in net.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    images = torch.randn(count, *SHAPES[name], dtype=torch.float64)
-    with torch.no_grad():
-        labels = net(images).argmax(dim=1)
-    labels[::3] = (labels[::3] + 1) % 10
-    return net, images, labels
-
-
-def gradient(net: nn.Module) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad])
+from tests.gradients import CONFIG, SHAPES, cosine, gradient, gradient_by, setting, with_attack
 
 
 def ours(net: nn.Module, images: Tensor, labels: Tensor, accumulation: int = 1) -> Tensor:
@@ -64,14 +36,12 @@ def ours(net: nn.Module, images: Tensor, labels: Tensor, accumulation: int = 1) 
     return gradient(net)
 
 
-def plainly(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def plainly(
+    net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig = CONFIG
+) -> Tensor:
     net.eval().zero_grad()
-    unrolled.loss(net, images, labels, CONFIG).backward()
+    unrolled.loss(net, images, labels, config).backward()
     return gradient(net)
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    return torch.cosine_similarity(a.double(), b.double(), dim=0).item()
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -83,6 +53,15 @@ def test_equals_a_plain_unrolling(name: str) -> None:
     a, b = ours(net, images, labels), plainly(net, images, labels)
     assert cosine(a, b) > 0.99999
     assert (a - b).norm() < 1e-9 * b.norm()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_from_the_tested_point_it_equals_a_plain_unrolling(name: str) -> None:
+    net, images, labels = setting(name)
+    config = with_attack(linearize_at="tested")
+    a, b = gradient_by(net, images, labels, config), plainly(net, images, labels, config)
+    assert (a - b).norm() < 1e-9 * b.norm()
+    assert (a - plainly(net, images, labels)).norm() > 1e-6 * b.norm()  # not the same point
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -150,14 +129,15 @@ def test_two_ranks_with_accumulation_equal_one_plain_unrolling(tmp_path: Path, n
     assert (first - wanted).norm() < 1e-9 * wanted.norm()
 
 
+@pytest.mark.parametrize("kind", ["unrolled", "boundary"])
+@pytest.mark.parametrize("start", ["reached", "tested"])
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "lenet"])
-def test_memory_does_not_grow_with_the_iterations(name: str) -> None:
+def test_memory_does_not_grow_with_the_iterations(name: str, start: str, kind: str) -> None:
     peaks, iterations = {}, {}
     for limit in (2, 10):
         net, images, labels = setting(name)
         # Without overshoot a sample ends up on the boundary, and many need all iterations.
-        attack = AttackConfig(max_iterations=limit, overshoot=0.0)
-        config = RegularizerConfig(lam=5, c=3, d=5, attack=attack)
+        config = with_attack(kind, max_iterations=limit, overshoot=0.0, linearize_at=start)
         objective = DeepDefense(net.float(), config)
         net.eval()
         with PeakMemory() as memory:
@@ -256,95 +236,3 @@ def test_torchvisions_nets_have_second_derivatives(name: str) -> None:
     losses.loss.backward()
     assert gradient(net).isfinite().all()
     assert losses.ratio.item() > 0
-
-
-def with_attack(gradient_kind: str = "unrolled", **attack: object) -> RegularizerConfig:
-    return RegularizerConfig(lam=5, c=3, d=5, gradient=gradient_kind, attack=AttackConfig(**attack))
-
-
-def gradient_by(
-    net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig
-) -> Tensor:
-    objective = DeepDefense(net, config)
-    net.eval().zero_grad()
-    objective(images, labels, config.lam).loss.backward()
-    return gradient(net)
-
-
-@pytest.mark.parametrize("name", ["mlp", "lenet", "squeezenet1_1", "resnet18"])
-def test_the_road_for_any_net_and_the_one_for_pieces_agree(name: str) -> None:
-    net, images, labels = setting(name)
-    fast = gradient_by(net, images, labels, CONFIG)
-    objective = DeepDefense(net, CONFIG)
-    assert objective.view.is_piecewise_linear(images)
-    objective.view._piecewise_linear = False
-    net.eval().zero_grad()
-    objective(images, labels, CONFIG.lam).loss.backward()
-    assert (gradient(net) - fast).norm() < 1e-9 * fast.norm()
-
-
-def test_smooth_nets_are_known_as_such() -> None:
-    images = torch.randn(1, 3, 64, 64)
-    for name, expected in (
-        ("tests.nets:smooth", False),
-        ("convnext_tiny", False),
-        ("mobilenet_v2", True),
-        ("densenet121", True),
-    ):
-        net = build(ModelConfig(name=name), 10)
-        assert DeepDefense(net, CONFIG).view.is_piecewise_linear(images) is expected, name
-
-
-@pytest.mark.parametrize("name", ["lenet", "resnet18", "tests.nets:smooth"])
-def test_lazy_candidates_with_a_large_safety_factor_are_all_candidates(name: str) -> None:
-    net, images, labels = setting(name)
-    lazy = gradient_by(net, images, labels, with_attack(visit="lazy", safety=1e6))
-    whole = gradient_by(net, images, labels, CONFIG)
-    assert (lazy - whole).norm() < 1e-9 * whole.norm()
-
-
-def test_lazy_candidates_save_gradients_and_choose_nearly_the_same() -> None:
-    net, images, labels = setting("lenet", count=60)
-    counts, ratios = {}, {}
-    for kind in ("all", "lazy"):
-        objective = DeepDefense(net, with_attack(visit=kind))
-        calls = []
-        original = objective.view.gap_gradient
-
-        def counting(graph, gaps, create_graph=False, calls=calls, original=original):  # noqa: ANN001, ANN202
-            calls.append(len(gaps))
-            return original(graph, gaps, create_graph)
-
-        objective.view.gap_gradient = counting  # type: ignore[method-assign]
-        net.eval()
-        ratios[kind] = objective(images, labels, 5.0).ratio
-        counts[kind] = sum(calls)
-    assert counts["lazy"] < 0.7 * counts["all"]
-    assert (ratios["lazy"] >= 0.8 * ratios["all"]).all()
-    assert ratios["lazy"].mean() < 1.05 * ratios["all"].mean()
-
-
-def test_boundary_is_exact_on_linear_nets() -> None:
-    torch.manual_seed(0)
-    net = nets.linear(torch.randn(5, 30, dtype=torch.float64), torch.randn(5, dtype=torch.float64))
-    images = torch.randn(12, 1, 5, 6, dtype=torch.float64)
-    labels = net(images).argmax(dim=1)
-    # In F the current class may change under way, as it may not in T: two classes suffice there.
-    exact = gradient_by(net, images, labels, with_attack("unrolled"))
-    other = gradient_by(net, images, labels, with_attack("boundary"))
-    assert (exact - other).norm() < 1e-9 * exact.norm()
-    net = nets.linear(torch.randn(2, 30, dtype=torch.float64), torch.randn(2, dtype=torch.float64))
-    wrong = 1 - net(images).argmax(dim=1)
-    exact = gradient_by(net, images, wrong, with_attack("unrolled"))
-    other = gradient_by(net, images, wrong, with_attack("boundary"))
-    assert (exact - other).norm() < 1e-9 * exact.norm()
-
-
-@pytest.mark.parametrize("name", ["lenet", "tests.nets:smooth"])
-def test_boundary_points_nearly_the_same_way(name: str) -> None:
-    net, images, labels = setting(name, count=30)
-    plain = gradient_by(net, images, labels, RegularizerConfig(lam=1e-9))
-    exact = gradient_by(net, images, labels, with_attack("unrolled")) - plain
-    other = gradient_by(net, images, labels, with_attack("boundary")) - plain
-    assert cosine(exact, other) > 0.9
-    assert 0.5 < (other.norm() / exact.norm()).item() < 2

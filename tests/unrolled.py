@@ -17,8 +17,11 @@ def ratio(net: nn.Module, x: Tensor, label: int, config: RegularizerConfig) -> t
     number = min(attack.num_candidates, len(clean))
     others = [k for k in clean.topk(number).indices.tolist() if k != label]
     dx = torch.zeros_like(x)
+    overshot = 1 + attack.overshoot
+    onwards = overshot if attack.linearize_at == "tested" else 1.0
     for _ in range(attack.max_iterations):
-        point = x + dx
+        start = onwards * dx
+        point = x + start
         if not point.requires_grad:
             point.requires_grad_()
         f = net(point)[0]
@@ -32,11 +35,11 @@ def ratio(net: nn.Module, x: Tensor, label: int, config: RegularizerConfig) -> t
             _, r = min((towards(k, label) for k in others), key=lambda pair: pair[0].item())
         else:
             _, r = towards(label, int(f.argmax()))
-        dx = dx + r
-        now = int(net(x + (1 + attack.overshoot) * dx)[0].argmax())
+        dx = start + r
+        now = int(net(x + overshot * dx)[0].argmax())
         if (now != label) if correct else (now == label):
             break
-    return (1 + attack.overshoot) * dx.norm() / x.norm(), correct
+    return overshot * dx.norm() / x.norm(), correct
 
 
 def loss(net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig) -> Tensor:
