@@ -4,7 +4,6 @@ Finds perturbations without a graph. Only unfinished samples stay in the batch. 
 steps is what `pipeline.regularizer` differentiates; evaluation uses the perturbation alone.
 """
 
-import itertools
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -44,6 +43,7 @@ class Perturbation:
     iterations: Tensor  # (N,) int64, steps taken
     flipped: Tensor  # (N,) bool, whether the class at x + delta is the wanted one
     prediction: Tensor  # (N,) int64, class at x + delta
+    clean: Tensor  # (N,) int64, class at x
     steps: list[Step] = field(default_factory=list)
     crossed: list[Crossed] = field(default_factory=list)  # at most one, of half the batch or more
 
@@ -71,10 +71,10 @@ def candidates(logits: Tensor, labels: Tensor, number: int) -> Tensor:
 def deepfool(
     view: AttackView,
     images: Tensor,
-    labels: Tensor,
-    logits: Tensor,
     config: AttackConfig,
     *,
+    labels: Tensor | None = None,
+    logits: Tensor | None = None,
     towards: Tensor | None = None,
     graph: Graph | None = None,
     record: bool = False,
@@ -91,10 +91,10 @@ def deepfool(
     Args:
         view: the net.
         images: (N, C, H, W), in the network's input space.
-        labels: (N,) the class to leave, which each image must have now; with ``towards`` the
-            class to reach, which the image must not have now.
-        logits: (N, K) at the clean images.
         config: candidates, iterations, overshoot, and how classes are chosen.
+        labels: (N,) the class to leave, which each image must have now (default); with ``towards``
+            the class to reach, which the image must not have now.
+        logits: (N, K) at the clean images. Default: found by the first iteration's forward.
         towards: (N,) bool, samples to move along w_label - w_current, the current class read
             anew in each iteration. Default: none.
         graph: of the clean images, if the caller has it: saves one forward.
@@ -104,39 +104,41 @@ def deepfool(
         at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
-    towards = torch.zeros_like(labels, dtype=torch.bool) if towards is None else towards
+    if towards is None:
+        towards = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     size = at_once or len(images)
     if len(images) <= size:
-        return _sweep(view, images, labels, logits, config, towards, graph, record, keep_graph)
-    parts = [
-        _sweep(view, *part, record=record)
-        for part in zip(
-            *(values.split(size) for values in (images, labels, logits)),
-            itertools.repeat(config),
-            towards.split(size),
-            itertools.repeat(None),
-        )
-    ]
+        return _sweep(view, config, images, towards, labels, logits, graph, record, keep_graph)
+    parts = []
+    for begin in range(0, len(images), size):
+        mine = slice(begin, begin + size)
+        given = (None if values is None else values[mine] for values in (labels, logits))
+        parts.append(_sweep(view, config, images[mine], towards[mine], *given, record=record))
     return _join(parts)
 
 
 def _sweep(
     view: AttackView,
-    images: Tensor,
-    labels: Tensor,
-    logits: Tensor,
     config: AttackConfig,
+    images: Tensor,
     towards: Tensor,
-    graph: Graph | None,
-    record: bool,
+    labels: Tensor | None,
+    logits: Tensor | None,
+    graph: Graph | None = None,
+    record: bool = False,
     keep_graph: bool = False,
 ) -> Perturbation:
     """`deepfool` of a batch that the net takes at once."""
+    if logits is None:
+        graph = view.graph(images)
+        logits = graph.logits.detach()
+    clean = logits.argmax(dim=1)
+    labels = clean if labels is None else labels
     factor = 1.0 + config.overshoot
     delta = torch.zeros_like(images)
     iterations = torch.zeros_like(labels)
     flipped = torch.zeros_like(towards)
-    prediction = logits.argmax(dim=1)
+    prediction = clean.clone()
     choices = candidates(logits, labels, config.num_candidates)
     choices[towards] = labels[towards, None]
     # Of the unfinished samples, compact: each pass over an image costs time.
@@ -179,7 +181,7 @@ def _sweep(
         x, moved = x[rows], moved[rows]
         if 2 * len(rows) <= len(done):
             graph = None  # a new forward of few costs less than gradients of all
-    return Perturbation(delta, iterations, flipped, prediction, steps, crossed)
+    return Perturbation(delta, iterations, flipped, prediction, clean, steps, crossed)
 
 
 def _join(parts: list[Perturbation]) -> Perturbation:
@@ -189,7 +191,7 @@ def _join(parts: list[Perturbation]) -> Perturbation:
     for part in parts:
         steps += (replace(step, samples=step.samples + begin) for step in part.steps)
         begin += len(part.delta)
-    names = ("delta", "iterations", "flipped", "prediction")
+    names = ("delta", "iterations", "flipped", "prediction", "clean")
     return Perturbation(*(torch.cat([getattr(part, n) for part in parts]) for n in names), steps)
 
 
@@ -231,13 +233,14 @@ def nearest_boundary(
         config: visit and safety.
         draw: of the dropout masks.
     """
-    samples = torch.arange(len(source), device=source.device)  # with a gradient in this round
+    # Those with a gradient in this round, and where they are in the graph.
+    samples, places = torch.arange(len(source), device=source.device), rows
     graph = held.pop()
-    points, places = graph.points.detach(), rows
+    points = graph.points.detach()
     gaps = gaps_of(graph.logits.detach()[rows], source, choices)
-    lazy = config.visit == "lazy" and choices.shape[1] > 1
-    spread = view.class_distances(source, choices) if lazy else torch.ones_like(gaps)
-    if lazy:
+    spread = torch.ones_like(gaps)
+    if config.visit == "lazy" and choices.shape[1] > 1:
+        spread = view.class_distances(source, choices)
         order = (gaps.abs() / spread).argsort(dim=1)
         gaps, spread, choices = (v.gather(1, order) for v in (gaps, spread, choices))
     best = torch.full_like(gaps[:, 0], torch.inf)  # distance
@@ -246,9 +249,8 @@ def nearest_boundary(
     for m in range(choices.shape[1]):
         if m > 0:
             more = ~single
-            if lazy:
-                reach = config.safety * steepest * spread[:, m] * best
-                more &= gaps[:, m].abs() < reach
+            if config.visit == "lazy":
+                more &= gaps[:, m].abs() < config.safety * steepest * spread[:, m] * best
             wanting = more.nonzero().squeeze(1)
             if len(wanting) == 0:
                 break

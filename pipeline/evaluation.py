@@ -86,20 +86,17 @@ def measure(
     loader = Loader(index, specs, config.data, ranks.device, size, threads)
     parts = [Samples.empty()]
     for batch in loader if len(share) else ():
-        with torch.no_grad():
-            logits = view(batch.images)
-        prediction = logits.argmax(dim=1)
-        found = deepfool(view, batch.images, prediction, logits, config.evaluation.attack)
-        parts.append(_samples(batch, prediction, found))
+        found = deepfool(view, batch.images, config.evaluation.attack)
+        parts.append(_samples(batch, found))
         watch(batch, found, parts[-1])
     return Samples.concat(parts), loader.skipped
 
 
-def _samples(batch: Batch, prediction: torch.Tensor, found: Perturbation) -> Samples:
+def _samples(batch: Batch, found: Perturbation) -> Samples:
     """One transfer from the device for all columns."""
     columns = [
         batch.labels,
-        prediction,
+        found.clean,
         found.iterations,
         found.flipped,
         batch.images.flatten(1).double().norm(dim=1),

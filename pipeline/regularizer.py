@@ -51,7 +51,10 @@ def robustness(
     correct = logits.argmax(dim=1) == labels
     found = deepfool(
         view,
-        *(images, labels, logits, config.attack),
+        images,
+        config.attack,
+        labels=labels,
+        logits=logits,
         towards=~correct,
         graph=graph,
         record=True,

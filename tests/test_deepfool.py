@@ -19,7 +19,7 @@ def attack(
     prediction = logits.argmax(dim=1)
     back = torch.full_like(prediction, labels is not None, dtype=torch.bool)
     wanted = prediction if labels is None else labels
-    found = deepfool(view, images, wanted, logits, config, towards=back)
+    found = deepfool(view, images, config, labels=wanted, logits=logits, towards=back)
     return found, prediction
 
 
@@ -155,3 +155,16 @@ def test_nothing_is_changed_but_the_result() -> None:
     assert all(parameter.grad is None for parameter in net.parameters())
     assert not found.delta.requires_grad
     assert found.steps == []
+
+
+@pytest.mark.parametrize("at_once", [None, 4])
+def test_by_itself_it_leaves_the_predicted_class(at_once: int | None) -> None:
+    torch.manual_seed(0)
+    net = nets.smooth().double()
+    images = torch.randn(10, 3, 32, 32, dtype=torch.float64)
+    given, prediction = attack(net, images, AttackConfig())
+    alone = deepfool(AttackView(net), images, AttackConfig(), at_once=at_once)
+    assert torch.equal(alone.clean, prediction)
+    assert torch.allclose(alone.delta, given.delta, rtol=1e-9)
+    assert torch.equal(alone.prediction, given.prediction)
+    assert torch.equal(alone.iterations, given.iterations)

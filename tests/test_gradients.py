@@ -95,13 +95,12 @@ def test_boundary_points_nearly_the_same_way(name: str) -> None:
 @pytest.mark.parametrize("name", ["lenet", "squeezenet1_1"])
 def test_the_boundarys_kept_graph_serves_as_a_new_one(name: str) -> None:
     net, images, _ = setting(name, count=24)
-    logits = net(images).detach()
-    labels = logits.argmax(dim=1)
+    labels = net(images).argmax(dim=1)
     config = with_attack("boundary", linearize_at="tested")
 
     def attack(chosen: Tensor) -> Perturbation:
-        some = (images[chosen], labels[chosen], logits[chosen])
-        return deepfool(AttackView(net), *some, config.attack, record=True, keep_graph=True)
+        view, keep = AttackView(net), {"record": True, "keep_graph": True}
+        return deepfool(view, images[chosen], config.attack, **keep)
 
     # As photos do: some flip in the first iteration, most in the second.
     taken = attack(torch.arange(24)).iterations

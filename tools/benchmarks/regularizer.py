@@ -54,7 +54,8 @@ def authors(net: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> 
 def variants(
     net: nn.Module, runtime: RuntimeConfig, max_images: int | None = None
 ) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Losses by name; ``exact`` visits every candidate in every iteration."""
+    """Losses by name; ``exact`` visits every candidate in every iteration, and the next three
+    take on one saving each, up to the default ``unrolled``."""
 
     def ours(
         gradient: Literal["unrolled", "boundary"], attack: AttackConfig | None = None
@@ -78,7 +79,9 @@ def variants(
     losses = {
         "plain": in_precision(lambda f, images, labels: F.cross_entropy(f(images), labels)),
         "authors": in_precision(authors),
-        "exact": ours("unrolled", AttackConfig(classes="every", visit="all")),
+        "exact": ours("unrolled", AttackConfig()),
+        "first": ours("unrolled", AttackConfig(classes="first")),
+        "first, lazy": ours("unrolled", AttackConfig(classes="first", visit="lazy")),
         "unrolled": ours("unrolled"),
         "boundary": ours("boundary"),
     }
