@@ -4,6 +4,7 @@ Finds perturbations without a graph. Only unfinished samples stay in the batch. 
 steps is what `pipeline.regularizer` differentiates; evaluation uses the perturbation alone.
 """
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ def candidates(logits: Tensor, labels: Tensor, number: int) -> Tensor:
     """The classes to move to: the ``number`` highest logits, in that order, without the label.
 
     Args:
-        logits: (N, K) at the clean images; every label is the class of highest logit.
+        logits: (N, K) at the clean images; in T the label is the class of highest logit.
         labels: (N,) class of each image.
         number: q; cut to the number of classes.
 
@@ -72,10 +73,8 @@ def deepfool(
     view: AttackView,
     images: Tensor,
     config: AttackConfig,
-    *,
     labels: Tensor | None = None,
-    logits: Tensor | None = None,
-    towards: Tensor | None = None,
+    *,
     graph: Graph | None = None,
     record: bool = False,
     keep_graph: bool = False,
@@ -83,20 +82,18 @@ def deepfool(
 ) -> Perturbation:
     """Smallest perturbation, to first order, that changes the class of each image.
 
-    Stops for a sample once its class at x + (1 + overshoot) * sum of the steps is another one
-    than its label (or, with ``towards``, is the label). Each iteration linearises at x plus the
-    sum of the steps, as the Deep Defense authors do, or with ``config.linearize_at`` tested at
-    the point where the class was tested, as DeepFool's own authors do: that saves a forward.
+    An image that has its label now (in T) leaves it: it moves along w_k - w_label to the nearest
+    class k. An image that has not (in F) moves along w_label - w_current, the current class read
+    anew in each iteration, until it has. Whether it is done is tested at x + (1 + overshoot) * sum
+    of the steps. Each iteration linearises at x plus the sum of the steps, as the Deep Defense
+    authors do, or with ``config.linearize_at`` tested at the point where the class was tested, as
+    DeepFool's own authors do: that saves a forward.
 
     Args:
         view: the net.
         images: (N, C, H, W), in the network's input space.
         config: candidates, iterations, overshoot, and how classes are chosen.
-        labels: (N,) the class to leave, which each image must have now (default); with ``towards``
-            the class to reach, which the image must not have now.
-        logits: (N, K) at the clean images. Default: found by the first iteration's forward.
-        towards: (N,) bool, samples to move along w_label - w_current, the current class read
-            anew in each iteration. Default: none.
+        labels: (N,). Default: the classes that the images have now.
         graph: of the clean images, if the caller has it: saves one forward.
         record: keep the steps for the regulariser.
         keep_graph: with ``linearize_at`` tested and the whole batch in the net at once, keep the
@@ -104,41 +101,32 @@ def deepfool(
         at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
-    if towards is None:
-        towards = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     size = at_once or len(images)
     if len(images) <= size:
-        return _sweep(view, config, images, towards, labels, logits, graph, record, keep_graph)
-    parts = []
-    for begin in range(0, len(images), size):
-        mine = slice(begin, begin + size)
-        given = (None if values is None else values[mine] for values in (labels, logits))
-        parts.append(_sweep(view, config, images[mine], towards[mine], *given, record=record))
-    return _join(parts)
+        return _sweep(view, images, config, labels, graph, record, keep_graph)
+    given = itertools.repeat(None) if labels is None else labels.split(size)
+    parts = zip(images.split(size), given, strict=labels is not None)
+    return _join([_sweep(view, x, config, y, record=record) for x, y in parts])
 
 
 def _sweep(
     view: AttackView,
-    config: AttackConfig,
     images: Tensor,
-    towards: Tensor,
+    config: AttackConfig,
     labels: Tensor | None,
-    logits: Tensor | None,
     graph: Graph | None = None,
     record: bool = False,
     keep_graph: bool = False,
 ) -> Perturbation:
     """`deepfool` of a batch that the net takes at once."""
-    if logits is None:
-        graph = view.graph(images)
-        logits = graph.logits.detach()
+    graph = graph or view.graph(images)
+    logits = graph.logits.detach()
     clean = logits.argmax(dim=1)
     labels = clean if labels is None else labels
+    towards = clean != labels
     factor = 1.0 + config.overshoot
-    delta = torch.zeros_like(images)
-    iterations = torch.zeros_like(labels)
-    flipped = torch.zeros_like(towards)
-    prediction = clean.clone()
+    delta, iterations = torch.zeros_like(images), torch.zeros_like(labels)
+    prediction, flipped = clean.clone(), torch.zeros_like(towards)
     choices = candidates(logits, labels, config.num_candidates)
     choices[towards] = labels[towards, None]
     # Of the unfinished samples, compact: each pass over an image costs time.

@@ -73,26 +73,14 @@ class DeepDefense(nn.Module):
             lam: weight of the regulariser; 0 leaves the attack out.
         """
         attacked = lam != 0
-        in_parts = attacked and self._takes_parts(images)
-        points = images
-        if attacked and not in_parts and self._shares_forward(images):
-            points = upcast(images.detach()).requires_grad_()
-        if in_parts:
-            parts = images.split(self.at_once)
-            logits = torch.cat([checkpoint(self._logits, p, use_reentrant=False) for p in parts])
-        else:
-            logits = self._logits(points)
+        logits, graph = self._clean(images, attacked)
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-        correct = logits.detach().argmax(dim=1) == labels
-        zeros = torch.zeros_like(cross_entropy.detach())
         if not attacked:
+            correct = logits.detach().argmax(dim=1) == labels
+            zeros = torch.zeros_like(cross_entropy.detach())
             loss = cross_entropy.mean()
             return Losses(loss, cross_entropy.detach(), zeros, correct, zeros, zeros, zeros.bool())
-        graph = Graph(points, logits) if points.requires_grad else None
-        with torch.no_grad():
-            parts = images.split(self.at_once or len(images))
-            clean = logits.detach() if graph else torch.cat([self.view(part) for part in parts])
-        found = robustness(self.view, images, labels, clean, self.config, graph, self.at_once)
+        found = robustness(self.view, images, labels, self.config, graph, self.at_once)
         terms = penalty(found, self.config)
         loss = cross_entropy.mean() + lam * terms.mean()
         return Losses(
@@ -124,6 +112,18 @@ class DeepDefense(nn.Module):
         finally:
             self.train()
             self._shares = None  # another answer in training mode
+
+    def _clean(self, images: Tensor, attacked: bool) -> tuple[Tensor, Graph | None]:
+        """Logits for the cross-entropy, and their graph if the attack may start from it."""
+        if attacked and self._takes_parts(images):
+            parts = images.split(self.at_once)
+            made_again = [checkpoint(self._logits, part, use_reentrant=False) for part in parts]
+            return torch.cat(made_again), None
+        if attacked and self._shares_forward(images):
+            points = upcast(images.detach()).requires_grad_()
+            graph = Graph(points, self._logits(points))
+            return graph.logits, graph
+        return self._logits(images), None
 
     def _logits(self, images: Tensor) -> Tensor:
         """The net as it trains."""

@@ -1,6 +1,6 @@
 """The Deep Defense regulariser.
 
-In: a net, images, labels and the clean logits. Out: ||dx|| / ||x|| of every sample, as a
+In: a net, images and labels. Out: ||dx|| / ||x|| of every sample, as a
 differentiable function of the net's parameters, and what the attack saw on the way.
 """
 
@@ -29,7 +29,6 @@ def robustness(
     view: AttackView,
     images: Tensor,
     labels: Tensor,
-    logits: Tensor,
     config: RegularizerConfig,
     graph: Graph | None = None,
     at_once: int | None = None,
@@ -42,20 +41,16 @@ def robustness(
         view: the net as the attack sees it.
         images: (N, C, H, W), in the network's input space.
         labels: (N,).
-        logits: (N, K) of ``view`` at the images, without a graph.
         config: of the regulariser.
         graph: of the images, if the caller has it: saves a forward.
         at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
-    correct = logits.argmax(dim=1) == labels
     found = deepfool(
         view,
         images,
         config.attack,
-        labels=labels,
-        logits=logits,
-        towards=~correct,
+        labels,
         graph=graph,
         record=True,
         keep_graph=config.gradient == "boundary",
@@ -65,7 +60,7 @@ def robustness(
     by_steps = config.gradient == "unrolled"
     norm = lengths(unrolled(*made)) if by_steps else boundary(*made)
     ratio = norm / lengths(images)
-    return Robustness(ratio, correct, found.flipped, found.iterations)
+    return Robustness(ratio, found.clean == labels, found.flipped, found.iterations)
 
 
 def penalty(found: Robustness, config: RegularizerConfig) -> Tensor:
