@@ -100,19 +100,21 @@ def test_finite_differences(name: str, members: str) -> None:
     assert abs(measured - slope) < 1e-5 * abs(slope)
 
 
-def rank_gradient(rank: int, size: int, port_file: str, out: str, name: str) -> None:
+def rank_gradient(
+    rank: int, size: int, port_file: str, out: str, name: str, config: RegularizerConfig = CONFIG
+) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(port_file, size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     net, images, labels = setting(name, count=8)
-    objective = DeepDefense(net, CONFIG)
+    objective = DeepDefense(net, config)
     ddp = DistributedDataParallel(objective)
     net.eval()
     # Two passes of each rank: rank r takes images 2r, 2r+1, then 4 + 2r, 5 + 2r.
     parts = [slice(2 * rank, 2 * rank + 2), slice(4 + 2 * rank, 6 + 2 * rank)]
     with ddp.no_sync():
-        (ddp(images[parts[0]], labels[parts[0]], CONFIG.lam).loss / 2).backward()
-    (ddp(images[parts[1]], labels[parts[1]], CONFIG.lam).loss / 2).backward()
+        (ddp(images[parts[0]], labels[parts[0]], config.lam).loss / 2).backward()
+    (ddp(images[parts[1]], labels[parts[1]], config.lam).loss / 2).backward()
     torch.save(gradient(net), f"{out}.{rank}")
     dist.destroy_process_group()
 
@@ -127,6 +129,18 @@ def test_two_ranks_with_accumulation_equal_one_plain_unrolling(tmp_path: Path, n
     wanted = plainly(net, images, labels)
     assert cosine(first, wanted) > 0.99999
     assert (first - wanted).norm() < 1e-9 * wanted.norm()
+
+
+@pytest.mark.parametrize("kind", ["unrolled", "boundary"])
+def test_two_ranks_in_parts_equal_one(tmp_path: Path, kind: str) -> None:
+    config = with_attack(kind, linearize_at="tested", classes="first")
+    net, images, labels = setting("lenet", count=8)
+    wanted = gradient_by(net, images, labels, config)
+    config.max_images = 1
+    arguments = (2, str(tmp_path / "store"), str(tmp_path / "gradient"), "lenet", config)
+    multiprocessing.spawn(rank_gradient, arguments, nprocs=2)
+    found = torch.load(f"{arguments[2]}.0", weights_only=True)
+    assert (found - wanted).norm() < 1e-9 * wanted.norm()
 
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
@@ -149,25 +163,26 @@ def test_memory_does_not_grow_with_the_iterations(name: str, start: str, kind: s
     assert peaks[10] < 1.05 * peaks[2]
 
 
+@pytest.mark.parametrize("kind", ["unrolled", "boundary"])
 @pytest.mark.parametrize(("precision", "least"), [("bf16", 0.95), ("fp16", 0.99)])
 def test_reduced_precision_points_the_same_way(
-    squeezenet_weights: Path, ilsvrc_val: Path, precision: str, least: float
+    squeezenet_weights: Path, ilsvrc_val: Path, precision: str, least: float, kind: str
 ) -> None:
     photos, data = index.read(str(ilsvrc_val)), DataConfig(crop=112, resize=128)
     specs = evaluation_specs(photos, np.arange(4), data, 4)
     (batch,) = Loader(photos, specs, data, torch.device("cpu"), 4, threads=2)
     net = build(ModelConfig(name="squeezenet1_1", weights=str(squeezenet_weights)), 1000)
-    config = RegularizerConfig(lam=5, c=500, d=5)
+    config = RegularizerConfig(lam=5, c=500, d=5, gradient=kind)
     gradients = {}
     with torch.no_grad():
         labels = net.eval()(batch.images).argmax(dim=1)
-    for kind in ("fp32", precision):
-        objective = DeepDefense(net, config, runtime=RuntimeConfig(precision=kind))
+    for each in ("fp32", precision):
+        objective = DeepDefense(net, config, runtime=RuntimeConfig(precision=each))
         net.eval().zero_grad()
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=kind == "fp16")
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=each == "fp16")
         scaler.scale(objective(batch.images, labels, 5.0).loss).backward()
-        gradients[kind] = gradient(net) / scaler.get_scale()
-        assert gradients[kind].isfinite().all()
+        gradients[each] = gradient(net) / scaler.get_scale()
+        assert gradients[each].isfinite().all()
     assert cosine(gradients["fp32"], gradients[precision]) > least
 
 
