@@ -169,8 +169,10 @@ def test_killed_and_resumed_on_two_ranks_is_the_same_bit_for_bit(run: Run, tmp_p
 
 def test_killed_on_two_ranks_and_resumed_on_one(run: Run, tmp_path: Path) -> None:
     # Dropout draws by rank, so the net here has none: the images and their order decide alone.
-    # Sums are taken in another order, and a large step would blow the last bit up in no time.
+    # Sums are taken in another order, and a large step would blow the last bit up in no time, as
+    # would choices that hang on it: which candidates to visit, whether to take one more tiny step.
     plain = ("--model.name", "mlp", "--optim.lr", 0.0005, "--train.accumulation", 1)
+    plain += ("--regularizer.attack.visit", "all", "--regularizer.attack.linearize_at", "reached")
     kill_at(tmp_path / "two", 26, *plain, ranks=2)
     done = run(SCRIPT, *SMALL, *plain, "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr
@@ -180,7 +182,7 @@ def test_killed_on_two_ranks_and_resumed_on_one(run: Run, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     a, b = metrics(tmp_path / "two", "train/loss"), metrics(tmp_path / "one", "train/loss")
     assert a.keys() == b.keys()
-    assert all(a[step] == pytest.approx(b[step], rel=2e-4) for step in a)
+    assert all(a[step] == pytest.approx(b[step], rel=1e-5) for step in a)
     whole = weights(tmp_path / "one")
     for key, value in weights(tmp_path / "two").items():
         assert torch.allclose(value, whole[key], atol=2e-4), key
