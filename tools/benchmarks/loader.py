@@ -2,14 +2,17 @@
 
 import argparse
 import contextlib
+import io
 import itertools
 import statistics
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import nvidia.dali.fn as fn
 import nvidia.dali.types as types
 import torch
@@ -20,12 +23,11 @@ from torchvision.transforms import v2
 
 from pipeline import setup
 from pipeline.config import DataConfig, TrainConfig
-from pipeline.data import index
+from pipeline.data import index, scan
 from pipeline.data.batches import TrainingPlan
 from pipeline.data.files import Files
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader
-from pipeline.errors import UserError
 
 from .common import Row, device_of, spread
 
@@ -131,11 +133,10 @@ def dali_reader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
     """A row a loader: images/s, and their ratio to torchvision's."""
-    if options.data is None:
-        raise UserError("loader reads real images: name an index with --data (tools/index.py)")
-    photos = index.read(options.data, option="--data")
     device, number = device_of(options), options.num_images or IMAGES
     with tempfile.TemporaryDirectory() as folder:
+        data = options.data or _generated(Path(folder))
+        photos = index.read(str(data), option="--data")
         files = _unpacked(photos, Path(folder))
         loaders: dict[str, Callable[[], Batches]] = {
             "torchvision": lambda: torchvision_loader(files, device),
@@ -174,13 +175,31 @@ def _speed(batches: Batches, number: int) -> float:
     return done / (time.perf_counter() - begin)
 
 
+def _generated(folder: Path, number: int = 256) -> Path:
+    """The index of a tar of JPEGs of ILSVRC's usual size, in pixels and bytes."""
+    tar, rng = folder / "generated.tar", np.random.default_rng(0)
+    with tarfile.open(tar, "w") as archive:
+        for k in range(number):
+            coarse = Image.fromarray(rng.integers(0, 255, (75, 100, 3), dtype=np.uint8))
+            jpeg = io.BytesIO()
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(jpeg, "JPEG", quality=90)
+            member = tarfile.TarInfo(f"class/{k}.jpg")
+            member.size = jpeg.tell()
+            jpeg.seek(0)
+            archive.addfile(member, jpeg)
+    rows, classes = scan.scan_tar(tar)
+    path = tar.with_suffix(".parquet")
+    index.write(path, rows.table(), folder, classes, (tar,))
+    return path
+
+
 def _unpacked(photos: Index, folder: Path) -> list[tuple[Path, int]]:
     """The images as files, which the other two read."""
     files = []
     reader = Files(photos)
     for row, label in enumerate(photos.label.tolist()):
         path = folder / f"{row}.jpeg"
-        (view,) = reader.views(torch.tensor([row]).numpy())
+        (view,) = reader.views(np.array([row]))
         path.write_bytes(view.tobytes())
         files.append((path, label))
     return files
