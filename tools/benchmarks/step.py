@@ -4,7 +4,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -105,18 +105,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         with Flops() as counter:
             step(name)
         flops[name] = counter.total
-    measured = {name: [] for name in objectives}
-    for _ in range(options.repeats):
-        for name in objectives:
-            for _ in range(WARM_UP):  # what the variant before left in the queue
-                step(name)
-            synchronise(device)
-            begin, waited = time.perf_counter(), stream.waited
-            for _ in range(STEPS):
-                step(name)
-            synchronise(device)
-            seconds = (time.perf_counter() - begin) / STEPS
-            measured[name].append((seconds, (stream.waited - waited) / STEPS / seconds))
+    measured = _measure(step, list(objectives), stream, options.repeats, device)
     peak = _peak_tflops(options, device)
     rows = []
     for name, values in measured.items():
@@ -134,6 +123,29 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
             }
         )
     return rows
+
+
+def _measure(
+    step: Callable[[str], None],
+    names: list[str],
+    stream: Stream,
+    repeats: int,
+    device: torch.device,
+) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of a step, and the share of them spent waiting; in turn."""
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name in names:
+            for _ in range(WARM_UP):  # what the variant before left in the queue
+                step(name)
+            synchronise(device)
+            begin, waited = time.perf_counter(), stream.waited
+            for _ in range(STEPS):
+                step(name)
+            synchronise(device)
+            passed = time.perf_counter() - begin
+            measured[name].append((passed / STEPS, (stream.waited - waited) / passed))
+    return measured
 
 
 def _objective(
