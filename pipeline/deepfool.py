@@ -137,7 +137,7 @@ def _sweep(
     reuse = config.linearize_at == "tested" and view.seed is None
     steps: list[Step] = []
     crossed: list[Crossed] = []
-    for iteration in range(config.max_iterations if len(images) else 0):
+    for iteration in range(config.max_iterations):
         if graph is None:
             graph = view.graph(torch.add(x, moved, alpha=config.reach), iteration)
             rows = torch.arange(len(active), device=x.device)

@@ -93,7 +93,7 @@ def evaluate(
             appender.append(part, [index.id(row) for row in part.row])
             monitor.advance(len(part) * ranks.size)
 
-        threads = setup.decoding_threads(config, ranks)
+        threads = setup.decoding_threads(config.data, ranks.local_size)
         mine, skipped = evaluation.measure(net, index, todo, config, ranks, threads, watch)
     found, left_out = evaluation.join(mine, skipped, todo, ranks)
     speed = len(found) / (time.perf_counter() - begin)

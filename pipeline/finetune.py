@@ -27,7 +27,7 @@ def main() -> None:
         torch.manual_seed(config.train.seed)
         indices = setup.open_index(config, "train"), setup.open_index(config, "val")
         net = setup.build_net(config, *indices)
-        threads = setup.decoding_threads(config, ranks)
+        threads = setup.decoding_threads(config.data, ranks.local_size)
         folder = (
             Path(config.output)
             if config.dry_run

@@ -25,8 +25,7 @@ step): one forward and backward at the boundary point. Where the attack linearis
 that it tested, the last test's graph is that forward.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -42,50 +41,14 @@ from pipeline.view import AttackView
 Gradients = list[Tensor | None]
 
 
-def unrolled(
-    view: AttackView,
-    images: Tensor,
-    found: Perturbation,
-    config: AttackConfig,
-    at_once: int | None = None,
-) -> Tensor:
-    """The perturbation (N, C, H, W), exactly differentiable.
-
-    Args:
-        view: the net.
-        images: (N, C, H, W) fp32, as DeepFool had them.
-        found: with its steps.
-        config: what DeepFool was given.
-        at_once: largest number of images in the net at a time. Default: all.
-    """
-    # Low precision would round away the shift v / a, which is small beside z.
-    tf32 = images.is_cuda and torch.backends.cudnn.allow_tf32
-    full = view.precision == torch.float32 and not tf32
-    fast = full and view.is_piecewise_linear(images)
-    replay = _Replay(view, images, found, config, at_once or len(images), view.seed)
-    return _Unrolled.apply(replay, fast, *view.parameters())
-
-
-def boundary(
-    view: AttackView,
-    images: Tensor,
-    found: Perturbation,
-    config: AttackConfig,
-    at_once: int | None = None,
-) -> Tensor:
-    """The perturbation's L2 norm (N,), differentiable at the boundary point; as `unrolled`."""
-    replay = _Replay(view, images, found, config, at_once or len(images), view.seed)
-    return _Boundary.apply(replay, *view.parameters())
-
-
-class _Replay(NamedTuple):
+class Replay(NamedTuple):
     """What a backward pass needs of the sweep."""
 
     view: AttackView
-    images: Tensor  # without a graph
-    found: Perturbation
-    config: AttackConfig
-    at_once: int
+    images: Tensor  # (N, C, H, W) fp32, as DeepFool had them, without a graph
+    found: Perturbation  # with its steps
+    config: AttackConfig  # what DeepFool was given
+    at_once: int  # largest number of images in the net at a time
     seed: int | None  # of the dropout masks
 
     def steps(self) -> Iterator[tuple[Step, Tensor]]:
@@ -98,27 +61,46 @@ class _Replay(NamedTuple):
             reached[step.samples] = start / self.config.reach
             yield step, self.images[step.samples] + start
 
-    def crossings(self) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
-        """The samples, some at a time, and what makes their logits at the boundary, with a graph:
-        first those whose graph was kept, which is let go."""
+    def crossings(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The samples, some at a time, and their logits at the boundary, with a graph: first those
+        whose graph was kept, which is let go."""
         left = torch.ones_like(self.found.flipped)
         while self.found.crossed:
             graph, rows, samples = self.found.crossed.pop()
             left[samples] = False
-            yield samples, partial(graph.logits.index_select, 0, rows)
+            with torch.enable_grad():
+                logits = graph.logits[rows]
             del graph
+            yield samples, logits
         # Where the kept graphs are, or without the overshoot.
         scale = self.config.reach / (1.0 + self.config.overshoot)
         for samples in left.nonzero().squeeze(1).split(self.at_once):
             points = torch.add(self.images[samples], self.found.delta[samples], alpha=scale)
-            yield samples, partial(self.view, points)
+            with torch.enable_grad():
+                logits = self.view(points)
+            yield samples, logits
+
+
+def unrolled(replay: Replay) -> Tensor:
+    """The perturbation (N, C, H, W), exactly differentiable."""
+    view, images = replay.view, replay.images
+    # Low precision would round away the shift v / a, which is small beside z.
+    tf32 = images.is_cuda and torch.backends.cudnn.allow_tf32
+    full = view.precision == torch.float32 and not tf32
+    fast = full and view.is_piecewise_linear(images)
+    return _Unrolled.apply(replay, fast, *view.parameters())
+
+
+def boundary(replay: Replay) -> Tensor:
+    """The perturbation's L2 norm (N,), differentiable at the boundary point."""
+    return _Boundary.apply(replay, *replay.view.parameters())
 
 
 class _Unrolled(torch.autograd.Function):
     """Forward gives the perturbation as it is; backward unrolls the steps that made it."""
 
     @staticmethod
-    def forward(ctx: Any, replay: _Replay, fast: bool, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, replay: Replay, fast: bool, *parameters: Tensor) -> Tensor:
         ctx.replay, ctx.fast, ctx.used = replay, fast, False
         return replay.found.delta.detach()
 
@@ -138,7 +120,7 @@ class _Unrolled(torch.autograd.Function):
         return None, None, *total
 
 
-def _through_steps(replay: _Replay, adjoint: Tensor) -> Gradients:
+def _through_steps(replay: Replay, adjoint: Tensor) -> Gradients:
     """Any net: one step at a time, by a second derivative."""
     total: Gradients = [None] * len(replay.view.parameters())
     for step, points in replay.steps():
@@ -187,7 +169,7 @@ class _Piece(NamedTuple):
     source: Tensor
 
 
-def _through_pieces(replay: _Replay, adjoint: Tensor) -> Gradients:
+def _through_pieces(replay: Replay, adjoint: Tensor) -> Gradients:
     """A piecewise linear net: no second derivatives, steps of several iterations together."""
     view = replay.view
     total: Gradients = [None] * len(view.parameters())
@@ -230,14 +212,14 @@ class _Boundary(torch.autograd.Function):
     """Forward gives the norm as it is; backward is the boundary's shift under the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, replay: _Replay, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, replay: Replay, *parameters: Tensor) -> Tensor:
         ctx.replay = replay
         return lengths(replay.found.delta)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Any, ...]:
-        replay: _Replay = ctx.replay
+        replay: Replay = ctx.replay
         found = replay.found
         target, source = torch.zeros_like(found.iterations), torch.zeros_like(found.iterations)
         norm = torch.full_like(adjoint, torch.inf)
@@ -249,7 +231,7 @@ class _Boundary(torch.autograd.Function):
         total: Gradients = [None] * len(parameters)
         for samples, logits in replay.crossings():
             with torch.enable_grad():
-                gap = _gap(logits(), target[samples], source[samples])
+                gap = _gap(logits, target[samples], source[samples])
             terms = torch.autograd.grad(gap, parameters, weight[samples], allow_unused=True)
             total = _add(total, terms)
         return None, *total

@@ -29,7 +29,6 @@ _AFFINE: frozenset[Callable] = frozenset(
         *(torch.flatten, torch.cat, torch.transpose, torch.permute, torch.mean),
         *(torch.Tensor.flatten, torch.Tensor.view, torch.Tensor.reshape, torch.Tensor.permute),
         *(torch.Tensor.transpose, torch.Tensor.contiguous, torch.Tensor.mean, torch.Tensor.chunk),
-        *(torch.Tensor.is_contiguous, torch.Tensor.is_floating_point),
         *(torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__),
         *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.squeeze, torch.Tensor.unsqueeze),
         *(torch.Tensor.__getitem__, torch.Tensor.sub, torch.Tensor.__sub__),

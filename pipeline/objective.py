@@ -14,7 +14,6 @@ from torchvision.ops import StochasticDepth
 
 from pipeline import memory
 from pipeline.config import ModelConfig, RegularizerConfig, RuntimeConfig
-from pipeline.memory import Budget
 from pipeline.models import batch_norms
 from pipeline.regularizer import penalty, robustness
 from pipeline.view import AttackView, Graph, autocast, logits_of, upcast
@@ -95,7 +94,7 @@ class DeepDefense(nn.Module):
 
     def fit(
         self, shape: tuple[int, ...], batch: int, device: torch.device, sharers: int = 1
-    ) -> Budget:
+    ) -> memory.Budget:
         """How many images fit at once; see `memory.fit`. Weights and buffers stay as they are."""
         parameters = self.view.parameters()
 

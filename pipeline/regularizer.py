@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.config import RegularizerConfig
 from pipeline.deepfool import deepfool, lengths
-from pipeline.gradients import boundary, unrolled
+from pipeline.gradients import Replay, boundary, unrolled
 from pipeline.view import AttackView, Graph, upcast
 
 
@@ -56,9 +56,9 @@ def robustness(
         keep_graph=config.gradient == "boundary",
         at_once=at_once,
     )
-    made = (view, images, found, config.attack, at_once)
+    replay = Replay(view, images, found, config.attack, at_once or len(images), view.seed)
     by_steps = config.gradient == "unrolled"
-    norm = lengths(unrolled(*made)) if by_steps else boundary(*made)
+    norm = lengths(unrolled(replay)) if by_steps else boundary(replay)
     ratio = norm / lengths(images)
     return Robustness(ratio, found.clean == labels, found.flipped, found.iterations)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline import models
-from pipeline.config import EvaluateConfig, RuntimeConfig
+from pipeline.config import DataConfig, EvaluateConfig, RuntimeConfig
 from pipeline.data import demo, index
 from pipeline.data.index import Index
 from pipeline.distributed import Ranks
@@ -90,10 +90,10 @@ def memory_format(runtime: RuntimeConfig, device: torch.device) -> torch.memory_
     return torch.channels_last if last else torch.preserve_format
 
 
-def decoding_threads(config: EvaluateConfig, ranks: Ranks) -> int:
+def decoding_threads(config: DataConfig, local_size: int = 1) -> int:
     """DALI's threads for this rank: as asked for, or one more than its share of the cores, so that
     small operators of one batch do not wait for the decoder of another."""
-    return config.data.threads or max(1, cores() // ranks.local_size) + 1
+    return config.threads or max(1, cores() // local_size) + 1
 
 
 def cores() -> int:

@@ -43,6 +43,7 @@ class AttackView:
         self.precision = precision
         self.seed: int | None = 0 if dropout else None
         self._head = _last_layer(net)
+        self._channels_last = _is_channels_last(net)
         self._piecewise_linear: bool | None = None
 
     def graph(self, points: Tensor, draw: int = 0) -> "Graph":
@@ -96,7 +97,7 @@ class AttackView:
 
     def laid_out(self, images: Tensor) -> Tensor:
         """The images in the memory format of the net's weights."""
-        if images.dim() != 4 or not _is_channels_last(self.net):
+        if images.dim() != 4 or not self._channels_last:
             return images
         return images.contiguous(memory_format=torch.channels_last)
 

@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pipeline import memory, models, setup
-from pipeline.config import DataConfig, ModelConfig, RuntimeConfig
+from pipeline.config import DataConfig, ModelConfig, RuntimeConfig, TrainConfig
 from pipeline.data import index
-from pipeline.data.batches import evaluation_specs
+from pipeline.data.batches import TrainingPlan, evaluation_specs
 from pipeline.data.loader import Loader
 from pipeline.errors import UserError
 from pipeline.results import write_json
@@ -72,7 +72,8 @@ def load_images(options: argparse.Namespace, default: int) -> Tensor:
         photos, config = index.read(options.data, option="--data"), DataConfig()
         rows = np.resize(photos.subset(min(number, len(photos))), number)  # repeats if too few
         specs = evaluation_specs(photos, rows, config, number)
-        (batch,) = Loader(photos, specs, config, device, number, threads=setup.cores())
+        threads = setup.decoding_threads(config)
+        (batch,) = Loader(photos, specs, config, device, number, threads)
         images = batch.images
     return images.contiguous(memory_format=layout_of(options))
 
@@ -82,6 +83,13 @@ def load_net(options: argparse.Namespace) -> nn.Module:
     config = ModelConfig(name=options.model, weights=options.weights)
     net = models.build(config, 1000).to(device_of(options), memory_format=layout_of(options))
     return net.eval()
+
+
+def training_loader(photos: index.Index, size: int, device: torch.device, half: bool) -> Loader:
+    """Random crops of the photos as a run with one rank reads them, without end."""
+    config = DataConfig()
+    specs = TrainingPlan(photos, config, TrainConfig(batch_size=size), 0, 1).specs(0, 2**40)
+    return Loader(photos, specs, config, device, size, setup.decoding_threads(config), half=half)
 
 
 def in_turn(
@@ -103,6 +111,11 @@ def synchronise(device: torch.device) -> None:
     """Wait for a GPU's work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def medians(measured: dict[str, list[float]]) -> dict[str, float]:
+    """Of each variant's repeats."""
+    return {name: statistics.median(values) for name, values in measured.items()}
 
 
 def spread(values: list[float]) -> float:

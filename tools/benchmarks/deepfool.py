@@ -1,7 +1,6 @@
 """DeepFool's sweep beside foolbox's and adversarial-library's, where they are installed."""
 
 import argparse
-import statistics
 from collections.abc import Callable
 
 import torch
@@ -11,7 +10,7 @@ from pipeline.config import AttackConfig
 from pipeline.deepfool import deepfool, lengths, wide
 from pipeline.view import AttackView
 
-from .common import Row, device_of, in_turn, load_images, load_net, spread
+from .common import Row, device_of, in_turn, load_images, load_net, medians, spread
 
 Q, ITERATIONS, OVERSHOOT = 10, 50, 0.02
 RANGE = 8.0  # normalised pixels lie well within -RANGE..RANGE
@@ -94,13 +93,13 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     attacks |= {name: our_attack(view, images, config) for name, config in OURS.items()}
     results = {name: run() for name, run in attacks.items()}  # also a warm-up
     seconds = in_turn(attacks, options.repeats, device)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    first = medians[next(iter(attacks))]
+    typical = medians(seconds)
+    first = typical[next(iter(attacks))]
     return [
         {
             "name": name,
-            "images_per_second": len(images) / medians[name],
-            "ratio": first / medians[name],
+            "images_per_second": len(images) / typical[name],
+            "ratio": first / typical[name],
             **_quality(view, images, labels, results[name]),
             "spread": spread(seconds[name]),
         }

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import io
 import itertools
-import statistics
 import tarfile
 import tempfile
 import time
@@ -22,26 +21,17 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from pipeline import setup
-from pipeline.config import DataConfig, TrainConfig
+from pipeline.config import DataConfig
 from pipeline.data import index, scan
-from pipeline.data.batches import TrainingPlan
 from pipeline.data.files import Files
 from pipeline.data.index import Index
-from pipeline.data.loader import Loader
 
-from .common import Row, device_of, spread
+from .common import Row, device_of, medians, spread, training_loader
 
 BATCH, IMAGES, WARM_UP = 64, 1024, 6
 DATA = DataConfig()
 
 Batches = Iterator[Any]
-
-
-def ours(photos: Index, device: torch.device, half: bool) -> Batches:
-    """This project's loader: random crops and flips by the plan, bytes from the archives."""
-    train = TrainConfig(batch_size=min(BATCH, len(photos)))
-    specs = TrainingPlan(photos, DATA, train, rank=0, size=1).specs(0, 2**40)
-    return iter(Loader(photos, specs, DATA, device, BATCH, setup.cores() + 1, half=half))
 
 
 class Files224(Dataset):
@@ -138,23 +128,24 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         data = options.data or _generated(Path(folder))
         photos = index.read(str(data), option="--data")
         files = _unpacked(photos, Path(folder))
+        size, half = min(BATCH, len(photos)), options.precision != "fp32"
         loaders: dict[str, Callable[[], Batches]] = {
             "torchvision": lambda: torchvision_loader(files, device),
             "dali reader": lambda: dali_reader(files, device),
-            "this project": lambda: ours(photos, device, options.precision != "fp32"),
+            "this project": lambda: iter(training_loader(photos, size, device, half)),
         }
         speeds: dict[str, list[float]] = {name: [] for name in loaders}
         for _ in range(options.repeats):
             for name, make in loaders.items():
                 with contextlib.closing(make()) as batches:
                     speeds[name].append(_speed(batches, number))
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    typical = medians(speeds)
     return [
         {
             "name": name,
-            "images_per_second": medians[name],
-            "ratio": medians[name] / medians["torchvision"],
-            "ratio_to_dali_reader": medians[name] / medians["dali reader"],
+            "images_per_second": typical[name],
+            "ratio": typical[name] / typical["torchvision"],
+            "ratio_to_dali_reader": typical[name] / typical["dali reader"],
             "spread": spread(speeds[name]),
         }
         for name in loaders

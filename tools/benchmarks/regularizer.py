@@ -1,7 +1,6 @@
 """The cost of the regulariser's gradient, beside a plain step and the authors' algorithm."""
 
 import argparse
-import statistics
 from collections.abc import Callable
 from typing import Literal
 
@@ -15,7 +14,7 @@ from pipeline.memory import peak_bytes
 from pipeline.objective import PRECISIONS, DeepDefense
 from pipeline.view import AttackView, autocast
 
-from .common import Row, device_of, in_turn, load_images, load_net, runtime_of, spread
+from .common import Row, device_of, in_turn, load_images, load_net, medians, runtime_of, spread
 from .counters import Flops
 
 Q, ITERATIONS, OVERSHOOT, LAM, C = 10, 5, 0.02, 5.0, 500.0
@@ -120,16 +119,16 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         net.zero_grad()
         peaks[name] = peak_bytes(lambda name=name: step(name), device)
     seconds = in_turn({n: lambda n=n: step(n) for n in losses}, options.repeats, device)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    typical = medians(seconds)
     # Where the authors' way does not fit, the exact gradient stands for it.
     wanted = gradients["authors" if "authors" in gradients else "exact"]
     rows: list[Row] = [
         {
             "name": name,
-            "time_ratio": medians[name] / medians["plain"],
+            "time_ratio": typical[name] / typical["plain"],
             "flops_ratio": flops[name] / flops["plain"],
-            "speedup_over_authors": medians["authors"] / medians[name]
-            if "authors" in medians
+            "speedup_over_authors": typical["authors"] / typical[name]
+            if "authors" in typical
             else None,
             "peak_memory_ratio": peaks[name] / peaks["plain"],
             "cosine": _cosine(gradients[name], wanted) if name != "plain" else None,
@@ -137,7 +136,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
             if name != "plain"
             else None,
             "spread": spread(seconds[name]),
-            "seconds": medians[name],
+            "seconds": typical[name],
         }
         for name in losses
     ]

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from pipeline import setup
-from pipeline.config import DataConfig, RegularizerConfig, TrainConfig
+from pipeline.config import RegularizerConfig
 from pipeline.data import index
-from pipeline.data.batches import TrainingPlan
 from pipeline.data.loader import Batch, Loader
 from pipeline.errors import UserError
 from pipeline.objective import DeepDefense
@@ -24,6 +22,7 @@ from .common import (
     runtime_of,
     spread,
     synchronise,
+    training_loader,
 )
 from .counters import Flops
 from .regularizer import LAM, C
@@ -54,13 +53,7 @@ class Stream:
             raise UserError(
                 f"--num-images {size} is more than the {len(photos)} images of {options.data}"
             )
-        specs = TrainingPlan(photos, DataConfig(), TrainConfig(batch_size=size), 0, 1).specs(
-            0, 2**40
-        )
-        half = options.precision != "fp32"
-        self.loader = Loader(
-            photos, specs, DataConfig(), device, size, setup.cores() + 1, half=half
-        )
+        self.loader = training_loader(photos, size, device, half=options.precision != "fp32")
         self._batches = self._pairs(iter(self.loader))
 
     def _pairs(self, batches: Iterator[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
