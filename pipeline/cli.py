@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
-from pipeline.config import DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig
+from pipeline.config import DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig, RunConfig
 from pipeline.errors import USER_ERROR_EXIT_CODE
 
-ConfigT = TypeVar("ConfigT", bound=EvaluateConfig)
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 def parse(
@@ -25,8 +25,9 @@ def parse(
 ) -> ConfigT:
     """Read options from a YAML file (``--config``) and the command line, which wins.
 
-    Without ``--config`` the embedded demonstration, configs/demo.yaml, is the base. A mistake
-    prints one line on rank 0 and exits with code 2.
+    Without ``--config`` and without data of one's own the embedded demonstration,
+    configs/demo.yaml, is the base; with data, the defaults, which are those of torchvision's nets
+    for ImageNet. A mistake prints one line on rank 0 and exits with code 2.
 
     Args:
         cls: the options.
@@ -36,29 +37,32 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(cls, description)
-    if not any(word == "--config" or word.startswith("--config=") for word in argv):
+    given = {word.partition("=")[0] for word in argv}
+    if given.isdisjoint({"--config", "--data.train", "--data.val"}):
         argv = ["--config", str(DEFAULT_CONFIG), *argv]
     try:
         namespace = parser.parse_args(argv)
         values = parser.instantiate(namespace)
-        config_file = Path(str(namespace.config[-1]))
+        files = namespace.config or []
         config = cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
     except (ArgumentError, ValueError, TypeError) as error:
         _refuse(str(error))
     if config.output is None:
-        config.output = str(Path("runs") / (config_file.stem + output_suffix))
+        name = Path(str(files[-1])).stem if files else config.model.name.replace(":", "-")
+        config.output = str(Path("runs") / (name + output_suffix))
     return config
 
 
-def _parser(cls: type[EvaluateConfig], description: str) -> ArgumentParser:
+def _parser(cls: type[RunConfig], description: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    shared = {f.name for f in dataclasses.fields(cls)}
-    training_only = {f.name for f in dataclasses.fields(FinetuneConfig)} - shared
+    own = {f.name for f in dataclasses.fields(cls)}
+    both = (*dataclasses.fields(FinetuneConfig), *dataclasses.fields(EvaluateConfig))
+    others = {f.name for f in both} - own
 
     def load(text: str) -> Any:
         values = yaml.safe_load(text)
         if isinstance(values, dict):
-            values = {key: value for key, value in values.items() if key not in training_only}
+            values = {key: value for key, value in values.items() if key not in others}
         return values
 
     set_loader("experiment", load, exceptions=(yaml.YAMLError,))

@@ -7,9 +7,11 @@ that only training has.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# Where the paper's Table 1 reads accuracies.
+EPS_REF_FRACTIONS = (0.2, 0.5, 1.0)
 DEFAULT_CONFIG = CONFIGS / "demo.yaml"
 
 
@@ -99,6 +101,8 @@ class AttackConfig:
     """Iterations after which a sample that has not flipped is given up (the paper's 5)."""
     overshoot: float = 0.02
     """The perturbation is multiplied by 1 + this at the end, and in the test for a flip."""
+    norm: float | Literal["inf"] = 2.0
+    """p: the norm that the perturbation is smallest in; above 1, or inf. Training: 2."""
     linearize_at: Literal["reached", "tested"] = "reached"
     """Where an iteration starts from: the point that the steps reached, as the Deep Defense
     authors do; or 1 + overshoot times as far, where the class was tested, as DeepFool's authors
@@ -116,6 +120,8 @@ class AttackConfig:
         _require(self.num_candidates >= 2, "num_candidates", "at least 2", self.num_candidates)
         _require(self.max_iterations >= 1, "max_iterations", "at least 1", self.max_iterations)
         _require(self.overshoot >= 0, "overshoot", "0 or above", self.overshoot)
+        self.norm = float(self.norm)
+        _require(self.norm > 1, "norm", "above 1, or inf", self.norm)
 
     @property
     def reach(self) -> float:
@@ -124,11 +130,51 @@ class AttackConfig:
 
 
 @dataclass(kw_only=True)
+class FgsConfig:
+    """The fast gradient sign attack; eps is in units of evaluation.space."""
+
+    eps: list[float] = field(default_factory=list)
+    """Measure the accuracy after FGS with each of these."""
+    reference: float | str | None = None
+    """A given eps_ref, at whose 0.2, 0.5 and 1.0 the accuracy is measured: a number, or the folder
+    of an evaluation that searched for it."""
+    search: bool = False
+    """Find the smallest eps that each image needs, and so this model's eps_ref: the smallest eps
+    that leaves at most half of the images classified correctly."""
+
+    def __post_init__(self) -> None:
+        rule = "numbers of 0 or above"
+        _require(all(eps >= 0 for eps in self.eps), "evaluation.fgs.eps", rule, self.eps)
+        given = self.reference
+        above = not isinstance(given, float) or given > 0
+        _require(above, "evaluation.fgs.reference", "above 0, or a folder", given)
+
+    @property
+    def measured(self) -> list[float]:
+        """Every eps at which the accuracy is measured, ascending."""
+        reference = self.reference
+        fractions = [] if reference is None else [f * reference for f in EPS_REF_FRACTIONS]
+        return sorted({*self.eps, *fractions})
+
+    @property
+    def asked(self) -> bool:
+        """Whether FGS is wanted at all."""
+        return self.search or bool(self.measured)
+
+
+@dataclass(kw_only=True)
 class EvaluationConfig:
     """Accuracy and rho2, in training and in evaluate.py."""
 
     attack: AttackConfig = field(default_factory=AttackConfig)
     """DeepFool as rho2 uses it."""
+    fgs: FgsConfig = field(default_factory=FgsConfig)
+    """FGS, beside it."""
+    space: Literal["input", "pixels"] = "input"
+    """Where perturbations and norms are taken: the network's input, after the normalisation, as
+    in the paper; or pixels in [0, 1], with the normalisation inside the model."""
+    clip: bool = False
+    """Space pixels: cut perturbed images to [0, 1], so that they are images."""
     batch_size: int = 100
     """Images a rank in one batch."""
     num_images: int | None = None
@@ -141,6 +187,8 @@ class EvaluationConfig:
         _require(self.every_epochs >= 1, "evaluation.every_epochs", "at least 1", self.every_epochs)
         enough = self.num_images is None or self.num_images >= 1
         _require(enough, "evaluation.num_images", "at least 1", self.num_images)
+        clips = self.clip and self.space != "pixels"
+        _require(not clips, "evaluation.clip", "false where evaluation.space is input", self.clip)
 
 
 @dataclass(kw_only=True)
@@ -189,6 +237,7 @@ class RegularizerConfig:
             value = getattr(self, name)
             _require(value >= 0, f"regularizer.{name}", "0 or above", value)
         most = self.max_images
+        _require(self.attack.norm == 2, "regularizer.attack.norm", "2", self.attack.norm)
         enough = most is None or most == "auto" or most >= 1
         _require(enough, "regularizer.max_images", "at least 1, or auto", most)
 
@@ -279,8 +328,8 @@ class LogConfig:
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig:
-    """Options of pipeline/evaluate.py."""
+class RunConfig:
+    """Options of both entry points."""
 
     output: str | None = None
     """Folder of the run. Default: runs/NAME, NAME that of the YAML file (evaluation:
@@ -288,18 +337,52 @@ class EvaluateConfig:
     resume: str = "auto"
     """auto: go on from what OUTPUT holds, if anything; never: refuse a folder that holds a run;
     PATH: go on from this checkpoint (fine-tuning) or results folder (evaluation)."""
+    dry_run: bool = False
+    """Check everything, say what would run, and stop."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
+class Shard(NamedTuple):
+    """One of several jobs that share the images."""
+
+    number: int  # from 0
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
 @dataclass(kw_only=True)
-class FinetuneConfig(EvaluateConfig):
+class EvaluateConfig(RunConfig):
+    """Options of pipeline/evaluate.py."""
+
+    shard: str = "0/1"
+    """i/n, i from 0 to n - 1: evaluate only the i-th of n parts of the images. The n jobs, which
+    need not know of one another, are given the same OUTPUT."""
+    num_examples: int = 8
+    """Images, evenly spaced in the index, whose perturbations are kept for the contact sheet."""
+
+    def __post_init__(self) -> None:
+        number, _, of = self.shard.partition("/")
+        numbers = number.isdecimal() and of.isdecimal()
+        valid = numbers and int(number) < int(of)
+        _require(valid, "shard", "i/n with i from 0 to n - 1", self.shard)
+        _require(self.num_examples >= 0, "num_examples", "0 or above", self.num_examples)
+
+    @property
+    def part(self) -> Shard:
+        """The shard, as numbers."""
+        number, of = self.shard.split("/")
+        return Shard(int(number), int(of))
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(RunConfig):
     """Options of pipeline/finetune.py."""
 
-    dry_run: bool = False
-    """Check everything, say what would run, and stop."""
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -5,13 +5,14 @@ steps is what `pipeline.regularizer` differentiates; evaluation uses the perturb
 """
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.config import AttackConfig
+from pipeline.nearest import candidates, nearest_boundary
 from pipeline.view import AttackView, Graph, upcast
 
 
@@ -20,11 +21,11 @@ class Step:
     """One iteration, for the A samples that were unfinished at its beginning."""
 
     samples: Tensor  # (A,) int64, positions in the batch
-    move: Tensor  # (A, C, H, W), the step r = |f| w / ||w||^2
+    move: Tensor  # (A, C, H, W), the step r, for p = 2: |f| w / ||w||^2
     source: Tensor  # (A,) int64, the class moved away from
     target: Tensor  # (A,) int64, the class moved towards
     gap: Tensor  # (A,) f, logit of the target minus that of the source, before the step
-    norm: Tensor  # (A,) ||w||, w the gradient of f; infinite where it vanished
+    norm: Tensor  # (A,) ||w||_q, w the gradient of f; infinite where it vanished
     iteration: int  # counted from 0
 
 
@@ -43,29 +44,145 @@ class Perturbation:
     delta: Tensor  # (N, C, H, W), with the overshoot
     iterations: Tensor  # (N,) int64, steps taken
     flipped: Tensor  # (N,) bool, whether the class at x + delta is the wanted one
+    stuck: Tensor  # (N,) bool, left because its gradient vanished or was not finite
     prediction: Tensor  # (N,) int64, class at x + delta
     clean: Tensor  # (N,) int64, class at x
     steps: list[Step] = field(default_factory=list)
     crossed: list[Crossed] = field(default_factory=list)  # at most one, of half the batch or more
 
+    @classmethod
+    def unmoved(cls, images: Tensor, clean: Tensor) -> "Perturbation":
+        """To be entered into."""
+        no = torch.zeros_like(clean, dtype=torch.bool)
+        none = torch.zeros_like(clean)
+        return cls(torch.zeros_like(images), none, no, no.clone(), clean.clone(), clean)
 
-def candidates(logits: Tensor, labels: Tensor, number: int) -> Tensor:
-    """The classes to move to: the ``number`` highest logits, in that order, without the label.
+    def enter(self, done: "Advanced", ended: Tensor, delta: Tensor) -> None:
+        """Write what the rows ``ended`` of an iteration found; their keys are positions here."""
+        key = done.running.key[ended]
+        self.delta[key] = delta
+        self.iterations[key] = done.running.iteration[ended]
+        self.flipped[key], self.stuck[key] = done.flipped[ended], done.stuck[ended]
+        self.prediction[key] = done.prediction[ended]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A samples of any batches on their way to a boundary."""
+
+    key: Tensor  # (A,) int64, the caller's numbers of the samples
+    images: Tensor  # (A, C, H, W)
+    moved: Tensor  # (A, C, H, W), sum of the steps so far
+    label: Tensor  # (A,) int64, class to leave, or with towards to reach
+    towards: Tensor  # (A,) bool
+    choices: Tensor  # (A, M) int64, classes to consider moving to
+    iteration: Tensor  # (A,) int64, steps taken
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def take(self, rows: Tensor | slice) -> "Running":
+        """Some of the samples."""
+        return Running(*(getattr(self, f.name)[rows] for f in fields(Running)))
+
+    @classmethod
+    def join(cls, parts: list["Running"]) -> "Running":
+        """Of several parts, which have as many choices."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+
+class Advanced(NamedTuple):
+    """What an iteration did to A samples."""
+
+    running: Running  # all A, moved
+    step: Step  # samples: the keys
+    prediction: Tensor  # (A,) class at the point that was tested
+    flipped: Tensor  # (A,) bool, whether it is the wanted one
+    stuck: Tensor  # (A,) bool, no finite step was found
+    graph: Graph | None  # at the points that were tested, if wanted
+
+    @property
+    def ended(self) -> Tensor:
+        """(A,) bool: flipped, or without a step to take."""
+        return self.flipped | self.stuck
+
+
+def start(
+    view: AttackView,
+    images: Tensor,
+    logits: Tensor,
+    config: AttackConfig,
+    labels: Tensor | None = None,
+    key: Tensor | None = None,
+) -> Running:
+    """The samples (N, C, H, W) of a batch before their first step; see `deepfool`."""
+    clean = logits.argmax(dim=1)
+    labels = clean if labels is None else labels
+    towards = clean != labels
+    choices = candidates(logits, labels, config.num_candidates)
+    choices[towards] = labels[towards, None]
+    key = torch.arange(len(images), device=images.device) if key is None else key
+    none = torch.zeros_like(labels)
+    return Running(key, images, torch.zeros_like(images), labels, towards, choices, none)
+
+
+@torch.no_grad()
+def advance(
+    view: AttackView,
+    running: Running,
+    config: AttackConfig,
+    held: list[Graph] | None = None,
+    rows: Tensor | None = None,
+    *,
+    draw: int = 0,
+    keep_graph: bool = False,
+) -> Advanced:
+    """One iteration of all samples: linearise, step to the nearest boundary, test.
 
     Args:
-        logits: (N, K) at the clean images; in T the label is the class of highest logit.
-        labels: (N,) class of each image.
-        number: q; cut to the number of classes.
-
-    Returns:
-        (N, min(q, K) - 1) classes.
+        view: the net.
+        running: the samples.
+        config: as of `deepfool`.
+        held: one graph of points where to linearise, if there is one; taken out, so that it is
+            freed as early as can be.
+        rows: (A,) where the samples are in that graph. Default: in order.
+        draw: of the dropout masks, which is also the step's iteration in the record.
+        keep_graph: test by a forward with a graph, and hand it out.
     """
-    top = logits.topk(min(number, logits.shape[1]), dim=1).indices
-    # The label is in the top for every sample that is classified correctly; should a tie have
-    # left it out, the last candidate goes instead, so that all rows have one length.
-    is_label = top == labels[:, None]
-    is_label[:, -1] |= ~is_label.any(dim=1)
-    return top[~is_label].view(len(top), -1)
+    x, label, choices = running.images, running.label, running.choices
+    if not held:
+        points = torch.add(x, running.moved, alpha=config.reach)
+        held = [view.graph(view.clipped(points), draw)]
+        rows = None
+    rows = torch.arange(len(running), device=x.device) if rows is None else rows
+    source = torch.where(running.towards, held[0].logits.detach()[rows].argmax(dim=1), label)
+    found = nearest_boundary(view, held, rows, source, choices, running.towards, config, draw)
+    if config.classes == "first":
+        choices = found.target[:, None]
+    moved = torch.add(found.move, running.moved, alpha=config.reach)
+    tested = view.clipped(torch.add(x, moved, alpha=1.0 + config.overshoot))
+    graph = view.graph(tested) if keep_graph else None
+    now = (graph.logits.detach() if graph else view(tested, draw)).argmax(dim=1)
+    after = replace(running, moved=moved, choices=choices, iteration=running.iteration + 1)
+    return Advanced(
+        after,
+        Step(running.key, **found._asdict(), iteration=draw),
+        now,
+        (now == label) == running.towards,
+        found.norm.isinf(),
+        graph,
+    )
+
+
+def perturbation(view: AttackView, running: Running, config: AttackConfig) -> Tensor:
+    """What the steps so far amount to, (A, C, H, W): with the overshoot, and cut to the bounds."""
+    factor = 1.0 + config.overshoot
+    if view.bounds is None:
+        return factor * running.moved
+    points = torch.add(running.images, running.moved, alpha=factor)
+    return view.clipped(points) - running.images
 
 
 @torch.no_grad()
@@ -92,7 +209,7 @@ def deepfool(
     Args:
         view: the net.
         images: (N, C, H, W), in the network's input space.
-        config: candidates, iterations, overshoot, and how classes are chosen.
+        config: candidates, iterations, overshoot, norm, and how classes are chosen.
         labels: (N,). Default: the classes that the images have now.
         graph: of the clean images, if the caller has it: saves one forward.
         record: keep the steps for the regulariser.
@@ -121,55 +238,33 @@ def _sweep(
     """`deepfool` of a batch that the net takes at once."""
     graph = graph or view.graph(images)
     logits = graph.logits.detach()
-    clean = logits.argmax(dim=1)
-    labels = clean if labels is None else labels
-    towards = clean != labels
-    factor = 1.0 + config.overshoot
-    delta, iterations = torch.zeros_like(images), torch.zeros_like(labels)
-    prediction, flipped = clean.clone(), torch.zeros_like(towards)
-    choices = candidates(logits, labels, config.num_candidates)
-    choices[towards] = labels[towards, None]
-    # Of the unfinished samples, compact: each pass over an image costs time.
-    active = torch.arange(len(images), device=images.device)
-    x, moved, label, back = images, torch.zeros_like(images), labels, towards
-    rows = active  # of the graph: where the active samples are
+    running = start(view, images, logits, config, labels)
+    result = Perturbation.unmoved(images, logits.argmax(dim=1))
     # A graph of more samples than the replay's would have drawn other dropout masks.
     reuse = config.linearize_at == "tested" and view.seed is None
-    steps: list[Step] = []
-    crossed: list[Crossed] = []
+    rows = None  # of the graph: where the running samples are
     for iteration in range(config.max_iterations):
-        if graph is None:
-            graph = view.graph(torch.add(x, moved, alpha=config.reach), iteration)
-            rows = torch.arange(len(active), device=x.device)
-        source = torch.where(back, graph.logits.detach()[rows].argmax(dim=1), label)
-        held, graph = [graph], None
-        found = nearest_boundary(view, held, rows, source, choices, back, config, iteration)
-        if config.classes == "first" and iteration == 0:
-            choices = found.target[:, None]
-        moved = torch.add(found.move, moved, alpha=config.reach)
         last = iteration + 1 == config.max_iterations
-        tested = torch.add(x, moved, alpha=factor)
-        if reuse and not last:
-            graph = view.graph(tested)
-        now = (graph.logits.detach() if graph else view(tested, iteration)).argmax(dim=1)
-        done = (now == label) == back
-        prediction[active], flipped[active], iterations[active] = now, done, iteration + 1
+        held, graph = [graph] if graph else [], None
+        done = advance(
+            view, running, config, held, rows, draw=iteration, keep_graph=reuse and not last
+        )
         if record:
-            steps.append(Step(active, **found._asdict(), iteration=iteration))
-        ended = (done | last).nonzero().squeeze(1)
-        delta[active[ended]] = factor * moved[ended]
-        rows = (~done).nonzero().squeeze(1)
+            result.steps.append(done.step)
+        ended = (done.ended | last).nonzero().squeeze(1)
+        result.enter(done, ended, perturbation(view, done.running.take(ended), config))
+        rows = (~done.ended).nonzero().squeeze(1)
         # With what comes after it, such a graph takes no more memory than one of all images.
-        fits = len(now) + len(rows) <= len(images) <= 2 * len(ended)
-        if keep_graph and graph is not None and fits:
-            crossed.append(Crossed(graph, ended, active[ended]))
+        fits = len(running) + len(rows) <= len(images) <= 2 * len(ended)
+        if keep_graph and done.graph is not None and fits:
+            result.crossed.append(Crossed(done.graph, ended, running.key[ended]))
         if len(rows) == 0 or last:
             break
-        active, label, back, choices = active[rows], label[rows], back[rows], choices[rows]
-        x, moved = x[rows], moved[rows]
-        if 2 * len(rows) <= len(done):
-            graph = None  # a new forward of few costs less than gradients of all
-    return Perturbation(delta, iterations, flipped, prediction, clean, steps, crossed)
+        # A new forward of few costs less than gradients of all.
+        graph = done.graph if 2 * len(rows) > len(running) else None
+        running = done.running.take(rows)
+        del done  # and the graph with it, before another is made
+    return result
 
 
 def _join(parts: list[Perturbation]) -> Perturbation:
@@ -179,106 +274,5 @@ def _join(parts: list[Perturbation]) -> Perturbation:
     for part in parts:
         steps += (replace(step, samples=step.samples + begin) for step in part.steps)
         begin += len(part.delta)
-    names = ("delta", "iterations", "flipped", "prediction", "clean")
+    names = ("delta", "iterations", "flipped", "stuck", "prediction", "clean")
     return Perturbation(*(torch.cat([getattr(part, n) for part in parts]) for n in names), steps)
-
-
-class Nearest(NamedTuple):
-    """The nearest of the linearised boundaries, for A samples; fields as in `Step`."""
-
-    move: Tensor
-    source: Tensor
-    target: Tensor
-    gap: Tensor
-    norm: Tensor
-
-
-def nearest_boundary(
-    view: AttackView,
-    held: list[Graph],
-    rows: Tensor,
-    source: Tensor,
-    choices: Tensor,
-    single: Tensor,
-    config: AttackConfig,
-    draw: int = 0,
-) -> Nearest:
-    """The step to the nearest of the linearised boundaries.
-
-    A boundary's distance is |f| / ||w||. Each round computes one more w for every sample. With
-    ``config.visit`` lazy, samples visit their candidates in the order of |f| over the distance
-    of the two classes' weights in the last layer, which ||w|| roughly follows; a sample stops
-    when no candidate can be nearer unless its gradient is ``config.safety`` times larger than
-    the largest seen leads to expect.
-
-    Args:
-        view: the net.
-        held: one graph, where to linearise; taken out, so that it is freed before another forward.
-        rows: (A,) where the samples are in the graph.
-        source: (A,) class to leave.
-        choices: (A, M) classes to consider moving to.
-        single: (A,) bool, samples whose first choice is their only one.
-        config: visit and safety.
-        draw: of the dropout masks.
-    """
-    # Those with a gradient in this round, and where they are in the graph.
-    samples, places = torch.arange(len(source), device=source.device), rows
-    graph = held.pop()
-    points = graph.points.detach()
-    gaps = gaps_of(graph.logits.detach()[rows], source, choices)
-    spread = torch.ones_like(gaps)
-    if config.visit == "lazy" and choices.shape[1] > 1:
-        spread = view.class_distances(source, choices)
-        order = (gaps.abs() / spread).argsort(dim=1)
-        gaps, spread, choices = (v.gather(1, order) for v in (gaps, spread, choices))
-    best = torch.full_like(gaps[:, 0], torch.inf)  # distance
-    norms, steepest = best.clone(), torch.zeros_like(best)  # largest ||w|| / spread so far
-    chosen, w = torch.zeros_like(source), None
-    for m in range(choices.shape[1]):
-        if m > 0:
-            more = ~single
-            if config.visit == "lazy":
-                more &= gaps[:, m].abs() < config.safety * steepest * spread[:, m] * best
-            wanting = more.nonzero().squeeze(1)
-            if len(wanting) == 0:
-                break
-            # A new forward of few costs less than gradients of many; with dropout it would draw
-            # other masks.
-            if 2 * len(wanting) <= len(graph.points) and view.seed is None:
-                samples, places = wanting, torch.arange(len(wanting), device=source.device)
-                graph = gap = None  # both hold the old one
-                graph = view.graph(points[rows[samples]], draw)
-        with torch.enable_grad():
-            gap = gaps_of(graph.logits[places], source[samples], choices[samples, m : m + 1])[:, 0]
-        gradient = view.gap_gradient(graph, gap)
-        if len(places) < len(gradient):
-            gradient = gradient[places]
-        norm = lengths(gradient)
-        distance = gap.detach().abs() / norm
-        steepest[samples] = torch.maximum(steepest[samples], norm / spread[samples, m])
-        nearer = distance < best[samples]  # False for NaN and for a vanished gradient's infinity
-        changed = samples[nearer]
-        best[changed], norms[changed], chosen[changed] = distance[nearer], norm[nearer], m
-        if w is None:
-            w = gradient
-        else:
-            w[changed] = gradient[nearer]
-    move = w.mul_(wide(best / norms))
-    move[best.isinf()] = 0.0  # no finite distance: no step
-    pick = chosen[:, None]
-    return Nearest(move, source, choices.gather(1, pick)[:, 0], gaps.gather(1, pick)[:, 0], norms)
-
-
-def gaps_of(logits: Tensor, source: Tensor, choices: Tensor) -> Tensor:
-    """Logits of the choices minus that of the source, (A, M)."""
-    return logits.gather(1, choices) - logits.gather(1, source[:, None])
-
-
-def lengths(images: Tensor) -> Tensor:
-    """L2 norms (A,) of images (A, C, H, W), whatever their memory format."""
-    return torch.linalg.vector_norm(images, dim=tuple(range(1, images.dim())))
-
-
-def wide(values: Tensor) -> Tensor:
-    """(A,) values beside images: (A, 1, 1, 1)."""
-    return values[:, None, None, None]

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from pipeline.config import RuntimeConfig
 from pipeline.errors import USER_ERROR_EXIT_CODE, UserError, brief
-from pipeline.memory import keep_freed
+from pipeline.memory import keep_freed, ran_out
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier()
+        if self.size > 1:
+            dist.barrier()
 
 
 @contextmanager
@@ -81,7 +82,7 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
     except UserError as error:
         _end(store, rank, f"error: {error}")
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, OUT_OF_MEMORY) or "can't allocate memory" in str(error):
+        if ran_out(error):
             _end(store, rank, f"error: out of memory ({brief(error)}); {LESS_MEMORY}")
         if _another_failed(store, rank):
             raise SystemExit(USER_ERROR_EXIT_CODE) from None
@@ -89,7 +90,6 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)  # a CPU's allocator: only in words
 LESS_MEMORY = (
     "use --regularizer.max_images auto, a larger train.accumulation, a smaller "
     "evaluation.batch_size, or runtime.precision bf16"

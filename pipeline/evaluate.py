@@ -1,14 +1,17 @@
-"""Measure accuracy and rho2 of a classifier over an index, sharded over ranks.
+"""Measure how accurate and how robust a classifier is, over ranks and over jobs.
 
     torchrun --standalone --nproc_per_node=2 pipeline/evaluate.py \
         --config runs/demo/config.yaml --model.weights runs/demo/weights.pth
-    torchrun --nproc_per_node=8 pipeline/evaluate.py --config configs/imagenet_resnet18.yaml \
-        --data.val val.parquet --model.weights resnet18.pth
+    torchrun --nproc_per_node=8 pipeline/evaluate.py --data.val val.parquet \
+        --model.name resnet18 --model.weights resnet18.pth --evaluation.fgs.search true
+    python pipeline/evaluate.py ... --output runs/r18 --shard 3/16    # one job of an array
 
 Takes the YAML files of pipeline/finetune.py; what only training reads is passed over. Results are
-written as they are found, so the same command goes on from where it was cut.
+written as they are found, so the same command goes on from where it was cut. Shards need not know
+of one another; the last one to end joins them, or tools/report.py merge does.
 """
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import cli, evaluation, results, setup
-from pipeline.config import EvaluateConfig
-from pipeline.data.index import Index
+from pipeline import cli, evaluation, merge, setup
+from pipeline.config import EvaluateConfig, FgsConfig
+from pipeline.data.index import Index, evenly_spaced
 from pipeline.distributed import Ranks, guarded, session
+from pipeline.errors import UserError
+from pipeline.evaluation import Found
 from pipeline.monitor import Monitor
-from pipeline.results import ResultsFolder, Samples
+from pipeline.results import Manifest, ResultsFolder
+from pipeline.samples import rho_name
 
 
 def main() -> None:
@@ -29,41 +35,71 @@ def main() -> None:
     config = cli.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
     with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every part
+        resolve_reference(config.evaluation.fgs)
         index = setup.open_index(config, "val")
         net = setup.build_net(config, index)
-        identity = describe(config, index, net)
+        manifest = describe(config, index, net)
+        rows = index.subset(config.evaluation.num_images)[config.part.number :: config.part.of]
+        monitor.say(announce(config, rows, ranks))
+        if config.dry_run:
+            return
         folder = setup.open_folder(config, ranks, foreign="checkpoints")
-        store = ResultsFolder.open(folder / "results", config.resume, identity, ranks)
-        net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
-        rows = index.subset(config.evaluation.num_images)
-        samples, skipped, speed = evaluate(config, index, net, rows, store, ranks, monitor)
+        store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
         if ranks.first:
-            summary = {
-                **samples.summary(),
-                "num_skipped": len(skipped),
-                "skipped": skipped,
-                **identity,
-                "images_per_second": speed,
-                "ranks": ranks.size,
-                "device": ranks.device_name,
-                "versions": setup.versions(),
-            }
-            results.write_samples(folder / "samples.parquet", samples, index.ids)
-            results.write_json(folder / "summary.json", summary)
-            report(folder, summary, monitor)
+            cli.save(config, folder / "config.yaml")
+        net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
+        evaluate(config, index, net, rows, store, ranks, monitor)
+        if ranks.first:
+            report(store.folder.parent, config, monitor)
         ranks.barrier()
 
 
-def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> dict[str, Any]:
+def resolve_reference(fgs: FgsConfig) -> None:
+    """Replace the folder of an evaluation by the eps_ref that it found.
+
+    Raises:
+        UserError: it found none.
+    """
+    if not isinstance(fgs.reference, str):
+        return
+    path = Path(fgs.reference) / "summary.json"
+    try:
+        fgs.reference = json.loads(path.read_text())["fgs"]["eps_ref"]
+    except (OSError, ValueError, KeyError, TypeError):
+        fgs.reference = None
+    if fgs.reference is None:
+        raise UserError(
+            f"evaluation.fgs.reference: {path} holds no eps_ref; evaluate that model with "
+            "--evaluation.fgs.search true, or give a number"
+        )
+
+
+def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
     """What tells this evaluation from others; results of different ones do not mix."""
-    return {
+    num_classes = config.model.num_classes or index.num_classes
+    identity = {
         "model": config.model.name,
         "weights": evaluation.fingerprint(net),
         "index": index.fingerprint,
+        "num_indexed": len(index),
         "num_images": config.evaluation.num_images,
         "input": {name: getattr(config.data, name) for name in evaluation.INPUT_OPTIONS},
-        "definition": evaluation.definition(config.evaluation.attack, config.runtime.tf32),
+        "definition": evaluation.definition(config.evaluation, config.runtime, num_classes),
     }
+    return Manifest(identity, {"index": index.path, "class_names": index.class_names})
+
+
+def announce(config: EvaluateConfig, rows: np.ndarray, ranks: Ranks) -> str:
+    """What will run, in a few lines."""
+    fgs, attack = config.evaluation.fgs, config.evaluation.attack
+    asked = [f"FGS at {len(fgs.measured)} eps"] * bool(fgs.measured) + ["eps_ref"] * fgs.search
+    part = f", shard {config.shard}" if config.part.of > 1 else ""
+    return (
+        f"{config.model.name} on {ranks.size} x {ranks.device.type}{part}: {len(rows)} images in "
+        f"batches of {config.evaluation.batch_size}\naccuracy, DeepFool (p {attack.norm:g}, "
+        f"q {attack.num_candidates}, at most {attack.max_iterations} iterations, space "
+        f"{config.evaluation.space}){''.join(', ' + what for what in asked)}; in {config.output}"
+    )
 
 
 def evaluate(
@@ -74,45 +110,83 @@ def evaluate(
     store: ResultsFolder,
     ranks: Ranks,
     monitor: Monitor,
-) -> tuple[Samples, list[str], float]:
-    """Evaluate the rows that ``store`` lacks.
-
-    Returns:
-        The results of all rows on every rank, the ids of images that did not decode, and the
-        images per second of this part.
-    """
-    done = store.read()
-    todo = rows[~np.isin(rows, done.row)]
+) -> None:
+    """Evaluate those of ``rows`` that ``store`` lacks; everything found is in the store."""
+    done = store.read().samples.row
+    todo = rows[~np.isin(rows, done)]
     ranks.barrier()  # all have read before one appends
-    monitor.say(f"{config.model.name}: {len(todo)} of {len(rows)} images to evaluate")
+    monitor.say(f"{len(todo)} of {len(rows)} images to evaluate")
     monitor.start_progress("evaluating", len(todo))
     begin = time.perf_counter()
+    whole = index.subset(config.evaluation.num_images)
+    examples = frozenset(whole[evenly_spaced(len(whole), config.num_examples)].tolist())
     with store.appender(ranks.rank) as appender:
 
-        def watch(_batch: Any, _found: Any, part: Samples) -> None:
-            appender.append(part, [index.id(row) for row in part.row])
-            monitor.advance(len(part) * ranks.size)
+        def watch(found: Found, skipped: list[int]) -> None:
+            appender.append(found.samples, [index.id(row) for row in found.samples.row])
+            appender.keep(found.examples)
+            appender.skip(skipped, [index.id(row) for row in skipped])
+            monitor.advance(len(found.samples) * ranks.size)
 
         threads = setup.decoding_threads(config.data, ranks.local_size)
-        mine, skipped = evaluation.measure(net, index, todo, config, ranks, threads, watch)
-    found, left_out = evaluation.join(mine, skipped, todo, ranks)
-    speed = len(found) / (time.perf_counter() - begin)
-    return Samples.concat([done, found]), left_out, speed
-
-
-def report(folder: Path, summary: dict[str, Any], monitor: Monitor) -> None:
-    """Print what was found."""
+        measured = evaluation.measure(net, index, todo, config, ranks, threads, watch, examples)
+    found, _ = evaluation.join(*measured, todo, ranks)
     monitor.end_progress()
-    attack = summary["definition"]
-    monitor.say(
-        f"accuracy {summary['accuracy']:.2%}, rho2 {summary['rho2']:.4g} over "
-        f"{summary['num_samples']} images, {summary['num_unflipped']} never flipped "
-        f"(q {attack['num_candidates']}, at most {attack['max_iterations']} iterations, overshoot "
-        f"{attack['overshoot']}, {attack['precision']})"
-    )
-    if summary["num_skipped"]:
-        monitor.say(f"{summary['num_skipped']} images did not decode: see summary.json")
+    if ranks.first and len(todo):
+        seconds = time.perf_counter() - begin
+        store.ended(
+            {
+                "shard": config.shard,
+                "num_images": len(found),
+                "images_per_second": len(found) / seconds,
+                "seconds": seconds,
+                "ranks": ranks.size,
+                "device": ranks.device_name,
+                "versions": setup.versions(),
+            }
+        )
+
+
+def report(folder: Path, config: EvaluateConfig, monitor: Monitor) -> None:
+    """Join the shards if this was the last, and print what was found."""
+    merged = merge.join(folder)
+    if not merged.complete:
+        monitor.say(f"shard {config.shard} is done; {merged.what_is_missing()}")
+        monitor.say(f"the last shard joins them, or: python tools/report.py merge {folder}")
+        return
+    monitor.say(tell(merge.publish(folder, merged)))
     monitor.say(f"{folder / 'summary.json'}, {folder / 'samples.parquet'}")
+
+
+def tell(summary: dict[str, Any]) -> str:
+    """The summary in a few lines."""
+    attack, rho = summary["definition"], rho_name(summary["definition"])
+    quantiles = summary["ratio_quantiles"]
+    lines = [
+        f"accuracy {summary['accuracy']:.2%}, top-5 {summary['top5_accuracy']:.2%}, "
+        f"{rho} {summary[rho]:.4g} over {summary['num_samples']} images, "
+        f"{summary['num_unflipped']} never flipped (q {attack['num_candidates']}, at most "
+        f"{attack['max_iterations']} iterations, overshoot {attack['overshoot']}, "
+        f"{attack['space']}, {attack['precision']})",
+        f"ratio: median {summary['ratio_median']:.4g}, 5 % below {quantiles['0.05']:.4g}, "
+        f"5 % above {quantiles['0.95']:.4g}",
+    ]
+    fgs = summary.get("fgs", {})
+    if fgs.get("accuracy"):
+        at = ", ".join(f"{e['accuracy']:.2%} at {e['eps']:.4g}" for e in fgs["accuracy"])
+        lines.append(f"after FGS: {at}")
+    if "eps_ref" in fgs:
+        found = fgs["eps_ref"]
+        none = "none: fewer than half are right without a perturbation"
+        lines.append(f"eps_ref {found:.6g}" if found else f"eps_ref {none}")
+    apart = {
+        "num_without_gradient": "had no gradient to follow and are not in the mean",
+        "num_zero_images": "have norm zero and are not in the mean",
+        "num_skipped": "did not decode: see summary.json",
+        "num_missing": "are missing",
+    }
+    lines += [f"{summary[name]} images {what}" for name, what in apart.items() if summary[name]]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

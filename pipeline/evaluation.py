@@ -1,27 +1,34 @@
-"""Accuracy and rho2 of a net over an index, sharded over ranks, each image exactly once.
+"""Accuracy, rho2 and FGS of a net over an index, sharded over ranks, each image exactly once.
 
-In: a net, an index, the rows still to do. Out: `Samples` of this rank. Ranks do not talk to one
-another here; what they found is joined by row afterwards.
+In: a net, an index, the rows still to do. Out: `Samples` of this rank, as they are found. Ranks
+do not talk to one another here; what they found is joined by row afterwards.
 """
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pipeline.config import AttackConfig, EvaluateConfig
+from pipeline import memory, spaces
+from pipeline.config import EvaluationConfig, RunConfig, RuntimeConfig
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
-from pipeline.deepfool import Perturbation, deepfool
+from pipeline.deepfool import Advanced, Running, advance, perturbation, start
 from pipeline.distributed import Ranks
-from pipeline.results import Samples, check_complete
-from pipeline.view import AttackView
+from pipeline.errors import UserError
+from pipeline.fgs import correct_at, signs, smallest_eps
+from pipeline.norms import lengths, norm_name
+from pipeline.samples import Samples
+from pipeline.view import AttackView, upcast
 
-Watcher = Callable[[Batch, Perturbation, Samples], None]
+Result = TypeVar("Result")
 
 # Options of the data section that decide what the network's input is.
 INPUT_OPTIONS = ("crop", "resize", "channels", "mean", "std")
@@ -32,18 +39,34 @@ LINEARISED_AT = {
 }
 
 
-def definition(attack: AttackConfig, tf32: bool = False) -> dict[str, Any]:
-    """What this rho2 means; goes beside every number."""
+SPACES = {
+    "input": "network input, after normalisation",
+    "pixels": "pixels in [0, 1], normalisation inside the model",
+}
+
+
+def definition(
+    evaluation: EvaluationConfig, runtime: RuntimeConfig, num_classes: int
+) -> dict[str, Any]:
+    """What the numbers of an evaluation mean; goes beside every one of them."""
+    attack, fgs = evaluation.attack, evaluation.fgs
+    p = norm_name(attack.norm)
+    clipped = ", perturbed images cut to it" if evaluation.clip else ""
     return {
-        "rho2": "mean of ||dx||_2 / ||x||_2 over all samples, DeepFool from the predicted class",
-        "num_candidates": attack.num_candidates,
+        "measure": f"mean of ||dx||_{p} / ||x||_{p}, DeepFool from the predicted class; over all "
+        "samples, never flipped ones with their perturbation so far, but those without a gradient",
+        "norm": p,
+        "num_candidates": min(attack.num_candidates, num_classes),
         "max_iterations": attack.max_iterations,
         "overshoot": attack.overshoot,
         "classes": attack.classes,
         "visit": attack.visit if attack.visit == "all" else f"lazy, safety {attack.safety:g}",
         "linearised_at": LINEARISED_AT[attack.linearize_at],
-        "space": "network input, after normalisation",
-        "precision": "tf32" if tf32 else "fp32",
+        "space": SPACES[evaluation.space] + clipped,
+        "precision": "tf32" if runtime.tf32 else "fp32",
+        "fgs": {"eps": fgs.measured, "reference": fgs.reference, "search": fgs.search}
+        if fgs.asked
+        else None,
     }
 
 
@@ -56,15 +79,211 @@ def fingerprint(net: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+class Example(NamedTuple):
+    """One image with its perturbation, for the contact sheet."""
+
+    row: int
+    image: np.ndarray  # (C, H, W) float32, in the space of the evaluation
+    delta: np.ndarray  # (C, H, W) float32
+    before: int  # class at x
+    after: int  # class at x + dx
+
+
+class Found(NamedTuple):
+    """What is finished."""
+
+    samples: Samples
+    examples: list[Example]
+
+
+class _Clean(NamedTuple):
+    """A part of a batch after its clean forward and first iteration."""
+
+    samples: Samples  # of all, without a perturbation yet
+    done: Advanced
+
+
+class Evaluator:
+    """Takes batches, and gives samples back as they finish.
+
+    Unfinished samples of any batch wait in a pool until they fill a batch, so that the net sees
+    whole batches in every iteration. When memory runs out, batches are halved.
+    """
+
+    def __init__(
+        self, view: AttackView, config: EvaluationConfig, size: int, examples: frozenset[int]
+    ) -> None:
+        """Begin.
+
+        Args:
+            view: the net.
+            config: what to measure.
+            size: images in the net at once.
+            examples: rows whose perturbations are kept.
+        """
+        self.view, self.config, self.at_once = view, config, size
+        self._attack = config.attack
+        self._wanted = examples
+        self._pool: list[Running] = []
+        self._begun = Samples.empty(len(config.fgs.measured))
+
+    def feed(self, batch: Batch) -> Iterator[Found]:
+        """Begin with a batch; what finishes meanwhile, of it or of those before it."""
+        for clean in self._in_parts(len(batch.rows), lambda part: self._clean(batch, part)):
+            self._begun = Samples.concat([self._begun, clean.samples])
+            yield self._sort(clean.done)
+        while self._waiting() >= self.at_once:
+            yield from self._iterate()
+
+    def drain(self) -> Iterator[Found]:
+        """Finish what is left."""
+        while self._waiting() > 0:
+            yield from self._iterate()
+
+    def _waiting(self) -> int:
+        return sum(map(len, self._pool))
+
+    def _clean(self, batch: Batch, part: slice) -> _Clean:
+        """Everything that the clean forward gives, and the first iteration from its graph."""
+        images, labels = upcast(batch.images[part]), batch.labels[part]
+        graph = self.view.graph(images)
+        logits = graph.logits.detach()
+        fgs = self.config.fgs
+        direction = signs(graph, labels) if fgs.asked else None
+        key = torch.from_numpy(batch.rows[part]).to(images.device)
+        running = start(self.view, images, logits, self._attack, key=key)
+        held, graph = [graph], None
+        done = advance(self.view, running, self._attack, held)
+        after_fgs = torch.zeros(len(images), 0, dtype=torch.bool)
+        if fgs.measured:
+            after_fgs = correct_at(self.view, images, direction.sign, labels, fgs.measured)
+        finite = logits.isfinite().all(dim=1)
+        prediction = torch.where(finite, running.label, -1)
+        eps = torch.full_like(labels, torch.nan, dtype=torch.float64)
+        if fgs.search:
+            eps = smallest_eps(self.view, images, direction, labels, logits)
+        rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
+        rank = torch.where(finite, rank, logits.shape[1])
+        norm = lengths(images.double(), self._attack.norm)
+        columns = torch.stack([c.double() for c in (labels, prediction, rank, norm, eps)])
+        label, clean, rank, norm, eps = columns.cpu().numpy()
+        none = np.zeros(len(label))
+        samples = Samples(
+            row=batch.rows[part],
+            label=label.astype(np.int64),
+            prediction=clean.astype(np.int64),
+            label_rank=rank.astype(np.int64),
+            adversarial=clean.astype(np.int64),
+            image_norm=norm,
+            perturbation_norm=none,
+            steps=none.astype(np.int64),
+            flipped=none.astype(bool),
+            stuck=none.astype(bool),
+            fgs_correct=after_fgs.cpu().numpy(),
+            fgs_eps=eps,
+        )
+        return _Clean(samples, done)
+
+    def _iterate(self) -> Iterator[Found]:
+        """One iteration of the samples that have waited longest, as many as fit."""
+        pool = Running.join(self._pool)
+        first, rest = pool.take(slice(self.at_once)), pool.take(slice(self.at_once, None))
+        self._pool = [rest] if len(rest) else []
+        results = self._in_parts(
+            len(first), lambda part: advance(self.view, first.take(part), self._attack)
+        )
+        for done in results:
+            yield self._sort(done)
+
+    def _sort(self, done: Advanced) -> Found:
+        """Take the samples that ended out, and put the others back."""
+        last = done.running.iteration >= self._attack.max_iterations
+        ended = done.ended | last
+        going = (~ended).nonzero().squeeze(1)
+        if len(going):
+            self._pool.append(done.running.take(going))
+        rows = ended.nonzero().squeeze(1)
+        running = done.running.take(rows)
+        delta = perturbation(self.view, running, self._attack)
+        columns = [
+            running.key,
+            done.prediction[rows],
+            running.iteration,
+            done.flipped[rows],
+            done.stuck[rows],
+            lengths(delta.double(), self._attack.norm),
+        ]
+        key, after, steps, flipped, stuck, norm = (
+            torch.stack([column.double() for column in columns]).cpu().numpy()
+        )
+        mine = np.isin(self._begun.row, key)
+        order = np.argsort(key)  # what has begun is in the order of rows
+        samples = replace(
+            self._begun.take(mine),
+            adversarial=after[order].astype(np.int64),
+            steps=steps[order].astype(np.int64),
+            flipped=flipped[order].astype(bool),
+            stuck=stuck[order].astype(bool),
+            perturbation_norm=norm[order],
+        )
+        self._begun = self._begun.take(~mine)
+        return Found(samples, self._examples(running, delta, samples))
+
+    def _examples(self, running: Running, delta: Tensor, samples: Samples) -> list[Example]:
+        if self._wanted.isdisjoint(samples.row.tolist()):
+            return []
+        found = []
+        for position, row in enumerate(running.key.tolist()):
+            if row in self._wanted:
+                at = int(np.searchsorted(samples.row, row))
+                image, change = (v[position].float().cpu().numpy() for v in (running.images, delta))
+                before, after = int(samples.prediction[at]), int(samples.adversarial[at])
+                found.append(Example(row, image, change, before, after))
+        return found
+
+    def _in_parts(self, total: int, work: Callable[[slice], Result]) -> Iterator[Result]:
+        """Work on consecutive parts; smaller ones once memory has run out."""
+        begin = 0
+        while begin < total:
+            part = slice(begin, min(begin + self.at_once, total))
+            try:
+                result = work(part)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.ran_out(error):
+                    raise
+                result = None  # its traceback, which holds tensors, ends with this block
+            if result is None:
+                self._halve(part.stop - part.start)
+                continue
+            begin = part.stop
+            yield result
+
+    def _halve(self, tried: int) -> None:
+        if tried == 1:
+            raise UserError(
+                "out of memory with one image in the net; use a smaller net or data.crop, or a "
+                "machine with more memory"
+            )
+        self.at_once = tried // 2
+        self.view.least = min(self.view.least, self.at_once)
+        print(
+            f"warning: {tried} images at once do not fit in memory; going on with {self.at_once} "
+            "(evaluation.batch_size)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def measure(
     net: nn.Module,
     index: Index,
     rows: np.ndarray,
-    config: EvaluateConfig,
+    config: RunConfig,
     ranks: Ranks,
     threads: int,
-    watch: Watcher = lambda *_: None,
-) -> tuple[Samples, list[str]]:
+    watch: Callable[[Found, list[int]], None] = lambda *_: None,
+    examples: frozenset[int] = frozenset(),
+) -> tuple[Samples, list[int]]:
     """Evaluate this rank's share of ``rows``.
 
     Args:
@@ -74,54 +293,37 @@ def measure(
         config: data, evaluation and runtime sections are read.
         ranks: this rank and its device.
         threads: for decoding.
-        watch: called after each batch with it, what DeepFool found, and its results.
+        watch: called with what has been finished, and with rows that have been left out.
+        examples: rows whose perturbations are wanted.
 
     Returns:
-        This rank's results, and the ids of images that did not decode and were left out.
+        This rank's results, and the rows of images that did not decode and were left out.
     """
     share = rows[ranks.rank :: ranks.size]
     size = config.evaluation.batch_size
-    view = AttackView(net)
-    specs = evaluation_specs(index, share, config.data, size)
-    loader = Loader(index, specs, config.data, ranks.device, size, threads)
-    parts = [Samples.empty()]
-    for batch in loader if len(share) else ():
-        found = deepfool(view, batch.images, config.evaluation.attack)
-        parts.append(_samples(batch, found))
-        watch(batch, found, parts[-1])
+    data = spaces.data_options(config.data, config.evaluation)
+    view = spaces.view_of(net, config.data, config.evaluation, ranks.device)
+    specs = evaluation_specs(index, share, data, size)
+    loader = Loader(index, specs, data, ranks.device, size, threads)
+    evaluator = Evaluator(view, config.evaluation, size, examples)
+    parts, told = [Samples.empty(len(config.evaluation.fgs.measured))], 0
+    for batch in itertools.chain(loader if len(share) else (), [None]):
+        for found in evaluator.drain() if batch is None else evaluator.feed(batch):
+            parts.append(found.samples)
+            watch(found, loader.skipped[told:])
+            told = len(loader.skipped)
+    if told < len(loader.skipped):
+        watch(Found(parts[0], []), loader.skipped[told:])
     return Samples.concat(parts), loader.skipped
 
 
-def _samples(batch: Batch, found: Perturbation) -> Samples:
-    """One transfer from the device for all columns."""
-    columns = [
-        batch.labels,
-        found.clean,
-        found.iterations,
-        found.flipped,
-        batch.images.flatten(1).double().norm(dim=1),
-        found.delta.flatten(1).double().norm(dim=1),
-    ]
-    label, predicted, steps, flipped, image, delta = (
-        torch.stack([column.double() for column in columns]).cpu().numpy()
-    )
-    return Samples(
-        row=batch.rows,
-        label=label.astype(np.int64),
-        prediction=predicted.astype(np.int64),
-        image_norm=image,
-        perturbation_norm=delta,
-        steps=steps.astype(np.int64),
-        flipped=flipped.astype(bool),
-    )
-
-
 def join(
-    mine: Samples, skipped: list[str], rows: np.ndarray, ranks: Ranks
-) -> tuple[Samples, list[str]]:
+    mine: Samples, skipped: list[int], rows: np.ndarray, ranks: Ranks
+) -> tuple[Samples, list[int]]:
     """Join the ranks' results and check that each row was evaluated exactly once."""
     parts = ranks.gather((mine, skipped))
     samples = Samples.concat(part for part, _ in parts)
-    left_out = sorted(name for _, names in parts for name in names)
-    check_complete(samples, rows, len(left_out))
+    left_out = sorted(row for _, more in parts for row in more)
+    done = np.concatenate([samples.row, np.array(left_out, np.int64)])
+    assert np.array_equal(np.sort(done), np.sort(rows)), "an image was not evaluated exactly once"
     return samples, left_out

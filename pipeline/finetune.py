@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline import cli, evaluation, results, setup
+from pipeline import cli, results, setup
 from pipeline.config import FinetuneConfig
 from pipeline.distributed import guarded, session
 from pipeline.errors import STOPPED_EXIT_CODE
@@ -87,7 +87,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
     summary: dict[str, Any] = {
         "before": before,
         "after": after,
-        "definition": evaluation.definition(config.evaluation.attack, config.runtime.tf32),
+        "definition": trainer.definition,
         "images_per_second": size * trainer.step / max(trainer.seconds, 1e-9),
         "training_seconds": trainer.seconds,
         "steps": trainer.step,

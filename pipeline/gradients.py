@@ -33,9 +33,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.config import AttackConfig
-from pipeline.deepfool import Perturbation, Step, gaps_of, lengths, wide
+from pipeline.deepfool import Perturbation, Step
 from pipeline.errors import UserError, brief
 from pipeline.linear_region import Hold, Record
+from pipeline.nearest import gaps_of
+from pipeline.norms import lengths, wide
 from pipeline.view import AttackView
 
 Gradients = list[Tensor | None]

@@ -122,6 +122,13 @@ def fit(
     return Budget(-(-batch // parts), batch, per_image, free)
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory is used up; the CPU's allocator says it only in words."""
+    words = ("can't allocate memory", "std::bad_alloc", "could not create a memory object")
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(word in str(error) for word in words)
+
+
 def keep_freed() -> None:
     """Let the C library keep freed blocks instead of returning each to the system: on the CPU the
     page faults of fresh blocks cost an eighth of a step, and more of the attack's."""

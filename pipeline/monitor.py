@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -81,6 +82,11 @@ class Monitor:
         """Show a matplotlib figure in TensorBoard."""
         if self.active:
             self._board.add_figure(name, figure, step)
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Show a distribution in TensorBoard."""
+        if self.active and len(values):
+            self._board.add_histogram(name, values, step)
 
     def start_progress(self, name: str, total: int, done: int = 0) -> None:
         """Begin a bar of ``total`` steps."""

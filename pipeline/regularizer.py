@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import RegularizerConfig
-from pipeline.deepfool import deepfool, lengths
+from pipeline.deepfool import deepfool
 from pipeline.gradients import Replay, boundary, unrolled
+from pipeline.norms import lengths
 from pipeline.view import AttackView, Graph, upcast
 
 

@@ -1,10 +1,11 @@
-"""Per-image results: columns in memory, JSON lines as they come, Parquet at the end.
+"""Results on disk: JSON lines as they are found, in one folder for each shard, and back.
 
-Rows are keyed by image id. A results folder belongs to one evaluation, told by its `identity`:
-the index, the weights and the definition of rho2. JSON lines survive a kill at any moment but for
-a torn last line, which is dropped.
+OUTPUT/results/i-of-n/ holds manifest.json (what was evaluated), rankR.jsonl (a line for each
+image), examples/ROW.npz and runs.jsonl (a line for each job that ended). Rows, not files, say what
+is done. Lines survive a kill at any moment but for a torn last one, which is dropped.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable
@@ -13,77 +14,206 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.cli import differences
+from pipeline.config import Shard
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
+from pipeline.evaluation import Example
+from pipeline.samples import Samples
+
+# Between two measurements of one image: relative, and what fp32 resolves of the image itself.
+TOLERANCE, FP32_RESOLUTION = 1e-5, 1e-7
+WHOLE = Shard(0, 1)
+_MANIFEST = "manifest.json"
+_FLOATS = ("image_norm", "perturbation_norm", "fgs_eps")
 
 Row = dict[str, Any]
 
-_MANIFEST = "identity.json"
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard's results are of."""
+
+    identity: dict[str, Any]  # what tells this evaluation from others
+    about: dict[str, Any]  # what else a report needs to know: names of classes, the index's path
+
+    @property
+    def num_eps(self) -> int:
+        """Columns of `Samples.fgs_correct`."""
+        fgs = self.identity["definition"]["fgs"]
+        return len(fgs["eps"]) if fgs else 0
+
+    def differences(self, other: "Manifest") -> str:
+        """Where the identities differ, as ``what: mine -> theirs``; empty if nowhere."""
+        return "; ".join(differences(self.identity, other.identity, ()))
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Results of N images, in columns."""
+class Stored:
+    """All that the shards of a folder hold."""
 
-    row: np.ndarray  # (N,) int64, row of the index
-    label: np.ndarray  # (N,) int64
-    prediction: np.ndarray  # (N,) int64, at the clean image
-    image_norm: np.ndarray  # (N,) float64, ||x||_2 in the network's input space
-    perturbation_norm: np.ndarray  # (N,) float64, ||dx||_2
-    steps: np.ndarray  # (N,) int64, DeepFool iterations
-    flipped: np.ndarray  # (N,) bool
+    manifest: Manifest
+    samples: Samples
+    ids: dict[int, str]  # of every row found
+    skipped: dict[int, str]  # rows that did not decode, and their ids
+    runs: list[dict[str, Any]]  # of jobs that ended
+    shards: list[Shard]
+
+
+class ResultsFolder:
+    """OUTPUT/results, and the place of one shard in it."""
+
+    def __init__(self, folder: Path, shard: Shard = WHOLE) -> None:
+        self.folder = folder
+        self._mine = folder / f"{shard.number}-of-{shard.of}"
 
     @classmethod
-    def concat(cls, parts: Iterable["Samples"]) -> "Samples":
-        """Join parts, sorted by row."""
-        parts = list(parts)
-        columns = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)}
-        by_row = np.argsort(columns["row"], kind="stable")
-        return cls(**{name: column[by_row] for name, column in columns.items()})
+    def open(
+        cls, folder: Path, resume: str, manifest: Manifest, shard: Shard, ranks: Ranks
+    ) -> "ResultsFolder":
+        """Begin a shard, or go on with one.
 
-    @classmethod
-    def empty(cls) -> "Samples":
-        """No results yet."""
-        kinds = {"image_norm": float, "perturbation_norm": float, "flipped": bool}
-        return cls(**{f.name: np.zeros(0, kinds.get(f.name, np.int64)) for f in fields(cls)})
+        Args:
+            folder: where this run's results belong.
+            resume: ``auto``, ``never``, or another results folder to go on in.
+            manifest: of this evaluation.
+            shard: this job's.
+            ranks: the first writes the manifest once all have looked.
 
-    def __len__(self) -> int:
-        return len(self.row)
-
-    def summary(self) -> dict[str, Any]:
-        """Accuracy, rho2 and counts.
-
-        rho2 is the mean of ||dx||_2 / ||x||_2 over every sample; those that never flipped count
-        with their perturbation so far, and their number is given.
+        Raises:
+            UserError: the folder holds the results of another evaluation, or ``resume`` is not
+                possible.
         """
-        ratio = self.perturbation_norm / self.image_norm
-        return {
-            "accuracy": float(np.mean(self.prediction == self.label)),
-            "rho2": float(np.mean(ratio)),
-            "num_samples": len(self),
-            "num_unflipped": int(np.sum(~self.flipped)),
-            "mean_steps": float(np.mean(self.steps)),
-        }
+        if resume not in ("auto", "never"):
+            folder = Path(resume)
+            if not _manifests(folder):
+                raise UserError(f"resume: {folder} is not auto, never or a folder of results")
+        store = cls(folder, shard)
+        if resume == "never" and store._mine.exists():
+            raise UserError(f"resume is never, but {store._mine} exists; give another --output")
+        for path in _manifests(folder):
+            changed = manifest.differences(_read_manifest(path))
+            if changed:
+                raise UserError(
+                    f"{path.parent} holds results of another evaluation (here -> there: {changed})"
+                    "; give another --output"
+                )
+        ranks.barrier()
+        if ranks.first:
+            (store._mine / "examples").mkdir(parents=True, exist_ok=True)
+            write_json(store._mine / _MANIFEST, vars(manifest))
+        ranks.barrier()
+        return store
+
+    def read(self) -> Stored:
+        """Everything found so far, by every shard and rank.
+
+        Raises:
+            UserError: there is nothing, a file is damaged, manifests differ, or an image was
+                found twice with results that disagree.
+        """
+        paths = _manifests(self.folder)
+        if not paths:
+            raise UserError(f"{self.folder} holds no results of pipeline/evaluate.py")
+        manifests = [_read_manifest(path) for path in paths]
+        for path, manifest in zip(paths, manifests, strict=True):
+            changed = manifests[0].differences(manifest)
+            if changed:
+                raise UserError(
+                    f"{paths[0].parent} and {path.parent} are of different evaluations: "
+                    f"{changed}; move one of them away"
+                )
+        done: dict[int, Row] = {}
+        skipped: dict[int, str] = {}
+        for path in sorted(self.folder.glob("*/rank*.jsonl")):
+            for values in _lines(path):
+                row = values["row"]
+                if values.get("skipped"):
+                    skipped[row] = values["id"]
+                elif row in done:
+                    _agree(done[row], values, path)
+                else:
+                    done[row] = values
+        columns = {f.name: [r[f.name] for r in done.values()] for f in fields(Samples)}
+        samples = Samples.of_lists(columns, manifests[0].num_eps)
+        return Stored(
+            manifests[0],
+            Samples.concat([samples]),
+            {row: values["id"] for row, values in done.items()},
+            {row: name for row, name in skipped.items() if row not in done},
+            [run for path in sorted(self.folder.glob("*/runs.jsonl")) for run in _lines(path)],
+            [Shard(*map(int, path.parent.name.split("-of-"))) for path in paths],
+        )
+
+    def examples(self) -> list[Example]:
+        """The kept perturbations, by row."""
+        found = {}
+        for path in self.folder.glob("*/examples/*.npz"):
+            with np.load(path, allow_pickle=False) as values:
+                classes = values["classes"].tolist()
+                row = int(path.stem)
+                found[row] = Example(row, values["image"], values["delta"], *classes)
+        return [found[row] for row in sorted(found)]
+
+    def appender(self, rank: int) -> "Appender":
+        """Where a rank appends; a torn last line of an earlier run is dropped."""
+        return Appender(self._mine, rank)
+
+    def ended(self, run: dict[str, Any]) -> None:
+        """Note how a job went."""
+        with (self._mine / "runs.jsonl").open("a") as file:
+            file.write(json.dumps(run) + "\n")
 
 
-def check_complete(samples: Samples, rows: np.ndarray, skipped: int) -> None:
-    """Hold the results against the rows that were to be evaluated, each exactly once."""
-    unique = np.unique(samples.row)
-    assert len(unique) == len(samples), "an image was evaluated twice"
-    assert len(samples) + skipped == len(rows), "an image was not evaluated"
-    assert np.isin(unique, rows).all(), "an image outside the plan was evaluated"
+class Appender:
+    """Appends results to one JSON-lines file, a flush each time."""
 
+    def __init__(self, folder: Path, rank: int) -> None:
+        path = folder / f"rank{rank}.jsonl"
+        self._examples = folder / "examples"
+        self._file = path.open("a")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is writing {path}; wait for it, end it, or give another --output"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        data = path.read_bytes()
+        os.truncate(path, data.rfind(b"\n") + 1)
 
-def write_samples(path: Path, samples: Samples, ids: pa.ChunkedArray) -> None:
-    """Write samples.parquet: id, label, prediction, the norms, steps, flipped."""
-    columns = {f.name: getattr(samples, f.name) for f in fields(Samples) if f.name != "row"}
-    table = pa.table({"id": ids.take(pa.array(samples.row)), **columns})
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, partial, compression="zstd")
-    os.replace(partial, path)
+    def append(self, samples: Samples, ids: list[str]) -> None:
+        """Write results and hand them to the operating system."""
+        columns = {f.name: getattr(samples, f.name).tolist() for f in fields(Samples)}
+        for number, image_id in enumerate(ids):
+            values = {name: column[number] for name, column in columns.items()}
+            self._file.write(json.dumps({"id": image_id, **values}) + "\n")
+        self._file.flush()
+
+    def skip(self, rows: Iterable[int], ids: Iterable[str]) -> None:
+        """Note images that did not decode."""
+        for row, image_id in zip(rows, ids, strict=True):
+            line = {"id": image_id, "row": row, "skipped": True}
+            self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def keep(self, examples: list[Example]) -> None:
+        """Write perturbations for the contact sheet."""
+        for example in examples:
+            path = self._examples / f"{example.row}.npz"
+            partial = path.with_name(f".{path.name}.partial")
+            with partial.open("wb") as file:
+                classes = np.array([example.before, example.after])
+                np.savez(file, image=example.image, delta=example.delta, classes=classes)
+            os.replace(partial, path)
+
+    def __enter__(self) -> "Appender":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -93,97 +223,43 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-class ResultsFolder:
-    """Results appended as they are found, one file a rank, so that an evaluation can go on."""
+def _manifests(folder: Path) -> list[Path]:
+    def place(path: Path) -> list[int]:
+        return [int(number) for number in reversed(path.parent.name.split("-of-"))]
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    return sorted(folder.glob(f"*-of-*/{_MANIFEST}"), key=place)
 
-    @classmethod
-    def open(
-        cls, folder: Path, resume: str, identity: dict[str, Any], ranks: Ranks
-    ) -> "ResultsFolder":
-        """Begin a folder, or go on with one.
 
-        Args:
-            folder: where this run's results belong.
-            resume: ``auto``, ``never``, or another results folder to go on in.
-            identity: what tells this evaluation from others.
-            ranks: the first writes the manifest once all have looked.
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        return Manifest(**json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged; move its folder away and evaluate again") from None
 
-        Raises:
-            UserError: the folder holds the results of another evaluation, or ``resume`` is not
-                possible.
-        """
-        if resume not in ("auto", "never"):
-            folder = Path(resume)
-            if not (folder / _MANIFEST).is_file():
-                raise UserError(f"resume: {folder} is not auto, never or a folder of results")
-        elif resume == "never" and folder.exists():
-            raise UserError(f"resume is never, but {folder} exists; give another --output")
-        if (folder / _MANIFEST).exists():
-            cls._compare(folder, identity)
-        ranks.barrier()
-        if ranks.first:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / _MANIFEST, identity)
-        return cls(folder)
 
-    @staticmethod
-    def _compare(folder: Path, identity: dict[str, Any]) -> None:
-        found = json.loads((folder / _MANIFEST).read_text())
-        changed = [
-            f"{key}: {found.get(key)} there, {identity.get(key)} here"
-            for key in sorted(found.keys() | identity.keys())
-            if found.get(key) != identity.get(key)
-        ]
-        if changed:
+def _lines(path: Path) -> Iterable[Row]:
+    """The whole lines of a file."""
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            return  # torn by a kill
+        try:
+            yield json.loads(line)
+        except ValueError:
             raise UserError(
-                f"{folder} holds results of another evaluation ({'; '.join(changed)}); "
-                "give another --output"
+                f"{path} is damaged in line {number}; delete that line and evaluate again"
+            ) from None
+
+
+def _agree(one: Row, two: Row, path: Path) -> None:
+    """Hold two measurements of one image against each other."""
+    resolution = FP32_RESOLUTION * one["image_norm"]
+    for name, value in one.items():
+        same = two[name] == value
+        if not same and name in _FLOATS:
+            slack = {"rtol": TOLERANCE, "atol": resolution, "equal_nan": True}
+            same = bool(np.isclose(two[name], value, **slack))
+        if not same:
+            raise UserError(
+                f"two results of {one['id']} disagree: {name} is {value}, and {two[name]} in "
+                f"{path}; move one shard's folder away"
             )
-
-    def read(self) -> Samples:
-        """All results so far, of every rank; a row found twice counts once."""
-        rows: dict[int, Row] = {}
-        for path in sorted(self._folder.glob("*.jsonl")):
-            for line in path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    values = json.loads(line)
-                    rows[values["row"]] = values
-        if not rows:
-            return Samples.empty()
-        dtypes = Samples.empty()
-        columns = {
-            f.name: np.array([r[f.name] for r in rows.values()], getattr(dtypes, f.name).dtype)
-            for f in fields(Samples)
-        }
-        return Samples.concat([Samples(**columns)])
-
-    def appender(self, rank: int) -> "Appender":
-        """Where a rank appends; a torn last line of an earlier run is dropped."""
-        return Appender(self._folder / f"rank{rank}.jsonl")
-
-
-class Appender:
-    """Appends results to one JSON-lines file, a flush each batch."""
-
-    def __init__(self, path: Path) -> None:
-        if path.exists():
-            data = path.read_bytes()
-            os.truncate(path, data.rfind(b"\n") + 1)
-        self._file = path.open("a")
-
-    def append(self, samples: Samples, ids: list[str]) -> None:
-        """Write a batch and hand it to the operating system."""
-        columns = {f.name: getattr(samples, f.name).tolist() for f in fields(Samples)}
-        for number, image_id in enumerate(ids):
-            values = {name: column[number] for name, column in columns.items()}
-            self._file.write(json.dumps({"id": image_id, **values}) + "\n")
-        self._file.flush()
-
-    def __enter__(self) -> "Appender":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._file.close()

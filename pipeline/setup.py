@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline import models
-from pipeline.config import DataConfig, EvaluateConfig, RuntimeConfig
+from pipeline.config import DataConfig, RunConfig, RuntimeConfig
 from pipeline.data import demo, index
 from pipeline.data.index import Index
 from pipeline.distributed import Ranks
@@ -17,7 +17,7 @@ from pipeline.errors import UserError, brief
 from pipeline.view import AttackView
 
 
-def open_folder(config: EvaluateConfig, ranks: Ranks, foreign: str) -> Path:
+def open_folder(config: RunConfig, ranks: Ranks, foreign: str) -> Path:
     """Make the output folder and see that it can be written.
 
     Args:
@@ -45,7 +45,7 @@ def open_folder(config: EvaluateConfig, ranks: Ranks, foreign: str) -> Path:
     return folder
 
 
-def open_index(config: EvaluateConfig, part: str) -> Index:
+def open_index(config: RunConfig, part: str) -> Index:
     """The index of ``data.train`` or ``data.val``; the embedded digits for ``demo``."""
     path = getattr(config.data, part)
     root = config.data.root
@@ -54,7 +54,7 @@ def open_index(config: EvaluateConfig, part: str) -> Index:
     return index.read(path, root, option=f"data.{part}")
 
 
-def build_net(config: EvaluateConfig, *indices: Index) -> nn.Module:
+def build_net(config: RunConfig, *indices: Index) -> nn.Module:
     """The net with as many classes as asked for, or as the first index has.
 
     Raises:

@@ -17,19 +17,19 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import cli, evaluation, panel, setup
+from pipeline import cli, evaluation, panel, setup, spaces
 from pipeline.checkpoint import Checkpoints, State, read, write
 from pipeline.config import FinetuneConfig
 from pipeline.data.batches import TrainingPlan
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
-from pipeline.deepfool import Perturbation
 from pipeline.distributed import Ranks, StopRequest
 from pipeline.errors import UserError
+from pipeline.evaluation import Example, Found
 from pipeline.memory import Budget
 from pipeline.monitor import Monitor, peak_memory_mib
 from pipeline.objective import DeepDefense, Losses
-from pipeline.results import Samples
+from pipeline.samples import summarize
 from pipeline.schedule import Schedule
 from pipeline.tally import Tally, broken, sums
 
@@ -85,6 +85,9 @@ class Trainer:
         )
         fp16 = config.runtime.precision == "fp16"
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=fp16)
+        self.definition = evaluation.definition(
+            config.evaluation, config.runtime, config.model.num_classes or indices[0].num_classes
+        )
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0  # spent in training steps, over all parts of the run
@@ -235,24 +238,30 @@ class Trainer:
         """Accuracy and rho2 now, over all ranks; then a checkpoint, so that it is not repeated."""
         rows = self.val_index.subset(self.config.evaluation.num_images)
         monitor.start_progress("evaluating", len(rows))
-        first_row = rows[self.ranks.rank]
+        mine = rows[self.ranks.rank :: self.ranks.size]
+        shown = frozenset(mine[: self.config.log.panel_images].tolist())
+        panels: list[Example] = []
 
-        def watch(batch: Batch, found: Perturbation, part: Samples) -> None:
-            if batch.rows[0] == first_row:
-                self._show(monitor, batch, found, part)
-            monitor.advance(len(part) * self.ranks.size)
+        def watch(found: Found, _skipped: list[int]) -> None:
+            panels.extend(found.examples)
+            monitor.advance(len(found.samples) * self.ranks.size)
 
         measured = evaluation.measure(
-            *(self.net, self.val_index, rows, self.config, self.ranks, self.threads, watch)
+            *(self.net, self.val_index, rows, self.config, self.ranks, self.threads, watch, shown)
         )
+        if monitor.active and panels:
+            data = spaces.data_options(self.config.data, self.config.evaluation)
+            sheet = panel.draw(sorted(panels), self.val_index.class_names, data)
+            monitor.figure(self.step, "perturbations", sheet)
         samples, skipped = evaluation.join(*measured, rows, self.ranks)
         epoch = (self.step - self.schedule.clean_steps) / self.plan.steps_per_epoch
-        summary = samples.summary() | {"num_skipped": len(skipped)}
+        summary = summarize(samples, self.definition) | {"num_skipped": len(skipped)}
         metric = self.config.checkpoint.best
         earlier = [entry[metric] for entry in self.history[1:]]
         tuned = len(self.history) > 0  # the first is the reference
         self.history.append({"step": self.step, "epoch": epoch, **summary})
-        monitor.scalars(self.step, "evaluation", summary)
+        numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
+        monitor.scalars(self.step, "evaluation", numbers)
         monitor.say(
             f"epoch {epoch:g}: accuracy {summary['accuracy']:.2%}, rho2 {summary['rho2']:.4g}, "
             f"{summary['num_unflipped']} of {summary['num_samples']} never flipped"
@@ -260,22 +269,6 @@ class Trainer:
         if not tuned:
             self.export("reference.pth")
         self._save(best=tuned and all(summary[metric] > value for value in earlier))
-
-    def _show(self, monitor: Monitor, batch: Batch, found: Perturbation, part: Samples) -> None:
-        count = min(self.config.log.panel_images, len(part))
-        if not monitor.active or count == 0:
-            return
-        names = self.val_index.class_names
-
-        def name(label: int) -> str:
-            return names[label] if label < len(names) else str(label)
-
-        before = [name(label) for label in part.prediction[:count].tolist()]
-        after = [name(label) for label in found.prediction[:count].tolist()]
-        figure = panel.draw(
-            batch.images[:count], found.delta[:count], before, after, self.config.data
-        )
-        monitor.figure(self.step, "perturbations", figure)
 
     def _save(self, best: bool = False) -> None:
         if self.ranks.first:
@@ -293,7 +286,8 @@ class Trainer:
 
     def skipped(self) -> list[str]:
         """Ids of the training images that did not decode on any rank, in this part of the run."""
-        return sorted({name for part in self.ranks.gather(self.loader.skipped) for name in part})
+        rows = {row for part in self.ranks.gather(self.loader.skipped) for row in part}
+        return sorted(self.train_index.id(row) for row in rows)
 
     def export(self, name: str) -> None:
         """Write the net's weights alone, for any program that reads a state dict."""

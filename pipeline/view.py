@@ -38,8 +38,22 @@ class AttackView:
         net: nn.Module,
         precision: torch.dtype = torch.float32,
         dropout: bool = False,
+        bounds: tuple[float, float] | None = None,
+        least: int = 1,
     ) -> None:
+        """See the net so.
+
+        Args:
+            net: from images to logits.
+            precision: of its forwards.
+            dropout: leave it on.
+            bounds: least and largest value of a valid input, to which perturbed images are cut.
+            least: fewer images are filled up to so many by repeats, which the result is without:
+                libraries choose another kernel for a small batch, whose last bits differ.
+        """
         self.net = net
+        self.bounds = bounds
+        self.least = least
         self.precision = precision
         self.seed: int | None = 0 if dropout else None
         self._head = _last_layer(net)
@@ -92,8 +106,16 @@ class AttackView:
 
     def __call__(self, images: Tensor, draw: int = 0) -> Tensor:
         """Logits (N, K) fp32 of images (N, C, H, W)."""
+        number = len(images)
+        if 0 < number < self.least:
+            repeats = images[-1:].expand(self.least - number, *images.shape[1:])
+            images = torch.cat([images, repeats])
         with self._held(), self._drawn(images.device, draw), autocast(images, self.precision):
-            return upcast(logits_of(self.net(self.laid_out(images))))
+            return upcast(logits_of(self.net(self.laid_out(images))))[:number]
+
+    def clipped(self, images: Tensor) -> Tensor:
+        """The images, cut to the valid range where there is one; in place."""
+        return images if self.bounds is None else images.clamp_(*self.bounds)
 
     def laid_out(self, images: Tensor) -> Tensor:
         """The images in the memory format of the net's weights."""

@@ -1,11 +1,15 @@
 """DeepFool against closed forms."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.config import AttackConfig
-from pipeline.deepfool import Perturbation, candidates, deepfool
+from pipeline.deepfool import Perturbation, deepfool
+from pipeline.nearest import candidates
+from pipeline.norms import lengths
 from pipeline.view import AttackView
 from tests import nets
 
@@ -35,6 +39,55 @@ def test_linear_nets_have_a_closed_form(num_classes: int, dimension: int, oversh
         assert found.delta[n].norm() == pytest.approx((1 + overshoot) * nearest.item(), rel=1e-9)
     assert found.flipped.all()
     assert (found.iterations == 1).all()
+
+
+@pytest.mark.parametrize(("p", "q"), [(2.0, 2.0), (math.inf, 1.0), (1.5, 3.0), (1.01, 101.0)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_linear_nets_have_a_closed_form_in_every_norm(
+    p: float, q: float, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(5, 30, dtype=dtype), torch.randn(5, dtype=dtype)
+    weight *= 1e-3  # as gradients of photos are: |w|^q leaves fp32's range
+    images = torch.randn(40, 1, 5, 6, dtype=dtype)
+    found, label = attack(nets.linear(weight, bias), images, AttackConfig(norm=p))
+    logits = images.flatten(1) @ weight.T + bias
+    gaps = logits.gather(1, label[:, None]) - logits
+    dual = torch.linalg.vector_norm((weight[label][:, None] - weight).double(), q, dim=2)
+    nearest = (gaps / dual).where(dual > 0, torch.inf).amin(dim=1)
+    expected = 1.02 * nearest
+    rel = 1e-9 if dtype == torch.float64 else 1e-4
+    assert torch.allclose(lengths(found.delta.double(), p), expected.double(), rtol=rel)
+    assert found.flipped.all()
+
+
+def test_a_perturbation_in_another_norm_is_larger_in_two() -> None:
+    torch.manual_seed(0)
+    view = AttackView(nets.smooth().double())
+    images = 2 * torch.randn(30, 3, 32, 32, dtype=torch.float64)
+    two, most = (deepfool(view, images, AttackConfig(norm=p)).delta for p in (2.0, math.inf))
+    assert (lengths(two) < lengths(most)).all()
+    assert (lengths(most, math.inf) < lengths(two, math.inf)).all()
+
+
+def test_perturbed_images_stay_in_the_valid_range() -> None:
+    torch.manual_seed(0)
+    net = nets.linear(torch.randn(3, 12), torch.randn(3))
+    images = torch.rand(60, 1, 3, 4)
+    found = deepfool(AttackView(net, bounds=(0.0, 1.0)), images, AttackConfig(max_iterations=100))
+    perturbed = images + found.delta
+    assert perturbed.min() >= -1e-6
+    assert perturbed.max() <= 1 + 1e-6
+    free = deepfool(AttackView(net), images, AttackConfig(max_iterations=100))
+    left = ((images + free.delta).clamp(0, 1) != images + free.delta).flatten(1).any(dim=1)
+    assert left.any()
+    assert not left.all()
+    assert torch.allclose(found.delta[~left], free.delta[~left], atol=1e-6)
+    assert (
+        lengths(found.delta[left & found.flipped])
+        > lengths(free.delta)[left & found.flipped] * 0.99
+    ).all()
+    assert (AttackView(net)(perturbed).argmax(dim=1) != found.clean)[found.flipped].all()
 
 
 def test_towards_the_label_on_a_linear_net() -> None:
@@ -129,6 +182,8 @@ def test_a_vanished_gradient_gives_no_nan() -> None:
     found, _ = attack(net, torch.randn(5, 1, 2, 2), AttackConfig())
     assert (found.delta == 0).all()
     assert not found.flipped.any()
+    assert found.stuck.all()
+    assert (found.iterations == 1).all()
 
 
 def test_candidates_are_the_top_classes_without_the_label() -> None:

@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.data import demo
-from tests.conftest import Run, command, environment
+from tests.conftest import ROOT, Run, command, environment
 from tests.images import encode, index_tar, picture
 
 SCRIPT = "pipeline/finetune.py"
@@ -328,7 +328,8 @@ def test_an_image_that_breaks_during_training(run: Run, tmp_path: Path) -> None:
     (tmp_path / "photos.tar").write_bytes(data)
     name = good.id(17)
     options = (
-        *("--data.train", good.path, "--data.val", demo.prepare()["val"], "--train.epochs", 1),
+        *("--config", ROOT / "configs" / "demo.yaml", "--data.train", good.path),
+        *("--data.val", demo.prepare()["val"], "--train.epochs", 1),
         *("--train.batch_size", 20, "--train.clean_epochs", 1, "--evaluation.num_images", 20),
         *("--model.num_classes", 10, "--output", tmp_path / "run"),
     )
@@ -338,7 +339,10 @@ def test_an_image_that_breaks_during_training(run: Run, tmp_path: Path) -> None:
     assert f"left out {name}" in done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["skipped"] == [name]
-    evaluation = ("--data.val", good.path, "--model.num_classes", 2, "--output", tmp_path / "e")
+    evaluation = (
+        *("--config", ROOT / "configs" / "demo.yaml", "--data.val", good.path),
+        *("--model.num_classes", 2, "--output", tmp_path / "e"),
+    )
     assert name in expect_error(run, *evaluation, script="pipeline/evaluate.py")
     done = run("pipeline/evaluate.py", *evaluation, "--data.on_error", "skip")
     assert done.returncode == 0, done.stderr

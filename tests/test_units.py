@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -22,7 +20,6 @@ from pipeline.config import (
 from pipeline.distributed import _place
 from pipeline.errors import UserError
 from pipeline.monitor import Monitor
-from pipeline.results import Appender, ResultsFolder, Samples
 from pipeline.schedule import Schedule
 
 
@@ -115,41 +112,6 @@ def test_evaluations_are_before_after_and_as_asked() -> None:
     assert due == [10, 30, 50, 60]
 
 
-def samples(rows: list[int]) -> Samples:
-    n = len(rows)
-    return Samples(
-        row=np.array(rows),
-        label=np.zeros(n, int),
-        prediction=np.array([row % 2 for row in rows]),
-        image_norm=np.full(n, 2.0),
-        perturbation_norm=np.arange(1.0, n + 1),
-        steps=np.full(n, 3),
-        flipped=np.array([row != 1 for row in rows]),
-    )
-
-
-def test_summary_counts_every_sample() -> None:
-    summary = samples([0, 1, 2, 3]).summary()
-    assert summary["accuracy"] == 0.5
-    assert summary["rho2"] == pytest.approx(1.25)
-    assert summary["num_unflipped"] == 1
-
-
-def test_results_survive_and_are_not_counted_twice(tmp_path: Path) -> None:
-    folder = ResultsFolder(tmp_path)
-    with Appender(tmp_path / "rank0.jsonl") as appender:
-        appender.append(samples([4, 2]), ["d", "b"])
-    with Appender(tmp_path / "rank1.jsonl") as appender:
-        appender.append(samples([2, 7]), ["b", "g"])
-    (tmp_path / "rank1.jsonl").open("a").write('{"row": 9, "torn')
-    read_back = folder.read()
-    assert read_back.row.tolist() == [2, 4, 7]
-    assert read_back.flipped.dtype == bool
-    with folder.appender(1) as appender:
-        appender.append(samples([9]), ["i"])
-    assert folder.read().row.tolist() == [2, 4, 7, 9]
-
-
 def test_metrics_go_on_from_the_checkpoint(tmp_path: Path) -> None:
     with Monitor(tmp_path, shown=True) as monitor:
         for step in (1, 2, 3):
@@ -198,15 +160,6 @@ def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in zip(names, (3, 4, 1, 2), strict=False):
         monkeypatch.setenv(name, str(value))
     assert _place() == (3, 4, 1, 2)
-
-
-def test_ids_reach_the_table(tmp_path: Path) -> None:
-    from pipeline.results import write_samples
-
-    write_samples(tmp_path / "s.parquet", samples([2, 0]), pa.chunked_array([["a", "b", "c"]]))
-    import pyarrow.parquet as pq
-
-    assert pq.read_table(tmp_path / "s.parquet")["id"].to_pylist() == ["c", "a"]
 
 
 def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:

@@ -79,9 +79,14 @@ class Index:
 
     def subset(self, number: int | None) -> np.ndarray:
         """Rows of ``number`` evenly spaced images (all for None), the same on every rank."""
-        if number is None or number >= len(self):
-            return np.arange(len(self))
-        return np.linspace(0, len(self) - 1, number).round().astype(np.int64)
+        return evenly_spaced(len(self), number)
+
+
+def evenly_spaced(total: int, number: int | None) -> np.ndarray:
+    """``number`` positions among ``total``, evenly spaced; all for None."""
+    if number is None or number >= total:
+        return np.arange(total)
+    return np.linspace(0, total - 1, number).round().astype(np.int64)
 
 
 def write(

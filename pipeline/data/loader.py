@@ -56,7 +56,7 @@ class Loader:
 
     Attributes:
         wait_seconds: time the caller has waited for data so far.
-        skipped: ids of images that did not decode, with ``data.on_error: skip``.
+        skipped: rows of images that did not decode, with ``data.on_error: skip``.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Loader:
         """
         self.index = index
         self.wait_seconds = 0.0
-        self.skipped: list[str] = []
+        self.skipped: list[int] = []
         self._files = Files(index)
         self._specs = iter(specs)
         self._config = config
@@ -205,7 +205,7 @@ class Loader:
             ) from None
         for name in names:
             print(f"left out {name}: it does not decode", file=sys.stderr, flush=True)
-        self.skipped += names
+        self.skipped += bad
         self._bad_rows.update(bad)
 
     def _undecodable(self, spec: BatchSpec) -> list[int]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import AttackConfig
-from pipeline.deepfool import deepfool, lengths, wide
+from pipeline.deepfool import deepfool
+from pipeline.norms import lengths, wide
 from pipeline.view import AttackView
 
 from .common import Row, device_of, in_turn, load_images, load_net, medians, spread

@@ -1,0 +1,155 @@
+"""The shards of an evaluation joined into its summary, tables of images and classes, TensorBoard.
+
+In: OUTPUT/results. Out: OUTPUT/summary.json, samples.parquet, classes.csv, tensorboard/. The same
+for any number of shards and ranks, whatever was killed on the way.
+"""
+
+import csv
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import panel
+from pipeline.config import DataConfig, Shard
+from pipeline.data.index import evenly_spaced
+from pipeline.errors import UserError, brief
+from pipeline.monitor import Monitor
+from pipeline.results import Manifest, ResultsFolder, Stored, write_json
+from pipeline.samples import Samples, by_class, summarize
+
+_METADATA_KEY = b"deep_defense_samples"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """All that the shards of an evaluation found."""
+
+    stored: Stored
+    missing: np.ndarray  # rows that no shard has
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image was evaluated, or did not decode."""
+        return len(self.missing) == 0
+
+    def what_is_missing(self) -> str:
+        """One line that names the shards and rows that are not done."""
+        shards = self.stored.shards
+        rows = ", ".join(map(str, self.missing[:8])) + (", ..." if len(self.missing) > 8 else "")
+        line = f"{len(self.missing)} of {len(_rows(self.stored.manifest))} images are missing"
+        if len({shard.of for shard in shards}) == 1:
+            of = shards[0].of
+            place = {row: i % of for i, row in enumerate(_rows(self.stored.manifest).tolist())}
+            counts = Counter(place[row] for row in self.missing.tolist())
+            named = (f"{n} of shard {Shard(number, of)}" for number, n in sorted(counts.items()))
+            line += f": {', '.join(named)}"
+        return f"{line} (rows {rows})"
+
+
+def join(folder: Path) -> Merged:
+    """Join the shards in OUTPUT/results.
+
+    Raises:
+        UserError: there are none, they are of different evaluations, or they disagree.
+    """
+    stored = ResultsFolder(folder / "results").read()
+    rows = _rows(stored.manifest)
+    known = np.concatenate([stored.samples.row, np.array(list(stored.skipped), np.int64)])
+    return Merged(stored, rows[~np.isin(rows, known)])
+
+
+def _rows(manifest: Manifest) -> np.ndarray:
+    return evenly_spaced(manifest.identity["num_indexed"], manifest.identity["num_images"])
+
+
+def publish(folder: Path, merged: Merged) -> dict[str, Any]:
+    """Write everything that is made of the results; the summary."""
+    stored = merged.stored
+    identity, about = stored.manifest.identity, stored.manifest.about
+    if len(stored.samples) == 0:
+        raise UserError(f"{folder} holds no results yet")
+    summary = {
+        **summarize(stored.samples, identity["definition"]),
+        "num_missing": len(merged.missing),
+        "num_skipped": len(stored.skipped),
+        "skipped": sorted(stored.skipped.values()),
+        **identity,
+        "runs": stored.runs,
+    }
+    write_samples(folder / "samples.parquet", stored)
+    _write_csv(folder / "classes.csv", by_class(stored.samples, about["class_names"]))
+    _show(folder, merged, summary)
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _show(folder: Path, merged: Merged, summary: dict[str, Any]) -> None:
+    """TensorBoard: the numbers, the histogram of ratios, the contact sheet."""
+    numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
+    with Monitor(folder, shown=True, step=-1) as monitor:
+        monitor.scalars(0, "evaluation", numbers)
+        monitor.histogram(0, "ratio", merged.stored.samples.ratio)
+        sheet = contact_sheet(folder, merged.stored.manifest)
+        if sheet is not None:
+            monitor.figure(0, "perturbations", sheet)
+
+
+def contact_sheet(folder: Path, manifest: Manifest) -> Any:
+    """The figure of the kept images, perturbations and perturbed images; None if none was kept."""
+    examples = ResultsFolder(folder / "results").examples()
+    if not examples:
+        return None
+    names, inputs = manifest.about["class_names"], manifest.identity["input"]
+    data = DataConfig(**inputs)
+    if manifest.identity["definition"]["space"].startswith("pixels"):
+        data.mean, data.std = [0.0] * data.channels, [1.0] * data.channels
+    return panel.draw(examples, names, data)
+
+
+def write_samples(path: Path, stored: Stored) -> None:
+    """Write samples.parquet: id and the columns of `Samples`; as metadata, the identity."""
+    samples = stored.samples
+    columns = {f.name: getattr(samples, f.name) for f in fields(Samples)}
+    columns["fgs_correct"] = list(samples.fgs_correct)
+    table = pa.table({"id": [stored.ids[row] for row in samples.row.tolist()], **columns})
+    metadata = {_METADATA_KEY: json.dumps(stored.manifest.identity).encode()}
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+    os.replace(partial, path)
+
+
+def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
+    """Samples and identity of a samples.parquet.
+
+    Raises:
+        UserError: there is no such file, or it is cut short or no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"no file {path}; make it with tools/report.py merge {path.parent}")
+    try:
+        table = pq.read_table(path)
+        identity = json.loads(table.schema.metadata[_METADATA_KEY])
+        columns = {f.name: table[f.name].to_pylist() for f in fields(Samples)}
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({brief(error)}); make it again with tools/report.py merge "
+            f"{path.parent}"
+        ) from None
+    fgs = identity["definition"]["fgs"]
+    return Samples.of_lists(columns, len(fgs["eps"]) if fgs else 0), identity
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)

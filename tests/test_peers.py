@@ -1,0 +1,92 @@
+"""rho2 and FGS beside foolbox's, on real photos."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import evaluation, fgs
+from pipeline.config import AttackConfig, EvaluationConfig, FgsConfig, ModelConfig, RunConfig
+from pipeline.data import index
+from pipeline.data.batches import evaluation_specs
+from pipeline.data.loader import Loader
+from pipeline.deepfool import deepfool
+from pipeline.distributed import Ranks
+from pipeline.models import build
+from pipeline.norms import lengths
+from pipeline.view import AttackView
+
+foolbox = pytest.importorskip("foolbox")
+
+EPS = [1e-4, 5e-4, 1e-3, 5e-3, 2e-2]
+
+
+@pytest.fixture(scope="module")
+def net(squeezenet_weights: Path) -> torch.nn.Module:
+    weights = str(squeezenet_weights)
+    model = build(ModelConfig(name="squeezenet1_1", weights=weights), 1000).requires_grad_(False)
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def photos(ilsvrc_val: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    found = index.read(str(ilsvrc_val))
+    data = RunConfig().data
+    specs = evaluation_specs(found, np.arange(len(found)), data, 150)
+    (batch,) = Loader(found, specs, data, torch.device("cpu"), 150, 2)
+    return batch.images.clone(), batch.labels.clone()
+
+
+def test_rho2_is_near_foolbox(net: torch.nn.Module, photos: tuple) -> None:
+    images = photos[0][::5]  # thirty; foolbox takes a second an image
+    model = foolbox.PyTorchModel(net, bounds=(-8, 8), device="cpu")
+    attack = foolbox.attacks.L2DeepFoolAttack(
+        steps=50, candidates=10, overshoot=0.02, loss="logits"
+    )
+    view = AttackView(net)
+    theirs = attack.run(model, images, view(images).argmax(dim=1)) - images
+    ours = deepfool(view, images, AttackConfig(max_iterations=50)).delta
+    rho2 = [(lengths(delta) / lengths(images)).mean().item() for delta in (ours, theirs)]
+    assert rho2[0] == pytest.approx(rho2[1], rel=0.015)
+
+
+@pytest.mark.parametrize("space", ["input", "pixels"])
+def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, space: str) -> None:
+    images, labels = photos
+    config = RunConfig(
+        evaluation=EvaluationConfig(
+            fgs=FgsConfig(eps=EPS),
+            space=space,
+            clip=space == "pixels",
+            batch_size=50,
+            attack=AttackConfig(max_iterations=1, num_candidates=2),
+        )
+    )
+    found = index.read(str(ilsvrc_val))
+    alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
+    samples, _ = evaluation.measure(net, found, np.arange(150), config, alone, 2)
+    if space == "pixels":
+        mean, std = config.data.mean, config.data.std
+        columns = [torch.tensor(v).view(-1, 1, 1) for v in (mean, std)]
+        images = (images * columns[1] + columns[0]).clamp(0, 1)
+        preprocessing = {"mean": mean, "std": std, "axis": -3}
+        model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu", preprocessing=preprocessing)
+    else:
+        model = foolbox.PyTorchModel(net, bounds=(-8, 8), device="cpu")
+    attack = foolbox.attacks.LinfFastGradientAttack(random_start=False)
+    for position, eps in enumerate(EPS):
+        perturbed = attack.run(model, images, labels, epsilon=eps)
+        theirs = (model(perturbed).argmax(dim=1) == labels).sum().item()
+        assert samples.fgs_correct[:, position].sum() == theirs, eps
+
+
+def test_the_curve_of_smallest_eps_is_what_is_measured(net: torch.nn.Module, photos: tuple) -> None:
+    images, labels = photos
+    view = AttackView(net)
+    graph = view.graph(images)
+    found = fgs.signs(graph, labels)
+    needed = fgs.smallest_eps(view, images, found, labels, graph.logits.detach())
+    measured = fgs.correct_at(view, images, found.sign, labels, EPS).sum(dim=0)
+    read = [(needed > eps).sum().item() for eps in EPS]
+    assert read == measured.tolist()

@@ -1,0 +1,263 @@
+"""Results on disk, shards, and what is made of them."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline import merge
+from pipeline.config import EvaluationConfig, FgsConfig, RuntimeConfig, Shard
+from pipeline.distributed import Ranks
+from pipeline.errors import UserError
+from pipeline.evaluation import Example, definition
+from pipeline.results import Manifest, ResultsFolder
+from pipeline.samples import Samples, accuracy_at, by_class, eps_ref, summarize
+
+EPS = [0.1, 0.2]
+ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
+
+
+def samples(rows: list[int], **changes: object) -> Samples:
+    n = len(rows)
+    columns = {
+        "row": rows,
+        "label": [0] * n,
+        "prediction": [row % 2 for row in rows],
+        "label_rank": [row % 7 for row in rows],
+        "adversarial": [1] * n,
+        "image_norm": [2.0] * n,
+        "perturbation_norm": [row + 1.0 for row in rows],
+        "steps": [3] * n,
+        "flipped": [row != 1 for row in rows],
+        "stuck": [False] * n,
+        "fgs_correct": [[row % 2 == 0, row % 4 == 0] for row in rows],
+        "fgs_eps": [0.1 * (row + 1) if row % 2 == 0 else 0.0 for row in rows],
+    }
+    return Samples.of_lists(columns | changes, len(EPS))
+
+
+def manifest(total: int = 6, **changes: object) -> Manifest:
+    evaluation = EvaluationConfig(fgs=FgsConfig(eps=EPS, search=True))
+    identity = {
+        "model": "net",
+        "num_indexed": total,
+        "num_images": None,
+        "input": {"crop": 8, "resize": 8, "channels": 1, "mean": [0.5], "std": [0.25]},
+        "definition": definition(evaluation, RuntimeConfig(), 10),
+    }
+    return Manifest(identity | changes, {"index": "i.parquet", "class_names": ["zero", "one"]})
+
+
+def names(rows: list[int]) -> list[str]:
+    return [f"image {row}" for row in rows]
+
+
+def shard(folder: Path, number: int, of: int, rows: list[int], **changes: object) -> ResultsFolder:
+    what = changes.pop("manifest", manifest())
+    store = ResultsFolder.open(folder / "results", "auto", what, Shard(number, of), ALONE)
+    with store.appender(0) as appender:
+        appender.append(samples(rows, **changes), names(rows))
+    return store
+
+
+def test_summary_counts_every_sample() -> None:
+    found = summarize(samples([0, 1, 2, 3]), manifest().identity["definition"])
+    assert found["accuracy"] == 0.5
+    assert found["rho2"] == pytest.approx(np.mean([0.5, 1, 1.5, 2]))
+    assert found["num_unflipped"] == 1
+    assert found["ratio_median"] == pytest.approx(1.25)
+    assert found["fgs"]["accuracy"] == [
+        {"eps": 0.1, "accuracy": 0.5, "num_correct": 2},
+        {"eps": 0.2, "accuracy": 0.25, "num_correct": 1},
+    ]
+    assert summarize(samples([0, 5, 6]), manifest().identity["definition"])["top5_accuracy"] == (
+        pytest.approx(1 / 3)
+    )
+
+
+def test_what_has_no_ratio_is_counted_apart() -> None:
+    found = samples(
+        [0, 1, 2, 3],
+        stuck=[True, False, False, False],
+        image_norm=[2.0, 0.0, 2.0, 2.0],
+        perturbation_norm=[float("nan"), 1.0, 3.0, 5.0],
+    )
+    summary = summarize(found, manifest().identity["definition"])
+    assert summary["rho2"] == pytest.approx(2.0)
+    assert summary["num_without_gradient"] == 1
+    assert summary["num_zero_images"] == 1
+    assert summary["num_samples"] == 4
+    nothing = summarize(samples([0], stuck=[True]), manifest().identity["definition"])
+    assert nothing["rho2"] == nothing["ratio_median"] == 0
+
+
+def test_eps_ref_is_where_half_of_the_images_are_lost() -> None:
+    found = samples([0, 1, 2, 3], fgs_eps=[0.4, 0.1, 0.2, float("inf")])
+    assert eps_ref(found) == 0.2
+    assert accuracy_at(found, 0.2) == 0.5
+    assert accuracy_at(found, 0.19999) == 0.75
+    assert eps_ref(samples([0, 1, 2], fgs_eps=[0.3, 0.1, 0.2])) == 0.2
+    assert eps_ref(samples([0, 1, 2, 3], fgs_eps=[0.0, 0.0, 0.2, 0.3])) is None
+    assert eps_ref(samples([0, 1], fgs_eps=[float("inf")] * 2)) is None
+
+
+def test_classes() -> None:
+    rows = by_class(samples([0, 1, 2, 3], label=[0, 0, 1, 1]), ["zero"])
+    assert [(r["name"], r["num_samples"], r["accuracy"]) for r in rows] == [
+        ("zero", 2, 0.5),
+        ("1", 2, 0.5),
+    ]
+    assert rows[1]["mean_ratio"] == pytest.approx(1.75)
+
+
+def test_results_survive_and_are_not_counted_twice(tmp_path: Path) -> None:
+    store = shard(tmp_path, 0, 2, [4, 2])
+    with store.appender(1) as appender:
+        appender.append(samples([2, 0]), names([2, 0]))
+    file = tmp_path / "results" / "0-of-2" / "rank1.jsonl"
+    with file.open("a") as torn:
+        torn.write('{"row": 9, "torn')
+    assert store.read().samples.row.tolist() == [0, 2, 4]
+    with store.appender(1) as appender:
+        appender.append(samples([5]), names([5]))
+    stored = store.read()
+    assert stored.samples.row.tolist() == [0, 2, 4, 5]
+    assert stored.ids == {row: f"image {row}" for row in (0, 2, 4, 5)}
+    assert np.array_equal(stored.samples.fgs_correct, samples([0, 2, 4, 5]).fgs_correct)
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    store = shard(tmp_path, 0, 1, [0])
+    with store.appender(0), pytest.raises(UserError, match="another process is writing"):
+        store.appender(0)
+    store.appender(0).__exit__()
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    shard(tmp_path, 0, 3, [0, 3])
+    shard(tmp_path, 1, 3, [4])
+    merged = merge.join(tmp_path)
+    line = merged.what_is_missing()
+    assert line == "3 of 6 images are missing: 1 of shard 1/3, 2 of shard 2/3 (rows 1, 2, 5)"
+    assert merge.publish(tmp_path, merged)["num_missing"] == 3
+    shard(tmp_path, 2, 3, [1, 2, 5])
+    assert merge.join(tmp_path).complete
+
+
+def test_images_that_did_not_decode_are_not_missing(tmp_path: Path) -> None:
+    store = shard(tmp_path, 0, 1, [0, 1, 2, 3])
+    with store.appender(0) as appender:
+        appender.skip([4, 5], ["bad", "repaired"])
+        appender.append(samples([5]), ["repaired"])
+    merged = merge.join(tmp_path)
+    assert merged.complete
+    summary = merge.publish(tmp_path, merged)
+    assert (summary["num_skipped"], summary["skipped"]) == (1, ["bad"])
+
+
+def test_overlaps_must_agree(tmp_path: Path) -> None:
+    shard(tmp_path, 0, 1, [0, 1, 2])
+    near = [3.0 * (1 + 9e-6)]
+    shard(tmp_path, 1, 2, [2], perturbation_norm=near)
+    assert len(merge.join(tmp_path).stored.samples) == 3
+    shard(tmp_path, 2, 3, [2], perturbation_norm=[3.001])
+    with pytest.raises(UserError, match="two results of image 2 disagree: perturbation_norm"):
+        merge.join(tmp_path)
+
+
+def test_counts_of_overlaps_must_be_equal(tmp_path: Path) -> None:
+    shard(tmp_path, 0, 1, [0])
+    shard(tmp_path, 1, 2, [0], steps=[4])
+    with pytest.raises(UserError, match="disagree: steps is 3, and 4"):
+        merge.join(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "other"}, "model: net -> other"),
+        ({"weights": "abc"}, "weights: None -> abc"),
+        ({"num_indexed": 7}, "num_indexed: 6 -> 7"),
+        ({"definition": {"fgs": None, "norm": "inf"}}, r"definition\.norm: 2 -> inf"),
+    ],
+)
+def test_different_evaluations_do_not_mix(tmp_path: Path, changes: dict, words: str) -> None:
+    shard(tmp_path / "a", 0, 2, [0])
+    shard(tmp_path / "b", 1, 2, [1], manifest=manifest(**changes))
+    (tmp_path / "b/results/1-of-2").rename(tmp_path / "a/results/1-of-2")
+    with pytest.raises(UserError, match=words):
+        merge.join(tmp_path / "a")
+    with pytest.raises(UserError, match="results of another evaluation"):
+        shard(tmp_path / "a", 0, 2, [0])
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no results"):
+        merge.join(tmp_path)
+    shard(tmp_path, 0, 1, [0, 1, 2])
+    path = tmp_path / "results" / "0-of-1" / "rank0.jsonl"
+    path.write_text(path.read_text().replace('"label": 0', '"label" 0', 1))
+    with pytest.raises(UserError, match=r"rank0\.jsonl is damaged in line 1"):
+        merge.join(tmp_path)
+    (path.parent / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        merge.join(tmp_path)
+
+
+def test_published_files_hold_what_was_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image, delta = rng.normal(size=(2, 1, 8, 8)).astype(np.float32)
+    store = shard(tmp_path, 0, 1, list(range(6)))
+    with store.appender(0) as appender:
+        appender.keep([Example(3, image, delta, 0, 1)])
+    summary = merge.publish(tmp_path, merge.join(tmp_path))
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    read_back, identity = merge.read_samples(tmp_path / "samples.parquet")
+    for name, column in vars(samples(list(range(6)))).items():
+        assert np.array_equal(getattr(read_back, name), column), name
+    assert identity == manifest().identity
+    with (tmp_path / "classes.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["name"], float(row["accuracy"])) == ("zero", summary["accuracy"])
+    board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
+    board.Reload()
+    assert board.Scalars("evaluation/rho2")[0].value == pytest.approx(summary["rho2"])
+    (histogram,) = board.Histograms("ratio")
+    assert histogram.histogram_value.num == 6
+    assert histogram.histogram_value.sum == pytest.approx(6 * summary["rho2"])
+    assert board.Images("perturbations")[0].width > 300
+    figure = merge.contact_sheet(tmp_path, manifest())
+    pictures = [axis.images[0].get_array() for axis in figure.axes]
+    peak = np.abs(delta * 0.25).max()
+    expected = (image * 0.25 + 0.5, 0.5 + 0.5 / peak * delta * 0.25, (image + delta) * 0.25 + 0.5)
+    for picture, pixels in zip(pictures, expected, strict=True):
+        assert np.allclose(picture, pixels[0].clip(0, 1), atol=1e-6)
+    assert [figure.axes[k].get_title() for k in (0, 2)] == ["zero", "one"]
+
+
+def test_a_table_of_samples_that_is_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "samples.parquet"
+    with pytest.raises(UserError, match="no file"):
+        merge.read_samples(path)
+    shard(tmp_path, 0, 1, list(range(6)))
+    merge.publish(tmp_path, merge.join(tmp_path))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"cannot be read .* tools/report\.py merge"):
+        merge.read_samples(path)
+
+
+def test_resume_never_and_elsewhere(tmp_path: Path) -> None:
+    shard(tmp_path, 0, 1, [0])
+    results = tmp_path / "results"
+    with pytest.raises(UserError, match="resume is never"):
+        ResultsFolder.open(results, "never", manifest(), Shard(0, 1), ALONE)
+    with pytest.raises(UserError, match=r"resume: .* is not auto, never"):
+        ResultsFolder.open(results, str(tmp_path / "no"), manifest(), Shard(0, 1), ALONE)
+    store = ResultsFolder.open(tmp_path / "x", str(results), manifest(), Shard(1, 2), ALONE)
+    assert store.read().samples.row.tolist() == [0]
+    assert store.read().manifest == replace(manifest())

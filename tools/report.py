@@ -1,0 +1,112 @@
+"""Join the shards of an evaluation; make tables and figures of runs.
+
+    python tools/report.py merge runs/r18    # summary.json, samples.parquet, ...
+    python tools/report.py table "ResNet-18:Reference=runs/ref" "ResNet-18:Deep Defense=runs/dd"
+    python tools/report.py figures epochs "Deep Defense=runs/ft" "clean=runs/ft0" --out fig2
+    python tools/report.py figures sweep runs/c5 runs/c10 runs/c15 --by regularizer.lam --out fig3
+    python tools/report.py figures ratios before=runs/ref after=runs/dd --out ratios
+    python tools/report.py figures sheet runs/dd --out sheet
+
+A run is a folder of pipeline/finetune.py or pipeline/evaluate.py, with or without a label.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from reports import figures, runs, table
+
+from pipeline import merge
+from pipeline.distributed import guarded
+from pipeline.errors import UserError
+from pipeline.evaluate import tell
+
+FIGURES = ("epochs", "sweep", "ratios", "sheet")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+    joined = commands.add_parser("merge", help="join the shards of an evaluation")
+    joined.add_argument("folder", type=Path, help="the OUTPUT that the shards were given")
+    joined.add_argument(
+        "--partial", action="store_true", help="although images are missing; the summary says so"
+    )
+    listed = commands.add_parser("table", help="in the shape of the paper's Table 1")
+    listed.add_argument("runs", nargs="+", metavar="[NETWORK:METHOD=]FOLDER")
+    listed.add_argument("--format", choices=table.FORMATS, default="markdown", help="(%(default)s)")
+    listed.add_argument(
+        "--eps-ref",
+        type=float,
+        help="for every row (default: the one that a network's runs were evaluated at, or that of "
+        "its last run that searched for one: put the Deep Defense model last)",
+    )
+    listed.add_argument("--out", type=Path, help="file to write (default: print)")
+    drawn = commands.add_parser("figures", help="PNG and SVG")
+    drawn.add_argument(
+        "kind",
+        choices=FIGURES,
+        help="epochs: accuracy and rho2 by epoch (Figure 2); sweep: accuracy against rho2 "
+        "(Figures 3 and 4); ratios: distribution of per-image ratios; sheet: images, "
+        "perturbations and perturbed images",
+    )
+    drawn.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER")
+    drawn.add_argument("--out", type=Path, required=True, help="path without .png and .svg")
+    drawn.add_argument(
+        "--by",
+        default="regularizer.lam",
+        help="sweep: option with a line for each value, or label (%(default)s)",
+    )
+    drawn.add_argument(
+        "--along",
+        default="regularizer.c",
+        help="sweep: option whose values are the points of a line (%(default)s)",
+    )
+    return top
+
+
+def join(options: argparse.Namespace) -> None:
+    """``merge``."""
+    merged = merge.join(options.folder)
+    if not merged.complete and not options.partial:
+        raise UserError(
+            f"{options.folder}: {merged.what_is_missing()}; run what is missing again with the "
+            "same command, or join what there is with --partial"
+        )
+    print(tell(merge.publish(options.folder, merged)))
+
+
+def tabulate(options: argparse.Namespace) -> None:
+    """``table``."""
+    found = [runs.read(argument) for argument in options.runs]
+    table.warn(found)
+    text = table.FORMATS[options.format](table.rows_of(found, options.eps_ref))
+    if options.out is None:
+        sys.stdout.write(text)
+    else:
+        options.out.write_text(text)
+
+
+def draw(options: argparse.Namespace) -> None:
+    """``figures``."""
+    found = [runs.read(argument) for argument in options.runs]
+    if options.kind == "sheet":
+        if len(found) > 1:
+            raise UserError("a sheet is drawn of one run")
+        figure = figures.sheet(found[0])
+    elif options.kind == "sweep":
+        figure = figures.sweep(found, options.by, options.along)
+    else:
+        figure = {"epochs": figures.epochs, "ratios": figures.ratios}[options.kind](found)
+    print(*figures.save(figure, options.out), sep="\n")
+
+
+COMMANDS = {"merge": join, "table": tabulate, "figures": draw}
+
+if __name__ == "__main__":
+    arguments = parser().parse_args()
+    with guarded():
+        COMMANDS[arguments.command](arguments)

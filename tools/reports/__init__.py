@@ -1,0 +1,1 @@
+"""Tables and figures of runs; tools/report.py is the command."""

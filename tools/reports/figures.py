@@ -1,0 +1,143 @@
+"""Figures of runs: by epoch (the paper's Figure 2), over a sweep (3 and 4), of ratios, sheets.
+
+In: `Run`s. Out: matplotlib figures, saved as PNG and SVG. Lines differ in dashes and markers as
+well as in colour, so that they can be told apart in grey.
+"""
+
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pipeline.errors import UserError
+from pipeline.merge import contact_sheet
+from pipeline.results import ResultsFolder
+from pipeline.samples import rho_name
+
+from .runs import Run
+
+_BINS = 40
+# Colours of Okabe and Ito that also differ in lightness.
+_LOOKS = [
+    {"color": "#000000", "linestyle": "-", "marker": "o"},
+    {"color": "#d55e00", "linestyle": "--", "marker": "s"},
+    {"color": "#56b4e9", "linestyle": "-.", "marker": "^"},
+    {"color": "#009e73", "linestyle": ":", "marker": "D"},
+    {"color": "#cc79a7", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
+    {"color": "#666666", "linestyle": (0, (1, 3)), "marker": "x"},
+]
+
+
+def epochs(runs: list[Run]) -> Figure:
+    """Accuracy and rho2 after each epoch of fine-tuning (Figure 2)."""
+    figure, (left, right) = _figure(2)
+    rho = rho_name(runs[0].summary["definition"])
+    for run, look in zip(runs, cycle(_LOOKS), strict=False):
+        epoch = [entry["epoch"] for entry in run.history]
+        for axis, name, factor in ((left, "accuracy", 100), (right, rho, 1)):
+            values = [factor * entry[name] for entry in run.history]
+            axis.plot(epoch, values, label=run.label, gid=f"{name}: {run.label}", **look)
+    _name(left, "epoch", "accuracy, %")
+    _name(right, "epoch", _tex(rho))
+    left.legend(fontsize=8)
+    return figure
+
+
+def sweep(runs: list[Run], by: str, along: str) -> Figure:
+    """Accuracy against rho2 over a sweep of an option, a line for each value of another.
+
+    Args:
+        runs: of finetune.py.
+        by: option that makes a line of its own (regularizer.lam: Figure 3), or ``label`` (a
+            masked layer named in the label: Figure 4).
+        along: option whose values are the points of a line, written beside them.
+    """
+    figure, (axis,) = _figure(1)
+    rho = rho_name(runs[0].summary["definition"])
+    lines: dict[Any, list[tuple[Any, float, float]]] = {}
+    for run in runs:
+        after = run.history[-1]
+        line = run.label if by == "label" else run.option(by)
+        point = (run.option(along), after[rho], 100 * after["accuracy"])
+        lines.setdefault(_hashable(line), []).append(point)
+    for (line, points), look in zip(sorted(lines.items()), cycle(_LOOKS), strict=False):
+        points.sort()
+        name = str(line) if by == "label" else f"{by.split('.')[-1]} {line}"
+        value, x, y = zip(*points, strict=True)
+        axis.plot(x, y, label=name, gid=f"line: {name}", **look)
+        for text, *place in zip(value, x, y, strict=True):
+            axis.annotate(
+                f"{text:g}" if isinstance(text, int | float) else str(text),
+                place,
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
+    _name(axis, _tex(rho), "accuracy, %")
+    axis.legend(fontsize=8, title=f"along a line: {along.split('.')[-1]}", title_fontsize=7)
+    return figure
+
+
+def ratios(runs: list[Run]) -> Figure:
+    """The distribution of ||dx|| / ||x|| over the images of each evaluation, and its median."""
+    figure, (axis,) = _figure(1)
+    found = [run.samples.ratio for run in runs]
+    positive = np.concatenate([ratio[ratio > 0] for ratio in found])
+    if len(positive) == 0:
+        raise UserError(f"no image of {runs[0].folder} was perturbed; there is nothing to draw")
+    edges = np.geomspace(positive.min(), positive.max() * (1 + 1e-9), _BINS + 1)
+    for run, ratio, look in zip(runs, found, cycle(_LOOKS), strict=False):
+        share = 100 * np.histogram(ratio, edges)[0] / len(ratio)
+        style = {key: look[key] for key in ("color", "linestyle")}
+        median = float(np.median(ratio))
+        name = f"{run.label} (median {median:.3g})"
+        axis.stairs(share, edges, label=name, gid=f"ratios: {run.label}", linewidth=1.4, **style)
+        axis.axvline(median, linewidth=0.8, gid=f"median: {run.label}", **style)
+    axis.set_xscale("log")
+    _name(axis, r"$\|\Delta x\| \; / \; \|x\|$", "images, %")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def sheet(run: Run) -> Figure:
+    """Images, perturbations and perturbed images of an evaluation, with classes."""
+    figure = contact_sheet(run.folder, ResultsFolder(run.folder / "results").read().manifest)
+    if figure is None:
+        raise UserError(f"{run.folder} kept no perturbations; evaluate with --num_examples above 0")
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write STEM.png and STEM.svg."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "deep defense"}):
+        for path in paths:
+            dated = {"Date": None} if path.suffix == ".svg" else {}
+            figure.savefig(path, dpi=200, metadata=dated)
+    return paths
+
+
+def _figure(count: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4.6 * count, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _name(axis: Axes, x: str, y: str) -> None:
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.grid(linewidth=0.4, alpha=0.5)
+
+
+def _tex(rho: str) -> str:
+    return rf"$\rho_{{{rho.removeprefix('rho').strip('_').replace('inf', chr(92) + 'infty')}}}$"
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, int | float | str) else str(value)

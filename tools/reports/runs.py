@@ -1,0 +1,91 @@
+"""Folders of runs, as the tables and figures read them.
+
+In: folders that pipeline/finetune.py or pipeline/evaluate.py wrote, with labels. Out: `Run`s.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import UserError
+from pipeline.merge import read_samples
+from pipeline.samples import Samples
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with a summary."""
+
+    label: str
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Of pipeline/evaluate.py, not of pipeline/finetune.py."""
+        return "history" not in self.summary
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The evaluations of a fine-tuning, the reference first.
+
+        Raises:
+            UserError: it is an evaluation.
+        """
+        if self.is_evaluation:
+            raise UserError(f"{self.folder} is an evaluation; this needs runs of finetune.py")
+        return self.summary["history"]
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The per-image results of an evaluation.
+
+        Raises:
+            UserError: it is a fine-tuning, or samples.parquet is missing or damaged.
+        """
+        if not self.is_evaluation:
+            raise UserError(f"{self.folder} is a fine-tuning; this needs runs of evaluate.py")
+        return read_samples(self.folder / "samples.parquet")[0]
+
+    def option(self, name: str) -> Any:
+        """An option of the run's config.yaml, as section.option.
+
+        Raises:
+            UserError: there is none.
+        """
+        path = self.folder / "config.yaml"
+        try:
+            value = yaml.safe_load(path.read_text())
+            for key in name.split("."):
+                value = value[key]
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            raise UserError(f"{path} has no option {name}") from None
+        return value
+
+
+def read(argument: str) -> Run:
+    """A run from ``FOLDER`` or ``LABEL=FOLDER``; the label is the folder's name by default.
+
+    Raises:
+        UserError: there is no such folder, or no summary in it.
+    """
+    label, equals, folder = argument.partition("=")
+    if not equals or Path(argument).is_dir():
+        label, folder = Path(argument).name, argument
+    path = Path(folder) / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"no file {path}: is {folder} a run that has ended? The shards of an evaluation are "
+            "joined by tools/report.py merge"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if "definition" not in summary:
+        raise UserError(f"{path} is no summary of this project's runs")
+    return Run(label, Path(folder), summary)
