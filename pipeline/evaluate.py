@@ -14,7 +14,6 @@ of one another; the last one to end joins them, or tools/report.py merge does.
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from pipeline.errors import UserError
 from pipeline.evaluation import Found
 from pipeline.monitor import Monitor
 from pipeline.results import Manifest, ResultsFolder
-from pipeline.samples import rho_name
 
 
 def main() -> None:
@@ -154,39 +152,8 @@ def report(folder: Path, config: EvaluateConfig, monitor: Monitor) -> None:
         monitor.say(f"shard {config.shard} is done; {merged.what_is_missing()}")
         monitor.say(f"the last shard joins them, or: python tools/report.py merge {folder}")
         return
-    monitor.say(tell(merge.publish(folder, merged)))
+    monitor.say(merge.tell(merge.publish(folder, merged)))
     monitor.say(f"{folder / 'summary.json'}, {folder / 'samples.parquet'}")
-
-
-def tell(summary: dict[str, Any]) -> str:
-    """The summary in a few lines."""
-    attack, rho = summary["definition"], rho_name(summary["definition"])
-    quantiles = summary["ratio_quantiles"]
-    lines = [
-        f"accuracy {summary['accuracy']:.2%}, top-5 {summary['top5_accuracy']:.2%}, "
-        f"{rho} {summary[rho]:.4g} over {summary['num_samples']} images, "
-        f"{summary['num_unflipped']} never flipped (q {attack['num_candidates']}, at most "
-        f"{attack['max_iterations']} iterations, overshoot {attack['overshoot']}, "
-        f"{attack['space']}, {attack['precision']})",
-        f"ratio: median {summary['ratio_median']:.4g}, 5 % below {quantiles['0.05']:.4g}, "
-        f"5 % above {quantiles['0.95']:.4g}",
-    ]
-    fgs = summary.get("fgs", {})
-    if fgs.get("accuracy"):
-        at = ", ".join(f"{e['accuracy']:.2%} at {e['eps']:.4g}" for e in fgs["accuracy"])
-        lines.append(f"after FGS: {at}")
-    if "eps_ref" in fgs:
-        found = fgs["eps_ref"]
-        none = "none: fewer than half are right without a perturbation"
-        lines.append(f"eps_ref {found:.6g}" if found else f"eps_ref {none}")
-    apart = {
-        "num_without_gradient": "had no gradient to follow and are not in the mean",
-        "num_zero_images": "have norm zero and are not in the mean",
-        "num_skipped": "did not decode: see summary.json",
-        "num_missing": "are missing",
-    }
-    lines += [f"{summary[name]} images {what}" for name, what in apart.items() if summary[name]]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

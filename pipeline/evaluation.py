@@ -25,7 +25,7 @@ from pipeline.distributed import Ranks
 from pipeline.errors import UserError
 from pipeline.fgs import correct_at, signs, smallest_eps
 from pipeline.norms import lengths, norm_name
-from pipeline.samples import Samples
+from pipeline.samples import Example, Samples
 from pipeline.view import AttackView, upcast
 
 Result = TypeVar("Result")
@@ -77,16 +77,6 @@ def fingerprint(net: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-class Example(NamedTuple):
-    """One image with its perturbation, for the contact sheet."""
-
-    row: int
-    image: np.ndarray  # (C, H, W) float32, in the space of the evaluation
-    delta: np.ndarray  # (C, H, W) float32
-    before: int  # class at x
-    after: int  # class at x + dx
 
 
 class Found(NamedTuple):

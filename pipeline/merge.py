@@ -22,7 +22,7 @@ from pipeline.data.index import evenly_spaced
 from pipeline.errors import UserError, brief
 from pipeline.monitor import Monitor
 from pipeline.results import Manifest, ResultsFolder, Stored, write_json
-from pipeline.samples import Samples, by_class, summarize
+from pipeline.samples import Samples, by_class, rho_name, summarize
 
 _METADATA_KEY = b"deep_defense_samples"
 
@@ -88,6 +88,37 @@ def publish(folder: Path, merged: Merged) -> dict[str, Any]:
     _show(folder, merged, summary)
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def tell(summary: dict[str, Any]) -> str:
+    """The summary in a few lines."""
+    attack, rho = summary["definition"], rho_name(summary["definition"])
+    quantiles = summary["ratio_quantiles"]
+    lines = [
+        f"accuracy {summary['accuracy']:.2%}, top-5 {summary['top5_accuracy']:.2%}, "
+        f"{rho} {summary[rho]:.4g} over {summary['num_samples']} images, "
+        f"{summary['num_unflipped']} never flipped (q {attack['num_candidates']}, at most "
+        f"{attack['max_iterations']} iterations, overshoot {attack['overshoot']}, "
+        f"{attack['space']}, {attack['precision']})",
+        f"ratio: median {summary['ratio_median']:.4g}, 5 % below {quantiles['0.05']:.4g}, "
+        f"5 % above {quantiles['0.95']:.4g}",
+    ]
+    fgs = summary.get("fgs", {})
+    if fgs.get("accuracy"):
+        at = ", ".join(f"{e['accuracy']:.2%} at {e['eps']:.4g}" for e in fgs["accuracy"])
+        lines.append(f"after FGS: {at}")
+    if "eps_ref" in fgs:
+        found = fgs["eps_ref"]
+        none = "none: fewer than half are right without a perturbation"
+        lines.append(f"eps_ref {found:.6g}" if found else f"eps_ref {none}")
+    apart = {
+        "num_without_gradient": "had no gradient to follow and are not in the mean",
+        "num_zero_images": "have norm zero and are not in the mean",
+        "num_skipped": "did not decode: see summary.json",
+        "num_missing": "are missing",
+    }
+    lines += [f"{summary[name]} images {what}" for name, what in apart.items() if summary[name]]
+    return "\n".join(lines)
 
 
 def _show(folder: Path, merged: Merged, summary: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pipeline.config import DataConfig
-from pipeline.evaluation import Example
+from pipeline.samples import Example
 
 
 def draw(examples: Sequence[Example], class_names: list[str], data: DataConfig) -> Figure:

@@ -19,8 +19,7 @@ from pipeline.cli import differences
 from pipeline.config import Shard
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
-from pipeline.evaluation import Example
-from pipeline.samples import Samples
+from pipeline.samples import Example, Samples
 
 # Between two measurements of one image: relative, and what fp32 resolves of the image itself.
 TOLERANCE, FP32_RESOLUTION = 1e-5, 1e-7

@@ -6,7 +6,7 @@ accuracies, results of each class.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -80,6 +80,16 @@ class Samples:
         """||dx|| / ||x|| of those that are counted."""
         chosen = self.counted
         return self.perturbation_norm[chosen] / self.image_norm[chosen]
+
+
+class Example(NamedTuple):
+    """One image with its perturbation, for the contact sheet."""
+
+    row: int
+    image: np.ndarray  # (C, H, W) float32, in the space of the evaluation
+    delta: np.ndarray  # (C, H, W) float32
+    before: int  # class at x
+    after: int  # class at x + dx
 
 
 def rho_name(definition: dict[str, Any]) -> str:

@@ -25,11 +25,11 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.distributed import Ranks, StopRequest
 from pipeline.errors import UserError
-from pipeline.evaluation import Example, Found
+from pipeline.evaluation import Found
 from pipeline.memory import Budget
 from pipeline.monitor import Monitor, peak_memory_mib
 from pipeline.objective import DeepDefense, Losses
-from pipeline.samples import summarize
+from pipeline.samples import Example, summarize
 from pipeline.schedule import Schedule
 from pipeline.tally import Tally, broken, sums
 

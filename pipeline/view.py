@@ -106,12 +106,15 @@ class AttackView:
 
     def __call__(self, images: Tensor, draw: int = 0) -> Tensor:
         """Logits (N, K) fp32 of images (N, C, H, W)."""
-        number = len(images)
+        number = images.shape[0]
         if 0 < number < self.least:
             repeats = images[-1:].expand(self.least - number, *images.shape[1:])
-            images = torch.cat([images, repeats])
+            return self._logits(torch.cat([images, repeats]), draw)[:number]
+        return self._logits(images, draw)
+
+    def _logits(self, images: Tensor, draw: int) -> Tensor:
         with self._held(), self._drawn(images.device, draw), autocast(images, self.precision):
-            return upcast(logits_of(self.net(self.laid_out(images))))[:number]
+            return upcast(logits_of(self.net(self.laid_out(images))))
 
     def clipped(self, images: Tensor) -> Tensor:
         """The images, cut to the valid range where there is one; in place."""

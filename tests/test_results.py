@@ -14,9 +14,9 @@ from pipeline import merge
 from pipeline.config import EvaluationConfig, FgsConfig, RuntimeConfig, Shard
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
-from pipeline.evaluation import Example, definition
+from pipeline.evaluation import definition
 from pipeline.results import Manifest, ResultsFolder
-from pipeline.samples import Samples, accuracy_at, by_class, eps_ref, summarize
+from pipeline.samples import Example, Samples, accuracy_at, by_class, eps_ref, summarize
 
 EPS = [0.1, 0.2]
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))

@@ -19,7 +19,6 @@ from reports import figures, runs, table
 from pipeline import merge
 from pipeline.distributed import guarded
 from pipeline.errors import UserError
-from pipeline.evaluate import tell
 
 FIGURES = ("epochs", "sweep", "ratios", "sheet")
 
@@ -76,7 +75,7 @@ def join(options: argparse.Namespace) -> None:
             f"{options.folder}: {merged.what_is_missing()}; run what is missing again with the "
             "same command, or join what there is with --partial"
         )
-    print(tell(merge.publish(options.folder, merged)))
+    print(merge.tell(merge.publish(options.folder, merged)))
 
 
 def tabulate(options: argparse.Namespace) -> None:
