@@ -46,6 +46,18 @@ def test_deepfool(run: Run, tmp_path: Path, squeezenet_weights: Path, ilsvrc_val
         assert row["images_per_second"] > 0, name
 
 
+def test_evaluation(run: Run, tmp_path: Path, squeezenet_weights: Path, ilsvrc_val: Path) -> None:
+    options = ("--weights", squeezenet_weights, "--data", ilsvrc_val, "--num-images", 4)
+    rows = rows_of(run, tmp_path, "evaluation", *options)
+    assert list(rows) == ["foolbox", "this project", "lazy", "and eps_ref"]
+    first = rows["foolbox"]
+    for name, row in rows.items():
+        assert row["rho2"] == pytest.approx(first["rho2"], rel=0.05), name
+        assert row["images_per_second"] > 0, name
+        for number in ("accuracy", "fgs 0.0001", "fgs 0.001", "fgs 0.02"):
+            assert row[number] == first[number], (name, number)
+
+
 def test_loader(run: Run, tmp_path: Path) -> None:
     rows = rows_of(run, tmp_path, "loader", "--num-images", 64)
     assert list(rows) == ["torchvision", "dali reader", "this project"]
@@ -67,6 +79,7 @@ def test_step(run: Run, tmp_path: Path, ilsvrc_val: Path) -> None:
         (("step", "--num-images", 0), "at least 1"),
         (("deepfool", "--model", "resnet19"), "resnet19"),
         (("deepfool", "--data", "nowhere.parquet"), "nowhere.parquet"),
+        (("evaluation",), "--data"),
         (("regularizer", "--max-images", "auto"), "--max-images"),
     ],
 )

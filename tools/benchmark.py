@@ -2,6 +2,7 @@
 
     python tools/benchmark.py regularizer --weights W.pth --data val.parquet
     python tools/benchmark.py deepfool --weights W.pth --data val.parquet    # with the extra bench
+    python tools/benchmark.py evaluation --weights W.pth --data val.parquet  # likewise
     python tools/benchmark.py loader --data train.parquet
     python tools/benchmark.py step --device cuda --model resnet18 --precision bf16 --num-images 256
     python tools/benchmark.py data        # index, plan and scan at ILSVRC-2012's size
@@ -13,18 +14,21 @@ are run in turn and compared within one run, since other work on the machine mov
 import argparse
 from pathlib import Path
 
-from benchmarks import common, data, deepfool, loader, regularizer, step
+from benchmarks import common, data, deepfool, evaluation, loader, regularizer, step
 
 from pipeline.distributed import guarded
 
 BENCHMARKS = {
     "regularizer": regularizer.benchmark,
     "deepfool": deepfool.benchmark,
+    "evaluation": evaluation.benchmark,
     "loader": loader.benchmark,
     "step": step.benchmark,
     "data": data.benchmark,
 }
-DEFAULT_IMAGES = "regularizer 16, deepfool 64, loader 1024 a repeat, step 32 a batch"
+DEFAULT_IMAGES = (
+    "regularizer 16, deepfool 64, evaluation 100, loader 1024 a repeat, step 32 a batch"
+)
 
 
 def parser() -> argparse.ArgumentParser:

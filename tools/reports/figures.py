@@ -84,15 +84,18 @@ def sweep(runs: list[Run], by: str, along: str) -> Figure:
 
 
 def ratios(runs: list[Run]) -> Figure:
-    """The distribution of ||dx|| / ||x|| over the images of each evaluation, and its median."""
+    """The distribution of ||dx|| / ||x|| over the images of each evaluation, and its median.
+
+    The first bin takes what lies below it, so that a few tiny values do not stretch the axis.
+    """
     figure, (axis,) = _figure(1)
     found = [run.samples.ratio for run in runs]
     positive = np.concatenate([ratio[ratio > 0] for ratio in found])
     if len(positive) == 0:
         raise UserError(f"no image of {runs[0].folder} was perturbed; there is nothing to draw")
-    edges = np.geomspace(positive.min(), positive.max() * (1 + 1e-9), _BINS + 1)
+    edges = np.geomspace(np.quantile(positive, 0.005), positive.max(), _BINS + 1)
     for run, ratio, look in zip(runs, found, cycle(_LOOKS), strict=False):
-        share = 100 * np.histogram(ratio, edges)[0] / len(ratio)
+        share = 100 * np.histogram(ratio.clip(edges[0], edges[-1]), edges)[0] / len(ratio)
         style = {key: look[key] for key in ("color", "linestyle")}
         median = float(np.median(ratio))
         name = f"{run.label} (median {median:.3g})"
