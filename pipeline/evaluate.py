@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import cli, evaluation, merge, setup
+from pipeline import cli, evaluation, merge, models, setup
 from pipeline.config import EvaluateConfig, FgsConfig
 from pipeline.data.index import Index, evenly_spaced
+from pipeline.definition import INPUT_OPTIONS, definition, fingerprint
 from pipeline.distributed import Ranks, guarded, session
 from pipeline.errors import UserError
 from pipeline.evaluation import Found
@@ -39,6 +40,7 @@ def main() -> None:
         manifest = describe(config, index, net)
         rows = index.subset(config.evaluation.num_images)[config.part.number :: config.part.of]
         monitor.say(announce(config, rows, ranks))
+        monitor.warn(models.preprocessing_advice(config.model, config.data))
         if config.dry_run:
             return
         folder = setup.open_folder(config, ranks, foreign="checkpoints")
@@ -77,12 +79,12 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
     num_classes = config.model.num_classes or index.num_classes
     identity = {
         "model": config.model.name,
-        "weights": evaluation.fingerprint(net),
+        "weights": fingerprint(net),
         "index": index.fingerprint,
         "num_indexed": len(index),
         "num_images": config.evaluation.num_images,
-        "input": {name: getattr(config.data, name) for name in evaluation.INPUT_OPTIONS},
-        "definition": evaluation.definition(config.evaluation, config.runtime, num_classes),
+        "input": {name: getattr(config.data, name) for name in INPUT_OPTIONS},
+        "definition": definition(config.evaluation, config.runtime, num_classes),
     }
     return Manifest(identity, {"index": index.path, "class_names": index.class_names})
 

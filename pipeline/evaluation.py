@@ -4,19 +4,18 @@ In: a net, an index, the rows still to do. Out: `Samples` of this rank, as they 
 do not talk to one another here; what they found is joined by row afterwards.
 """
 
-import hashlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline import memory, spaces
-from pipeline.config import EvaluationConfig, RunConfig, RuntimeConfig
+from pipeline.config import EvaluationConfig, RunConfig
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
@@ -24,59 +23,11 @@ from pipeline.deepfool import Advanced, Running, advance, perturbation, start
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
 from pipeline.fgs import correct_at, signs, smallest_eps
-from pipeline.norms import lengths, norm_name
+from pipeline.norms import lengths
 from pipeline.samples import Example, Samples
 from pipeline.view import AttackView, upcast
 
 Result = TypeVar("Result")
-
-# Options of the data section that decide what the network's input is.
-INPUT_OPTIONS = ("crop", "resize", "channels", "mean", "std")
-
-LINEARISED_AT = {
-    "reached": "x + sum of steps, without overshoot",
-    "tested": "the point where the class was tested, with overshoot",
-}
-
-
-SPACES = {
-    "input": "network input, after normalisation",
-    "pixels": "pixels in [0, 1], normalisation inside the model",
-}
-
-
-def definition(
-    evaluation: EvaluationConfig, runtime: RuntimeConfig, num_classes: int
-) -> dict[str, Any]:
-    """What the numbers of an evaluation mean; goes beside every one of them."""
-    attack, fgs = evaluation.attack, evaluation.fgs
-    p = norm_name(attack.norm)
-    clipped = ", perturbed images cut to it" if evaluation.clip else ""
-    return {
-        "measure": f"mean of ||dx||_{p} / ||x||_{p}, DeepFool from the predicted class; over all "
-        "samples, never flipped ones with their perturbation so far, but those without a gradient",
-        "norm": p,
-        "num_candidates": min(attack.num_candidates, num_classes),
-        "max_iterations": attack.max_iterations,
-        "overshoot": attack.overshoot,
-        "classes": attack.classes,
-        "visit": attack.visit if attack.visit == "all" else f"lazy, safety {attack.safety:g}",
-        "linearised_at": LINEARISED_AT[attack.linearize_at],
-        "space": SPACES[evaluation.space] + clipped,
-        "precision": "tf32" if runtime.tf32 else "fp32",
-        "fgs": {"eps": fgs.measured, "reference": fgs.reference, "search": fgs.search}
-        if fgs.asked
-        else None,
-    }
-
-
-def fingerprint(net: nn.Module) -> str:
-    """Short hash of a net's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 class Found(NamedTuple):

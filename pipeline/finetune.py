@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline import cli, results, setup
+from pipeline import cli, models, results, setup
 from pipeline.config import FinetuneConfig
 from pipeline.distributed import guarded, session
 from pipeline.errors import STOPPED_EXIT_CODE
@@ -41,6 +41,7 @@ def main() -> None:
             return
         with Monitor(folder, ranks.first, trainer.step) as monitor:
             monitor.say(describe(trainer))
+            monitor.warn(models.preprocessing_advice(config.model, config.data))
             monitor.say(where(folder, resumed, trainer))
             if ranks.first:
                 cli.save(config, folder / "config.yaml")

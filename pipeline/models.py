@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.config import ModelConfig
+from pipeline.config import DataConfig, ModelConfig
 from pipeline.errors import UserError, brief
 
 State = dict[str, Tensor]
@@ -171,6 +171,28 @@ def _torchvision_state(config: ModelConfig) -> State:
             f"model.weights: {config.weights} cannot be downloaded ({brief(error)}); fetch the "
             "file on a machine that can, and give its path"
         ) from None
+
+
+def preprocessing_advice(model: ModelConfig, data: DataConfig) -> str:
+    """Where the data options are not those that torchvision's named weights were made for."""
+    if model.weights is None or _is_file_name(model.weights):
+        return ""
+    made = torchvision.models.get_model_weights(model.name)[model.weights].transforms()
+    wanted = {
+        "resize": made.resize_size[0],
+        "crop": made.crop_size[0],
+        "interpolation": made.interpolation.value,
+        "mean": list(made.mean),
+        "std": list(made.std),
+    }
+    options = [
+        f"--data.{name} {str(value).replace(' ', '')}"
+        for name, value in wanted.items()
+        if getattr(data, name) != value
+    ]
+    if not options:
+        return ""
+    return f"warning: the weights {model.weights} were made for {' '.join(options)}"
 
 
 def _mismatches(expected: State, state: State) -> list[str]:

@@ -59,6 +59,11 @@ class Monitor:
         """Print a line."""
         self.console.print(text, highlight=False, markup=False)
 
+    def warn(self, text: str) -> None:
+        """Print a line on stderr, if there is one."""
+        if self.shown and text:
+            print(text, file=sys.stderr, flush=True)
+
     def hyper_parameters(self, options: dict[str, Any], metrics: dict[str, float]) -> None:
         """Enter the run into TensorBoard's table of hyper-parameters."""
         if self.active:

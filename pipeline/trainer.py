@@ -23,6 +23,7 @@ from pipeline.config import FinetuneConfig
 from pipeline.data.batches import TrainingPlan
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
+from pipeline.definition import definition
 from pipeline.distributed import Ranks, StopRequest
 from pipeline.errors import UserError
 from pipeline.evaluation import Found
@@ -85,7 +86,7 @@ class Trainer:
         )
         fp16 = config.runtime.precision == "fp16"
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=fp16)
-        self.definition = evaluation.definition(
+        self.definition = definition(
             config.evaluation, config.runtime, config.model.num_classes or indices[0].num_classes
         )
         self.step = 0

@@ -20,6 +20,7 @@ from pipeline.config import (
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch
 from pipeline.deepfool import deepfool
+from pipeline.definition import definition
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluator, Found
@@ -148,7 +149,7 @@ def test_images_without_a_gradient_are_counted_apart() -> None:
     assert (samples.stuck == (kind > 0)).all()
     assert ((samples.prediction == -1) == (kind == 2)).all()
     assert np.isfinite(samples.perturbation_norm).all()
-    summary = summarize(samples, evaluation.definition(config, RuntimeConfig(), 10))
+    summary = summarize(samples, definition(config, RuntimeConfig(), 10))
     assert summary["num_without_gradient"] == 30
     assert summary["accuracy"] == 0.75
     ratio = samples.perturbation_norm[kind == 0] / samples.image_norm[kind == 0]
@@ -166,7 +167,7 @@ def test_fewer_classes_than_candidates() -> None:
     config = EvaluationConfig(attack=AttackConfig(num_candidates=10))
     samples = Samples.concat(f.samples for f in run(AttackView(net), config, images, labels, 20))
     assert samples.flipped.all()
-    assert evaluation.definition(config, RuntimeConfig(), 3)["num_candidates"] == 3
+    assert definition(config, RuntimeConfig(), 3)["num_candidates"] == 3
 
 
 class Hungry(nn.Module):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as transforms
 from PIL import Image
+from torchvision.transforms import InterpolationMode
 
 from pipeline.config import DataConfig
 from pipeline.data import headers, index
@@ -44,11 +45,16 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
 
 
-def difference_in_evaluation(photos: Index, device: torch.device) -> list[float]:
-    got, _ = evaluate(photos, RAW, device=device)
+def difference_in_evaluation(
+    photos: Index, device: torch.device, interpolation: str = "bilinear"
+) -> list[float]:
+    config = dataclasses.replace(RAW, interpolation=interpolation)
+    got, _ = evaluate(photos, config, device=device)
     differences = []
+    how = InterpolationMode(interpolation)
     for row in range(len(photos)):
-        wanted = transforms.center_crop(transforms.resize(pil(photos, row), 256), [224, 224])
+        resized = transforms.resize(pil(photos, row), 256, interpolation=how)
+        wanted = transforms.center_crop(resized, [224, 224])
         differences.append((got[row].cpu() - as_tensor(wanted)).abs().mean().item())
     return differences
 
@@ -77,6 +83,9 @@ def test_agrees_with_torchvision_on_generated_pictures(photos: Index) -> None:
 def test_agrees_with_torchvision_on_photos(ilsvrc_val: Path) -> None:
     photos = index.read(str(ilsvrc_val))
     assert max(difference_in_evaluation(photos, CPU)) < 0.5
+    bicubic = difference_in_evaluation(photos, CPU, "bicubic")
+    assert max(bicubic) < 0.7, max(bicubic)
+    assert np.mean(bicubic) < 0.5
     assert max(difference_in_training(photos, CPU)) < 0.5
 
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.config import ModelConfig, RegularizerConfig
+from pipeline.config import DataConfig, ModelConfig, RegularizerConfig
 from pipeline.errors import UserError
-from pipeline.models import batch_norms, build, load_weights
+from pipeline.models import batch_norms, build, load_weights, preprocessing_advice
 from pipeline.objective import DeepDefense
 from pipeline.view import AttackView
 from tests import nets
@@ -149,3 +149,18 @@ def test_reduced_precision_forward_leaves_gradients_whole() -> None:
     view(images).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
     assert view(images).dtype == torch.float32
+
+
+def test_named_weights_say_what_they_were_made_for() -> None:
+    def advice(name: str, weights: str | None, **data: object) -> str:
+        return preprocessing_advice(ModelConfig(name=name, weights=weights), DataConfig(**data))
+
+    assert advice("resnet18", "IMAGENET1K_V1") == ""
+    assert advice("resnet18", None, crop=100) == ""
+    assert advice("resnet18", "DEFAULT", resize=224) == (
+        "warning: the weights DEFAULT were made for --data.resize 256"
+    )
+    wanted = advice("efficientnet_b0", "IMAGENET1K_V1")
+    assert wanted.endswith("--data.interpolation bicubic")
+    assert advice("efficientnet_b0", "IMAGENET1K_V1", interpolation="bicubic") == ""
+    assert "--data.resize 232" in advice("resnet50", "IMAGENET1K_V2")

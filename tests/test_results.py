@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import merge
 from pipeline.config import EvaluationConfig, FgsConfig, RuntimeConfig, Shard
+from pipeline.definition import definition
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
-from pipeline.evaluation import definition
 from pipeline.results import Manifest, ResultsFolder
 from pipeline.samples import Example, Samples, accuracy_at, by_class, eps_ref, summarize
 

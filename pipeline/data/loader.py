@@ -236,6 +236,9 @@ def _inputs(views: list[np.ndarray], windows: Windows) -> tuple[Any, ...]:
     return (views, *(getattr(windows, f.name) for f in fields(Windows)))
 
 
+_FILTERS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+
+
 def _definition(source: Any, config: DataConfig, device: torch.device, half: bool) -> Any:
     """DALI's graph: window -> decode -> resize -> normalise; the same on the CPU and the GPU."""
     gpu = device.type == "cuda"
@@ -261,7 +264,7 @@ def _definition(source: Any, config: DataConfig, device: torch.device, half: boo
             size=[config.crop, config.crop],
             roi_start=roi_start,
             roi_end=roi_end,
-            interp_type=types.INTERP_LINEAR,
+            interp_type=_FILTERS[config.interpolation],
             antialias=True,
         )
         return fn.crop_mirror_normalize(

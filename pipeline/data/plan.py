@@ -64,6 +64,9 @@ def training_windows(
     return _windows(anchor, shape, np.zeros_like(anchor), shape, mirror)
 
 
+_HALF_WIDTH = {"bilinear": 1.0, "bicubic": 2.0}
+
+
 def evaluation_windows(
     width: np.ndarray, height: np.ndarray, config: DataConfig, mirror: np.ndarray | None = None
 ) -> Windows:
@@ -78,7 +81,8 @@ def evaluation_windows(
     top_left = np.round((resized - config.crop) / 2.0)
     scale = size / resized
     start, end = top_left * scale, (top_left + config.crop) * scale
-    margin = np.maximum(scale, 1.0) + 1.0  # half-width of the triangular filter, and one pixel
+    # Half-width of the filter, and one pixel.
+    margin = _HALF_WIDTH[config.interpolation] * np.maximum(scale, 1.0) + 1.0
     low = np.clip(np.floor(start - margin), 0, None)
     high = np.minimum(np.ceil(end + margin), size)
     if mirror is None:

@@ -17,6 +17,7 @@ from pipeline.config import AttackConfig, DataConfig, EvaluationConfig, FgsConfi
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
+from pipeline.definition import definition
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
 from pipeline.samples import Samples, summarize
@@ -39,19 +40,19 @@ def ours(
     attack = AttackConfig(num_candidates=Q, max_iterations=ITERATIONS, overshoot=OVERSHOOT, **how)
     asked = EvaluationConfig(attack=attack, fgs=FgsConfig(eps=EPS, search=search), batch_size=BATCH)
     config = RunConfig(evaluation=asked, runtime=runtime_of(options))
-    definition = evaluation.definition(asked, config.runtime, photos.num_classes)
+    means = definition(asked, config.runtime, photos.num_classes)
     ranks = Ranks(0, 1, 0, 1, device_of(options))
     threads = decoding_threads(config.data)
 
     def run() -> Numbers:
         samples, _ = evaluation.measure(net, photos, rows, config, ranks, threads)
-        return _numbers(samples, definition)
+        return _numbers(samples, means)
 
     return run
 
 
-def _numbers(samples: Samples, definition: dict[str, Any]) -> Numbers:
-    summary = summarize(samples, definition)
+def _numbers(samples: Samples, means: dict[str, Any]) -> Numbers:
+    summary = summarize(samples, means)
     after = {f"fgs {e['eps']:g}": e["accuracy"] for e in summary["fgs"]["accuracy"]}
     return {"accuracy": summary["accuracy"], "rho2": summary["rho2"], **after}
 

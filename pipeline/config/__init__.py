@@ -1,0 +1,44 @@
+"""Options of both entry points: typed dataclasses, a YAML file, then command-line overrides.
+
+Each section belongs to the room that reads it. What both entry points read is in `RunConfig`, so
+the YAML of an experiment serves both: each passes over the sections that only the other has.
+"""
+
+from pathlib import Path
+
+from .evaluation import EPS_REF_FRACTIONS, AttackConfig, EvaluationConfig, FgsConfig
+from .inputs import DataConfig, ModelConfig, RuntimeConfig
+from .runs import EvaluateConfig, FinetuneConfig, RunConfig, Shard
+from .training import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    RegularizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+DEFAULT_CONFIG = CONFIGS / "demo.yaml"
+
+__all__ = [
+    "CONFIGS",
+    "DEFAULT_CONFIG",
+    "EPS_REF_FRACTIONS",
+    "AttackConfig",
+    "CheckpointConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "EvaluationConfig",
+    "FgsConfig",
+    "FinetuneConfig",
+    "LogConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RegularizerConfig",
+    "RunConfig",
+    "RuntimeConfig",
+    "ScheduleConfig",
+    "Shard",
+    "TrainConfig",
+]

@@ -1,0 +1,97 @@
+"""Options of the net, the images and the devices."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .rule import require
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    name: str = "resnet18"
+    """A torchvision classifier (resnet18, alexnet, squeezenet1_1, ...), mlp or lenet (the paper's
+    MNIST nets), or your own as package.module:callable (given num_classes=N if it takes it)."""
+    weights: str | None = None
+    """A .pth or .safetensors file, a checkpoint or weights.pth of a run, or the name of
+    torchvision's weights (DEFAULT, IMAGENET1K_V1), which downloads. Default: a random start."""
+    num_classes: int | None = None
+    """Number of classes of the net. Default: that of the index."""
+    freeze_batch_norm: bool = True
+    """Batch norm runs on its stored statistics and its parameters do not train, as in the paper."""
+    attack_dropout: bool = False
+    """Leave dropout on inside the attack (one mask for each attack iteration). The paper: off."""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where the images are and how they become the network's input."""
+
+    train: str = "demo"
+    """Index (.parquet, from tools/index.py) of the training images, or demo: embedded digits."""
+    val: str = "demo"
+    """Index (.parquet) of the images to evaluate on, or demo: embedded held-out digits."""
+    root: str | None = None
+    """Folder that holds the archives or images named in the indices, if they have been moved.
+    Default: the folder recorded in each index."""
+    crop: int = 224
+    """Side of the square input, in pixels."""
+    resize: int = 256
+    """Evaluation: the shorter side is resized to this many pixels before the centre crop."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter of the resize, with antialiasing, as torchvision's weights name it."""
+    channels: Literal[1, 3] = 3
+    """Channels of the input: 3 (RGB) or 1 (grey)."""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """Subtracted from each channel; in units of pixel values in [0, 1]."""
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    """Divides each channel after the mean; in units of pixel values in [0, 1]."""
+    random_crop: bool = True
+    """Train on random resized crops; otherwise on the centre crop of evaluation."""
+    area: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    """Random crops: least and largest share of the image's area."""
+    aspect: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Random crops: least and largest width / height."""
+    flip: bool = True
+    """Train on random horizontal flips, with probability 1/2."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """An image that does not decode: stop and name it, or count it and go on without it."""
+    threads: int | None = None
+    """Decoding threads a rank. Default: its share of the machine's cores, and one more."""
+    prefetch: int = 3
+    """Batches decoded ahead of the step."""
+    half_input: bool = False
+    """On a GPU hand the net half-precision channels_last input (half the memory traffic)."""
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            rule = f"{self.channels} numbers, one a channel"
+            require(len(values) == self.channels, f"data.{name}", rule, values)
+        require(min(self.std) > 0, "data.std", "above 0", self.std)
+        require(self.crop >= 1, "data.crop", "at least 1 pixel", self.crop)
+        require(self.resize >= self.crop, "data.resize", "at least data.crop", self.resize)
+        require(self.prefetch >= 1, "data.prefetch", "at least 1", self.prefetch)
+        ordered = len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1
+        require(ordered, "data.area", "two numbers, 0 < least <= largest <= 1", self.area)
+        ordered = len(self.aspect) == 2 and 0 < self.aspect[0] <= self.aspect[1]
+        require(ordered, "data.aspect", "two numbers, 0 < least <= largest", self.aspect)
+
+
+@dataclass(kw_only=True)
+class RuntimeConfig:
+    """Devices and precision."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run. auto: a GPU a rank if there are GPUs, else the CPU."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the network's forward and backward in training (torch.amp; fp16 with loss scaling).
+    Norms and logit differences are fp32 always, and evaluation runs in fp32."""
+    tf32: bool = False
+    """Allow TF32 in fp32 matrix products and convolutions on the GPU, in evaluation too."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Keep the net and its input in channels_last memory format. auto: on the CPU, and on a GPU
+    with half precision, where it is faster."""
+    timeout: int = 600
+    """Seconds after which ranks that wait for one another give up."""

@@ -1,0 +1,84 @@
+"""All options of each entry point."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .evaluation import EvaluationConfig
+from .inputs import DataConfig, ModelConfig, RuntimeConfig
+from .rule import require
+from .training import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    RegularizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Options of both entry points."""
+
+    output: str | None = None
+    """Folder of the run. Default: runs/NAME, NAME that of the YAML file (evaluation:
+    runs/NAME-evaluation)."""
+    resume: str = "auto"
+    """auto: go on from what OUTPUT holds, if anything; never: refuse a folder that holds a run;
+    PATH: go on from this checkpoint (fine-tuning) or results folder (evaluation)."""
+    dry_run: bool = False
+    """Check everything, say what would run, and stop."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+class Shard(NamedTuple):
+    """One of several jobs that share the images."""
+
+    number: int  # from 0
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(RunConfig):
+    """Options of pipeline/evaluate.py."""
+
+    shard: str = "0/1"
+    """i/n, i from 0 to n - 1: evaluate only the i-th of n parts of the images. The n jobs, which
+    need not know of one another, are given the same OUTPUT."""
+    num_examples: int = 8
+    """Images, evenly spaced in the index, whose perturbations are kept for the contact sheet."""
+
+    def __post_init__(self) -> None:
+        number, _, of = self.shard.partition("/")
+        numbers = number.isdecimal() and of.isdecimal()
+        valid = numbers and int(number) < int(of)
+        require(valid, "shard", "i/n with i from 0 to n - 1", self.shard)
+        require(self.num_examples >= 0, "num_examples", "0 or above", self.num_examples)
+
+    @property
+    def part(self) -> Shard:
+        """The shard, as numbers."""
+        number, of = self.shard.split("/")
+        return Shard(int(number), int(of))
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(RunConfig):
+    """Options of pipeline/finetune.py."""
+
+    regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        half = self.data.half_input and self.runtime.precision == "fp32"
+        require(not half, "data.half_input", "false with runtime.precision fp32", True)
