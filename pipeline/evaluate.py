@@ -14,6 +14,7 @@ of one another; the last one to end joins them, or tools/report.py merge does.
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def main() -> None:
         net = setup.build_net(config, index)
         manifest = describe(config, index, net)
         rows = index.subset(config.evaluation.num_images)[config.part.number :: config.part.of]
-        monitor.say(announce(config, rows, ranks))
+        monitor.say(announce(config, manifest.identity["definition"], rows, ranks))
         monitor.warn(models.preprocessing_advice(config.model, config.data))
         if config.dry_run:
             return
@@ -89,16 +90,16 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
     return Manifest(identity, {"index": index.path, "class_names": index.class_names})
 
 
-def announce(config: EvaluateConfig, rows: np.ndarray, ranks: Ranks) -> str:
+def announce(config: EvaluateConfig, means: dict[str, Any], rows: np.ndarray, ranks: Ranks) -> str:
     """What will run, in a few lines."""
-    fgs, attack = config.evaluation.fgs, config.evaluation.attack
+    fgs = config.evaluation.fgs
     asked = [f"FGS at {len(fgs.measured)} eps"] * bool(fgs.measured) + ["eps_ref"] * fgs.search
     part = f", shard {config.shard}" if config.part.of > 1 else ""
     return (
         f"{config.model.name} on {ranks.size} x {ranks.device.type}{part}: {len(rows)} images in "
-        f"batches of {config.evaluation.batch_size}\naccuracy, DeepFool (p {attack.norm:g}, "
-        f"q {attack.num_candidates}, at most {attack.max_iterations} iterations, space "
-        f"{config.evaluation.space}){''.join(', ' + what for what in asked)}; in {config.output}"
+        f"batches of {config.evaluation.batch_size}\naccuracy, DeepFool (p {means['norm']}, "
+        f"q {means['num_candidates']}, at most {means['max_iterations']} iterations, "
+        f"{means['space']}){''.join(', ' + what for what in asked)}; in {config.output}"
     )
 
 

@@ -7,7 +7,6 @@ do not talk to one another here; what they found is joined by row afterwards.
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -106,23 +105,11 @@ class Evaluator:
         rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
         rank = torch.where(finite, rank, logits.shape[1])
         norm = lengths(images.double(), self._attack.norm)
-        columns = torch.stack([c.double() for c in (labels, prediction, rank, norm, eps)])
-        label, clean, rank, norm, eps = columns.cpu().numpy()
-        none = np.zeros(len(label))
-        samples = Samples(
-            row=batch.rows[part],
-            label=label.astype(np.int64),
-            prediction=clean.astype(np.int64),
-            label_rank=rank.astype(np.int64),
-            adversarial=clean.astype(np.int64),
-            image_norm=norm,
-            perturbation_norm=none,
-            steps=none.astype(np.int64),
-            flipped=none.astype(bool),
-            stuck=none.astype(bool),
-            fgs_correct=after_fgs.cpu().numpy(),
-            fgs_eps=eps,
+        columns = _on_host(
+            label=labels, prediction=prediction, label_rank=rank, image_norm=norm, fgs_eps=eps
         )
+        columns |= {"row": batch.rows[part], "fgs_correct": after_fgs.cpu().numpy()}
+        samples = Samples.of_columns(columns, after_fgs.shape[1])
         return _Clean(samples, done)
 
     def _iterate(self) -> Iterator[Found]:
@@ -146,27 +133,18 @@ class Evaluator:
         rows = ended.nonzero().squeeze(1)
         running = done.running.take(rows)
         delta = perturbation(self.view, running, self._attack)
-        columns = [
-            running.key,
-            done.prediction[rows],
-            running.iteration,
-            done.flipped[rows],
-            done.stuck[rows],
-            lengths(delta.double(), self._attack.norm),
-        ]
-        key, after, steps, flipped, stuck, norm = (
-            torch.stack([column.double() for column in columns]).cpu().numpy()
+        columns = _on_host(
+            row=running.key,
+            adversarial=done.prediction[rows],
+            steps=running.iteration,
+            flipped=done.flipped[rows],
+            stuck=done.stuck[rows],
+            perturbation_norm=lengths(delta.double(), self._attack.norm),
         )
-        mine = np.isin(self._begun.row, key)
-        order = np.argsort(key)  # what has begun is in the order of rows
-        samples = replace(
-            self._begun.take(mine),
-            adversarial=after[order].astype(np.int64),
-            steps=steps[order].astype(np.int64),
-            flipped=flipped[order].astype(bool),
-            stuck=stuck[order].astype(bool),
-            perturbation_norm=norm[order],
-        )
+        mine = np.isin(self._begun.row, columns["row"])
+        order = np.argsort(columns["row"])  # what has begun is in the order of rows
+        ordered = {name: column[order] for name, column in columns.items()}
+        samples = self._begun.take(mine).changed(ordered)
         self._begun = self._begun.take(~mine)
         return Found(samples, self._examples(running, delta, samples))
 
@@ -207,12 +185,19 @@ class Evaluator:
             )
         self.at_once = tried // 2
         self.view.least = min(self.view.least, self.at_once)
+        memory.give_back()
         print(
             f"warning: {tried} images at once do not fit in memory; going on with {self.at_once} "
             "(evaluation.batch_size)",
             file=sys.stderr,
             flush=True,
         )
+
+
+def _on_host(**columns: Tensor) -> dict[str, np.ndarray]:
+    """One transfer from the device for all columns (N,), as float64."""
+    values = torch.stack([column.double() for column in columns.values()]).cpu().numpy()
+    return dict(zip(columns, values, strict=True))
 
 
 def measure(

@@ -174,7 +174,7 @@ def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
             f"{path.parent}"
         ) from None
     fgs = identity["definition"]["fgs"]
-    return Samples.of_lists(columns, len(fgs["eps"]) if fgs else 0), identity
+    return Samples.of_columns(columns, len(fgs["eps"]) if fgs else 0), identity
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -135,7 +135,7 @@ class ResultsFolder:
                 else:
                     done[row] = values
         columns = {f.name: [r[f.name] for r in done.values()] for f in fields(Samples)}
-        samples = Samples.of_lists(columns, manifests[0].num_eps)
+        samples = Samples.of_columns(columns, manifests[0].num_eps)
         return Stored(
             manifests[0],
             Samples.concat([samples]),

@@ -5,12 +5,15 @@ accuracies, results of each class.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.config import EPS_REF_FRACTIONS
+
+_KINDS: dict[str, type] = {"image_norm": float, "perturbation_norm": float, "fgs_eps": float}
+_KINDS |= {"flipped": bool, "stuck": bool, "fgs_correct": bool}
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -41,21 +44,25 @@ class Samples:
         return cls(**columns).take(by_row)
 
     @classmethod
-    def of_lists(cls, columns: dict[str, list[Any]], num_eps: int) -> "Samples":
-        """From plain values, or none."""
-        kinds = {"image_norm": float, "perturbation_norm": float, "fgs_eps": float}
-        kinds |= {"flipped": bool, "stuck": bool, "fgs_correct": bool}
-        arrays = {
-            f.name: np.array(columns.get(f.name, []), kinds.get(f.name, np.int64))
-            for f in fields(cls)
-        }
-        arrays["fgs_correct"] = arrays["fgs_correct"].reshape(len(arrays["row"]), num_eps)
+    def of_columns(cls, columns: dict[str, Any], num_eps: int) -> "Samples":
+        """From plain values or arrays of any kind; columns that are not given are zeros."""
+        number = len(columns.get("row", ()))
+        arrays = {}
+        for name in (field.name for field in fields(cls)):
+            shape = (number, num_eps) if name == "fgs_correct" else (number,)
+            values = np.asarray(columns.get(name, np.zeros(shape)), _KINDS.get(name, np.int64))
+            arrays[name] = values.reshape(shape)
         return cls(**arrays)
+
+    def changed(self, columns: dict[str, np.ndarray]) -> "Samples":
+        """With other values in some columns."""
+        kinds = {name: getattr(self, name).dtype for name in columns}
+        return replace(self, **{name: v.astype(kinds[name]) for name, v in columns.items()})
 
     @classmethod
     def empty(cls, num_eps: int = 0) -> "Samples":
         """No results yet."""
-        return cls.of_lists({}, num_eps)
+        return cls.of_columns({}, num_eps)
 
     def take(self, chosen: np.ndarray) -> "Samples":
         """Some of the samples: positions, or a mask."""

@@ -61,6 +61,10 @@ def build_net(config: RunConfig, *indices: Index) -> nn.Module:
         UserError: no such net, weights that do not fit, or labels outside its classes.
     """
     num_classes = config.model.num_classes or indices[0].num_classes
+    if num_classes < 2:
+        raise UserError(
+            f"{indices[0].path} has one class, and a classifier needs two; set model.num_classes"
+        )
     for each in indices:
         index.check_labels(each, num_classes)
     net = models.build(config.model, num_classes)

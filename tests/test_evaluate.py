@@ -251,6 +251,50 @@ def test_mistakes(run: Run, tmp_path: Path, options: tuple, words: str) -> None:
     assert words in expect_error(run, "--output", tmp_path / "x", *options, script=SCRIPT)
 
 
+def test_few_classes(run: Run, tmp_path: Path) -> None:
+    for number, words in ((1, "has one class"), (3, "q 3")):
+        members = {
+            f"{k % number}/{k}.png": encode(picture(28, 28, k).convert("L"), "PNG")
+            for k in range(6)
+        }
+        photos = index_tar(tmp_path / f"{number}.tar", members)
+        options = (
+            *("--config", ROOT / "configs" / "demo.yaml", "--data.val", photos.path),
+            *("--output", tmp_path / str(number)),
+        )
+        if number == 1:
+            assert words in expect_error(run, *options, script=SCRIPT)
+        else:
+            done = run(SCRIPT, *options)
+            assert words in done.stdout
+            assert results(tmp_path / "3")[0]["definition"]["num_candidates"] == 3
+
+
+def test_a_model_of_ones_own(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n\ndef net():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))\n"
+    )
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    torch.save(module.state_dict(), tmp_path / "w.pth")
+    options = ("--model.name", "mine:net", "--model.weights", tmp_path / "w.pth")
+    space = ("--evaluation.space", "pixels", "--evaluation.clip", "true", "--data.std", "[0.25]")
+    done = subprocess.run(
+        command(SCRIPT, *options, *space, "--evaluation.num_images", 50, "--output", "out"),
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    summary, rows = results(tmp_path / "out")
+    assert summary["num_samples"] == 50
+    assert summary["input"]["std"] == [0.25]
+    assert "pixels in [0, 1]" in summary["definition"]["space"]
+    assert max(row["image_norm"] for row in rows.values()) < 28  # of pixels
+
+
 def test_an_archive_that_changed(run: Run, tmp_path: Path) -> None:
     members = {f"{k}/{k}.png": encode(picture(28, 28, k).convert("L"), "PNG") for k in range(10)}
     photos = index_tar(tmp_path / "photos.tar", members)

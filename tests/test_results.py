@@ -38,7 +38,7 @@ def samples(rows: list[int], **changes: object) -> Samples:
         "fgs_correct": [[row % 2 == 0, row % 4 == 0] for row in rows],
         "fgs_eps": [0.1 * (row + 1) if row % 2 == 0 else 0.0 for row in rows],
     }
-    return Samples.of_lists(columns | changes, len(EPS))
+    return Samples.of_columns(columns | changes, len(EPS))
 
 
 def manifest(total: int = 6, **changes: object) -> Manifest:
