@@ -123,6 +123,22 @@ def spread(values: list[float]) -> float:
     return (max(values) - min(values)) / 2 / statistics.median(values)
 
 
+def rates(measured: dict[str, list[float]], images: int, found: dict[str, Row]) -> list[Row]:
+    """A row a variant: images a second, their ratio to the first variant's, and what was found."""
+    typical = medians(measured)
+    first = next(iter(typical.values()))
+    return [
+        {
+            "name": name,
+            "images_per_second": images / seconds,
+            "ratio": first / seconds,
+            **found[name],
+            "spread": spread(measured[name]),
+        }
+        for name, seconds in typical.items()
+    ]
+
+
 def report(rows: list[Row], device: torch.device, options: argparse.Namespace) -> None:
     """Print the rows as a table, and write them to a JSON file if asked to."""
     columns = list(dict.fromkeys(name for row in rows for name in row))

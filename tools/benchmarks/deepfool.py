@@ -11,7 +11,7 @@ from pipeline.deepfool import deepfool
 from pipeline.norms import lengths, wide
 from pipeline.view import AttackView
 
-from .common import Row, device_of, in_turn, load_images, load_net, medians, spread
+from .common import Row, device_of, in_turn, load_images, load_net, rates
 
 Q, ITERATIONS, OVERSHOOT = 10, 50, 0.02
 RANGE = 8.0  # normalised pixels lie well within -RANGE..RANGE
@@ -92,20 +92,9 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     }
     attacks = {name: run for name, run in peers.items() if run is not None}
     attacks |= {name: our_attack(view, images, config) for name, config in OURS.items()}
-    results = {name: run() for name, run in attacks.items()}  # also a warm-up
-    seconds = in_turn(attacks, options.repeats, device)
-    typical = medians(seconds)
-    first = typical[next(iter(attacks))]
-    return [
-        {
-            "name": name,
-            "images_per_second": len(images) / typical[name],
-            "ratio": first / typical[name],
-            **_quality(view, images, labels, results[name]),
-            "spread": spread(seconds[name]),
-        }
-        for name in attacks
-    ]
+    # Also a warm-up.
+    found = {name: _quality(view, images, labels, run()) for name, run in attacks.items()}
+    return rates(in_turn(attacks, options.repeats, device), len(images), found)
 
 
 @torch.no_grad()

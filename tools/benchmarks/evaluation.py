@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.samples import Samples, summarize
 from pipeline.setup import decoding_threads
 
-from .common import Row, device_of, in_turn, load_net, medians, runtime_of, spread
+from .common import Row, device_of, in_turn, load_net, rates, runtime_of
 from .deepfool import ITERATIONS, OVERSHOOT, RANGE, Q
 
 EPS = [1e-4, 5e-4, 1e-3, 5e-3, 2e-2]
@@ -109,16 +109,4 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         "and eps_ref": ours(*known, search=True),
     }
     found = {name: run() for name, run in variants.items()}  # also a warm-up
-    seconds = in_turn(variants, options.repeats, device_of(options))
-    typical = medians(seconds)
-    first = typical[next(iter(variants))]
-    return [
-        {
-            "name": name,
-            "images_per_second": len(rows) / typical[name],
-            "ratio": first / typical[name],
-            **found[name],
-            "spread": spread(seconds[name]),
-        }
-        for name in variants
-    ]
+    return rates(in_turn(variants, options.repeats, device_of(options)), len(rows), found)
