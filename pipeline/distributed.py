@@ -10,18 +10,20 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from pipeline.config import RuntimeConfig
-from pipeline.errors import USER_ERROR_EXIT_CODE, UserError, brief
+from pipeline.errors import USER_ERROR_EXIT_CODE, Stopped, UserError, brief
 from pipeline.memory import keep_freed, ran_out
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,14 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def unless_stopped(self, work: Callable[[], Result]) -> Result | None:
+        """This rank's result of work without collectives; None on every rank if any of them raised
+        `Stopped` meanwhile, so that all of them stop."""
+        result = None
+        with suppress(Stopped):
+            result = work()
+        return None if any(self.gather(result is None)) else result
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
@@ -76,7 +86,7 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
         keep_freed()
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     torch.backends.cudnn.allow_tf32 = config.tf32
-    store = _join(rank, size, device, timedelta(seconds=config.timeout))
+    store = _join(rank, size, device, config)
     try:
         yield Ranks(rank, size, local_rank, local_size, device)
     except UserError as error:
@@ -160,17 +170,10 @@ def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _join(rank: int, size: int, device: torch.device, timeout: timedelta) -> dist.Store:
+def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> dist.Store:
     backend = "nccl" if device.type == "cuda" else "gloo"
-    if size == 1:
-        store: dist.Store = dist.HashStore()
-    elif "MASTER_ADDR" in os.environ:
-        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
-    else:
-        raise UserError(
-            f"{size} tasks were started on {socket.gethostname()} but MASTER_ADDR and MASTER_PORT "
-            "are not set; start the run with torchrun or with the launchers of this project"
-        )
+    timeout = timedelta(seconds=config.timeout)
+    store: dist.Store = dist.HashStore() if size == 1 else _rendezvous(rank, size, config)
     store.set_timeout(timeout)
     store = dist.PrefixStore("deep_defense", store)
     device_id = device if device.type == "cuda" else None
@@ -178,6 +181,36 @@ def _join(rank: int, size: int, device: torch.device, timeout: timedelta) -> dis
         backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id
     )
     return store
+
+
+def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> dist.Store:
+    """The store of all ranks; rank 0 or torchrun serves it at MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        UserError: the variables are missing.
+        SystemExit: the ranks do not find one another. Each says so for itself, since whoever is
+            missing cannot.
+    """
+    host, names = socket.gethostname(), ("MASTER_ADDR", "MASTER_PORT")
+    if any(name not in os.environ for name in names):
+        raise UserError(
+            f"{size} tasks were started on {host} but MASTER_ADDR and MASTER_PORT are not set; "
+            "start the run with torchrun or with the launchers of this project"
+        )
+    patience = timedelta(seconds=config.connect_timeout)
+    try:
+        return next(dist.rendezvous("env://", rank, size, timeout=patience))[0]
+    except (RuntimeError, ValueError) as error:
+        place = ":".join(os.environ[name] for name in names)
+        tried = "waited for the other ranks at" if rank == 0 else "cannot reach rank 0 at"
+        print(
+            f"error: rank {rank} of {size} on {host} {tried} {place} for "
+            f"{config.connect_timeout} s ({brief(error)}); see that every node resolves that name "
+            "and that the port is free and open, or wait longer with --runtime.connect_timeout",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(USER_ERROR_EXIT_CODE) from None
 
 
 def _end(store: dist.Store, rank: int, message: str) -> NoReturn:

@@ -13,6 +13,10 @@ class UserError(Exception):
     """Something that the user can mend; the message names the option or file and the remedy."""
 
 
+class Stopped(Exception):
+    """A run was asked to stop, and has saved where it is."""
+
+
 def brief(error: BaseException) -> str:
     """The first line of another library's error, or its type's name if it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

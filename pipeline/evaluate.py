@@ -23,8 +23,8 @@ from pipeline import cli, evaluation, merge, models, setup
 from pipeline.config import EvaluateConfig, FgsConfig
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.definition import INPUT_OPTIONS, definition, fingerprint
-from pipeline.distributed import Ranks, guarded, session
-from pipeline.errors import UserError
+from pipeline.distributed import Ranks, StopRequest, guarded, session
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError
 from pipeline.evaluation import Found
 from pipeline.monitor import Monitor
 from pipeline.results import Manifest, ResultsFolder
@@ -49,7 +49,11 @@ def main() -> None:
         if ranks.first:
             cli.save(config, folder / "config.yaml")
         net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
-        evaluate(config, index, net, rows, store, ranks, monitor)
+        try:
+            evaluate(config, index, net, rows, store, ranks, monitor)
+        except Stopped:
+            monitor.say("stopped; the same command goes on")
+            raise SystemExit(STOPPED_EXIT_CODE) from None
         if ranks.first:
             report(store.folder.parent, config, monitor)
         ranks.barrier()
@@ -112,7 +116,12 @@ def evaluate(
     ranks: Ranks,
     monitor: Monitor,
 ) -> None:
-    """Evaluate those of ``rows`` that ``store`` lacks; everything found is in the store."""
+    """Evaluate those of ``rows`` that ``store`` lacks; everything found is in the store.
+
+    Raises:
+        Stopped: after a signal.
+    """
+    stop = StopRequest()
     done = store.read().samples.row
     todo = rows[~np.isin(rows, done)]
     ranks.barrier()  # all have read before one appends
@@ -128,9 +137,14 @@ def evaluate(
             appender.keep(found.examples)
             appender.skip(skipped, [index.id(row) for row in skipped])
             monitor.advance(len(found.samples) * ranks.size)
+            if stop.received:
+                raise Stopped
 
         threads = setup.decoding_threads(config.data, ranks.local_size)
-        measured = evaluation.measure(net, index, todo, config, ranks, threads, watch, examples)
+        known = (net, index, todo, config, ranks, threads, watch, examples)
+        measured = ranks.unless_stopped(lambda: evaluation.measure(*known))
+    if measured is None:
+        raise Stopped
     found, _ = evaluation.join(*measured, todo, ranks)
     monitor.end_progress()
     if ranks.first and len(todo):

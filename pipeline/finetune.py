@@ -15,9 +15,9 @@ import torch
 from pipeline import cli, models, results, setup
 from pipeline.config import FinetuneConfig
 from pipeline.distributed import guarded, session
-from pipeline.errors import STOPPED_EXIT_CODE
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped
 from pipeline.monitor import Monitor
-from pipeline.trainer import Stopped, Trainer
+from pipeline.trainer import Trainer
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         folder = (
             Path(config.output)
             if config.dry_run
-            else setup.open_folder(config, ranks, foreign="results")
+            else setup.open_folder(config, ranks, foreign="results", alone=True)
         )
         trainer = Trainer(config, ranks, net, indices, threads)
         resumed = trainer.resume()

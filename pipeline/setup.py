@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline import models
+from pipeline import lock, models
 from pipeline.config import DataConfig, RunConfig, RuntimeConfig
 from pipeline.data import demo, index
 from pipeline.data.index import Index
@@ -17,16 +17,17 @@ from pipeline.errors import UserError, brief
 from pipeline.view import AttackView
 
 
-def open_folder(config: RunConfig, ranks: Ranks, foreign: str) -> Path:
+def open_folder(config: RunConfig, ranks: Ranks, foreign: str, alone: bool = False) -> Path:
     """Make the output folder and see that it can be written.
 
     Args:
         config: names the folder.
         ranks: the first looks for all.
         foreign: a name in it that tells that it belongs to the other entry point.
+        alone: keep other runs out of it until this one ends.
 
     Raises:
-        UserError: it cannot be written, or belongs to the other entry point.
+        UserError: it cannot be written, belongs to the other entry point, or to a run that goes.
     """
     folder = Path(config.output)
     if (folder / foreign).exists():
@@ -41,6 +42,8 @@ def open_folder(config: RunConfig, ranks: Ranks, foreign: str) -> Path:
             raise UserError(
                 f"output: {folder} cannot be written ({error.strerror}); give another --output"
             ) from None
+        if alone:
+            lock.hold(folder)
     ranks.barrier()
     return folder
 

@@ -25,7 +25,7 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.definition import definition
 from pipeline.distributed import Ranks, StopRequest
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from pipeline.evaluation import Found
 from pipeline.memory import Budget
 from pipeline.monitor import Monitor, peak_memory_mib
@@ -33,10 +33,6 @@ from pipeline.objective import DeepDefense, Losses
 from pipeline.samples import Example, summarize
 from pipeline.schedule import Schedule
 from pipeline.tally import Tally, broken, sums
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and has saved where it is."""
 
 
 class Trainer:
@@ -124,10 +120,11 @@ class Trainer:
             Stopped: after a signal, with everything saved.
             UserError: an image does not decode, the loss is not finite, the disk is full.
         """
+        self.stop = StopRequest()
         with closing(iter(self._loader())) as batches:
-            self._steps(monitor, batches, StopRequest())
+            self._steps(monitor, batches)
 
-    def _steps(self, monitor: Monitor, batches: Iterator[Batch], stop: StopRequest) -> None:
+    def _steps(self, monitor: Monitor, batches: Iterator[Batch]) -> None:
         window, window_begin, window_wait = Tally(), time.perf_counter(), self.loader.wait_seconds
         monitor.start_progress("training", self.schedule.total_steps, self.step)
         while True:
@@ -138,7 +135,7 @@ class Trainer:
             if self.step == self.schedule.total_steps:
                 return
             begin = time.perf_counter()
-            done = self._train_step(batches, stop)
+            done = self._train_step(batches)
             self.step += 1
             self.seconds += time.perf_counter() - begin
             window += done
@@ -164,7 +161,7 @@ class Trainer:
         )
         return self.loader
 
-    def _train_step(self, batches: Iterator[Batch], stop: StopRequest) -> Tally:
+    def _train_step(self, batches: Iterator[Batch]) -> Tally:
         """One optimiser step; the sums over all ranks of what it saw."""
         accumulation = self.config.train.accumulation
         for group in self.optimizer.param_groups:
@@ -180,7 +177,7 @@ class Trainer:
                 self.scaler.scale(losses.loss / accumulation).backward()
             total += sums(losses)
             seen.append((batch, losses._replace(loss=losses.loss.detach())))
-        total[-1] = stop.received
+        total[-1] = self.stop.received
         done = Tally(*self.ranks.sum(total).tolist())
         if done.broken:
             self._refuse(seen, done)
@@ -246,10 +243,18 @@ class Trainer:
         def watch(found: Found, _skipped: list[int]) -> None:
             panels.extend(found.examples)
             monitor.advance(len(found.samples) * self.ranks.size)
+            if self.stop.received:
+                raise Stopped
 
-        measured = evaluation.measure(
-            *(self.net, self.val_index, rows, self.config, self.ranks, self.threads, watch, shown)
+        measured = self.ranks.unless_stopped(
+            lambda: evaluation.measure(
+                *(self.net, self.val_index, rows, self.config, self.ranks, self.threads),
+                *(watch, shown),
+            )
         )
+        if measured is None:  # it is repeated when the run goes on
+            self._save()
+            raise Stopped
         if monitor.active and panels:
             data = spaces.data_options(self.config.data, self.config.evaluation)
             sheet = panel.draw(sorted(panels), self.val_index.class_names, data)

@@ -133,6 +133,28 @@ def test_nothing_written_is_lost_by_a_kill(run: Run, weights: Path, tmp_path: Pa
     assert results(tmp_path)[0]["num_samples"] == 2000
 
 
+def test_a_signal_stops_all_ranks(run: Run, weights: Path, tmp_path: Path) -> None:
+    options = ("--model.weights", weights, "--evaluation.batch_size", 5, "--output", tmp_path)
+    process = subprocess.Popen(
+        command(SCRIPT, *options, ranks=2),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    rows = tmp_path / "results" / "0-of-1" / "rank1.jsonl"
+    while not (rows.exists() and rows.stat().st_size > 5000):
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.kill(children(process.pid)[0], signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert "stopped; the same command goes on" in output, errors
+    done = run(SCRIPT, *options)
+    assert done.returncode == 0, done.stderr
+    assert "2000 of 2000" not in done.stdout
+    assert results(tmp_path)[0]["num_samples"] == 2000
+
+
 def test_two_at_once_do_not_mix(run: Run, weights: Path, tmp_path: Path) -> None:
     options = ("--model.weights", weights, "--output", tmp_path, "--evaluation.batch_size", 5)
     process = subprocess.Popen(

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -214,6 +215,37 @@ def test_a_signal_saves_and_stops(run: Run, undisturbed: Path, tmp_path: Path) -
     assert all(torch.equal(value, whole[key]) for key, value in weights(folder).items())
 
 
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_signal_in_an_evaluation(run: Run, undisturbed: Path, tmp_path: Path, ranks: int) -> None:
+    folder = tmp_path / "run"
+    slow = ("--evaluation.num_images", 2000, "--evaluation.batch_size", 4)
+    options = (*SMALL, *slow, "--output", folder, "--checkpoint.every_steps", 1000)
+    process = subprocess.Popen(
+        command(SCRIPT, *options, ranks=ranks),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    path = folder / "metrics.jsonl"
+    while not (path.exists() and '"step": 24,' in path.read_text()):
+        assert process.poll() is None
+        time.sleep(0.002)
+    one = children(process.pid)[-1] if ranks else process.pid  # the other rank must learn of it
+    os.kill(one, signal.SIGUSR2)
+    output, errors = process.communicate(timeout=60)
+    assert "stopped after step 24" in output, errors
+    assert process.returncode == (1 if ranks else 75), errors
+    assert '"evaluation/rho2"' not in path.read_text()
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000000024.pt"]
+    if not ranks:
+        done = run(SCRIPT, *options)
+        assert done.returncode == 0, done.stderr
+        assert list(metrics(folder, "evaluation/rho2")) == [24, 36, 48]
+        whole = weights(undisturbed)
+        assert all(torch.equal(value, whole[key]) for key, value in weights(folder).items())
+
+
 def test_a_finished_run_is_shown_again(run: Run, undisturbed: Path) -> None:
     before = (undisturbed / "weights.pth").read_bytes()
     done = run(SCRIPT, *SMALL, "--output", undisturbed)
@@ -369,3 +401,41 @@ def test_half_precision_training(run: Run, tmp_path: Path) -> None:
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["after"]["rho2"] > summary["before"]["rho2"]
     assert min(metrics(tmp_path / "fp16", "train/loss_scale").values()) >= 1
+
+
+def test_one_run_a_folder(run: Run, tmp_path: Path) -> None:
+    options = (*SMALL, "--train.epochs", 200, "--output", tmp_path / "run")
+    process = subprocess.Popen(
+        command(SCRIPT, *options), env=environment(), stdout=subprocess.DEVNULL
+    )
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    line = expect_error(run, *options)
+    assert f"is being written by process {process.pid} on " in line
+    process.kill()
+    process.wait()
+    done = run(SCRIPT, *SMALL, "--train.epochs", 200, "--output", tmp_path / "run", "--dry_run", 1)
+    assert "another process" not in done.stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_do_not_find_one_another(run: Run, tmp_path: Path, rank: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    begin = time.monotonic()
+    done = subprocess.run(
+        command(SCRIPT, "--output", tmp_path / "run", "--runtime.connect_timeout", 2),
+        env=environment() | {name: str(value) for name, value in alone.items()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert f"127.0.0.1:{port} for 2 s" in lines[0]
+    assert f"rank {rank} of 2 on {socket.gethostname()}" in lines[0]
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - begin < 40

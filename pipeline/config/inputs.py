@@ -93,5 +93,7 @@ class RuntimeConfig:
     channels_last: bool | Literal["auto"] = "auto"
     """Keep the net and its input in channels_last memory format. auto: on the CPU, and on a GPU
     with half precision, where it is faster."""
+    connect_timeout: int = 60
+    """Seconds after which ranks that do not find one another at the start give up."""
     timeout: int = 600
     """Seconds after which ranks that wait for one another give up."""
