@@ -121,15 +121,25 @@ def guarded() -> Iterator[None]:
 
 
 class StopRequest:
-    """Notices SIGTERM, SIGINT and SIGUSR2, so that a run can finish its step, save and leave."""
+    """Notices SIGTERM, SIGINT and SIGUSR2, so that a run can finish its step, save and leave.
+
+    Attributes:
+        signals: those that this process has received.
+    """
+
+    signals: set[int] = set()
 
     def __init__(self) -> None:
-        self.received = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._receive)
 
-    def _receive(self, *_: Any) -> None:
-        self.received = True
+    @property
+    def received(self) -> bool:
+        """Whether there was any."""
+        return bool(self.signals)
+
+    def _receive(self, number: int, _: Any) -> None:
+        self.signals.add(number)
 
 
 def _place() -> tuple[int, int, int, int]:

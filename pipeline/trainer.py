@@ -121,8 +121,21 @@ class Trainer:
             UserError: an image does not decode, the loss is not finite, the disk is full.
         """
         self.stop = StopRequest()
+        self._settle()
         with closing(iter(self._loader())) as batches:
             self._steps(monitor, batches)
+
+    def _settle(self) -> None:
+        """Have DDP lay out its gradients now. It does so after the first backward pass that it
+        sees, in the order they arrived, and the sums of more than two ranks depend on the layout:
+        a resumed run, which sees another pass first, would go on with other last bits."""
+        data = self.config.data
+        images = torch.zeros(2, data.channels, data.crop, data.crop, device=self.ranks.device)
+        labels = torch.zeros(2, dtype=torch.long, device=self.ranks.device)
+        self.objective.eval()  # batch norm's statistics stay
+        self.ddp(images, labels, 0.0).loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.train()
 
     def _steps(self, monitor: Monitor, batches: Iterator[Batch]) -> None:
         window, window_begin, window_wait = Tally(), time.perf_counter(), self.loader.wait_seconds

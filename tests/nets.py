@@ -1,7 +1,11 @@
 """Small networks for tests, also reachable as tests.nets:NAME."""
 
+import time
+
 import torch
 from torch import nn
+
+from pipeline.models import mlp
 
 
 def dropout_mlp(num_classes: int = 10) -> nn.Module:
@@ -9,6 +13,13 @@ def dropout_mlp(num_classes: int = 10) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Dropout(0.5), nn.Linear(40, num_classes)
     )
+
+
+def slow_mlp(num_classes: int = 10) -> nn.Module:
+    """The paper's MLP, slower; its weights have the same names and start alike."""
+    net = mlp(num_classes)
+    net[0].register_forward_hook(lambda *_: time.sleep(0.02))
+    return net
 
 
 def smooth(num_classes: int = 10) -> nn.Module:

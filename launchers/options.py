@@ -1,0 +1,115 @@
+"""Options that all launchers have: the cluster, and what to ask it for.
+
+In: the command line, up to ``--``. Out: `Resources`, and the words after ``--``, which are the
+options of the entry point.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass
+
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job asks for. None leaves it to the cluster's default."""
+
+    cluster: str
+    nodes: int
+    tasks_per_node: int
+    gpus_per_node: int | None
+    cpus_per_task: int | None
+    mem_gb: float | None
+    minutes: int
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    grace: int
+
+    @property
+    def ranks(self) -> int:
+        """Tasks in all."""
+        return self.nodes * self.tasks_per_node
+
+
+def split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The launcher's words, and those after the first ``--``."""
+    if "--" not in argv:
+        return argv, []
+    place = argv.index("--")
+    return argv[:place], argv[place + 1 :]
+
+
+def add_resources(parser: argparse.ArgumentParser) -> None:
+    """The options of `Resources`."""
+    parser.add_argument(
+        "--cluster",
+        choices=("slurm", "local", "debug"),
+        default="slurm",
+        help="slurm; local: processes of this machine, in the background; debug: this process "
+        "(%(default)s)",
+    )
+    parser.add_argument("--nodes", type=_positive, default=1, help="(%(default)s)")
+    parser.add_argument("--gpus-per-node", type=_positive, help="and as many tasks, one a GPU")
+    parser.add_argument(
+        "--tasks-per-node", type=_positive, help="ranks a node (default: as GPUs, else 1)"
+    )
+    parser.add_argument("--cpus-per-task", type=_positive, help="cores of a rank")
+    parser.add_argument("--mem-gb", type=float, help="memory of a node, GB")
+    parser.add_argument(
+        "--time",
+        type=minutes,
+        default=60,
+        metavar="TIME",
+        help="limit: 90m, 24h, 2d, or as SLURM writes it, 1-12:00:00 (1h); the run is requeued "
+        "and goes on when it is up",
+    )
+    parser.add_argument("--partition", help="of the cluster")
+    parser.add_argument("--account", help="to charge")
+    parser.add_argument("--qos", help="quality of service")
+    parser.add_argument("--constraint", help="features that the nodes must have")
+    parser.add_argument(
+        "--grace",
+        type=_positive,
+        default=90,
+        help="seconds before the time limit at which the run is told to save (%(default)s)",
+    )
+
+
+def resources(options: argparse.Namespace) -> Resources:
+    """Read off the parsed options."""
+    tasks = options.tasks_per_node or options.gpus_per_node or 1
+    if options.gpus_per_node and tasks != options.gpus_per_node:
+        raise UserError(
+            f"--tasks-per-node {tasks} is not --gpus-per-node {options.gpus_per_node}: there is "
+            "one task a GPU"
+        )
+    if options.cluster != "slurm" and options.nodes > 1:
+        raise UserError(f"--nodes {options.nodes} needs --cluster slurm")
+    if options.cluster == "debug" and tasks > 1:
+        raise UserError(f"--cluster debug runs one task, not {tasks}; use --cluster local")
+    names = ("cluster", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "partition")
+    names += ("account", "qos", "constraint", "grace")
+    given = {name: getattr(options, name) for name in names}
+    return Resources(tasks_per_node=tasks, minutes=options.time, **given)
+
+
+def minutes(text: str) -> int:
+    """Minutes of 90m, 24h, 2d, 30 (minutes), 2:30:00 or 1-12:00:00."""
+    short = re.fullmatch(r"(\d+)([mhd]?)", text)
+    if short:
+        return max(int(short[1]) * {"": 1, "m": 1, "h": 60, "d": 1440}[short[2]], 1)
+    long = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if long is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90m, 24h, 2d or 1-12:00:00")
+    days, hours, mins, seconds = (int(part or 0) for part in long.groups())
+    return max(days * 1440 + hours * 60 + mins + (seconds > 0), 1)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
