@@ -19,8 +19,9 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
+from pipeline.attendance import Attendance
 from pipeline.config import RuntimeConfig
-from pipeline.errors import USER_ERROR_EXIT_CODE, Stopped, UserError, brief
+from pipeline.errors import LOST_EXIT_CODE, USER_ERROR_EXIT_CODE, Stopped, UserError, brief
 from pipeline.memory import keep_freed, ran_out
 
 Result = TypeVar("Result")
@@ -87,6 +88,7 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     torch.backends.cudnn.allow_tf32 = config.tf32
     store = _join(rank, size, device, config)
+    attendance = Attendance(store, rank, size)
     try:
         yield Ranks(rank, size, local_rank, local_size, device)
     except UserError as error:
@@ -96,6 +98,14 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
             _end(store, rank, f"error: out of memory ({brief(error)}); {LESS_MEMORY}")
         if _another_failed(store, rank):
             raise SystemExit(USER_ERROR_EXIT_CODE) from None
+        if size > 1 and _is_lost(error):
+            print(
+                f"error: rank {rank} lost the others ({brief(error)}){attendance.missing()}; start "
+                "again to go on from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(LOST_EXIT_CODE)  # the process group's threads may wait for the lost one
         raise
     dist.destroy_process_group()
 
@@ -230,6 +240,11 @@ def _end(store: dist.Store, rank: int, message: str) -> NoReturn:
         print(message, file=sys.stderr, flush=True)
     time.sleep(1)  # let the winner's line out before torchrun ends this rank or the others
     os._exit(USER_ERROR_EXIT_CODE)
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a collective failed because another rank died or did not come."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _another_failed(store: dist.Store, rank: int) -> bool:

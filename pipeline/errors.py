@@ -6,6 +6,7 @@ Anything else is a defect of this program and keeps its traceback.
 """
 
 USER_ERROR_EXIT_CODE = 2
+LOST_EXIT_CODE = 3  # another rank died or did not come
 STOPPED_EXIT_CODE = 75  # after a signal, with everything saved: start again to go on
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -439,3 +440,38 @@ def test_ranks_that_do_not_find_one_another(run: Run, tmp_path: Path, rank: int)
     assert f"rank {rank} of 2 on {socket.gethostname()}" in lines[0]
     assert "Traceback" not in done.stderr
     assert time.monotonic() - begin < 40
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_rank_that_does_not_come_is_named(tmp_path: Path, how: signal.Signals) -> None:
+    options = (
+        *SMALL,
+        "--train.batch_size",
+        300,
+        "--output",
+        tmp_path / "run",
+        "--runtime.timeout",
+        5,
+    )
+    process = subprocess.Popen(
+        command(SCRIPT, *options, ranks=3),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    path = tmp_path / "run" / "metrics.jsonl"
+    while not (path.exists() and '"step": 3,' in path.read_text()):
+        assert process.poll() is None
+        time.sleep(0.002)
+    victim = children(process.pid)[-1]
+    rank = re.search(rb"\0RANK=(\d)", Path(f"/proc/{victim}/environ").read_bytes())[1].decode()
+    begin = time.monotonic()
+    os.kill(victim, how)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    if how == signal.SIGSTOP:
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert any(f"rank {rank} on {socket.gethostname()}" in line for line in lines), errors
+        assert all("lost the others" in line for line in lines)
+    assert time.monotonic() - begin < 60

@@ -53,7 +53,7 @@ def test_rho2_is_near_foolbox(net: torch.nn.Module, photos: tuple) -> None:
 
 @pytest.mark.parametrize("space", ["input", "pixels"])
 def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, space: str) -> None:
-    images, labels = photos
+    images, labels = (part[::2] for part in photos)
     config = RunConfig(
         evaluation=EvaluationConfig(
             fgs=FgsConfig(eps=EPS),
@@ -65,7 +65,7 @@ def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, s
     )
     found = index.read(str(ilsvrc_val))
     alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
-    samples, _ = evaluation.measure(net, found, np.arange(150), config, alone, 2)
+    samples, _ = evaluation.measure(net, found, np.arange(0, 150, 2), config, alone, 2)
     if space == "pixels":
         mean, std = config.data.mean, config.data.std
         columns = [torch.tensor(v).view(-1, 1, 1) for v in (mean, std)]
