@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from launchers import options, submission
+from launchers.job import Task
 from launchers.options import Resources
 from pipeline import cli, setup
 from pipeline.config import FinetuneConfig
@@ -55,8 +56,12 @@ def main() -> None:
         if config.dry_run:
             print(f"would submit {resources.nodes} x {resources.tasks_per_node} task(s)")
             return
-        job = submission.submit("pipeline.finetune", config, resources)
-        print(submission.tell(Path(config.output).absolute(), job, resources), flush=True)
+        folder = Path(config.output).absolute()
+        given = submission.snapshot(folder, config)
+        task = Task("pipeline.finetune", ("--config", str(given)), str(Path.cwd()))
+        (job,) = submission.submit([task], folder, resources)
+        submission.record(folder, "finetune", job, resources)
+        print(submission.tell(folder, job, resources), flush=True)
         if asked.wait:
             submission.wait(job)
 

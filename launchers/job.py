@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import submitit
 
@@ -54,6 +55,34 @@ class Task:
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit queues in place of this: the same, which goes on from its files."""
         return submitit.helpers.DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Joins the shards of an evaluation once their jobs have ended."""
+
+    folder: str
+
+    def __call__(self) -> None:
+        """Write the summary and print it.
+
+        Raises:
+            SystemExit: images are missing; says which shards'.
+        """
+        from pipeline import merge
+        from pipeline.errors import USER_ERROR_EXIT_CODE, UserError
+
+        folder = Path(self.folder)
+        try:
+            merged = merge.join(folder)
+            if not merged.complete:
+                raise UserError(
+                    f"{merged.what_is_missing()}; the same launchers/evaluate.py repeats them alone"
+                )
+            print(merge.tell(merge.publish(folder, merged)))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(USER_ERROR_EXIT_CODE) from None
 
 
 def _is_to_go_on() -> bool:

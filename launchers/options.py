@@ -6,7 +6,7 @@ options of the entry point.
 
 import argparse
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
 
@@ -33,6 +33,10 @@ class Resources:
         """Tasks in all."""
         return self.nodes * self.tasks_per_node
 
+    def alone(self) -> "Resources":
+        """For a short job of one task without a GPU, in the same place."""
+        return replace(self, nodes=1, tasks_per_node=1, gpus_per_node=None, minutes=30)
+
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
     """The launcher's words, and those after the first ``--``."""
@@ -51,12 +55,12 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
         help="slurm; local: processes of this machine, in the background; debug: this process "
         "(%(default)s)",
     )
-    parser.add_argument("--nodes", type=_positive, default=1, help="(%(default)s)")
-    parser.add_argument("--gpus-per-node", type=_positive, help="and as many tasks, one a GPU")
+    parser.add_argument("--nodes", type=positive, default=1, help="(%(default)s)")
+    parser.add_argument("--gpus-per-node", type=positive, help="and as many tasks, one a GPU")
     parser.add_argument(
-        "--tasks-per-node", type=_positive, help="ranks a node (default: as GPUs, else 1)"
+        "--tasks-per-node", type=positive, help="ranks a node (default: as GPUs, else 1)"
     )
-    parser.add_argument("--cpus-per-task", type=_positive, help="cores of a rank")
+    parser.add_argument("--cpus-per-task", type=positive, help="cores of a rank")
     parser.add_argument("--mem-gb", type=float, help="memory of a node, GB")
     parser.add_argument(
         "--time",
@@ -72,7 +76,7 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--constraint", help="features that the nodes must have")
     parser.add_argument(
         "--grace",
-        type=_positive,
+        type=positive,
         default=90,
         help="seconds before the time limit at which the run is told to save (%(default)s)",
     )
@@ -108,7 +112,8 @@ def minutes(text: str) -> int:
     return max(days * 1440 + hours * 60 + mins + (seconds > 0), 1)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")

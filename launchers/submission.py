@@ -7,18 +7,17 @@ and submission.json. Edits made while a job waits change nothing.
 
 import contextlib
 import dataclasses
-import json
 import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from launchers.job import Task
 from launchers.options import Resources
 from pipeline import cli
 from pipeline.config import RunConfig
@@ -75,31 +74,29 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def submit(
-    module: str, config: RunConfig, resources: Resources, **slurm: Any
-) -> submitit.Job[None]:
-    """Submit one run.
+    tasks: Sequence[Callable[[], None]], folder: Path, resources: Resources, **slurm: Any
+) -> list[submitit.Job[None]]:
+    """Submit tasks, several of them as one array.
 
     Args:
-        module: the entry point's, pipeline.finetune or pipeline.evaluate.
-        config: its options.
-        resources: what to ask for.
+        tasks: what the jobs do.
+        folder: of the run, with the snapshot.
+        resources: what to ask for, each.
         slurm: further parameters of submitit's, such as slurm_dependency.
 
     Raises:
         UserError: sbatch refuses, in its words; or there is no sbatch.
     """
-    folder = Path(config.output).absolute()
-    options = snapshot(folder, config)
-    task = Task(module, ("--config", str(options)), str(Path.cwd()))
     executor = _executor(folder, resources, slurm)
     try:
-        with contextlib.chdir(folder / "code"):  # where the job finds its modules
-            job = executor.submit(task)
+        with contextlib.chdir(folder / "code"):  # where the jobs find their modules
+            if len(tasks) == 1:
+                return [executor.submit(tasks[0])]
+            with executor.batch():
+                return [executor.submit(task) for task in tasks]
     except (FailedJobError, FailedSubmissionError) as error:
         words = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
         raise UserError("; ".join(words) or str(error)) from None
-    record(folder, module, job, resources)
-    return job
 
 
 def _executor(folder: Path, resources: Resources, slurm: dict[str, Any]) -> Any:
@@ -139,7 +136,7 @@ def _executor(folder: Path, resources: Resources, slurm: dict[str, Any]) -> Any:
 def _after_a_death(deaths: Path) -> list[str]:
     """Lines of the batch script behind srun: when a task was killed (and the job was not), the job
     starts again, a few times. Whoever ended by himself, with an error or saved, is left alone."""
-    file = shlex.quote(str(deaths))
+    file = shlex.quote(str(deaths)) + '"${SLURM_ARRAY_TASK_ID:-}"'
     return [
         "code=$?",
         'if [ "$code" -gt 128 ]; then',
@@ -156,11 +153,11 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def record(folder: Path, module: str, job: submitit.Job[None], resources: Resources) -> None:
-    """Write submission.json, by which launchers/jobs.py finds the run."""
+def record(folder: Path, kind: str, job: submitit.Job[None], resources: Resources) -> None:
+    """Write submission.json: which job the run is."""
     values = {
-        "job": job.job_id,
-        "kind": module.removeprefix("pipeline."),
+        "job": job.job_id.partition("_")[0],  # of an array: the whole
+        "kind": kind,
         "cluster": resources.cluster,
         "submitted": time.time(),
         "resources": dataclasses.asdict(resources),
@@ -168,23 +165,19 @@ def record(folder: Path, module: str, job: submitit.Job[None], resources: Resour
     write_json(folder / "submission.json", values)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What `record` wrote."""
-    return json.loads((folder / "submission.json").read_text())
-
-
 def tell(folder: Path, job: submitit.Job[None], resources: Resources) -> str:
     """What was submitted, where things will be, and how to follow them."""
     shape = f"{resources.nodes} node(s) x {resources.tasks_per_node} task(s)"
     log = job.paths.stdout
+    number = job.job_id.partition("_")[0]
     lines = [
-        f"job {job.job_id}: {shape}, {resources.minutes} min, on {resources.cluster}",
+        f"job {number}: {shape}, {resources.minutes} min, on {resources.cluster}",
         f"log          tail -F {log}",
         f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}",
         f"checkpoints  {folder / 'checkpoints'}",
     ]
     if resources.cluster == "slurm":
-        lines.append(f"state        squeue -j {job.job_id}; to stop it: scancel {job.job_id}")
+        lines.append(f"state        squeue -j {number}; to stop it: scancel {number}")
     return "\n".join(lines)
 
 

@@ -4,6 +4,8 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -11,6 +13,15 @@ from pipeline.errors import UserError
 
 _PATIENCE = 5  # seconds: a run that was just ended may still be leaving
 _held: list[IO[str]] = []
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Wait until no other process is in the same place."""
+    with path.open("a") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def hold(folder: Path) -> None:

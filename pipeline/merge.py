@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import panel
+from pipeline import lock, panel
 from pipeline.config import DataConfig, Shard
 from pipeline.data.index import evenly_spaced
 from pipeline.errors import UserError, brief
@@ -39,17 +39,20 @@ class Merged:
         """Whether every image was evaluated, or did not decode."""
         return len(self.missing) == 0
 
+    def lacking(self, of: int) -> Counter[int]:
+        """How many images each shard lacks that does, were there so many shards."""
+        place = {row: i % of for i, row in enumerate(_rows(self.stored.manifest).tolist())}
+        return Counter(place[row] for row in self.missing.tolist())
+
     def what_is_missing(self) -> str:
         """One line that names the shards and rows that are not done."""
-        shards = self.stored.shards
+        numbers = {shard.of for shard in self.stored.shards}
         rows = ", ".join(map(str, self.missing[:8])) + (", ..." if len(self.missing) > 8 else "")
         line = f"{len(self.missing)} of {len(_rows(self.stored.manifest))} images are missing"
-        if len({shard.of for shard in shards}) == 1:
-            of = shards[0].of
-            place = {row: i % of for i, row in enumerate(_rows(self.stored.manifest).tolist())}
-            counts = Counter(place[row] for row in self.missing.tolist())
-            named = (f"{n} of shard {Shard(number, of)}" for number, n in sorted(counts.items()))
-            line += f": {', '.join(named)}"
+        if len(numbers) == 1:
+            (of,) = numbers
+            lacking = sorted(self.lacking(of).items())
+            line += ": " + ", ".join(f"{n} of shard {Shard(number, of)}" for number, n in lacking)
         return f"{line} (rows {rows})"
 
 
@@ -83,10 +86,11 @@ def publish(folder: Path, merged: Merged) -> dict[str, Any]:
         **identity,
         "runs": stored.runs,
     }
-    write_samples(folder / "samples.parquet", stored)
-    _write_csv(folder / "classes.csv", by_class(stored.samples, about["class_names"]))
-    _show(folder, merged, summary)
-    write_json(folder / "summary.json", summary)
+    with lock.turn(folder / "results" / ".merge"):  # two shards may end at once
+        write_samples(folder / "samples.parquet", stored)
+        _write_csv(folder / "classes.csv", by_class(stored.samples, about["class_names"]))
+        _show(folder, merged, summary)
+        write_json(folder / "summary.json", summary)
     return summary
 
 

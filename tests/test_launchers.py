@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import torch
 
 from launchers.options import minutes, split
 from tests.conftest import ROOT, Run, command, environment
+from tests.test_evaluate import same
 from tests.test_finetune import SMALL, expect_error, metrics, weights
 
 SCRIPT = "launchers/finetune.py"
@@ -200,6 +202,56 @@ def test_an_array_without_submitit(cluster: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
+def test_shards_and_the_job_that_joins_them(run: Run, cluster: None, tmp_path: Path) -> None:
+    options = ("--model.name", "tests.nets:slow_mlp", "--evaluation.num_images", 400)
+    options += ("--evaluation.batch_size", 8)
+    folder = tmp_path / "a run"
+    words = ("--shards", 5, "--cpus-per-task", 1, "--time", "5m", "--grace", 30, "--")
+    done = run("launchers/evaluate.py", *words, *options, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    job = json.loads((folder / "submission.json").read_text())["job"]
+    until(lambda: bool(list(folder.glob("results/2-of-5/rank0.jsonl"))), tmp_path)
+    slurm("scancel", f"{job}_2")
+    last = folder / "jobs" / re.search(r"its log: .*/(\S+)", done.stdout)[1]
+    until(lambda: last.exists() and "missing" in last.read_text(), tmp_path)
+    assert re.search(r"of 400 images are missing: \d+ of shard 2/5 ", last.read_text())
+    assert not (folder / "summary.json").exists()
+    done = run("launchers/evaluate.py", *words, *options, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^shards       2/5$", done.stdout, re.MULTILINE)
+    until((folder / "summary.json").exists, tmp_path)
+    whole = tmp_path / "whole"
+    assert run("pipeline/evaluate.py", *options, "--output", whole).returncode == 0
+    same(whole, folder)
+    done = run("launchers/evaluate.py", *words, *options, "--output", folder)
+    assert "all images are done" in done.stdout
+
+
+@pytest.mark.slurm
+def test_what_the_cluster_refuses_is_said_in_its_words(
+    run: Run, cluster: None, tmp_path: Path
+) -> None:
+    cases = [
+        (("--partition", "nowhere"), "invalid partition specified: nowhere"),
+        (("--nodes", 9), "sbatch: "),
+        (("--time", "3d"), "sbatch: "),
+    ]
+    for words, said in cases:
+        line = expect_error(
+            run,
+            *words,
+            "--",
+            *PLAIN,
+            "--train.batch_size",
+            360,
+            "--output",
+            tmp_path / "x",
+            script=SCRIPT,
+        )
+        assert said in line
+
+
+@pytest.mark.slurm
 @pytest.mark.parametrize("script", ["finetune", "evaluate"])
 def test_scripts_are_accepted(cluster: None, script: str) -> None:
     slurm(
@@ -210,6 +262,22 @@ def test_scripts_are_accepted(cluster: None, script: str) -> None:
         "--time=30",
         f"slurm/{script}.sbatch",
     )
+
+
+@pytest.mark.parametrize(("where", "ranks"), [("local", 2), ("debug", 1)])
+def test_on_this_machine(run: Run, tmp_path: Path, where: str, ranks: int) -> None:
+    folder = tmp_path / "a run"
+    options = (*PLAIN, "--train.clean_epochs", 1, "--train.epochs", 1, "--output", folder)
+    done = run(SCRIPT, "--cluster", where, "--tasks-per-node", ranks, "--wait", "--", *options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "summary.json").read_text())["ranks"] == ranks
+    assert "rho2, relative" in done.stdout
+    if where == "local":
+        broken = (*options, "--output", tmp_path / "x", "--model.name", "tests.nets:exploding")
+        done = run(SCRIPT, "--cluster", where, "--wait", "--", *broken)
+        assert done.returncode == 2
+        assert "not finite" in done.stdout  # the run's log
+        assert done.stderr.splitlines()[-1].startswith("error: job ")
 
 
 def test_words_after_two_dashes_are_the_runs() -> None:

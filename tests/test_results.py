@@ -2,6 +2,7 @@
 
 import csv
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,6 +239,16 @@ def test_published_files_hold_what_was_found(tmp_path: Path) -> None:
     for picture, pixels in zip(pictures, expected, strict=True):
         assert np.allclose(picture, pixels[0].clip(0, 1), atol=1e-6)
     assert [figure.axes[k].get_title() for k in (0, 2)] == ["zero", "one"]
+
+
+def test_shards_that_end_at_once_join_one_after_another(tmp_path: Path) -> None:
+    shard(tmp_path, 0, 1, list(range(6)))
+    merged = merge.join(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: merge.publish(tmp_path, merged), range(8)))
+    assert all(summary == found[0] for summary in found)
+    assert json.loads((tmp_path / "summary.json").read_text()) == found[0]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_table_of_samples_that_is_cut_short(tmp_path: Path) -> None:
