@@ -9,16 +9,19 @@ submitted. The same command again submits only the shards that are not done.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import submitit
 import torch
 
 from launchers import options, submission
 from launchers.job import Merge, Task
+from launchers.options import Resources
+from launchers.submissions import Submission
 from pipeline import cli, merge, setup
 from pipeline.config import EvaluateConfig, Shard
-from pipeline.distributed import guarded
-from pipeline.errors import UserError
+from pipeline.errors import UserError, guarded
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +58,36 @@ def undone(folder: Path, shards: int) -> list[Shard]:
     return [shard for shard in every if shard.number in lacking]
 
 
+def launch(
+    config: EvaluateConfig,
+    shards: Sequence[Shard],
+    resources: Resources,
+    after: str | None = None,
+) -> list[submitit.Job[None]]:
+    """Submit shards and, on SLURM, the job that joins them, which is the last.
+
+    Args:
+        config: with absolute paths.
+        shards: to evaluate.
+        resources: of each.
+        after: a job that must end well first.
+    """
+    folder = Path(config.output)
+    (given,) = submission.snapshot(folder, [config])
+    words = "--config", str(given), "--shard"
+    tasks = [Task("pipeline.evaluate", (*words, str(shard)), str(Path.cwd())) for shard in shards]
+    condition = f"afterok:{after}" if after else None
+    jobs = submission.submit(tasks, folder, resources, condition)
+    numbers, logs = submission.numbers(jobs), [str(job.paths.stdout) for job in jobs]
+    joined_by = None
+    if resources.cluster == "slurm":
+        ended = ",".join(filter(None, [f"afterany:{numbers[0]}", condition]))
+        jobs += submission.submit([Merge(str(folder))], folder, resources.alone(), ended)
+        joined_by = jobs[-1].job_id
+    Submission(folder, "evaluate", resources.cluster, numbers, logs, joined_by).write()
+    return jobs
+
+
 def main() -> None:
     """Check, submit what is not done, and the job that joins."""
     mine, theirs = options.split(sys.argv[1:])
@@ -63,39 +96,23 @@ def main() -> None:
     with guarded():
         resources = options.resources(asked)
         check(config)
-        folder = Path(config.output).absolute()
+        config = submission.absolute(config)
+        folder = Path(config.output)
         shards = undone(folder, asked.shards)
         if not shards:
             print(f"all images are done; python tools/report.py merge {folder} joins them")
             return
+        names = f"shards       {', '.join(map(str, shards))}"
         if config.dry_run:
-            print(f"would submit {len(shards)} of {asked.shards} shards")
+            print(f"would submit {len(shards)} of {asked.shards} jobs, into {folder}\n{names}")
             return
-        given = submission.snapshot(folder, config)
-        tasks = [
-            Task(
-                "pipeline.evaluate",
-                ("--config", str(given), "--shard", str(shard)),
-                str(Path.cwd()),
-            )
-            for shard in shards
+        jobs = launch(config, shards, resources)
+        tasks = jobs[: len(shards)]
+        joining = [
+            f"joined by    job {job.job_id}, log {job.paths.stdout}" for job in jobs[len(tasks) :]
         ]
-        jobs = submission.submit(tasks, folder, resources)
-        submission.record(folder, "evaluate", jobs[0], resources)
-        names = ", ".join(map(str, shards))
-        print(submission.tell(folder, jobs[0], resources))
-        print(f"shards       {names}")
-        if resources.cluster == "slurm":
-            array = jobs[0].job_id.partition("_")[0]
-            (last,) = submission.submit(
-                [Merge(str(folder))],
-                folder,
-                resources.alone(),
-                slurm_dependency=f"afterany:{array}",
-            )
-            print(
-                f"job {last.job_id} joins them when they have ended; its log: {last.paths.stdout}"
-            )
+        print(submission.tell(folder, tasks, resources, names, *joining), flush=True)
+        submission.follow(jobs, resources, asked.wait)
 
 
 if __name__ == "__main__":

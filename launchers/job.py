@@ -38,10 +38,7 @@ class Task:
         )
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default
         os.chdir(self.folder)
-        argv = list(self.argv)
-        if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
-            argv += ["--resume", "auto"]  # whatever the first start was to go on from
-        sys.argv = [self.module, *argv]
+        sys.argv = [self.module, *self.argv]
         try:
             importlib.import_module(self.module).main()
         except SystemExit as end:
@@ -70,19 +67,35 @@ class Merge:
             SystemExit: images are missing; says which shards'.
         """
         from pipeline import merge
-        from pipeline.errors import USER_ERROR_EXIT_CODE, UserError
+        from pipeline.errors import UserError, guarded
 
         folder = Path(self.folder)
-        try:
+        with guarded():
             merged = merge.join(folder)
             if not merged.complete:
                 raise UserError(
-                    f"{merged.what_is_missing()}; the same launchers/evaluate.py repeats them alone"
+                    f"{merged.what_is_missing()}; the same command repeats those shards alone"
                 )
             print(merge.tell(merge.publish(folder, merged)))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(USER_ERROR_EXIT_CODE) from None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Makes the tables and figures of a chain."""
+
+    folder: str
+
+    def __call__(self) -> None:
+        """As tools/report.py chain.
+
+        Raises:
+            SystemExit: something is missing; says what.
+        """
+        from pipeline.errors import guarded
+        from pipeline.reports import chain
+
+        with guarded():
+            print(chain.write(Path(self.folder)))
 
 
 def _is_to_go_on() -> bool:

@@ -5,7 +5,9 @@ options of the entry point.
 """
 
 import argparse
+import itertools
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
@@ -27,6 +29,7 @@ class Resources:
     qos: str | None
     constraint: str | None
     grace: int
+    at_once: int
 
     @property
     def ranks(self) -> int:
@@ -80,6 +83,10 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
         default=90,
         help="seconds before the time limit at which the run is told to save (%(default)s)",
     )
+    parser.add_argument(
+        "--at-once", type=positive, default=256, help="jobs of an array that may run (%(default)s)"
+    )
+    parser.add_argument("--wait", action="store_true", help="until the jobs end, with their logs")
 
 
 def resources(options: argparse.Namespace) -> Resources:
@@ -95,7 +102,7 @@ def resources(options: argparse.Namespace) -> Resources:
     if options.cluster == "debug" and tasks > 1:
         raise UserError(f"--cluster debug runs one task, not {tasks}; use --cluster local")
     names = ("cluster", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "partition")
-    names += ("account", "qos", "constraint", "grace")
+    names += ("account", "qos", "constraint", "grace", "at_once")
     given = {name: getattr(options, name) for name in names}
     return Resources(tasks_per_node=tasks, minutes=options.time, **given)
 
@@ -118,3 +125,29 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
+
+
+Point = tuple[tuple[str, str], ...]  # options and their values
+
+
+def grid(sweeps: list[list[str]]) -> list[Point]:
+    """All combinations of ``--sweep OPTION VALUE ...``; one without options if there is no sweep.
+
+    Raises:
+        UserError: an option without values, or two runs of one name.
+    """
+    for name, *values in sweeps:
+        if not values:
+            raise UserError(f"--sweep {name} needs values: --sweep {name} VALUE VALUE ...")
+    choices = [[(name.lstrip("-"), value) for value in values] for name, *values in sweeps]
+    points = list(itertools.product(*choices))
+    named = Counter(map(name_of, points))
+    for name, times in named.items():
+        if times > 1:
+            raise UserError(f"--sweep: {times} runs would be called {name}; give each value once")
+    return points
+
+
+def name_of(point: Point) -> str:
+    """The folder of a run of a sweep, as c=5,lam=1."""
+    return ",".join(f"{name.split('.')[-1]}={value}".replace("/", "-") for name, value in point)

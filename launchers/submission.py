@@ -1,8 +1,8 @@
-"""Submitting a task: the snapshot, the executor, the record, and what the user is told.
+"""Submitting tasks: the snapshot, the executor, and what the user is told.
 
-In: `Resources` and a configuration. Out: a job, and in the run's folder code/ (a copy of this
-project), submitted.yaml (the merged options, paths absolute), jobs/ (submitit's files and the logs)
-and submission.json. Edits made while a job waits change nothing.
+In: `Resources` and configurations. Out: jobs, and in the run's folder code/ (a copy of this
+project), submitted.yaml (the merged options, paths absolute) and jobs/ (submitit's files and the
+logs). Edits made while a job waits change nothing.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from launchers import states, submissions
 from launchers.options import Resources
 from pipeline import cli
 from pipeline.config import RunConfig
 from pipeline.data import demo
 from pipeline.errors import UserError
-from pipeline.results import write_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 _CODE = ("pipeline", "launchers", "configs", "tools")
@@ -31,23 +31,43 @@ _DEATHS = 5  # after which a run that is killed again stays dead
 _REQUEUES = 1000  # submitit counts the times a limit was reached, and would stop at 3
 
 
-def snapshot(folder: Path, config: RunConfig) -> Path:
-    """Copy the code and the merged options into the run's folder; the options' file.
+def snapshot(folder: Path, configs: Sequence[RunConfig]) -> list[Path]:
+    """Copy the code into a folder, and merged options into each run's own; the options' files.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or a job that has not ended writes in it.
     """
+    refuse_live(folder)
+    runs = [Path(config.output) for config in configs]
     try:
         for name in _CODE:
             target = folder / "code" / name
             if target.exists():
                 shutil.rmtree(target)
             shutil.copytree(PROJECT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
-        path = folder / "submitted.yaml"
-        cli.save(absolute(config), path)
+        paths = [run / "submitted.yaml" for run in runs]
+        for config, path in zip(configs, paths, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cli.save(config, path)
     except OSError as error:
         raise UserError(f"output: {folder} cannot be written ({error.strerror})") from None
-    return path
+    return paths
+
+
+def refuse_live(folder: Path) -> None:
+    """Refuse a folder in or below which a job writes, or will.
+
+    Raises:
+        UserError: names the job and how to cancel it.
+    """
+    known = submissions.find([folder])
+    for each, found in zip(known, states.of(known), strict=True):
+        for state in found:
+            if state.live:
+                raise UserError(
+                    f"output: job {each.jobs[0]}, which is {state.name}, writes {each.folder}; "
+                    f"wait, or: python launchers/jobs.py cancel {shlex.quote(str(each.folder))}"
+                )
 
 
 def absolute(config: RunConfig) -> RunConfig:
@@ -74,7 +94,10 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def submit(
-    tasks: Sequence[Callable[[], None]], folder: Path, resources: Resources, **slurm: Any
+    tasks: Sequence[Callable[[], None]],
+    folder: Path,
+    resources: Resources,
+    dependency: str | None = None,
 ) -> list[submitit.Job[None]]:
     """Submit tasks, several of them as one array.
 
@@ -82,12 +105,21 @@ def submit(
         tasks: what the jobs do.
         folder: of the run, with the snapshot.
         resources: what to ask for, each.
-        slurm: further parameters of submitit's, such as slurm_dependency.
+        dependency: what they wait for, as sbatch writes it (afterok:12); SLURM only.
 
     Raises:
         UserError: sbatch refuses, in its words; or there is no sbatch.
     """
-    executor = _executor(folder, resources, slurm)
+    slurm = resources.cluster == "slurm"
+    if slurm and not (shutil.which("sbatch") and shutil.which("srun")):
+        raise UserError(
+            "--cluster slurm: there is no sbatch here; submit from a login node, or use "
+            "--cluster local to run on this machine"
+        )
+    executor = submitit.AutoExecutor(
+        folder / "jobs", cluster=resources.cluster, slurm_max_num_timeout=_REQUEUES
+    )
+    executor.update_parameters(**_parameters(folder, resources, dependency if slurm else None))
     try:
         with contextlib.chdir(folder / "code"):  # where the jobs find their modules
             if len(tasks) == 1:
@@ -99,38 +131,30 @@ def submit(
         raise UserError("; ".join(words) or str(error)) from None
 
 
-def _executor(folder: Path, resources: Resources, slurm: dict[str, Any]) -> Any:
-    cluster = resources.cluster
-    if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
-        raise UserError(
-            "--cluster slurm: there is no sbatch here; submit from a login node, or use "
-            "--cluster local to run on this machine"
-        )
-    executor = submitit.AutoExecutor(
-        folder / "jobs", cluster=cluster, slurm_max_num_timeout=_REQUEUES
-    )
-    executor.update_parameters(
-        name=folder.name,
-        nodes=resources.nodes,
-        tasks_per_node=resources.tasks_per_node,
-        timeout_min=resources.minutes,
-        stderr_to_stdout=True,
-        **_given(
-            gpus_per_node=resources.gpus_per_node,
-            cpus_per_task=resources.cpus_per_task,
-            mem_gb=resources.mem_gb,
-            slurm_partition=resources.partition,
-            slurm_account=resources.account,
-            slurm_qos=resources.qos,
-            slurm_constraint=resources.constraint,
-        ),
-        slurm_signal_delay_s=resources.grace,
-        slurm_srun_args=["--kill-on-bad-exit=1"],  # a rank that dies takes the others along
-        slurm_additional_parameters={"requeue": True, "kill-on-invalid-dep": "yes"},
-        slurm_teardown=_after_a_death(folder / "jobs" / "deaths"),
-        **slurm,
-    )
-    return executor
+def _parameters(folder: Path, resources: Resources, dependency: str | None) -> dict[str, Any]:
+    """What submitit is told; whatever is None is the cluster's to choose."""
+    values = {
+        "name": folder.name,
+        "nodes": resources.nodes,
+        "tasks_per_node": resources.tasks_per_node,
+        "timeout_min": resources.minutes,
+        "stderr_to_stdout": True,
+        "gpus_per_node": resources.gpus_per_node,
+        "cpus_per_task": resources.cpus_per_task,
+        "mem_gb": resources.mem_gb,
+        "slurm_partition": resources.partition,
+        "slurm_account": resources.account,
+        "slurm_qos": resources.qos,
+        "slurm_constraint": resources.constraint,
+        "slurm_array_parallelism": resources.at_once,
+        "slurm_dependency": dependency,
+        "slurm_signal_delay_s": resources.grace,
+        # A rank that dies takes the others along.
+        "slurm_srun_args": ["--kill-on-bad-exit=1"],
+        "slurm_additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
+        "slurm_teardown": _after_a_death(folder / "jobs" / "deaths"),
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _after_a_death(deaths: Path) -> list[str]:
@@ -139,49 +163,54 @@ def _after_a_death(deaths: Path) -> list[str]:
     file = shlex.quote(str(deaths)) + '"${SLURM_ARRAY_TASK_ID:-}"'
     return [
         "code=$?",
-        'if [ "$code" -gt 128 ]; then',
+        "job=$SLURM_JOB_ID",  # an array's last task has the number of the whole array for its own
+        '[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID',
+        # 3: the other ranks were lost; 255: the job itself was cut.
+        'if [ "$code" -eq 3 ] || { [ "$code" -gt 128 ] && [ "$code" -lt 255 ]; }; then',
         f"  date >> {file}",
         f'  if [ "$(wc -l < {file})" -le {_DEATHS} ]; then',
-        '    scontrol requeue "$SLURM_JOB_ID" && sleep 60',
+        '    scontrol requeue "$job" && sleep 60',
         "  fi",
         "fi",
         'exit "$code"',
     ]
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def numbers(jobs: Sequence[submitit.Job[None]]) -> list[str]:
+    """The jobs' numbers: one for a whole array."""
+    return list(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs))
 
 
-def record(folder: Path, kind: str, job: submitit.Job[None], resources: Resources) -> None:
-    """Write submission.json: which job the run is."""
-    values = {
-        "job": job.job_id.partition("_")[0],  # of an array: the whole
-        "kind": kind,
-        "cluster": resources.cluster,
-        "submitted": time.time(),
-        "resources": dataclasses.asdict(resources),
-    }
-    write_json(folder / "submission.json", values)
-
-
-def tell(folder: Path, job: submitit.Job[None], resources: Resources) -> str:
+def tell(folder: Path, jobs: Sequence[submitit.Job[None]], resources: Resources, *more: str) -> str:
     """What was submitted, where things will be, and how to follow them."""
     shape = f"{resources.nodes} node(s) x {resources.tasks_per_node} task(s)"
-    log = job.paths.stdout
-    number = job.job_id.partition("_")[0]
-    lines = [
-        f"job {number}: {shape}, {resources.minutes} min, on {resources.cluster}",
-        f"log          tail -F {log}",
-        f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}",
-        f"checkpoints  {folder / 'checkpoints'}",
-    ]
-    if resources.cluster == "slurm":
-        lines.append(f"state        squeue -j {number}; to stop it: scancel {number}")
-    return "\n".join(lines)
+    many = f"{len(jobs)} x " if len(jobs) > 1 else ""
+    place = shlex.quote(str(folder))
+    return "\n".join(
+        [
+            f"job {', '.join(numbers(jobs))}: {many}{shape}, {resources.minutes} min, on "
+            f"{resources.cluster}, in {folder}",
+            f"log          tail -F {shlex.quote(str(jobs[0].paths.stdout))}",
+            f"TensorBoard  tensorboard --logdir {place}",
+            *more,
+            f"progress     python launchers/jobs.py --watch {place}",
+            f"to stop it   python launchers/jobs.py cancel {place}",
+        ]
+    )
 
 
-def wait(job: submitit.Job[None]) -> None:
+def follow(jobs: Sequence[submitit.Job[None]], resources: Resources, wait: bool) -> None:
+    """Show the jobs' logs, one after the other, if that is asked for; --cluster debug runs them.
+
+    Raises:
+        UserError: one did not end well.
+    """
+    if wait or resources.cluster == "debug":
+        for job in jobs:
+            _follow(job)
+
+
+def _follow(job: submitit.Job[None]) -> None:
     """Show the run's log until the job has ended.
 
     Raises:
@@ -199,7 +228,12 @@ def wait(job: submitit.Job[None]) -> None:
             sys.stdout.flush()
         if done:
             break
-        time.sleep(1)
+        time.sleep(2)
     error = job.exception()
+    if error is not None and not job.paths.stdout.exists():
+        raise UserError(
+            f"job {job.job_id} ended without a log: can the nodes see {job.paths.folder}? Give an "
+            "--output that they share"
+        )
     if error is not None:
         raise UserError(f"job {job.job_id} did not end well; its log is {job.paths.stdout}")

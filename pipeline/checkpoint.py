@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from pipeline import cli
+from pipeline.atomic import replacing
 from pipeline.config import CheckpointConfig
+from pipeline.distributed import restarted
 from pipeline.errors import UserError, brief
 
 VERSION = 1
@@ -55,21 +57,24 @@ class Checkpoints:
         write(path, state)
         if best:
             write(self.best_path, state)
-        for old in self.all()[: -self.config.keep]:
+        cut_short = self.folder.glob(".step-*")  # by a kill
+        for old in (*self.all()[: -self.config.keep], *cut_short):
             old.unlink(missing_ok=True)
         return path
 
     def find(self, resume: str) -> Path | None:
-        """The checkpoint to go on from, by the option ``resume``.
+        """The checkpoint to go on from, by the option ``resume``; the newest if this is a restart.
 
         Raises:
             UserError: ``never`` and there are checkpoints, or a path that does not exist.
         """
+        newest = self.all()[-1:]
+        if newest and restarted():
+            return newest[0]
         if resume not in ("auto", "never"):
             if not Path(resume).is_file():
                 raise UserError(f"resume: no file {resume}; it is auto, never or a checkpoint")
             return Path(resume)
-        newest = self.all()[-1:]
         if newest and resume == "never":
             raise UserError(
                 f"resume is never, but {self.folder} holds checkpoints; give another --output, "
@@ -80,16 +85,13 @@ class Checkpoints:
 
 def write(path: Path, state: State) -> None:
     """Write under a temporary name, flush to disk, rename; the old file stays until then."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         # torch's archive writer ends with a complaint of its own, after the system's.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(cause, "strerror", None) or brief(cause)

@@ -1,9 +1,7 @@
 """Command line and YAML for the dataclasses of `pipeline.config`, by jsonargparse."""
 
 import dataclasses
-import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +10,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
 from pipeline.config import DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig, RunConfig
-from pipeline.errors import USER_ERROR_EXIT_CODE
+from pipeline.errors import refuse
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -46,7 +44,7 @@ def parse(
         files = namespace.config or []
         config = cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
     except (ArgumentError, ValueError, TypeError) as error:
-        _refuse(str(error))
+        refuse(" ".join(str(error).split()))
     if config.output is None:
         name = Path(str(files[-1])).stem if files else config.model.name.replace(":", "-")
         config.output = str(Path("runs") / (name + output_suffix))
@@ -74,16 +72,6 @@ def _parser(cls: type[RunConfig], description: str) -> ArgumentParser:
     )
     parser.add_class_arguments(cls)
     return parser
-
-
-def _refuse(message: str) -> None:
-    """Every rank parses the same words, so rank 0 alone speaks, and the others let it."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
-        time.sleep(5)
-    else:
-        line = " ".join(message.split())
-        print(f"error: {line}", file=sys.stderr, flush=True)
-    raise SystemExit(USER_ERROR_EXIT_CODE)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

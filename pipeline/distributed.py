@@ -74,6 +74,13 @@ class Ranks:
             dist.barrier()
 
 
+def restarted() -> bool:
+    """Whether torchrun or SLURM started this run again. It goes on from what it has then, whatever
+    ``--resume`` said of its first start."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(os.environ.get(name, "0") not in ("", "0") for name in counts)
+
+
 @contextmanager
 def session(config: RuntimeConfig) -> Iterator[Ranks]:
     """Join the other ranks; leave them at the end.
@@ -114,20 +121,6 @@ LESS_MEMORY = (
     "use --regularizer.max_images auto, a larger train.accumulation, a smaller "
     "evaluation.batch_size, or runtime.precision bf16"
 )
-
-
-@contextmanager
-def guarded() -> Iterator[None]:
-    """Print a `UserError` from before the ranks have joined as one line, on rank 0."""
-    try:
-        yield
-    except UserError as error:
-        rank, *_ = _place()
-        if rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(5)  # torchrun ends all ranks when one ends: let rank 0 speak first
-        raise SystemExit(USER_ERROR_EXIT_CODE) from None
 
 
 class StopRequest:

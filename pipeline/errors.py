@@ -1,9 +1,16 @@
 """The one kind of error that is the user's to mend, and how it reaches the screen.
 
-A mistake in an option, a file or the data raises `UserError`. The entry points run under
-`pipeline.distributed.guarded`, which prints it as one line on one rank and exits with code 2.
-Anything else is a defect of this program and keeps its traceback.
+A mistake in an option, a file or the data raises `UserError`. The entry points run under `guarded`,
+which prints it as one line on one rank and exits with code 2. Anything else is a defect of this
+program and keeps its traceback.
 """
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 USER_ERROR_EXIT_CODE = 2
 LOST_EXIT_CODE = 3  # another rank died or did not come
@@ -21,3 +28,21 @@ class Stopped(Exception):
 def brief(error: BaseException) -> str:
     """The first line of another library's error, or its type's name if it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def refuse(message: str) -> NoReturn:
+    """Print a mistake as one line and exit. Every rank meets it, so rank 0 alone speaks."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(5)  # torchrun ends all ranks when one ends: let rank 0 speak first
+    raise SystemExit(USER_ERROR_EXIT_CODE)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Print a `UserError` from before the ranks have joined as one line, on rank 0."""
+    try:
+        yield
+    except UserError as error:
+        refuse(str(error))

@@ -23,8 +23,8 @@ from pipeline import cli, evaluation, merge, models, setup
 from pipeline.config import EvaluateConfig, FgsConfig
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.definition import INPUT_OPTIONS, definition, fingerprint
-from pipeline.distributed import Ranks, StopRequest, guarded, session
-from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError
+from pipeline.distributed import Ranks, StopRequest, session
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded
 from pipeline.evaluation import Found
 from pipeline.monitor import Monitor
 from pipeline.results import Manifest, ResultsFolder
@@ -48,6 +48,7 @@ def main() -> None:
         store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
         if ranks.first:
             cli.save(config, folder / "config.yaml")
+            monitor.status = store.place / "progress.json"
         net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
         try:
             evaluate(config, index, net, rows, store, ranks, monitor)
@@ -126,7 +127,7 @@ def evaluate(
     todo = rows[~np.isin(rows, done)]
     ranks.barrier()  # all have read before one appends
     monitor.say(f"{len(todo)} of {len(rows)} images to evaluate")
-    monitor.start_progress("evaluating", len(todo))
+    monitor.start_progress("evaluating", len(rows), len(rows) - len(todo))
     begin = time.perf_counter()
     whole = index.subset(config.evaluation.num_images)
     examples = frozenset(whole[evenly_spaced(len(whole), config.num_examples)].tolist())

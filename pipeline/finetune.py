@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from pipeline import cli, models, results, setup
+from pipeline import cli, models, setup
+from pipeline.atomic import write_json
 from pipeline.config import FinetuneConfig
-from pipeline.distributed import guarded, session
-from pipeline.errors import STOPPED_EXIT_CODE, Stopped
+from pipeline.distributed import session
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped, guarded
 from pipeline.monitor import Monitor
 from pipeline.trainer import Trainer
 
@@ -98,7 +99,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
         "history": trainer.history,
         "versions": setup.versions(),
     }
-    results.write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     metrics = {
         f"after/{name}": float(after[name]) for name in ("accuracy", "rho2", "num_unflipped")
     }

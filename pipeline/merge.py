@@ -6,7 +6,6 @@ for any number of shards and ranks, whatever was killed on the way.
 
 import csv
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import lock, panel
+from pipeline.atomic import replacing, write_json
 from pipeline.config import DataConfig, Shard
 from pipeline.data.index import evenly_spaced
 from pipeline.errors import UserError, brief
 from pipeline.monitor import Monitor
-from pipeline.results import Manifest, ResultsFolder, Stored, write_json
+from pipeline.results import Manifest, ResultsFolder, Stored
 from pipeline.samples import Samples, by_class, rho_name, summarize
 
 _METADATA_KEY = b"deep_defense_samples"
@@ -155,9 +155,8 @@ def write_samples(path: Path, stored: Stored) -> None:
     columns["fgs_correct"] = list(samples.fgs_correct)
     table = pa.table({"id": [stored.ids[row] for row in samples.row.tolist()], **columns})
     metadata = {_METADATA_KEY: json.dumps(stored.manifest.identity).encode()}
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
 
 
 def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
@@ -182,9 +181,7 @@ def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)

@@ -6,6 +6,7 @@ Rank 0's monitor is shown; the other ranks' monitors do nothing.
 import json
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from pipeline.atomic import replacing, write_json
+
 _LINE_SECONDS = 15  # between lines where there is no terminal for a bar
+_STATUS_SECONDS = 2  # between two states of progress.json
 
 
 class Monitor:
@@ -38,7 +42,10 @@ class Monitor:
         self.shown, self.active = shown, shown and folder is not None
         self.console = Console(quiet=not shown, soft_wrap=True)
         self._bar: Progress | None = None
-        self._last_line = 0.0
+        self._name = ""  # of what goes on
+        self._last_line = self._last_status = 0.0
+        # Where progress is written for whoever looks from outside; None: nowhere.
+        self.status = folder / "progress.json" if self.active else None
         if not self.active:
             return
         self._path = folder / "metrics.jsonl"
@@ -98,6 +105,7 @@ class Monitor:
         self.end_progress()
         self._name, self._total, self._done = name, total, done
         self._begin, self._begin_done = time.perf_counter(), done
+        self._write_status(now=True)
         if self.shown and self.console.is_terminal:
             columns = (
                 *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
@@ -115,8 +123,10 @@ class Monitor:
             self._bar.update(self._task, completed=done, note=note)
         elif self.shown and time.perf_counter() - self._last_line > _LINE_SECONDS:
             self._last_line = time.perf_counter()
-            left = _clock(self._seconds_left())
+            left = timedelta(seconds=round(self._seconds_left()))
             self.say(f"{self._name} {done}/{self._total}, {left} left  {note}")
+
+        self._write_status()
 
     def advance(self, number: int) -> None:
         """Move the bar by so much."""
@@ -124,9 +134,21 @@ class Monitor:
 
     def end_progress(self) -> None:
         """Take the bar away."""
+        self._write_status(now=True)
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _write_status(self, now: bool = False) -> None:
+        clock = time.perf_counter()
+        if not self.shown or self.status is None or not self._name:
+            return
+        if not now and clock - self._last_status < _STATUS_SECONDS:
+            return
+        self._last_status = clock
+        rate = (self._done - self._begin_done) / max(clock - self._begin, 1e-9)
+        values = {"doing": self._name, "done": self._done, "total": self._total}
+        write_json(self.status, {**values, "per_second": rate, "time": time.time()})
 
     def _seconds_left(self) -> float:
         passed = time.perf_counter() - self._begin
@@ -155,11 +177,6 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _clock(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
-
-
 def _drop_after(path: Path, step: int) -> None:
     """Keep the lines of metrics.jsonl up to ``step``: a resumed run writes the rest again."""
     if not path.exists():
@@ -168,6 +185,5 @@ def _drop_after(path: Path, step: int) -> None:
     for line in path.read_bytes().splitlines(keepends=True):
         if line.endswith(b"\n") and json.loads(line)["step"] <= step:
             kept.append(line)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(b"".join(kept))
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(b"".join(kept))

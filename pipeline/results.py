@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.atomic import replacing, write_json
 from pipeline.cli import differences
 from pipeline.config import Shard
-from pipeline.distributed import Ranks
+from pipeline.distributed import Ranks, restarted
 from pipeline.errors import UserError
 from pipeline.samples import Example, Samples
 
@@ -65,7 +66,7 @@ class ResultsFolder:
 
     def __init__(self, folder: Path, shard: Shard = WHOLE) -> None:
         self.folder = folder
-        self._mine = folder / f"{shard.number}-of-{shard.of}"
+        self.place = folder / f"{shard.number}-of-{shard.of}"
 
     @classmethod
     def open(
@@ -89,8 +90,8 @@ class ResultsFolder:
             if not _manifests(folder):
                 raise UserError(f"resume: {folder} is not auto, never or a folder of results")
         store = cls(folder, shard)
-        if resume == "never" and store._mine.exists():
-            raise UserError(f"resume is never, but {store._mine} exists; give another --output")
+        if resume == "never" and store.place.exists() and not restarted():
+            raise UserError(f"resume is never, but {store.place} exists; give another --output")
         for path in _manifests(folder):
             changed = manifest.differences(_read_manifest(path))
             if changed:
@@ -100,8 +101,8 @@ class ResultsFolder:
                 )
         ranks.barrier()
         if ranks.first:
-            (store._mine / "examples").mkdir(parents=True, exist_ok=True)
-            write_json(store._mine / _MANIFEST, vars(manifest))
+            (store.place / "examples").mkdir(parents=True, exist_ok=True)
+            write_json(store.place / _MANIFEST, vars(manifest))
         ranks.barrier()
         return store
 
@@ -157,11 +158,11 @@ class ResultsFolder:
 
     def appender(self, rank: int) -> "Appender":
         """Where a rank appends; a torn last line of an earlier run is dropped."""
-        return Appender(self._mine, rank)
+        return Appender(self.place, rank)
 
     def ended(self, run: dict[str, Any]) -> None:
         """Note how a job went."""
-        with (self._mine / "runs.jsonl").open("a") as file:
+        with (self.place / "runs.jsonl").open("a") as file:
             file.write(json.dumps(run) + "\n")
 
 
@@ -202,24 +203,15 @@ class Appender:
         """Write perturbations for the contact sheet."""
         for example in examples:
             path = self._examples / f"{example.row}.npz"
-            partial = path.with_name(f".{path.name}.partial")
-            with partial.open("wb") as file:
+            with replacing(path) as partial, partial.open("wb") as file:
                 classes = np.array([example.before, example.after])
                 np.savez(file, image=example.image, delta=example.delta, classes=classes)
-            os.replace(partial, path)
 
     def __enter__(self) -> "Appender":
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._file.close()
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def _manifests(folder: Path) -> list[Path]:

@@ -1,9 +1,10 @@
 """Fixtures: where the real data is, a cache for generated data, and entry points as processes."""
 
 import os
+import shutil
 import subprocess
-import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from pipeline.data import index, scan
 from pipeline.data.index import Index
 from tests import images
+from tests.runs import ROOT, SCRIPT, SMALL, Run, command, environment
+from tests.slurm import NEEDED, PLAIN, processes
 
-ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 
 
@@ -73,22 +75,7 @@ def ilsvrc_val(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def command(script: str, *options: object, ranks: int = 0) -> list[str]:
-    """The command line of an entry point; with ``ranks`` under torchrun."""
-    launcher = [sys.executable]
-    if ranks:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return [*launcher, str(ROOT / script), *map(str, options)]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run() -> Run:
     """Run an entry point as a user would, in a process of its own; its output as text."""
 
@@ -102,3 +89,47 @@ def run() -> Run:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that nothing cut."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = subprocess.run(
+        command(SCRIPT, *SMALL, "--output", folder),
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "before" in done.stdout
+    assert "Traceback" not in done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A SLURM of two nodes, which leaves nothing behind."""
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"needs root and SLURM; not found: {', '.join(missing) or 'root'}")
+    script = ROOT / "tests" / "slurm-cluster.sh"
+    # pytest's own folders are closed to others, which munged does not accept.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        subprocess.run([script, "up", f"{folder}/c"], check=True, stdout=subprocess.DEVNULL)
+        os.environ["SLURM_CONF"] = f"{folder}/c/slurm.conf"
+        yield
+        subprocess.run([script, "down", f"{folder}/c"], check=True)
+        del os.environ["SLURM_CONF"]
+        left = [words for _, words in processes(SLURM_CONF=f"{folder}/c/slurm.conf")]
+        assert not left, "processes are left behind"
+
+
+@pytest.fixture(scope="session")
+def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of the tests on SLURM, under torchrun on this machine."""
+    folder = tmp_path_factory.mktemp("torchrun") / "run"
+    words = command("pipeline/finetune.py", *PLAIN, "--output", folder, ranks=4)
+    subprocess.run(words, check=True, env=environment(), capture_output=True)
+    return folder

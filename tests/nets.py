@@ -15,11 +15,21 @@ def dropout_mlp(num_classes: int = 10) -> nn.Module:
     )
 
 
-def slow_mlp(num_classes: int = 10) -> nn.Module:
+def slow_mlp(num_classes: int = 10, seconds: float = 0.02) -> nn.Module:
     """The paper's MLP, slower; its weights have the same names and start alike."""
     net = mlp(num_classes)
-    net[0].register_forward_hook(lambda *_: time.sleep(0.02))
+    net[0].register_forward_hook(lambda *_: time.sleep(seconds))
     return net
+
+
+def slower_mlp(num_classes: int = 10) -> nn.Module:
+    """For runs that are to last."""
+    return slow_mlp(num_classes, 0.08)
+
+
+def slowest_mlp(num_classes: int = 10) -> nn.Module:
+    """For runs that are to outlast a minute."""
+    return slow_mlp(num_classes, 0.15)
 
 
 def smooth(num_classes: int = 10) -> nn.Module:

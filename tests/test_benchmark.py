@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run
+from tests.runs import Run
 
 pytest.importorskip("nvidia.dali")
 

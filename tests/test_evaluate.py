@@ -15,9 +15,8 @@ import torch
 
 from pipeline.models import mlp
 from pipeline.samples import Samples
-from tests.conftest import ROOT, Run, command, environment
 from tests.images import encode, index_tar, picture
-from tests.test_finetune import children, expect_error
+from tests.runs import ROOT, Run, children, command, environment, expect_error
 
 SCRIPT = "pipeline/evaluate.py"
 COLUMNS = {"id", *(field.name for field in fields(Samples))}

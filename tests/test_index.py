@@ -15,8 +15,8 @@ from pipeline.data import index, scan
 from pipeline.data.files import Files
 from pipeline.data.index import Index
 from pipeline.errors import UserError
-from tests.conftest import Run
 from tests.images import encode, picture, write_tar
+from tests.runs import Run
 
 WNIDS = ["n03", "n01", "n02"]  # in the kit's order: number k+1 is WNIDS[k]
 

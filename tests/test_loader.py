@@ -21,8 +21,8 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, BatchSpec, Loader
 from pipeline.data.plan import training_windows
 from pipeline.errors import UserError
-from tests.conftest import environment
 from tests.images import decode, encode, index_tar, picture
+from tests.runs import environment
 
 CPU = torch.device("cpu")
 RAW = DataConfig(mean=[0.0] * 3, std=[1 / 255] * 3)  # pixels as they are, 0..255

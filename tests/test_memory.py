@@ -13,8 +13,8 @@ from pipeline import memory
 from pipeline.config import ModelConfig, RegularizerConfig
 from pipeline.models import build
 from pipeline.objective import DeepDefense
-from tests.conftest import Run, environment
 from tests.gradients import gradient, gradient_by, setting, with_attack
+from tests.runs import Run, environment
 
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])

@@ -15,8 +15,8 @@ from pipeline.data.batches import evaluation_specs
 from pipeline.data.files import Files
 from pipeline.data.loader import Loader
 from pipeline.errors import UserError
-from tests.conftest import Run
 from tests.images import decode
+from tests.runs import Run
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,10 @@ import pytest
 import yaml
 
 from pipeline import merge
+from pipeline.reports import figures, runs, table
 from pipeline.samples import Example
-from tests.conftest import ROOT, Run
-from tests.test_finetune import expect_error
+from tests.runs import Run, expect_error
 from tests.test_results import manifest, shard
-
-sys.path.insert(0, str(ROOT / "tools"))
-from reports import figures, runs, table
 
 SCRIPT = "tools/report.py"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import common, data, deepfool, evaluation, loader, regularizer, step
 
-from pipeline.distributed import guarded
+from pipeline.errors import guarded
 
 BENCHMARKS = {
     "regularizer": regularizer.benchmark,

@@ -27,8 +27,7 @@ from rich.progress import (
 
 from pipeline.data import index, scan
 from pipeline.data.scan import Scan
-from pipeline.distributed import guarded
-from pipeline.errors import UserError
+from pipeline.errors import UserError, guarded
 
 ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}
 console = Console(stderr=True, soft_wrap=True)

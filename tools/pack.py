@@ -11,8 +11,7 @@ import numpy as np
 from rich.progress import track
 
 from pipeline.data import pack
-from pipeline.distributed import guarded
-from pipeline.errors import UserError
+from pipeline.errors import UserError, guarded
 
 CIFAR10_CLASSES = [
     *("airplane", "automobile", "bird", "cat", "deer"),

@@ -6,6 +6,7 @@
     python tools/report.py figures sweep runs/c5 runs/c10 runs/c15 --by regularizer.lam --out fig3
     python tools/report.py figures ratios before=runs/ref after=runs/dd --out ratios
     python tools/report.py figures sheet runs/dd --out sheet
+    python tools/report.py chain runs/r18    # all of these, of what launchers/chain.py made
 
 A run is a folder of pipeline/finetune.py or pipeline/evaluate.py, with or without a label.
 """
@@ -14,11 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from reports import figures, runs, table
-
 from pipeline import merge
-from pipeline.distributed import guarded
-from pipeline.errors import UserError
+from pipeline.errors import UserError, guarded
+from pipeline.reports import chain, figures, runs, table
 
 FIGURES = ("epochs", "sweep", "ratios", "sheet")
 
@@ -64,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
         default="regularizer.c",
         help="sweep: option whose values are the points of a line (%(default)s)",
     )
+    whole = commands.add_parser("chain", help="tables and figures of a run, before and after")
+    whole.add_argument("folder", type=Path, help="the OUTPUT of launchers/chain.py")
     return top
 
 
@@ -103,7 +104,14 @@ def draw(options: argparse.Namespace) -> None:
     print(*figures.save(figure, options.out), sep="\n")
 
 
-COMMANDS = {"merge": join, "table": tabulate, "figures": draw}
+def report(options: argparse.Namespace) -> None:
+    """``chain``."""
+    page = chain.write(options.folder)
+    print((page.parent / "table.md").read_text())
+    print(page)
+
+
+COMMANDS = {"merge": join, "table": tabulate, "figures": draw, "chain": report}
 
 if __name__ == "__main__":
     arguments = parser().parse_args()

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.atomic import replacing
 from pipeline.errors import UserError, brief
 
 VERSION = 1
@@ -114,12 +115,8 @@ def write(
     schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     table = rows.cast(SCHEMA).replace_schema_metadata(schema.metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as partial:
         pq.write_table(table, partial, compression="zstd")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: str, root: str | None = None, option: str = "data.train") -> Index:

@@ -6,7 +6,6 @@ the same bytes, on any machine.
 
 import gzip
 import io
-import os
 import pickle
 import struct
 import tarfile
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.atomic import replacing
 from pipeline.errors import UserError
 
 _IDX_UINT8 = 0x08
@@ -85,19 +85,14 @@ def write_tar(
         The number of images written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     number = 0
-    try:
-        with tarfile.open(partial, "w") as archive:
-            for number, (image, label) in enumerate(zip(images, labels, strict=True), 1):
-                png = io.BytesIO()
-                Image.fromarray(image).save(png, "PNG")
-                member = tarfile.TarInfo(f"{class_names[label]}/{number - 1:06d}.png")
-                member.size = png.tell()
-                png.seek(0)
-                archive.addfile(member, png)
-                progress(number)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, tarfile.open(partial, "w") as archive:
+        for number, (image, label) in enumerate(zip(images, labels, strict=True), 1):
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            member = tarfile.TarInfo(f"{class_names[label]}/{number - 1:06d}.png")
+            member.size = png.tell()
+            png.seek(0)
+            archive.addfile(member, png)
+            progress(number)
     return number

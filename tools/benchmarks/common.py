@@ -14,12 +14,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pipeline import memory, models, setup
+from pipeline.atomic import write_json
 from pipeline.config import DataConfig, ModelConfig, RuntimeConfig, TrainConfig
 from pipeline.data import index
 from pipeline.data.batches import TrainingPlan, evaluation_specs
 from pipeline.data.loader import Loader
 from pipeline.errors import UserError
-from pipeline.results import write_json
 
 Row = dict[str, Any]
 

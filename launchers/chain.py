@@ -1,0 +1,154 @@
+"""Fine-tune, evaluate before and after, report: all submitted at once, each after what it needs.
+
+    python launchers/chain.py --nodes 4 --gpus-per-node 8 --shards 16 --partition P --time 24h -- \
+        --config configs/imagenet_resnet18.yaml --data.train train.parquet --data.val val.parquet \
+        --output runs/r18
+
+What follows -- are the options of pipeline/finetune.py; after a second --, those of
+pipeline/evaluate.py that are to differ in the evaluations. These are written to OUTPUT/before and
+OUTPUT/after, tables and figures to OUTPUT/report. What waits for a job that fails is cancelled; the
+same command again goes on with what is not done.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import submitit
+import yaml
+
+from launchers import evaluate, finetune, options, submission
+from launchers.job import Report
+from launchers.options import Resources
+from launchers.submissions import Submission
+from pipeline import cli
+from pipeline.config import EvaluateConfig, FinetuneConfig
+from pipeline.errors import guarded
+
+# What is evaluated: the folder, and the weights that the fine-tuning writes.
+PARTS = {"before": "reference.pth", "after": "weights.pth"}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line up to the first --."""
+    top = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument(
+        "--shards", type=options.positive, help="jobs of each evaluation (8; 1 on this machine)"
+    )
+    top.add_argument(
+        "--shard-time",
+        type=options.minutes,
+        default=240,
+        metavar="TIME",
+        help="limit of a shard, which has one task and one GPU if nodes have any (4h)",
+    )
+    options.add_resources(top)
+    return top
+
+
+def evaluation_of(tuning: FinetuneConfig, part: str, words: list[str]) -> EvaluateConfig:
+    """The options of an evaluation: those of the fine-tuning, a search for eps_ref, and ``words``.
+
+    Raises:
+        SystemExit: an option that pipeline/evaluate.py would refuse.
+    """
+    folder = Path(tuning.output)
+    with tempfile.TemporaryDirectory() as place:
+        base = Path(place) / "base.yaml"
+        cli.save(dataclasses.replace(tuning, resume="auto"), base)
+        fixed = {"model.weights": folder / PARTS[part], "output": folder / part}
+        given = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
+        search = ["--evaluation.fgs.search", "true"]
+        config = cli.parse(
+            EvaluateConfig, __doc__, ["--config", str(base), *search, *words, *given]
+        )
+    return submission.absolute(config)
+
+
+def is_done(tuning: FinetuneConfig) -> bool:
+    """Whether the fine-tuning has ended, with these options."""
+    folder = Path(tuning.output)
+    try:
+        options_then = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        return False
+    same = not cli.differences(options_then, cli.to_dict(tuning), ("resume", "dry_run"))
+    return same and (folder / "summary.json").exists()
+
+
+def launch(
+    tuning: FinetuneConfig,
+    evaluations: dict[str, EvaluateConfig],
+    shards: int,
+    resources: Resources,
+    for_shards: Resources,
+    wait: bool,
+) -> None:
+    """Submit what is not done; on this machine, one after the other."""
+    folder, slurm = Path(tuning.output), resources.cluster == "slurm"
+    submission.refuse_live(folder)
+    jobs: list[submitit.Job[None]] = []
+    needed: list[str] = []  # by the report
+
+    def submitted(name: str, more: list[submitit.Job[None]]) -> None:
+        last = more[-1]
+        print(f"{name:<12} job {', '.join(submission.numbers(more))}, log {last.paths.stdout}")
+        sys.stdout.flush()
+        jobs.extend(more)
+        needed.append(last.job_id)
+        if not slurm:
+            submission.follow(more, resources, True)
+
+    if not is_done(tuning):
+        submitted("fine-tuning", finetune.launch(folder, [tuning], resources))
+    first = needed[0] if needed else None
+    for name, config in evaluations.items():
+        todo = evaluate.undone(Path(config.output), shards)
+        if todo:
+            submitted(name, evaluate.launch(config, todo, for_shards, first))
+    report_folder = folder / "report"
+    report_folder.mkdir(exist_ok=True)
+    if not slurm:
+        Report(str(folder))()
+        return
+    condition = f"afterok:{':'.join(needed)}" if needed else None
+    task = Report(str(folder))
+    report = submission.submit([task], folder, resources.alone(), condition)
+    logs = [str(report[0].paths.stdout)]
+    Submission(report_folder, "report", "slurm", [report[0].job_id], logs).write()
+    submitted("report", report)
+    print(f"progress     python launchers/jobs.py --watch {shlex.quote(str(folder))}")
+    submission.follow(jobs, resources, wait)
+
+
+def main() -> None:
+    """Check everything, then submit."""
+    mine, theirs = options.split(sys.argv[1:])
+    tuning_words, evaluation_words = options.split(theirs)
+    asked = parser().parse_args(mine)
+    with guarded():
+        resources = options.resources(asked)
+        _, (tuning,) = finetune.parse([], tuning_words)
+        finetune.check(tuning, resources)
+        evaluations = {name: evaluation_of(tuning, name, evaluation_words) for name in PARTS}
+        for config in evaluations.values():  # their weights are yet to be made
+            evaluate.check(dataclasses.replace(config, model=tuning.model))
+        shards = asked.shards or (8 if resources.cluster == "slurm" else 1)
+        gpus = 1 if resources.gpus_per_node else None
+        for_shards = dataclasses.replace(
+            resources, nodes=1, tasks_per_node=1, gpus_per_node=gpus, minutes=asked.shard_time
+        )
+        if tuning.dry_run:
+            names = ", ".join(evaluations)
+            print(f"would submit: fine-tuning, {shards} shards for each of {names}, report")
+            return
+        launch(tuning, evaluations, shards, resources, for_shards, asked.wait)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""submission.json: which job a run's folder belongs to; and how far that run is.
+
+In: folders. Out: `Submission`s and `Progress`.
+"""
+
+import dataclasses
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.atomic import write_json
+from pipeline.errors import UserError
+
+NAME = "submission.json"
+_RATE = "train/images_per_second"
+_INSIDE = {"code", "jobs", "checkpoints", "results", "tensorboard"}  # of a run: no runs in there
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was submitted for one folder."""
+
+    folder: Path
+    kind: str  # finetune, evaluate or report
+    cluster: str
+    jobs: list[str]  # a job, or a task of an array; on this machine, processes
+    logs: list[str]  # of the first task of each
+    joined_by: str | None = None  # the job that joins an evaluation's shards
+    host: str = dataclasses.field(default_factory=socket.gethostname)  # that submitted
+    submitted: float = dataclasses.field(default_factory=time.time)  # seconds since 1970
+
+    def write(self) -> None:
+        """Into its folder."""
+        write_json(self.folder / NAME, dataclasses.asdict(self) | {"folder": str(self.folder)})
+
+
+def read(path: Path) -> Submission:
+    """The submission.json of a folder that may have been moved since.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return Submission(**{**json.loads(path.read_text()), "folder": path.parent})
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{path} is damaged; remove it") from None
+
+
+def find(roots: Iterable[Path]) -> list[Submission]:
+    """Every submission in and below these folders, oldest first."""
+    paths = {path.resolve() for root in roots for path in _below(root)}
+    return sorted((read(path) for path in paths), key=lambda each: (each.submitted, each.folder))
+
+
+def _below(root: Path) -> Iterator[Path]:
+    for folder, inside, files in os.walk(root):
+        inside[:] = [name for name in inside if name not in _INSIDE]
+        if NAME in files:
+            yield Path(folder) / NAME
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; None where it has not said."""
+
+    doing: str = ""  # training or evaluating
+    done: int | None = None  # steps, or images
+    total: int | None = None
+    images_per_second: float | None = None
+    seconds_left: float | None = None
+    rho: float | None = None  # rho2, or that of another norm, the last measured
+
+
+def progress(submission: Submission) -> Progress:
+    """Read from what the run wrote."""
+    folder = submission.folder
+    if submission.kind == "report":
+        return Progress()
+    of_training = submission.kind == "finetune"
+    summary = _json(folder / "summary.json")
+    parts = [_json(path) for path in _progress_files(folder)]
+    parts = [part for part in parts if part]
+    metrics = _bytes(folder / "metrics.jsonl") if of_training else b""
+    rho = _rho(_last(metrics, b'"evaluation/') or summary)
+    if not parts:
+        return Progress(rho=rho)
+    trained = _last(metrics, _RATE.encode())
+    rates = [part["per_second"] for part in parts]
+    left = [(p["total"] - p["done"]) / p["per_second"] for p in parts if p["per_second"] > 0]
+    return Progress(
+        parts[-1]["doing"],
+        sum(part["done"] for part in parts),
+        sum(part["total"] for part in parts),
+        sum(rates) if parts[-1]["doing"] == "evaluating" else trained.get(_RATE),
+        max(left, default=None),
+        rho,
+    )
+
+
+def _progress_files(folder: Path) -> list[Path]:
+    """A run writes one; an evaluation one for each shard."""
+    whole = folder / "progress.json"
+    return [whole] if whole.exists() else sorted(folder.glob("results/*/progress.json"))
+
+
+def _rho(values: dict[str, Any]) -> float | None:
+    named = (value for name, value in values.items() if name.split("/")[-1].startswith("rho"))
+    return next(named, None)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _last(lines: bytes, having: bytes) -> dict[str, Any]:
+    """The last whole JSON line that has these bytes; evaluations may lie far back."""
+    place = lines.rfind(having, 0, lines.rfind(b"\n") + 1)
+    if place < 0:
+        return {}
+    return json.loads(lines[lines.rfind(b"\n", 0, place) + 1 : lines.find(b"\n", place)])
