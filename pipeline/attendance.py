@@ -1,15 +1,50 @@
-"""Which rank the others wait for in vain.
+"""Who is there: at the start, and when a collective has failed.
 
-In: the ranks' store. Out: a clause that names whoever does not answer. Costs nothing until a
-collective has failed.
+In: the ranks' store. Out: the part of it that belongs to these processes; a clause that names
+whoever does not answer.
 """
 
 import socket
 import time
+import uuid
 
 import torch.distributed as dist
 
 _PATIENCE = 10.0  # seconds: the others' collective fails about when this rank's does
+
+
+def meet(store: dist.Store, rank: int, size: int, patience: float) -> dist.Store:
+    """A part of the store that only the processes that live now know of.
+
+    torchrun's store outlives its workers, so after ``--max-restarts`` it still holds what the dead
+    ones wrote, and connections would be made to them. Nothing else tells starts apart: torchrun's
+    count of restarts is each node's own. So each rank shows a word that it made up, and rank 0
+    answers to the word.
+
+    Raises:
+        RuntimeError: a rank did not come for ``patience`` seconds; rank 0's names it.
+    """
+    if rank > 0:
+        word = uuid.uuid4().hex
+        store.set(f"hello/{rank}", word)
+        start = store.get(f"welcome/{word}").decode()
+        store.set(f"{start}/{rank}", "")
+        return dist.PrefixStore(start, store)
+    start, begin = uuid.uuid4().hex, time.monotonic()
+    awaited, welcomed = set(range(1, size)), set()
+    while awaited:
+        for other in sorted(awaited):
+            if store.check([f"{start}/{other}"]):
+                awaited.discard(other)
+            elif store.check([f"hello/{other}"]):
+                word = store.get(f"hello/{other}").decode()  # maybe a dead one's: look again
+                if word not in welcomed:
+                    welcomed.add(word)
+                    store.set(f"welcome/{word}", start)
+        if awaited and time.monotonic() - begin > patience:
+            raise RuntimeError(f"rank {', '.join(map(str, sorted(awaited)[:8]))} did not come")
+        time.sleep(0.01)
+    return dist.PrefixStore(start, store)
 
 
 class Attendance:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from pipeline.attendance import Attendance
+from pipeline.attendance import Attendance, meet
 from pipeline.config import RuntimeConfig
 from pipeline.errors import LOST_EXIT_CODE, USER_ERROR_EXIT_CODE, Stopped, UserError, brief
 from pipeline.memory import keep_freed, ran_out
@@ -188,7 +188,6 @@ def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> 
     timeout = timedelta(seconds=config.timeout)
     store: dist.Store = dist.HashStore() if size == 1 else _rendezvous(rank, size, config)
     store.set_timeout(timeout)
-    store = dist.PrefixStore("deep_defense", store)
     device_id = device if device.type == "cuda" else None
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id
@@ -212,7 +211,8 @@ def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> dist.Store:
         )
     patience = timedelta(seconds=config.connect_timeout)
     try:
-        return next(dist.rendezvous("env://", rank, size, timeout=patience))[0]
+        store = next(dist.rendezvous("env://", rank, size, timeout=patience))[0]
+        return meet(store, rank, size, config.connect_timeout)
     except (RuntimeError, ValueError) as error:
         place = ":".join(os.environ[name] for name in names)
         tried = "waited for the other ranks at" if rank == 0 else "cannot reach rank 0 at"

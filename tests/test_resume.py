@@ -23,22 +23,33 @@ from tests.runs import (
 )
 
 
-def kill_at(folder: Path, step: int, *options: object, ranks: int = 0) -> None:
-    """Start a run and kill -9 all of it once it has recorded ``step``."""
-    process = subprocess.Popen(
+def start(
+    folder: Path, *options: object, ranks: int = 0, **variables: str
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         command(SCRIPT, *SMALL, "--output", folder, *options, ranks=ranks),
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def wait_for(process: subprocess.Popen[bytes], folder: Path, step: int) -> None:
+    """Wait until the run has recorded a step."""
+    deadline = time.monotonic() + 120
+    path = folder / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and f'"step": {step},' in path.read_text():
+            break
+        time.sleep(0.002)
+    assert process.poll() is None, "the run ended too soon"
+
+
+def kill_at(folder: Path, step: int, *options: object, ranks: int = 0) -> None:
+    """Start a run and kill -9 all of it once it has recorded ``step``."""
+    process = start(folder, *options, ranks=ranks)
     try:
-        deadline = time.monotonic() + 120
-        path = folder / "metrics.jsonl"
-        while process.poll() is None and time.monotonic() < deadline:
-            if path.exists() and f'"step": {step},' in path.read_text():
-                break
-            time.sleep(0.002)
-        assert process.poll() is None, "the run ended before it could be killed"
+        wait_for(process, folder, step)
     finally:
         # torchrun gives its workers sessions of their own: they would live on as orphans.
         for pid in [process.pid, *children(process.pid)]:
@@ -67,8 +78,16 @@ def test_killed_and_resumed_on_two_ranks_is_the_same_bit_for_bit(run: Run, tmp_p
     for name in ("cut", "whole"):
         done = run(SCRIPT, *SMALL, "--output", tmp_path / name, ranks=2)
         assert done.returncode == 0, done.stderr
+    process = start(
+        tmp_path / "again", "--resume", "never", ranks=2, PET_MAX_RESTARTS="1"
+    )  # torchrun --max-restarts=1
+    wait_for(process, tmp_path / "again", 26)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    assert process.wait(timeout=120) == 0
     whole = weights(tmp_path / "whole")
-    assert all(torch.equal(v, whole[key]) for key, v in weights(tmp_path / "cut").items())
+    for name in ("cut", "again"):
+        assert all(torch.equal(v, whole[key]) for key, v in weights(tmp_path / name).items())
+    assert metrics(tmp_path / "again", "train/loss") == metrics(tmp_path / "whole", "train/loss")
 
 
 def test_killed_on_two_ranks_and_resumed_on_one(run: Run, tmp_path: Path) -> None:
