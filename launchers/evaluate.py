@@ -73,7 +73,7 @@ def launch(
         after: a job that must end well first.
     """
     folder = Path(config.output)
-    (given,) = submission.snapshot(folder, [config])
+    (given,) = submission.snapshot(folder, [config], resources)
     words = "--config", str(given), "--shard"
     tasks = [Task("pipeline.evaluate", (*words, str(shard)), str(Path.cwd())) for shard in shards]
     condition = f"afterok:{after}" if after else None

@@ -78,7 +78,7 @@ def launch(
     folder: Path, configs: Sequence[FinetuneConfig], resources: Resources
 ) -> list[submitit.Job[None]]:
     """Submit one run, or an array of them."""
-    given = submission.snapshot(folder, configs)
+    given = submission.snapshot(folder, configs, resources)
     tasks = [Task("pipeline.finetune", ("--config", str(path)), str(Path.cwd())) for path in given]
     jobs = submission.submit(tasks, folder, resources)
     for config, job in zip(configs, jobs, strict=True):

@@ -28,6 +28,7 @@ class Resources:
     account: str | None
     qos: str | None
     constraint: str | None
+    exclude: str | None
     grace: int
     at_once: int
 
@@ -77,6 +78,7 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--account", help="to charge")
     parser.add_argument("--qos", help="quality of service")
     parser.add_argument("--constraint", help="features that the nodes must have")
+    parser.add_argument("--exclude", metavar="NODES", help="nodes to do without")
     parser.add_argument(
         "--grace",
         type=positive,
@@ -102,7 +104,7 @@ def resources(options: argparse.Namespace) -> Resources:
     if options.cluster == "debug" and tasks > 1:
         raise UserError(f"--cluster debug runs one task, not {tasks}; use --cluster local")
     names = ("cluster", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "partition")
-    names += ("account", "qos", "constraint", "grace", "at_once")
+    names += ("account", "qos", "constraint", "exclude", "grace", "at_once")
     given = {name: getattr(options, name) for name in names}
     return Resources(tasks_per_node=tasks, minutes=options.time, **given)
 

@@ -7,11 +7,12 @@ logs). Edits made while a job waits change nothing.
 
 import contextlib
 import dataclasses
+import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,18 @@ _DEATHS = 5  # after which a run that is killed again stays dead
 _REQUEUES = 1000  # submitit counts the times a limit was reached, and would stop at 3
 
 
-def snapshot(folder: Path, configs: Sequence[RunConfig]) -> list[Path]:
+def snapshot(folder: Path, configs: Sequence[RunConfig], resources: Resources) -> list[Path]:
     """Copy the code into a folder, and merged options into each run's own; the options' files.
 
     Raises:
-        UserError: the folder cannot be written, or a job that has not ended writes in it.
+        UserError: the folder cannot be written, a job that has not ended writes in it, or there is
+            no sbatch.
     """
+    if resources.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
+        raise UserError(
+            "--cluster slurm: there is no sbatch here; submit from a login node, or use "
+            "--cluster local to run on this machine"
+        )
     refuse_live(folder)
     runs = [Path(config.output) for config in configs]
     try:
@@ -108,20 +115,15 @@ def submit(
         dependency: what they wait for, as sbatch writes it (afterok:12); SLURM only.
 
     Raises:
-        UserError: sbatch refuses, in its words; or there is no sbatch.
+        UserError: sbatch refuses, in its words.
     """
-    slurm = resources.cluster == "slurm"
-    if slurm and not (shutil.which("sbatch") and shutil.which("srun")):
-        raise UserError(
-            "--cluster slurm: there is no sbatch here; submit from a login node, or use "
-            "--cluster local to run on this machine"
-        )
     executor = submitit.AutoExecutor(
         folder / "jobs", cluster=resources.cluster, slurm_max_num_timeout=_REQUEUES
     )
-    executor.update_parameters(**_parameters(folder, resources, dependency if slurm else None))
+    executor.update_parameters(**_parameters(folder, resources, dependency))
     try:
-        with contextlib.chdir(folder / "code"):  # where the jobs find their modules
+        with contextlib.chdir(folder / "code"), _silent(resources.cluster == "local"):
+            # The folder is where the jobs find their modules.
             if len(tasks) == 1:
                 return [executor.submit(tasks[0])]
             with executor.batch():
@@ -131,8 +133,28 @@ def submit(
         raise UserError("; ".join(words) or str(error)) from None
 
 
+@contextlib.contextmanager
+def _silent(local: bool) -> Iterator[None]:
+    """Processes of this machine do not keep the launcher's output open: a pipe would wait."""
+    if not local:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1), os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        for number, copy in enumerate(kept, 1):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
 def _parameters(folder: Path, resources: Resources, dependency: str | None) -> dict[str, Any]:
-    """What submitit is told; whatever is None is the cluster's to choose."""
+    """What submitit is told; whatever is None is the cluster's to choose. What begins with slurm_
+    is passed over elsewhere."""
     values = {
         "name": folder.name,
         "nodes": resources.nodes,
@@ -146,6 +168,7 @@ def _parameters(folder: Path, resources: Resources, dependency: str | None) -> d
         "slurm_account": resources.account,
         "slurm_qos": resources.qos,
         "slurm_constraint": resources.constraint,
+        "slurm_exclude": resources.exclude,
         "slurm_array_parallelism": resources.at_once,
         "slurm_dependency": dependency,
         "slurm_signal_delay_s": resources.grace,

@@ -124,6 +124,10 @@ def cluster() -> Iterator[None]:
         del os.environ["SLURM_CONF"]
         left = [words for _, words in processes(SLURM_CONF=f"{folder}/c/slurm.conf")]
         assert not left, "processes are left behind"
+        listening = "".join(Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))
+        base = int(os.environ.get("SLURM_BASE_PORT", "16900"))
+        ports = [base + number for number in (0, 2, 11, 12)]
+        assert not [port for port in ports if f":{port:04X} 00000000:0000 0A" in listening]
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,24 @@
 """Launchers on this machine, and what they refuse."""
 
 import json
-import shutil
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from launchers.options import minutes, split
+from launchers.options import grid, minutes, name_of, split
+from pipeline.errors import UserError
 from tests.runs import Run, expect_error
-from tests.slurm import (
-    PLAIN,
-    SCRIPT,
-)
+from tests.slurm import PLAIN, SCRIPT, at_step, log_of, until
+
+JOBS = "launchers/jobs.py"
 
 
 @pytest.mark.parametrize(("where", "ranks"), [("local", 2), ("debug", 1)])
 def test_on_this_machine(run: Run, tmp_path: Path, where: str, ranks: int) -> None:
     folder = tmp_path / "a run"
-    options = (*PLAIN, "--train.clean_epochs", 1, "--train.epochs", 1, "--output", folder)
+    options = (*PLAIN, "--output", folder)
     done = run(SCRIPT, "--cluster", where, "--tasks-per-node", ranks, "--wait", "--", *options)
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "summary.json").read_text())["ranks"] == ranks
@@ -28,6 +29,66 @@ def test_on_this_machine(run: Run, tmp_path: Path, where: str, ranks: int) -> No
         assert done.returncode == 2
         assert "not finite" in done.stdout  # the run's log
         assert done.stderr.splitlines()[-1].startswith("error: job ")
+
+
+def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    words = ("--cluster", "local", "--", *PLAIN, "--model.name", "tests.nets:slower_mlp")
+    done = run(SCRIPT, *words, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    at_step(folder, 18)  # those with Deep Defense take a second each
+    shown = run(JOBS, tmp_path).stdout.splitlines()
+    assert len(shown) == 2
+    assert re.search(r"RUNNING .* training \d+/30 .* 0:00:\d\d", shown[1])
+    line = expect_error(run, *words, "--output", folder, script=SCRIPT)
+    assert "which is RUNNING, writes" in line
+    assert "jobs.py cancel" in line
+    done = run(JOBS, "cancel", tmp_path)
+    assert done.stdout.startswith("cancelled job ")
+    until(lambda: "stopped after step" in log_of(folder), lambda: log_of(folder))
+    until(lambda: "ENDED" in run(JOBS, tmp_path).stdout, lambda: log_of(folder))
+    assert "stopped after step" in run(JOBS, "logs", folder).stdout
+    assert run(JOBS, "cancel", tmp_path).stdout == ""
+    assert "no runs" in expect_error(run, tmp_path / "elsewhere", script=JOBS)
+
+
+def test_a_chain_on_this_machine(run: Run, tmp_path: Path) -> None:
+    words = ("--cluster", "local", "--", *PLAIN, "--train.clean_epochs", 0, "--output", tmp_path)
+    done = run("launchers/chain.py", *words, "--", "--evaluation.num_images", 60)
+    assert done.returncode == 0, done.stderr
+    for name in ("before", "after"):
+        assert json.loads((tmp_path / name / "summary.json").read_text())["num_samples"] == 60
+    assert (tmp_path / "report" / "report.md").read_text().count("Deep Defense") == 1
+    assert [line.split()[2] for line in run(JOBS, tmp_path).stdout.splitlines()[1:]] == [
+        "COMPLETED"
+    ] * 3
+
+
+def test_chains_are_checked_before_submission(run: Run, tmp_path: Path) -> None:
+    cases = [
+        (("--", "--optim.lrr", 3), "optim.lrr"),
+        (("--", "--output", tmp_path / "x", "--", "--optim.lr", 3), "optim.lr"),
+        (("--", "--output", tmp_path / "x", "--", "--shard", "0/3"), "--shards before --"),
+    ]
+    for words, said in cases:
+        assert said in expect_error(run, *words, script="launchers/chain.py")
+    done = run("launchers/chain.py", "--", "--output", tmp_path / "x", "--dry_run", "true")
+    assert "fine-tuning, 8 shards for each of before, after, report" in done.stdout
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_sweep_is_all_combinations() -> None:
+    points = grid([["regularizer.c", "5", "10"], ["--data.root", "a/b"]])
+    assert points == [
+        (("regularizer.c", "5"), ("data.root", "a/b")),
+        (("regularizer.c", "10"), ("data.root", "a/b")),
+    ]
+    assert [name_of(point) for point in points] == ["c=5,root=a-b", "c=10,root=a-b"]
+    assert grid([]) == [()]
+    with pytest.raises(UserError, match="needs values"):
+        grid([["regularizer.c"]])
+    with pytest.raises(UserError, match="2 runs would be called c=5"):
+        grid([["regularizer.c", "5", "5"]])
 
 
 def test_words_after_two_dashes_are_the_runs() -> None:
@@ -43,13 +104,15 @@ def test_times(text: str, expected: int) -> None:
     assert minutes(text) == expected
 
 
-def test_mistakes_are_refused_before_submission(run: Run, tmp_path: Path) -> None:
+def test_mistakes_are_refused_before_submission(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cases = [
         (("--time", "soon"), (), "is no time"),
         (("--cluster", "local", "--nodes", 2), (), "--nodes 2 needs --cluster slurm"),
         (("--tasks-per-node", 3), ("--train.batch_size", 100), "not divisible by 3 ranks"),
         ((), ("--optim.lrr", 3), "optim.lrr"),
-        ((), ("--data.train", "no.parquet"), "data.train: no file no.parquet"),
+        ((), ("--data.train", "no.parquet"), f"data.train: no file {Path.cwd()}/no.parquet"),
     ]
     for mine, theirs, words in cases:
         done = run(SCRIPT, *mine, "--", "--output", tmp_path / "x", *theirs)
@@ -57,6 +120,8 @@ def test_mistakes_are_refused_before_submission(run: Run, tmp_path: Path) -> Non
         assert words in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "x").exists()
-    if shutil.which("sbatch") is None:
-        line = expect_error(run, "--", "--output", tmp_path / "x", script=SCRIPT)
-        assert "use --cluster local" in line
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    line = expect_error(run, "--", "--output", tmp_path / "x", script=SCRIPT)
+    assert "no sbatch here" in line
+    assert "use --cluster local" in line
+    assert not (tmp_path / "x").exists()

@@ -29,7 +29,6 @@ from tests.test_evaluate import same
 pytestmark = pytest.mark.slurm
 CHAIN, JOBS = "launchers/chain.py", "launchers/jobs.py"
 ALONE = ("--cpus-per-task", 1, "--time", "5m", "--grace", 30)
-SHORT = ("--train.clean_epochs", 1, "--train.epochs", 1)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def test_shards_and_the_job_that_joins_them(run: Run, cluster: None, tmp_path: P
 def test_a_chain_ends_with_a_report(run: Run, cluster: None, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     where = ("--tasks-per-node", 2, *ALONE, "--shard-time", "5m", "--shards", 2)
-    words = (*where, "--", *PLAIN, *SHORT, "--output", folder, "--", "--evaluation.num_images", 100)
+    words = (*where, "--", *PLAIN, "--output", folder, "--", "--evaluation.num_images", 100)
     done = run(CHAIN, *words)
     assert done.returncode == 0, done.stderr
     shown = states(run, folder)
@@ -147,7 +146,7 @@ def test_a_first_link_that_fails_leaves_nothing_waiting(
 
 def test_a_sweep_of_which_parts_are_cut(run: Run, cluster: None, tmp_path: Path) -> None:
     sweep = ("--sweep", "regularizer.c", 5, 10, 15, "--at-once", 3, *ALONE)
-    few = ("--model.name", "tests.nets:slower_mlp", *SHORT, "--train.clean_epochs", 0)
+    few = ("--model.name", "tests.nets:slower_mlp", "--train.clean_epochs", 0)
     words = (*sweep, "--", *PLAIN, *few, "--output", tmp_path / "s")
     done = run("launchers/finetune.py", *words)
     assert done.returncode == 0, done.stderr
