@@ -91,7 +91,7 @@ def launch(
 ) -> None:
     """Submit what is not done; on this machine, one after the other."""
     folder, slurm = Path(tuning.output), resources.cluster == "slurm"
-    submission.refuse_live(folder)
+    submission.ready(folder, resources)
     jobs: list[submitit.Job[None]] = []
     needed: list[str] = []  # by the report
 

@@ -39,12 +39,7 @@ def snapshot(folder: Path, configs: Sequence[RunConfig], resources: Resources) -
         UserError: the folder cannot be written, a job that has not ended writes in it, or there is
             no sbatch.
     """
-    if resources.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
-        raise UserError(
-            "--cluster slurm: there is no sbatch here; submit from a login node, or use "
-            "--cluster local to run on this machine"
-        )
-    refuse_live(folder)
+    ready(folder, resources)
     runs = [Path(config.output) for config in configs]
     try:
         for name in _CODE:
@@ -61,12 +56,17 @@ def snapshot(folder: Path, configs: Sequence[RunConfig], resources: Resources) -
     return paths
 
 
-def refuse_live(folder: Path) -> None:
-    """Refuse a folder in or below which a job writes, or will.
+def ready(folder: Path, resources: Resources) -> None:
+    """Refuse where nothing can be submitted, and a folder in or below which a job writes, or will.
 
     Raises:
         UserError: names the job and how to cancel it.
     """
+    if resources.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
+        raise UserError(
+            "--cluster slurm: there is no sbatch here; submit from a login node, or use "
+            "--cluster local to run on this machine"
+        )
     known = submissions.find([folder])
     for each, found in zip(known, states.of(known), strict=True):
         for state in found:
