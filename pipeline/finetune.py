@@ -69,11 +69,24 @@ def describe(trainer: Trainer) -> str:
         f"on {ranks.size} x {ranks.device.type}\n"
         f"{len(trainer.train_index):,} images to train on, {len(trainer.val_index):,} held out\n"
         f"{schedule.clean_steps} clean steps, then "
-        f"{schedule.total_steps - schedule.clean_steps} with Deep Defense "
-        f"(lambda {config.regularizer.lam:g}, c {config.regularizer.c:g}, "
-        f"d {config.regularizer.d:g}), each of {config.train.batch_size} images: "
+        f"{schedule.total_steps - schedule.clean_steps} with {with_options(config)}, "
+        f"each of {config.train.batch_size} images: "
         f"{per_step} x {trainer.plan.pass_size}{budget}"
     )
+
+
+def with_options(config: FinetuneConfig) -> str:
+    """The methods and their options."""
+    own, objective = config.regularizer, config.objective
+    layers = f", through {', '.join(own.layers)}" if own.layers else ""
+    known = {
+        "deep_defense": f"Deep Defense (lambda {own.lam:g}, c {own.c:g}, d {own.d:g}{layers})",
+        "adversarial_2": f"adversarial training II (eps {objective.adversarial.eps}, weight "
+        f"{objective.adversarial.weight:g})",
+        "parseval": f"Parseval training (beta {objective.parseval.beta:g})",
+        "clean": "the cross-entropy alone",
+    }
+    return " + ".join(known.get(name, name) for name in objective.method.split("+"))
 
 
 def where(folder: Path, resumed: Path | None, trainer: Trainer) -> str:

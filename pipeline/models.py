@@ -3,10 +3,7 @@
 In: `ModelConfig`. Out: an ``nn.Module`` from images to logits.
 """
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,34 +13,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline import nets
 from pipeline.config import DataConfig, ModelConfig
 from pipeline.errors import UserError, brief
+from pipeline.importing import import_callable
 
 State = dict[str, Tensor]
 
 
-def mlp(num_classes: int = 10) -> nn.Module:
-    """The paper's MLP for MNIST: 784-500-150-10, ReLU; input (N, 1, 28, 28)."""
-    return nn.Sequential(
-        nn.Flatten(),
-        *(nn.Linear(784, 500), nn.ReLU()),
-        *(nn.Linear(500, 150), nn.ReLU()),
-        nn.Linear(150, num_classes),
-    )
-
-
-def lenet(num_classes: int = 10) -> nn.Module:
-    """The paper's LeNet for MNIST (Caffe's: the only ReLU follows fc1); input (N, 1, 28, 28)."""
-    return nn.Sequential(
-        *(nn.Conv2d(1, 20, 5), nn.MaxPool2d(2)),
-        *(nn.Conv2d(20, 50, 5), nn.MaxPool2d(2)),
-        nn.Flatten(),
-        *(nn.Linear(800, 500), nn.ReLU()),
-        nn.Linear(500, num_classes),
-    )
-
-
-_OWN = {"mlp": mlp, "lenet": lenet}
+_OWN = {
+    "mlp": nets.mlp,
+    "lenet": nets.lenet,
+    "convnet": nets.convnet,
+    "nin": nets.nin,
+    "caffe_alexnet": nets.caffe_alexnet,
+}
 
 
 def build(config: ModelConfig, num_classes: int) -> nn.Module:
@@ -66,12 +50,12 @@ def _construct(name: str, num_classes: int) -> nn.Module:
     if name in _OWN:
         return _OWN[name](num_classes)
     if ":" in name:
-        return _import_callable(name, num_classes)
+        return _own(name, num_classes)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(
-            f"model.name: no net {name!r}; use mlp, lenet, package.module:callable, or one of "
-            f"torchvision's: {', '.join(known)}"
+            f"model.name: no net {name!r}; use {', '.join(_OWN)}, package.module:callable, or one "
+            f"of torchvision's: {', '.join(known)}"
         )
     options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     if options:
@@ -94,17 +78,8 @@ def _make_twice_differentiable(net: nn.Module) -> None:
                 setattr(module, name, _Hardsigmoid())
 
 
-def _import_callable(name: str, num_classes: int) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # as ``python -m`` has it: one's own file in the folder
-        sys.path.append(os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"model.name: {name} cannot be imported ({error}); it is package.module:callable, "
-            "with the package installed, in this folder or on PYTHONPATH"
-        ) from None
+def _own(name: str, num_classes: int) -> nn.Module:
+    function = import_callable(name, "model.name")
     takes = "num_classes" in inspect.signature(function).parameters
     net = function(num_classes=num_classes) if takes else function()
     if not isinstance(net, nn.Module):

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from pipeline import memory
-from pipeline.config import ModelConfig, RegularizerConfig, RuntimeConfig
+from pipeline import memory, methods
+from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig, RuntimeConfig
+from pipeline.methods import Clean
 from pipeline.models import batch_norms
-from pipeline.regularizer import penalty, robustness
 from pipeline.view import AttackView, Graph, autocast, logits_of, upcast
 
+_SEEN = ("penalty", "ratio", "iterations", "flipped")  # of a term
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,36 +27,37 @@ class Losses(NamedTuple):
 
     loss: Tensor  # scalar, to be differentiated
     cross_entropy: Tensor  # (N,)
-    penalty: Tensor  # (N,) R of each sample; zeros without the regulariser
+    penalty: Tensor  # (N,) R of each sample; zeros without Deep Defense
     correct: Tensor  # (N,) bool
-    ratio: Tensor  # (N,) ||dx|| / ||x||; zeros without the regulariser
+    ratio: Tensor  # (N,) ||dx|| / ||x||; zeros without Deep Defense
     iterations: Tensor  # (N,)
     flipped: Tensor  # (N,) bool
 
 
-class DeepDefense(nn.Module):
-    """mean CE + lambda / N * (sum_T exp(-c ratio) + sum_F exp(d ratio)), equation (5)."""
+class Objective(nn.Module):
+    """mean CE, and what the methods add to it (`pipeline.methods`).
 
-    def __init__(
-        self,
-        net: nn.Module,
-        regularizer: RegularizerConfig,
-        model: ModelConfig | None = None,
-        runtime: RuntimeConfig | None = None,
-    ) -> None:
+    Attributes:
+        view: the net as an attack sees it.
+        methods: what takes part besides the cross-entropy.
+        at_once: largest number of images in the net at once; None: all.
+    """
+
+    def __init__(self, net: nn.Module, config: FinetuneConfig) -> None:
         super().__init__()
-        model, runtime = model or ModelConfig(), runtime or RuntimeConfig()
         self.net = net
-        self.config = regularizer
-        self.freeze_batch_norm = model.freeze_batch_norm
-        self.precision = PRECISIONS[runtime.precision]
-        self.view = AttackView(net, self.precision, model.attack_dropout)
-        limit = regularizer.max_images
+        self.freeze_batch_norm = config.model.freeze_batch_norm
+        self.precision = PRECISIONS[config.runtime.precision]
+        self.view = AttackView(net, self.precision, config.model.attack_dropout)
+        self.methods = methods.make(config, self.view)
+        self.attacks = any(method.attacks for method in self.methods)
+        self.measures = any(method.measures for method in self.methods)
+        limit = config.regularizer.max_images
         self.at_once = limit if isinstance(limit, int) else None  # images; auto is not found yet
         self._shares: bool | None = None
         self.train()
 
-    def train(self, mode: bool = True) -> "DeepDefense":
+    def train(self, mode: bool = True) -> "Objective":
         """Training mode; frozen batch norm stays on its stored statistics."""
         super().train(mode)
         if self.freeze_batch_norm:
@@ -63,34 +65,41 @@ class DeepDefense(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, images: Tensor, labels: Tensor, lam: float) -> Losses:
+    def forward(self, images: Tensor, labels: Tensor, tuning: bool) -> Losses:
         """The losses of a batch.
 
         Args:
             images: (N, C, H, W), in the network's input space.
             labels: (N,) int64.
-            lam: weight of the regulariser; 0 leaves the attack out.
+            tuning: whether the methods take part; not in the clean epochs.
         """
-        attacked = lam != 0
-        logits, graph = self._clean(images, attacked)
+        logits, graph = self._clean(images, tuning and self.attacks)
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-        if not attacked:
-            correct = logits.detach().argmax(dim=1) == labels
-            zeros = torch.zeros_like(cross_entropy.detach())
-            loss = cross_entropy.mean()
-            return Losses(loss, cross_entropy.detach(), zeros, correct, zeros, zeros, zeros.bool())
-        found = robustness(self.view, images, labels, self.config, graph, self.at_once)
-        terms = penalty(found, self.config)
-        loss = cross_entropy.mean() + lam * terms.mean()
-        return Losses(
-            loss,
-            cross_entropy.detach(),
-            terms.detach(),
-            found.correct,
-            found.ratio.detach(),
-            found.iterations,
-            found.flipped,
+        clean = Clean(images, labels, cross_entropy, logits, graph, self.at_once)
+        terms = [method.term(clean) for method in self.methods] if tuning else []
+        loss = cross_entropy.mean()
+        seen = torch.zeros_like(cross_entropy.detach())
+        losses = Losses(
+            loss=loss,
+            cross_entropy=cross_entropy.detach(),
+            penalty=seen,
+            correct=logits.detach().argmax(dim=1) == labels,
+            ratio=seen,
+            iterations=seen,
+            flipped=seen.bool(),
         )
+        for term in filter(None, terms):
+            named = {name: getattr(term, name) for name in _SEEN}
+            losses = losses._replace(
+                loss=losses.loss + term.value,
+                **{name: value for name, value in named.items() if value is not None},
+            )
+        return losses
+
+    def after_step(self, step: int) -> None:
+        """What the methods do to the weights after an optimiser step of fine-tuning."""
+        for method in self.methods:
+            method.after_step(step)
 
     def fit(
         self, shape: tuple[int, ...], batch: int, device: torch.device, sharers: int = 1
@@ -102,7 +111,7 @@ class DeepDefense(nn.Module):
             images = torch.randn(number, *shape, device=device)
             with torch.no_grad():
                 labels = self.view(images).argmax(dim=1)
-            loss = self(images, labels, self.config.lam).loss
+            loss = self(images, labels, True).loss
             torch.autograd.grad(loss, parameters, allow_unused=True)
 
         self.eval()  # batch norm would take the generated images into its statistics
@@ -146,3 +155,14 @@ class DeepDefense(nn.Module):
                 with torch.no_grad():
                     self._shares = torch.equal(self._logits(images[:2]), self.view(images[:2]))
         return self._shares
+
+
+def deep_defense(
+    net: nn.Module,
+    regularizer: RegularizerConfig,
+    model: ModelConfig | None = None,
+    runtime: RuntimeConfig | None = None,
+) -> Objective:
+    """The objective of the paper, for whoever has no run."""
+    given = {"model": model or ModelConfig(), "runtime": runtime or RuntimeConfig()}
+    return Objective(net, FinetuneConfig(regularizer=regularizer, **given))

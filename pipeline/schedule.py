@@ -1,4 +1,4 @@
-"""Learning rate and regulariser weight as pure functions of the step."""
+"""Learning rate, and whether the methods take part, as pure functions of the step."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Schedule:
 
     @property
     def clean_steps(self) -> int:
-        """Steps without the regulariser, before the others."""
+        """Steps of the cross-entropy alone, before the others."""
         return self.config.train.clean_epochs * self.steps_per_epoch
 
     @property
@@ -23,9 +23,9 @@ class Schedule:
         """All steps of the run."""
         return self.clean_steps + self.config.train.epochs * self.steps_per_epoch
 
-    def lam(self, step: int) -> float:
-        """Weight of the regulariser."""
-        return 0.0 if step < self.clean_steps else self.config.regularizer.lam
+    def tunes(self, step: int) -> bool:
+        """Whether the methods take part; not in the clean epochs."""
+        return step >= self.clean_steps
 
     def lr(self, step: int) -> float:
         """Learning rate."""

@@ -29,7 +29,7 @@ from pipeline.errors import Stopped, UserError
 from pipeline.evaluation import Found
 from pipeline.memory import Budget
 from pipeline.monitor import Monitor, peak_memory_mib
-from pipeline.objective import DeepDefense, Losses
+from pipeline.objective import Losses, Objective
 from pipeline.samples import Example, summarize
 from pipeline.schedule import Schedule
 from pipeline.tally import Tally, broken, sums
@@ -70,7 +70,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint)
         layout = setup.memory_format(config.runtime, ranks.device)
         self.net = net.to(ranks.device, memory_format=layout)
-        self.objective = DeepDefense(self.net, config.regularizer, config.model, config.runtime)
+        self.objective = Objective(self.net, config)
         self.budget = self._fit()
         self.ddp = _wrap(self.objective, ranks, sync_buffers=not config.model.freeze_batch_norm)
         self.parameters = self.objective.view.parameters()
@@ -91,7 +91,7 @@ class Trainer:
 
     def _fit(self) -> Budget | None:
         """How many images the attack holds at once, where that is to be found out."""
-        if self.config.regularizer.max_images != "auto" or self.config.regularizer.lam == 0:
+        if self.config.regularizer.max_images != "auto" or not self.objective.attacks:
             return None
         data, ranks = self.config.data, self.ranks
         shape = (data.channels, data.crop, data.crop)
@@ -133,7 +133,7 @@ class Trainer:
         images = torch.zeros(2, data.channels, data.crop, data.crop, device=self.ranks.device)
         labels = torch.zeros(2, dtype=torch.long, device=self.ranks.device)
         self.objective.eval()  # batch norm's statistics stay
-        self.ddp(images, labels, 0.0).loss.backward()
+        self.ddp(images, labels, False).loss.backward()
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.train()
 
@@ -186,7 +186,7 @@ class Trainer:
             self._seed(number)
             last = number == accumulation - 1
             with nullcontext() if last else self.ddp.no_sync():
-                losses = self.ddp(batch.images, batch.labels, self.schedule.lam(self.step))
+                losses = self.ddp(batch.images, batch.labels, self.schedule.tunes(self.step))
                 self.scaler.scale(losses.loss / accumulation).backward()
             total += sums(losses)
             seen.append((batch, losses._replace(loss=losses.loss.detach())))
@@ -195,6 +195,8 @@ class Trainer:
         if done.broken:
             self._refuse(seen, done)
         self._update()
+        if self.schedule.tunes(self.step):
+            self.objective.after_step(self.step + 1)
         return done
 
     def _update(self) -> None:
@@ -227,7 +229,7 @@ class Trainer:
 
     def _log(self, monitor: Monitor, window: Tally, passed: float, wait: float) -> None:
         step = self.step - 1  # the schedule of the step just done
-        values = window.means(regularised=self.schedule.lam(step) > 0)
+        values = window.means(regularised=self.schedule.tunes(step) and self.objective.measures)
         values |= {
             "lr": self.schedule.lr(step),
             "images_per_second": window.samples / passed,
@@ -314,7 +316,7 @@ class Trainer:
             write(self.folder / name, self.net.state_dict())
 
 
-def _wrap(objective: DeepDefense, ranks: Ranks, sync_buffers: bool) -> DistributedDataParallel:
+def _wrap(objective: Objective, ranks: Ranks, sync_buffers: bool) -> DistributedDataParallel:
     options = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     return DistributedDataParallel(

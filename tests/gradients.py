@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pipeline.config import AttackConfig, ModelConfig, RegularizerConfig
 from pipeline.models import build
-from pipeline.objective import DeepDefense
+from pipeline.objective import deep_defense
 
 # As the paper has it: every candidate in every iteration.
 CONFIG = RegularizerConfig(lam=5, c=3, d=5, attack=AttackConfig())
@@ -14,6 +14,9 @@ SHAPES = {
     "lenet": (1, 28, 28),
     "squeezenet1_1": (3, 64, 64),
     "resnet18": (3, 48, 48),
+    "convnet": (3, 32, 32),
+    "nin": (3, 32, 32),
+    "caffe_alexnet": (3, 227, 227),
     "tests.nets:smooth": (3, 32, 32),
 }
 
@@ -26,6 +29,10 @@ def setting(name: str, count: int = 6) -> tuple[nn.Module, Tensor, Tensor]:
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
+    if name == "nin":  # its logits would be nearly constant
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     images = torch.randn(count, *SHAPES[name], dtype=torch.float64)
     with torch.no_grad():
         labels = net(images).argmax(dim=1)
@@ -48,7 +55,7 @@ def with_attack(gradient_kind: str = "unrolled", **attack: object) -> Regularize
 def gradient_by(
     net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig
 ) -> Tensor:
-    objective = DeepDefense(net, config)
+    objective = deep_defense(net, config)
     net.eval().zero_grad()
-    objective(images, labels, config.lam).loss.backward()
+    objective(images, labels, True).loss.backward()
     return gradient(net)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.models import mlp
+from pipeline.nets import mlp
 from pipeline.samples import Samples
 from tests.images import encode, index_tar, picture
 from tests.runs import ROOT, Run, children, command, environment, expect_error

@@ -7,34 +7,37 @@ from torch import Tensor
 from pipeline.config import ModelConfig, RegularizerConfig
 from pipeline.deepfool import Perturbation, deepfool
 from pipeline.models import build
-from pipeline.objective import DeepDefense
+from pipeline.objective import deep_defense
 from pipeline.view import AttackView
 from tests import nets
-from tests.gradients import CONFIG, cosine, gradient, gradient_by, setting, with_attack
+from tests.gradients import CONFIG, SHAPES, cosine, gradient, gradient_by, setting, with_attack
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet", "squeezenet1_1", "resnet18"])
 def test_the_road_for_any_net_and_the_one_for_pieces_agree(name: str) -> None:
     net, images, labels = setting(name)
     fast = gradient_by(net, images, labels, CONFIG)
-    objective = DeepDefense(net, CONFIG)
+    objective = deep_defense(net, CONFIG)
     assert objective.view.is_piecewise_linear(images)
     objective.view._piecewise_linear = False
     net.eval().zero_grad()
-    objective(images, labels, CONFIG.lam).loss.backward()
+    objective(images, labels, True).loss.backward()
     assert (gradient(net) - fast).norm() < 1e-9 * fast.norm()
 
 
 def test_smooth_nets_are_known_as_such() -> None:
-    images = torch.randn(1, 3, 64, 64)
     for name, expected in (
         ("tests.nets:smooth", False),
         ("convnext_tiny", False),
         ("mobilenet_v2", True),
         ("densenet121", True),
+        ("convnet", True),
+        ("nin", True),
+        ("caffe_alexnet", False),
     ):
         net = build(ModelConfig(name=name), 10)
-        assert DeepDefense(net, CONFIG).view.is_piecewise_linear(images) is expected, name
+        images = torch.randn(1, *SHAPES.get(name, (3, 64, 64)))
+        assert deep_defense(net, CONFIG).view.is_piecewise_linear(images) is expected, name
 
 
 @pytest.mark.parametrize("name", ["lenet", "resnet18", "tests.nets:smooth"])
@@ -49,7 +52,7 @@ def test_lazy_candidates_save_gradients_and_choose_nearly_the_same() -> None:
     net, images, labels = setting("lenet", count=60)
     counts, ratios = {}, {}
     for kind in ("all", "lazy"):
-        objective = DeepDefense(net, with_attack(visit=kind))
+        objective = deep_defense(net, with_attack(visit=kind))
         calls = []
         original = objective.view.gap_gradient
 

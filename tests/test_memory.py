@@ -12,7 +12,7 @@ from torch import nn
 from pipeline import memory
 from pipeline.config import ModelConfig, RegularizerConfig
 from pipeline.models import build
-from pipeline.objective import DeepDefense
+from pipeline.objective import deep_defense
 from tests.gradients import gradient, gradient_by, setting, with_attack
 from tests.runs import Run, environment
 
@@ -31,10 +31,10 @@ def test_parts_change_nothing(name: str, start: str, kind: str) -> None:
 
 
 def peak(net: nn.Module, images: torch.Tensor, config: RegularizerConfig) -> int:
-    objective = DeepDefense(net, config)
+    objective = deep_defense(net, config)
     net.eval()
     labels = net(images).argmax(dim=1).detach()
-    return memory.peak_bytes(lambda: objective(images, labels, 5.0).loss.backward(), images.device)
+    return memory.peak_bytes(lambda: objective(images, labels, True).loss.backward(), images.device)
 
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
@@ -59,10 +59,10 @@ def test_dropout_and_parts() -> None:
     net = build(ModelConfig(name="tests.nets:dropout_mlp"), 10)
     images, labels = torch.randn(6, 1, 28, 28), torch.arange(6)
     config = with_attack()
-    config.max_images = 2
-    objective = DeepDefense(net, config)
+    config.max_images, config.lam = 2, 1e-12
+    objective = deep_defense(net, config)
     torch.manual_seed(1)
-    losses = objective(images, labels, 1e-12)
+    losses = objective(images, labels, True)
     losses.loss.backward()
     parts = gradient(net)
     net.zero_grad()
@@ -76,7 +76,7 @@ def test_dropout_and_parts() -> None:
 def test_fit_finds_what_fits(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
     net = build(ModelConfig(name="resnet18"), 10)
     config = with_attack(linearize_at="tested")
-    objective = DeepDefense(net, config, ModelConfig(freeze_batch_norm=frozen))
+    objective = deep_defense(net, config, ModelConfig(freeze_batch_norm=frozen))
     state = {name: value.clone() for name, value in net.state_dict().items()}
     shape, cpu = (3, 64, 64), torch.device("cpu")
     ample = objective.fit(shape, 24, cpu)

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.config import DataConfig, ModelConfig, RegularizerConfig
 from pipeline.errors import UserError
 from pipeline.models import batch_norms, build, load_weights, preprocessing_advice
-from pipeline.objective import DeepDefense
+from pipeline.objective import deep_defense
 from pipeline.view import AttackView
 from tests import nets
 
@@ -99,11 +99,11 @@ def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_frozen_batch_norm_neither_trains_nor_counts() -> None:
     net = build(ModelConfig(name="resnet18"), 5)
-    objective = DeepDefense(net, RegularizerConfig(lam=0))
+    objective = deep_defense(net, RegularizerConfig(lam=0))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
     optimizer = torch.optim.SGD(objective.view.parameters(), lr=0.1)
-    objective(images, labels, 0.0).loss.backward()
+    objective(images, labels, False).loss.backward()
     optimizer.step()
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
     frozen = {
@@ -119,7 +119,7 @@ def test_frozen_batch_norm_neither_trains_nor_counts() -> None:
 def test_free_batch_norm_trains_but_the_attack_sees_stored_statistics() -> None:
     config = ModelConfig(name="resnet18", freeze_batch_norm=False)
     net = build(config, 5)
-    objective = DeepDefense(net, RegularizerConfig(), config)
+    objective = deep_defense(net, RegularizerConfig(), config)
     assert all(module.training for module in batch_norms(net))
     images = torch.randn(4, 3, 64, 64)
     one_by_one = torch.cat([objective.view(image[None]) for image in images])

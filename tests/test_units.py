@@ -93,7 +93,7 @@ def schedule(
 def test_schedules() -> None:
     halved = schedule(kind="step", milestones=[2.0], gamma=0.5)
     assert [halved.lr(step) for step in (0, 9, 10, 29, 30, 49)] == [0.3, 0.3, 1, 1, 0.5, 0.5]
-    assert [halved.lam(9), halved.lam(10)] == [0, 5]
+    assert [halved.tunes(9), halved.tunes(10)] == [False, True]
     by_steps = schedule(kind="step", unit="steps", milestones=[5], warmup=2)
     assert [by_steps.lr(10 + k) for k in (0, 1, 2, 4, 5)] == [0.5, 1, 1, 1, 0.5]
     cosine = schedule(kind="cosine", clean=0)

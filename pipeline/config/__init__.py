@@ -10,9 +10,12 @@ from .evaluation import EPS_REF_FRACTIONS, AttackConfig, EvaluationConfig, FgsCo
 from .inputs import DataConfig, ModelConfig, RuntimeConfig
 from .runs import EvaluateConfig, FinetuneConfig, RunConfig, Shard
 from .training import (
+    AdversarialConfig,
     CheckpointConfig,
     LogConfig,
+    ObjectiveConfig,
     OptimConfig,
+    ParsevalConfig,
     RegularizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -25,6 +28,7 @@ __all__ = [
     "CONFIGS",
     "DEFAULT_CONFIG",
     "EPS_REF_FRACTIONS",
+    "AdversarialConfig",
     "AttackConfig",
     "CheckpointConfig",
     "DataConfig",
@@ -34,7 +38,9 @@ __all__ = [
     "FinetuneConfig",
     "LogConfig",
     "ModelConfig",
+    "ObjectiveConfig",
     "OptimConfig",
+    "ParsevalConfig",
     "RegularizerConfig",
     "RunConfig",
     "RuntimeConfig",

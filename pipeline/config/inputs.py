@@ -11,8 +11,9 @@ class ModelConfig:
     """The network."""
 
     name: str = "resnet18"
-    """A torchvision classifier (resnet18, alexnet, squeezenet1_1, ...), mlp or lenet (the paper's
-    MNIST nets), or your own as package.module:callable (given num_classes=N if it takes it)."""
+    """A torchvision classifier (resnet18, alexnet, squeezenet1_1, ...), mlp, lenet, convnet, nin or
+    caffe_alexnet (the paper's), or your own as package.module:callable (given num_classes=N if it
+    takes it)."""
     weights: str | None = None
     """A .pth or .safetensors file, a checkpoint or weights.pth of a run, or the name of
     torchvision's weights (DEFAULT, IMAGENET1K_V1), which downloads. Default: a random start."""

@@ -9,6 +9,7 @@ from .rule import require
 from .training import (
     CheckpointConfig,
     LogConfig,
+    ObjectiveConfig,
     OptimConfig,
     RegularizerConfig,
     ScheduleConfig,
@@ -72,6 +73,7 @@ class EvaluateConfig(RunConfig):
 class FinetuneConfig(RunConfig):
     """Options of pipeline/finetune.py."""
 
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -1,7 +1,7 @@
 """Options that only training has."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from .evaluation import AttackConfig
 from .rule import require
@@ -25,6 +25,9 @@ class RegularizerConfig:
         default_factory=lambda: AttackConfig(linearize_at="tested", classes="first", visit="lazy")
     )
     """DeepFool as the regulariser uses it."""
+    layers: list[str] = field(default_factory=list)
+    """Patterns of names of parameters (7.*, layer4.*) that the term's gradient reaches, as in the
+    paper's Figure 4; the cross-entropy's reaches all. Default: all."""
     max_images: int | Literal["auto"] | None = None
     """Largest number of images in the net at once, if a pass is larger: the attack, its gradient
     and (where batch norm is frozen) the cross-entropy take the pass in parts, so memory is that
@@ -38,6 +41,51 @@ class RegularizerConfig:
         require(self.attack.norm == 2, "regularizer.attack.norm", "2", self.attack.norm)
         enough = most is None or most == "auto" or most >= 1
         require(enough, "regularizer.max_images", "at least 1, or auto", most)
+
+
+@dataclass(kw_only=True)
+class AdversarialConfig:
+    """Adversarial training II: (1 - weight) CE(x) + weight CE(x + eps sign(grad_x CE))."""
+
+    eps: float | None = None
+    """Of the FGS examples, in units of the net's input; adversarial_2 needs it."""
+    weight: float = 0.5
+    """Share of the FGS examples in the cross-entropy."""
+
+    def __post_init__(self) -> None:
+        require(self.eps is None or self.eps > 0, "objective.adversarial.eps", "above 0", self.eps)
+        share = 0 <= self.weight <= 1
+        require(share, "objective.adversarial.weight", "from 0 to 1", self.weight)
+
+
+@dataclass(kw_only=True)
+class ParsevalConfig:
+    """Parseval training: after each step W <- (1 + beta) W - beta W W^T W."""
+
+    beta: float = 1e-4
+    """How far the weights are moved. The paper: 0.0001 on MNIST, 0.0003 on CIFAR-10."""
+    columns: float = 0.3
+    """Share of a matrix's columns, drawn anew in each step."""
+
+    def __post_init__(self) -> None:
+        require(self.beta >= 0, "objective.parseval.beta", "0 or above", self.beta)
+        share = 0 < self.columns <= 1
+        require(share, "objective.parseval.columns", "above 0, at most 1", self.columns)
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """What is trained for, beside the cross-entropy of the clean images."""
+
+    method: str = "deep_defense"
+    """clean, deep_defense (see regularizer), adversarial_2, parseval, several joined by +, or your
+    own as package.module:Class (docs/method.md). Adversarial training I is clean with more data."""
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    """Of adversarial_2."""
+    parseval: ParsevalConfig = field(default_factory=ParsevalConfig)
+    """Of parseval."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """For a method of your own."""
 
 
 @dataclass(kw_only=True)

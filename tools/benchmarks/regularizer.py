@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.config import AttackConfig, RegularizerConfig, RuntimeConfig
 from pipeline.errors import UserError
 from pipeline.memory import peak_bytes
-from pipeline.objective import PRECISIONS, DeepDefense
+from pipeline.objective import PRECISIONS, deep_defense
 from pipeline.view import AttackView, autocast
 
 from .common import Row, device_of, in_turn, load_images, load_net, medians, runtime_of, spread
@@ -61,8 +61,8 @@ def variants(
     ) -> Callable[[Tensor, Tensor], Tensor]:
         config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=max_images)
         config.attack = attack or config.attack
-        objective = DeepDefense(net, config, runtime=runtime)
-        return lambda images, labels: objective(images, labels, LAM).loss
+        objective = deep_defense(net, config, runtime=runtime)
+        return lambda images, labels: objective(images, labels, True).loss
 
     def in_precision(
         loss: Callable[..., Tensor],

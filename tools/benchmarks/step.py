@@ -12,7 +12,7 @@ from pipeline.config import RegularizerConfig
 from pipeline.data import index
 from pipeline.data.loader import Batch, Loader
 from pipeline.errors import UserError
-from pipeline.objective import DeepDefense
+from pipeline.objective import Objective, deep_defense
 
 from .common import (
     Row,
@@ -77,17 +77,17 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
     objectives = {
-        "plain": (DeepDefense(net, RegularizerConfig(), runtime=runtime_of(options)), 0.0),
+        "plain": (deep_defense(net, RegularizerConfig(), runtime=runtime_of(options)), False),
         **{
-            gradient: (_objective(net, gradient, size, options), LAM)
+            gradient: (_objective(net, gradient, size, options), True)
             for gradient in ("unrolled", "boundary")
         },
     }
 
     def step(name: str) -> None:
         images, labels = next(stream)
-        objective, lam = objectives[name]
-        scaler.scale(objective(images, labels, lam).loss).backward()
+        objective, tuning = objectives[name]
+        scaler.scale(objective(images, labels, tuning).loss).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -143,10 +143,10 @@ def _measure(
 
 def _objective(
     net: torch.nn.Module, gradient: str, size: int, options: argparse.Namespace
-) -> DeepDefense:
+) -> Objective:
     most = options.max_images
     config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=most)  # type: ignore[arg-type]
-    objective = DeepDefense(net, config, runtime=runtime_of(options))
+    objective = deep_defense(net, config, runtime=runtime_of(options))
     if most == "auto":
         budget = objective.fit((3, 224, 224), size, device_of(options))
         objective.at_once = budget.images

@@ -1,0 +1,40 @@
+"""Adversarial training II: cross-entropy of clean and of FGS examples (Goodfellow et al., 2015).
+
+(1 - weight) CE(x) + weight CE(x + eps sign(grad_x CE)), the examples made anew in every step.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from pipeline import fgs
+from pipeline.config import FinetuneConfig
+from pipeline.errors import UserError
+from pipeline.view import AttackView, autocast, logits_of, upcast
+
+from .base import Clean, Method, Term
+
+
+class AdversarialTraining(Method):
+    """Mixes FGS examples into the cross-entropy."""
+
+    attacks = True
+
+    def __init__(self, config: FinetuneConfig, view: AttackView) -> None:
+        super().__init__(config, view)
+        self.options = config.objective.adversarial
+        if self.options.eps is None:
+            raise UserError(
+                "objective.adversarial.eps: adversarial_2 needs it, in units of the net's input; "
+                "an eps_ref of tools/report.py table is a start"
+            )
+
+    def term(self, clean: Clean) -> Term:
+        """What makes the clean cross-entropy the mixture."""
+        images = upcast(clean.images.detach())
+        graph = clean.graph or self.view.graph(images)
+        sign = fgs.signs(graph, clean.labels).sign
+        examples = self.view.laid_out(torch.add(images, sign, alpha=self.options.eps))
+        with autocast(examples, self.view.precision):
+            logits = upcast(logits_of(self.view.net(examples)))
+        mixed = F.cross_entropy(logits, clean.labels, reduction="none") - clean.cross_entropy
+        return Term(self.options.weight * mixed.mean())

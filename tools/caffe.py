@@ -1,0 +1,170 @@
+"""Weights of Caffe as a .pth that --model.weights reads.
+
+    python tools/caffe.py bvlc_alexnet.caffemodel alexnet.pth
+    python tools/caffe.py bvlc_alexnet.npz alexnet.pth      # arrays NAME_w and NAME_b of each layer
+
+A .caffemodel is read by its published field numbers (caffe.proto); nothing in it is executed. Nets
+of Caffe take BGR images, those of this project RGB: the first layer's channels are turned round,
+which changes neither logits nor norms. Their values go from 0 to 255, minus the mean. As options
+(the mean of Caffe as RGB, divided by 255; and 1/255):
+
+    --data.crop 227 --data.mean '[0.481, 0.4575, 0.4078]'
+    --data.std '[0.003921569, 0.003921569, 0.003921569]'
+"""
+
+import argparse
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError, Message
+
+from pipeline.atomic import replacing
+from pipeline.errors import UserError, guarded
+
+Arrays = dict[str, list[np.ndarray]]
+
+# Of caffe.proto, as far as weights need it: message -> (field, number, type, repeated).
+_FIELD = descriptor_pb2.FieldDescriptorProto
+_MESSAGES: dict[str, list[tuple[str, int, int | str, bool]]] = {
+    "BlobShape": [("dim", 1, _FIELD.TYPE_INT64, True)],
+    "BlobProto": [
+        *(
+            (name, number, _FIELD.TYPE_INT32, False)
+            for number, name in enumerate(("num", "channels", "height", "width"), 1)
+        ),
+        ("data", 5, _FIELD.TYPE_FLOAT, True),
+        ("shape", 7, "BlobShape", False),
+        ("double_data", 8, _FIELD.TYPE_DOUBLE, True),
+    ],
+    "LayerParameter": [("name", 1, _FIELD.TYPE_STRING, False), ("blobs", 7, "BlobProto", True)],
+    # The older form of a layer, which the published AlexNet is in.
+    "V1LayerParameter": [("name", 4, _FIELD.TYPE_STRING, False), ("blobs", 6, "BlobProto", True)],
+    "NetParameter": [
+        ("name", 1, _FIELD.TYPE_STRING, False),
+        ("layers", 2, "V1LayerParameter", True),
+        ("layer", 100, "LayerParameter", True),
+    ],
+}
+
+
+def messages() -> dict[str, type[Message]]:
+    """Classes for the messages above, made by protobuf."""
+    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe", syntax="proto2")
+    for name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for field, number, kind, repeated in fields:
+            label = _FIELD.LABEL_REPEATED if repeated else _FIELD.LABEL_OPTIONAL
+            added = message.field.add(name=field, number=number, label=label)
+            if isinstance(kind, str):
+                added.type, added.type_name = _FIELD.TYPE_MESSAGE, f".caffe.{kind}"
+            else:
+                added.type = kind
+                added.options.packed = repeated and kind != _FIELD.TYPE_STRING
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}"))
+        for name in _MESSAGES
+    }
+
+
+def read_caffemodel(path: Path) -> Arrays:
+    """The arrays of each layer that has any, as float32.
+
+    Raises:
+        UserError: no such file, or it is cut short or no .caffemodel.
+    """
+    net = messages()["NetParameter"]()
+    try:
+        net.ParseFromString(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except DecodeError:
+        raise UserError(f"{path} is no .caffemodel, or is cut short") from None
+    layers = {layer.name: layer for layer in (*net.layers, *net.layer) if layer.blobs}
+    if not layers:
+        raise UserError(f"{path} holds no weights; is it a .caffemodel?")
+    return {
+        name: [_array(blob, f"{path}: {name}") for blob in layer.blobs]
+        for name, layer in layers.items()
+    }
+
+
+def _array(blob: Message, where: str) -> np.ndarray:
+    values = np.array(blob.data or blob.double_data, dtype=np.float32)
+    shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
+    if values.size != np.prod(shape):
+        raise UserError(f"{where} has {values.size} values for the shape {shape}")
+    return values.reshape(shape)
+
+
+def read_npz(path: Path) -> Arrays:
+    """The same from NAME_w and NAME_b.
+
+    Raises:
+        UserError: no such file, or not of this form.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            named = {name: file[name].astype(np.float32) for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as .npz ({error})") from None
+    layers = dict.fromkeys(name.rpartition("_")[0] for name in named)
+    try:
+        return {name: [named[f"{name}_w"], named[f"{name}_b"]] for name in layers}
+    except KeyError as missing:
+        raise UserError(f"{path} has no array {missing}; it needs NAME_w and NAME_b") from None
+
+
+def state_dict(arrays: Arrays, first: str) -> dict[str, torch.Tensor]:
+    """Named as layers of `pipeline.nets.caffe_alexnet`, for RGB.
+
+    Args:
+        arrays: weight and bias of each layer.
+        first: the layer that takes the image.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    if first not in arrays:
+        raise UserError(f"--first {first}: the layers are {', '.join(arrays)}")
+    state = {}
+    for name, blobs in arrays.items():
+        for part, blob in zip(("weight", "bias"), blobs, strict=False):
+            value = torch.from_numpy(np.ascontiguousarray(blob))
+            if part == "bias":
+                value = value.flatten()
+            elif value.dim() == 4 and value.shape[:2] == (1, 1):  # older files: a matrix
+                value = value[0, 0]
+            state[f"{name}.{part}"] = value
+    state[f"{first}.weight"] = state[f"{first}.weight"].flip(1).contiguous()
+    return state
+
+
+def main() -> None:
+    """Read, convert, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help=".caffemodel or .npz")
+    parser.add_argument("target", type=Path, help=".pth to write")
+    parser.add_argument(
+        "--first", default="conv1", help="layer whose input is the image (%(default)s)"
+    )
+    options = parser.parse_args()
+    with guarded():
+        read = read_npz if options.source.suffix == ".npz" else read_caffemodel
+        state = state_dict(read(options.source), options.first)
+        with replacing(options.target) as partial:
+            torch.save(state, partial)
+    for name, value in state.items():
+        print(f"{name:<16} {tuple(value.shape)}")
+    print(options.target, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
