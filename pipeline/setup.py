@@ -49,12 +49,22 @@ def open_folder(config: RunConfig, ranks: Ranks, foreign: str, alone: bool = Fal
 
 
 def open_index(config: RunConfig, part: str) -> Index:
-    """The index of ``data.train`` or ``data.val``; the embedded digits for ``demo``."""
+    """The index of ``data.train`` or ``data.val``; the embedded digits for ``demo``.
+
+    Raises:
+        UserError: there is none, or its arrays cannot be evaluated in the space asked for.
+    """
     path = getattr(config.data, part)
     root = config.data.root
     if path == demo.NAME:
         path, root = str(demo.prepare()[part]), None
-    return index.read(path, root, option=f"data.{part}")
+    found = index.read(path, root, option=f"data.{part}")
+    if part == "val" and found.arrays.any() and config.evaluation.space != "input":
+        raise UserError(
+            f"evaluation.space: the arrays of {path} are in the net's input space, where alone "
+            "they can be evaluated: input"
+        )
+    return found
 
 
 def build_net(config: RunConfig, *indices: Index) -> nn.Module:

@@ -71,7 +71,7 @@ def ilsvrc_val(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     archive = folder / "ILSVRC2012_img_val.tar"
     rows = scan.scan_ilsvrc_val(archive, kit.validation_labels)
     path = tmp_path_factory.mktemp("ilsvrc") / "val.parquet"
-    index.write(path, rows.table(), folder, kit.names, (archive,))
+    index.write(path, rows.table(), folder, kit.names, {archive.name: archive})
     return path
 
 

@@ -42,5 +42,5 @@ def index_tar(path: Path, members: dict[str, bytes]) -> Index:
     write_tar(path, members)
     rows, classes = scan.scan_tar(path)
     target = path.with_suffix(".parquet")
-    index.write(target, rows.table(), path.parent, classes, (path,))
+    index.write(target, rows.table(), path.parent, classes, {path.name: path})
     return index.read(str(target))

@@ -4,6 +4,7 @@
         --devkit ILSVRC2012_devkit_t12.tar.gz --out DIR    # DIR/train.parquet, DIR/val.parquet
     python tools/index.py folder ROOT --out FILE.parquet   # ROOT/class/image, as ImageFolder
     python tools/index.py tar ARCHIVE --out FILE.parquet   # class/image members
+    python tools/index.py join A.parquet B.parquet --out BOTH.parquet
 
 One pass over the headers: some thousand images a second. Members that are no decodable images are
 named and left out.
@@ -90,6 +91,12 @@ def tar(options: argparse.Namespace) -> None:
     write(options.out or Path(f"{archive.stem}.parquet"), rows, archive.parent, classes, archive)
 
 
+def join(options: argparse.Namespace) -> None:
+    """Several indices as one, for example of images and of adversarial examples."""
+    number = index.join(options.indices, options.out)
+    print(f"{options.out}: {number:,} images")
+
+
 def size(path: Path) -> int:
     """Size of a file that must be there."""
     if not path.is_file():
@@ -107,8 +114,9 @@ def write(path: Path, rows: Scan, root: Path, classes: list[str], archive: Path 
     """Write one index and say what is in it."""
     if len(rows) == 0:
         raise UserError(f"{root if archive is None else archive} holds no images in class folders")
+    archives = {} if archive is None else {archive.name: archive}
     try:
-        index.write(path, rows.table(), root, classes, () if archive is None else (archive,))
+        index.write(path, rows.table(), root, classes, archives)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give another --out") from None
     kinds = Counter(zip(rows.columns["format"], rows.columns["mode"], strict=True))
@@ -121,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(required=True, metavar="ilsvrc | folder | tar")
+    commands = top.add_subparsers(required=True, metavar="ilsvrc | folder | tar | join")
     one = commands.add_parser("ilsvrc", help=ilsvrc.__doc__)
     one.add_argument("--train", type=Path, help="ILSVRC2012_img_train.tar, a tar of class tars")
     one.add_argument("--val", type=Path, help="ILSVRC2012_img_val.tar, a flat tar")
@@ -143,6 +151,10 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--verify", action="store_true", help="decode every image, not only its header (slow)"
         )
+    one = commands.add_parser("join", help=join.__doc__)
+    one.add_argument("indices", type=Path, nargs="+", help="indices to join, in this order")
+    one.add_argument("--out", type=Path, required=True, help="index to write")
+    one.set_defaults(run=join)
     return top
 
 

@@ -59,4 +59,4 @@ def _make(work: Path, folder: Path, part: str) -> None:
     archive = work / f"{part}.tar"
     write_tar(archive, images, labels.tolist(), _CLASSES)
     found, classes = scan.scan_tar(archive)
-    index.write(work / f"{part}.parquet", found.table(), folder, classes, (archive,))
+    index.write(work / f"{part}.parquet", found.table(), folder, classes, {archive.name: archive})

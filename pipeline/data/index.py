@@ -8,6 +8,7 @@ tools/index.py through `pipeline.data.scan`; read by every rank.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.atomic import replacing
@@ -22,6 +24,7 @@ from pipeline.errors import UserError, brief
 
 VERSION = 1
 METADATA_KEY = b"deep_defense_index"
+ARRAY = "FLOAT32"  # format of rows whose bytes are a (C, height, width) array, normalised already
 
 SCHEMA = pa.schema(
     [
@@ -34,6 +37,13 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("format", pa.dictionary(pa.int32(), pa.string())),  # what the bytes are: JPEG, PNG, ...
         ("mode", pa.dictionary(pa.int32(), pa.string())),  # RGB, L (greyscale), CMYK, ...
+    ]
+)
+# The same without dictionaries, which differ between files.
+_PLAIN = pa.schema(
+    [
+        (field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
+        for field in SCHEMA
     ]
 )
 
@@ -56,6 +66,7 @@ class Index:
     label: np.ndarray  # (N,) int32
     width: np.ndarray  # (N,) int32
     height: np.ndarray  # (N,) int32
+    arrays: np.ndarray  # (N,) bool, float32 arrays in the net's input space instead of images
     ids: pa.ChunkedArray  # (N,) strings
 
     def __len__(self) -> int:
@@ -95,7 +106,7 @@ def write(
     rows: pa.Table,
     root: Path,
     class_names: list[str],
-    archives: tuple[Path, ...] = (),
+    archives: Mapping[str, Path] | None = None,
 ) -> None:
     """Write an index atomically.
 
@@ -104,16 +115,16 @@ def write(
         rows: a table with the columns of `SCHEMA`.
         root: folder that the ``file`` column is relative to.
         class_names: name of each label, in order.
-        archives: the archives among the files, whose sizes are recorded.
+        archives: which of the files are archives, and where they are now: sizes are recorded.
     """
     metadata = {
         "version": VERSION,
         "root": str(root),
         "classes": class_names,
-        "file_sizes": {archive.name: os.path.getsize(archive) for archive in archives},
+        "file_sizes": {n: os.path.getsize(a) for n, a in (archives or {}).items()},
     }
     schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
-    table = rows.cast(SCHEMA).replace_schema_metadata(schema.metadata)
+    table = rows.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(schema.metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         pq.write_table(table, partial, compression="zstd")
@@ -154,6 +165,7 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
         file_sizes=metadata["file_sizes"],
         file=file.indices.to_numpy(),
         ids=table["id"],
+        arrays=pc.equal(table["format"].cast(pa.string()), ARRAY).to_numpy(),
         **column,
     )
 
@@ -172,6 +184,31 @@ def _metadata(schema: pa.Schema, path: str, option: str) -> dict[str, Any]:
     if missing:
         raise UserError(f"{option}: {path} lacks the columns {', '.join(missing)}")
     return metadata
+
+
+def join(paths: list[Path], target: Path) -> int:
+    """Write an index of the images of several, in their order; the number of images.
+
+    Raises:
+        UserError: one cannot be read, or their classes differ.
+    """
+    found = [read(str(path), option="index") for path in paths]
+    for path, other in zip(paths, found, strict=True):
+        if other.class_names != found[0].class_names:
+            raise UserError(f"{paths[0]} and {path} are of other classes; they cannot be joined")
+    root = Path(os.path.commonpath([each.root.resolve() for each in found]))
+    tables, archives = [], {}
+    for path, each in zip(paths, found, strict=True):
+        table = pq.read_table(path)
+        place = os.path.relpath(each.root.resolve(), root)
+        files = [os.path.normpath(os.path.join(place, name)) for name in table["file"].to_pylist()]
+        position = table.schema.get_field_index("file")
+        tables.append(table.set_column(position, "file", pa.array(files)).replace_schema_metadata())
+        for name in each.file_sizes:
+            archives[os.path.normpath(os.path.join(place, name))] = each.root / name
+    rows = pa.concat_tables([table.cast(_PLAIN) for table in tables])
+    write(target, rows, root, found[0].class_names, archives)
+    return len(rows)
 
 
 def check_labels(index: Index, num_classes: int) -> None:

@@ -81,9 +81,13 @@ class Loader:
             half: half-precision channels_last batches (CUDA only).
 
         Raises:
-            UserError: the archives are missing or not the indexed ones.
+            UserError: the archives are missing or not the indexed ones, or arrays in them are of
+                another size than the net's input.
         """
         self.index = index
+        self._mixed = bool(index.arrays.any())
+        if self._mixed:
+            _check_arrays(index, config)
         self.wait_seconds = 0.0
         self.skipped: list[int] = []
         self._files = Files(index)
@@ -100,8 +104,8 @@ class Loader:
         self._bad_rows: set[int] = set()
         # Batches handed to DALI and not yet returned. Their views keep the mapped files alive,
         # which DALI reads without a copy; the last one stays until the next has been returned.
-        self._in_flight: deque[tuple[BatchSpec, list[np.ndarray]]] = deque()
-        self._returned: tuple[BatchSpec, list[np.ndarray]] | None = None
+        self._in_flight: deque[tuple[BatchSpec, tuple[Any, ...]]] = deque()
+        self._returned: tuple[BatchSpec, tuple[Any, ...]] | None = None
         self._pipeline: Pipeline | None = None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -165,14 +169,16 @@ class Loader:
         bad = [
             row
             for row, view in zip(spec.rows.tolist(), views, strict=True)
-            if headers.size(view) != (self.index.width[row], self.index.height[row])
+            if not self.index.arrays[row]
+            and headers.size(view) != (self.index.width[row], self.index.height[row])
         ]
         if bad:
             self._leave_out(bad)
             spec = self._without_bad(spec)
             views = self._files.views(spec.rows)
-        self._in_flight.append((spec, views))
-        return _inputs(views, spec.windows)
+        inputs = self._inputs(views, spec)
+        self._in_flight.append((spec, inputs))
+        return inputs
 
     def _without_bad(self, spec: BatchSpec) -> BatchSpec:
         good = np.array([int(row) not in self._bad_rows for row in spec.rows])
@@ -214,7 +220,7 @@ class Loader:
         return [int(image.rows[0]) for image in single if not self._decodes(image)]
 
     def _decodes(self, image: BatchSpec) -> bool:
-        inputs = _inputs(self._files.views(image.rows), image.windows)
+        inputs = self._inputs(self._files.views(image.rows), image)
         pipeline = self._build(lambda: inputs, batch_size=1)
         try:
             pipeline.run()
@@ -226,28 +232,41 @@ class Loader:
         return True
 
     def _build(self, source: Any, **changes: int) -> Pipeline:
-        definition = _definition(source, self._config, self._device, self._half)
-        pipeline = pipeline_def(definition)(**(self._options | changes))
+        definition = _definition(source, self._config, self._device, self._half, self._mixed)
+        made = pipeline_def(definition, enable_conditionals=self._mixed)
+        pipeline = made(**(self._options | changes))
         pipeline.build()
         return pipeline
 
+    def _inputs(self, views: list[np.ndarray], spec: BatchSpec) -> tuple[Any, ...]:
+        windows = (getattr(spec.windows, f.name) for f in fields(Windows))
+        mixed = (self.index.arrays[spec.rows],) if self._mixed else ()
+        return (views, *windows, *mixed)
 
-def _inputs(views: list[np.ndarray], windows: Windows) -> tuple[Any, ...]:
-    return (views, *(getattr(windows, f.name) for f in fields(Windows)))
+
+def _check_arrays(index: Index, config: DataConfig) -> None:
+    shape = (config.channels, config.crop, config.crop)
+    rows = np.flatnonzero(index.arrays)
+    sizes = np.stack([index.width[rows], index.height[rows]])
+    if (sizes != config.crop).any() or (index.length[rows] != 4 * np.prod(shape)).any():
+        raise UserError(
+            f"{index.path}: its arrays are not of the shape {shape} (data.channels, data.crop); "
+            "make them again with tools/adversarial.py and these options"
+        )
 
 
 _FILTERS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 
 
-def _definition(source: Any, config: DataConfig, device: torch.device, half: bool) -> Any:
-    """DALI's graph: window -> decode -> resize -> normalise; the same on the CPU and the GPU."""
+def _definition(
+    source: Any, config: DataConfig, device: torch.device, half: bool, mixed: bool
+) -> Any:
+    """DALI's graph: window -> decode -> resize -> normalise; the same on the CPU and the GPU. With
+    ``mixed`` some samples are arrays, which are only mirrored."""
     gpu = device.type == "cuda"
     scale = 255.0  # mean and std are given for pixels in [0, 1]
 
-    def graph() -> Any:
-        encoded, anchor, shape, roi_start, roi_end, mirror = fn.external_source(
-            source=source, num_outputs=6, batch=True, no_copy=True
-        )
+    def decoded(encoded: Any, anchor: Any, shape: Any, start: Any, end: Any, mirror: Any) -> Any:
         images = fn.decoders.image_slice(
             encoded,
             anchor,
@@ -262,8 +281,8 @@ def _definition(source: Any, config: DataConfig, device: torch.device, half: boo
         images = fn.resize(
             images,
             size=[config.crop, config.crop],
-            roi_start=roi_start,
-            roi_end=roi_end,
+            roi_start=start,
+            roi_end=end,
             interp_type=_FILTERS[config.interpolation],
             antialias=True,
         )
@@ -276,4 +295,27 @@ def _definition(source: Any, config: DataConfig, device: torch.device, half: boo
             output_layout="HWC" if half else "CHW",
         )
 
-    return graph
+    def stored(encoded: Any, mirror: Any) -> Any:
+        shape = [config.channels, config.crop, config.crop]
+        values = fn.reinterpret(encoded, dtype=types.FLOAT, shape=shape, layout="CHW")
+        if gpu:
+            values = values.gpu()
+        values = fn.flip(values, horizontal=mirror)
+        if half:
+            values = fn.transpose(fn.cast(values, dtype=types.FLOAT16), perm=[1, 2, 0])
+        return values
+
+    def of_images() -> Any:
+        return decoded(*fn.external_source(source=source, num_outputs=6, batch=True, no_copy=True))
+
+    def of_both() -> Any:
+        *inputs, is_array = fn.external_source(
+            source=source, num_outputs=7, batch=True, no_copy=True
+        )
+        if is_array:  # noqa: SIM108 (of each sample: DALI splits the batch)
+            images = stored(inputs[0], inputs[-1])
+        else:
+            images = decoded(*inputs)
+        return images
+
+    return of_both if mixed else of_images

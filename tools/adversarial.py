@@ -1,0 +1,120 @@
+"""A fixed set of DeepFool examples of a net, for adversarial training I: made once, by any ranks.
+
+    torchrun --standalone --nproc_per_node=2 tools/adversarial.py --config runs/ref/config.yaml \
+        --model.weights runs/ref/weights.pth --data.val train.parquet --output adversarial
+    python tools/index.py join train.parquet adversarial/index.parquet --out both.parquet
+    torchrun ... pipeline/finetune.py --objective.method clean --data.train both.parquet ...
+
+Takes the options of pipeline/evaluate.py; --data.val is the index whose images are attacked, with
+--evaluation.attack. x + dx is stored as float32, to the last bit, in the net's input space and with
+the true label: train with the same data.crop, .mean and .std. Images that DeepFool does not flip
+are left out. The same command goes on where it was cut, on any number of ranks.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from pipeline import cli, evaluation, setup
+from pipeline.atomic import write_json
+from pipeline.config import EvaluateConfig
+from pipeline.data import arrays
+from pipeline.data.index import Index
+from pipeline.distributed import Ranks, StopRequest, session
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded
+from pipeline.evaluate import describe
+from pipeline.evaluation import Found
+from pipeline.monitor import Monitor
+
+
+def main() -> None:
+    """Attack what is not done yet, then index all of it."""
+    config = cli.parse(EvaluateConfig, __doc__, output_suffix="-adversarial")
+    with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
+        torch.manual_seed(0)
+        index = setup.open_index(config, "val")
+        net = setup.build_net(config, index)
+        if config.evaluation.space != "input":
+            raise UserError("evaluation.space: examples are stored in the net's input space: input")
+        identity = describe(config, index, net).identity
+        if config.dry_run:
+            monitor.say(f"{len(index):,} images to attack, into {config.output}")
+            return
+        folder = setup.open_folder(config, ranks, foreign="results", alone=True)
+        begin(folder, identity, ranks)
+        net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
+        try:
+            attack(folder, config, index, net, ranks, monitor)
+        except Stopped:
+            monitor.say("stopped; the same command goes on")
+            raise SystemExit(STOPPED_EXIT_CODE) from None
+        if ranks.first:
+            number = arrays.write_index(folder, index)
+            left_out = len(index.subset(config.evaluation.num_images)) - number
+            monitor.say(
+                f"{folder / 'index.parquet'}: {number:,} examples; {left_out:,} not flipped"
+            )
+        ranks.barrier()
+
+
+def begin(folder: Path, identity: dict, ranks: Ranks) -> None:
+    """Refuse a folder with examples of another net or other options.
+
+    Raises:
+        UserError: it is one.
+    """
+    path = folder / "manifest.json"
+    if path.exists():
+        changed = cli.differences(json.loads(path.read_text()), identity, ())
+        if changed:
+            raise UserError(
+                f"output: {folder} holds other examples ({'; '.join(changed)}); give another"
+            )
+    ranks.barrier()
+    if ranks.first:
+        write_json(path, identity)
+
+
+def attack(
+    folder: Path,
+    config: EvaluateConfig,
+    index: Index,
+    net: torch.nn.Module,
+    ranks: Ranks,
+    monitor: Monitor,
+) -> None:
+    """Attack the images that are not stored yet; this rank's share of them.
+
+    Raises:
+        Stopped: after a signal.
+    """
+    stop = StopRequest()
+    rows = index.subset(config.evaluation.num_images)
+    done = arrays.stored(folder)
+    todo = rows[[row not in done for row in rows.tolist()]]
+    ranks.barrier()  # all have looked before one appends
+    monitor.start_progress("attacking", len(rows), len(rows) - len(todo))
+    with arrays.Appender(folder / f"rank{ranks.rank}.tar") as appender:
+
+        def watch(found: Found, _skipped: list[int]) -> None:
+            flipped = dict(zip(found.samples.row.tolist(), found.samples.flipped, strict=True))
+            for example in found.examples:
+                if flipped[example.row]:
+                    appender.append(example.row, example.image + example.delta)
+            appender.flush()
+            monitor.advance(len(found.samples) * ranks.size)
+            if stop.received:
+                raise Stopped
+
+        threads = setup.decoding_threads(config.data, ranks.local_size)
+        known = (net, index, todo, config, ranks, threads, watch, frozenset(todo.tolist()))
+        measured = ranks.unless_stopped(lambda: evaluation.measure(*known))
+    if measured is None:
+        raise Stopped
+    monitor.end_progress()
+    ranks.barrier()
+
+
+if __name__ == "__main__":
+    main()
