@@ -61,5 +61,6 @@ def sums(losses: Losses) -> torch.Tensor:
 
 
 def broken(losses: Losses) -> torch.Tensor:
-    """Samples whose loss is not finite, (N,) bool."""
-    return ~(losses.cross_entropy.isfinite() & losses.penalty.isfinite())
+    """Samples whose loss is not finite, (N,) bool; all where a method's term has no culprit."""
+    finite = losses.cross_entropy.isfinite() & losses.penalty.isfinite()
+    return ~finite | (finite.all() & ~losses.loss.detach().isfinite())

@@ -19,10 +19,12 @@ from pipeline.config import (
     RegularizerConfig,
 )
 from pipeline.errors import UserError
+from pipeline.methods import Clean, Method, Term
 from pipeline.methods.deep_defense import matching
 from pipeline.methods.parseval import Parseval, retracted
 from pipeline.nets import lenet
 from pipeline.objective import Objective
+from pipeline.tally import broken
 from pipeline.view import AttackView
 from tests.runs import ROOT, Run, command, environment, expect_error, metrics, weights
 
@@ -179,6 +181,19 @@ def test_mistakes(run: Run, net: nn.Module, tmp_path: Path) -> None:
         AdversarialConfig(weight=1.5)
     line = expect_error(run, "--output", tmp_path / "x", "--regularizer.layers", "[fc9.*]")
     assert "regularizer.layers: fc9.* matches none" in line
+
+
+class Endless(Method):
+    """A term that is not finite."""
+
+    def term(self, clean: Clean) -> Term:
+        return Term(clean.cross_entropy.mean() / 0)
+
+
+def test_a_term_that_is_not_finite_is_noticed(net: nn.Module, batch: tuple) -> None:
+    found = objective(net, "tests.test_methods:Endless")
+    assert broken(found(*batch, True)).all()
+    assert not broken(found(*batch, False)).any()
 
 
 def test_frozen_parameters_are_left_alone() -> None:
