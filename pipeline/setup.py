@@ -2,6 +2,7 @@
 
 import os
 import platform
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,9 +36,8 @@ def open_folder(config: RunConfig, ranks: Ranks, foreign: str, alone: bool = Fal
     if ranks.first:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.write_bytes(b"")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=folder):  # a name of its own: other shards try too
+                pass
         except OSError as error:
             raise UserError(
                 f"output: {folder} cannot be written ({error.strerror}); give another --output"

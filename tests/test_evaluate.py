@@ -157,6 +157,7 @@ def test_a_signal_stops_all_ranks(run: Run, weights: Path, tmp_path: Path) -> No
 
 def test_two_at_once_do_not_mix(run: Run, weights: Path, tmp_path: Path) -> None:
     options = ("--model.weights", weights, "--output", tmp_path, "--evaluation.batch_size", 5)
+    options += ("--model.name", "tests.nets:slow_mlp")  # or the first would end too soon
     process = subprocess.Popen(
         command(SCRIPT, *options), env=environment(), stdout=subprocess.DEVNULL
     )

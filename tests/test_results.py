@@ -11,8 +11,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import merge
-from pipeline.config import EvaluationConfig, FgsConfig, RuntimeConfig, Shard
+from pipeline import merge, setup
+from pipeline.config import EvaluateConfig, EvaluationConfig, FgsConfig, RuntimeConfig, Shard
 from pipeline.definition import definition
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
@@ -272,3 +272,12 @@ def test_resume_never_and_elsewhere(tmp_path: Path) -> None:
     store = ResultsFolder.open(tmp_path / "x", str(results), manifest(), Shard(1, 2), ALONE)
     assert store.read().samples.row.tolist() == [0]
     assert store.read().manifest == replace(manifest())
+
+
+def test_shards_that_begin_at_once_find_the_folder_writable(tmp_path: Path) -> None:
+    """Each looks whether it can write; none may take away what another looks at."""
+    config = EvaluateConfig(output=str(tmp_path / "x"))
+    with ThreadPoolExecutor(16) as pool:
+        calls = [pool.submit(setup.open_folder, config, ALONE, "checkpoints") for _ in range(400)]
+        assert {call.result() for call in calls} == {tmp_path / "x"}
+    assert not list((tmp_path / "x").iterdir())
