@@ -20,8 +20,10 @@ from launchers.job import Merge, Task
 from launchers.options import Resources
 from launchers.submissions import Submission
 from pipeline import cli, merge, setup
+from pipeline import evaluate as entry
 from pipeline.config import EvaluateConfig, Shard
 from pipeline.errors import UserError, guarded
+from pipeline.results import Manifest, refuse_other
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,17 +38,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def check(config: EvaluateConfig) -> None:
-    """Refuse what the jobs would refuse.
+def check(config: EvaluateConfig) -> Manifest:
+    """Refuse what the jobs would refuse; what they will evaluate.
 
     Raises:
         UserError: names the option.
     """
     if config.part.of != 1:
         raise UserError("shard: the launcher sets it; say how many with --shards before --")
+    entry.resolve_reference(config.evaluation.fgs)
     index = setup.open_index(config, "val")
     with torch.random.fork_rng(devices=[]):
-        setup.build_net(config, index)
+        torch.manual_seed(0)  # as the jobs do
+        net = setup.build_net(config, index)
+    return entry.describe(config, index, net)
 
 
 def undone(folder: Path, shards: int) -> list[Shard]:
@@ -95,9 +100,10 @@ def main() -> None:
     config = cli.parse(EvaluateConfig, __doc__, theirs, output_suffix="-evaluation")
     with guarded():
         resources = options.resources(asked)
-        check(config)
+        manifest = check(config)
         config = submission.absolute(config)
         folder = Path(config.output)
+        refuse_other(folder / "results", manifest)
         shards = undone(folder, asked.shards)
         if not shards:
             print(f"all images are done; python tools/report.py merge {folder} joins them")

@@ -92,13 +92,7 @@ class ResultsFolder:
         store = cls(folder, shard)
         if resume == "never" and store.place.exists() and not restarted():
             raise UserError(f"resume is never, but {store.place} exists; give another --output")
-        for path in _manifests(folder):
-            changed = manifest.differences(_read_manifest(path))
-            if changed:
-                raise UserError(
-                    f"{path.parent} holds results of another evaluation (here -> there: {changed})"
-                    "; give another --output"
-                )
+        refuse_other(folder, manifest)
         ranks.barrier()
         if ranks.first:
             (store.place / "examples").mkdir(parents=True, exist_ok=True)
@@ -164,6 +158,21 @@ class ResultsFolder:
         """Note how a job went."""
         with (self.place / "runs.jsonl").open("a") as file:
             file.write(json.dumps(run) + "\n")
+
+
+def refuse_other(folder: Path, manifest: Manifest) -> None:
+    """Refuse a folder with results of another evaluation.
+
+    Raises:
+        UserError: names what is different.
+    """
+    for path in _manifests(folder):
+        changed = manifest.differences(_read_manifest(path))
+        if changed:
+            raise UserError(
+                f"{path.parent} holds results of another evaluation (here -> there: {changed})"
+                "; give another --output"
+            )
 
 
 class Appender:

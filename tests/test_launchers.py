@@ -52,6 +52,21 @@ def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None
     assert "no runs" in expect_error(run, tmp_path / "elsewhere", script=JOBS)
 
 
+def test_an_evaluation_of_another_net_is_refused(run: Run, tmp_path: Path) -> None:
+    options = ("--evaluation.num_images", 20, "--output", tmp_path)
+    words = ("--cluster", "local", "--shards", 2, "--wait", "--")
+    script = "launchers/evaluate.py"
+    done = run(script, *words, *options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["num_samples"] == 20
+    assert "all images are done" in run(script, *words, *options).stdout
+    line = expect_error(run, *words, *options, "--model.name", "lenet", script=script)
+    assert "holds results of another evaluation (here -> there: model: lenet -> mlp" in line
+    reference = ("--evaluation.fgs.reference", tmp_path / "no")
+    line = expect_error(run, *words, *options, *reference, script=script)
+    assert "holds no eps_ref" in line
+
+
 def test_a_chain_on_this_machine(run: Run, tmp_path: Path) -> None:
     words = ("--cluster", "local", "--", *PLAIN, "--train.clean_epochs", 0, "--output", tmp_path)
     done = run("launchers/chain.py", *words, "--", "--evaluation.num_images", 60)
