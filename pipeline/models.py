@@ -6,9 +6,9 @@ In: `ModelConfig`. Out: an ``nn.Module`` from images to logits.
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def _construct(name: str, num_classes: int) -> nn.Module:
         return _OWN[name](num_classes)
     if ":" in name:
         return _own(name, num_classes)
-    known = torchvision.models.list_models(module=torchvision.models)
+    known = _zoo().list_models(module=_zoo())
     if name not in known:
         raise UserError(
             f"model.name: no net {name!r}; use {', '.join(_OWN)}, package.module:callable, or one "
@@ -60,7 +60,14 @@ def _construct(name: str, num_classes: int) -> nn.Module:
     options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     if options:
         options["init_weights"] = True
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    return _zoo().get_model(name, weights=None, num_classes=num_classes, **options)
+
+
+def _zoo() -> Any:
+    """torchvision.models, imported where it is needed: that takes as long as torch itself."""
+    import torchvision
+
+    return torchvision.models
 
 
 class _Hardsigmoid(nn.Module):
@@ -134,7 +141,7 @@ def _is_file_name(name: str) -> bool:
 
 def _torchvision_state(config: ModelConfig) -> State:
     try:
-        weights = torchvision.models.get_model_weights(config.name)[config.weights]
+        weights = _zoo().get_model_weights(config.name)[config.weights]
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (KeyError, ValueError):
         raise UserError(
@@ -152,7 +159,7 @@ def preprocessing_advice(model: ModelConfig, data: DataConfig) -> str:
     """Where the data options are not those that torchvision's named weights were made for."""
     if model.weights is None or _is_file_name(model.weights):
         return ""
-    made = torchvision.models.get_model_weights(model.name)[model.weights].transforms()
+    made = _zoo().get_model_weights(model.name)[model.weights].transforms()
     wanted = {
         "resize": made.resize_size[0],
         "crop": made.crop_size[0],
@@ -187,3 +194,9 @@ def _mismatches(expected: State, state: State) -> list[str]:
 def batch_norms(net: nn.Module) -> Iterator[nn.Module]:
     """The batch-norm layers of a net, of any dimension."""
     return (m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+
+def draws(module: nn.Module) -> bool:
+    """Whether a layer draws random numbers while it trains: dropout, or paths that are dropped."""
+    paths = ("StochasticDepth", "DropPath")  # torchvision's and timm's
+    return isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in paths

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
 from pipeline import memory, methods
 from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig, RuntimeConfig
 from pipeline.methods import Clean
-from pipeline.models import batch_norms
+from pipeline.models import batch_norms, draws
 from pipeline.view import AttackView, Graph, autocast, logits_of, upcast
 
 _SEEN = ("penalty", "ratio", "iterations", "flipped")  # of a term
@@ -148,8 +147,7 @@ class Objective(nn.Module):
         """Whether the attack may start from the cross-entropy's forward: whether the net computes
         the same in training mode as the attack sees, tried once, on two images."""
         if self._shares is None:
-            random = (nn.modules.dropout._DropoutNd, StochasticDepth)
-            if any(isinstance(m, random) and m.training for m in self.net.modules()):
+            if any(draws(module) and module.training for module in self.net.modules()):
                 self._shares = False
             else:
                 with torch.no_grad():

@@ -1,23 +1,25 @@
 """The panel of perturbations: image, perturbation (amplified) and perturbed image with classes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from pipeline.config import DataConfig
 from pipeline.samples import Example
 
 
-def draw(examples: Sequence[Example], class_names: list[str], data: DataConfig) -> Figure:
-    """Draw one row an image.
+def draw(examples: Sequence[Example], class_names: list[str], data: DataConfig) -> Any:
+    """Draw one row an image, as a matplotlib figure.
 
     Args:
         examples: at least one; in the space that ``data`` describes.
         class_names: of each label.
         data: mean and std, to get back to pixels in [0, 1].
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a third of a second
+    from matplotlib.figure import Figure
+
     std = np.array(data.std).reshape(-1, 1, 1)
     mean = np.array(data.mean).reshape(-1, 1, 1)
     figure = Figure(figsize=(6.6, 2.2 * len(examples)), layout="constrained")

@@ -1,6 +1,8 @@
 """Small parts: options, schedule, tally, results, monitor, checkpoints, ranks."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from pipeline.distributed import _place
 from pipeline.errors import UserError
 from pipeline.monitor import Monitor
 from pipeline.schedule import Schedule
+from tests.runs import environment
 
 
 def test_every_shipped_configuration_is_valid() -> None:
@@ -165,3 +168,20 @@ def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:
     cli.save(FinetuneConfig(), tmp_path / "c.yaml")
     assert yaml.safe_load((tmp_path / "c.yaml").read_text())["regularizer"]["c"] == 500
+
+
+def test_what_takes_long_to_import_is_imported_where_it_is_needed() -> None:
+    script = (
+        "import sys, pipeline.finetune, pipeline.evaluate\n"
+        "print([name for name in ('torchvision', 'matplotlib', 'scipy', 'torch._dynamo') "
+        "if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment()
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    script = "import sys, launchers.jobs; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment()
+    )
+    assert done.stdout.strip() == "False", done.stdout + done.stderr

@@ -15,7 +15,6 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
-from scipy.io import loadmat
 
 from pipeline.errors import UserError, brief
 
@@ -256,6 +255,8 @@ class DevelopmentKit:
 
 def read_development_kit(path: Path) -> DevelopmentKit:
     """Read meta.mat and the validation ground truth from the kit's tar.gz."""
+    from scipy.io import loadmat  # for this alone
+
     _size(path)
     try:
         with tarfile.open(path, "r:gz") as archive:
