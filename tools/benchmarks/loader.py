@@ -180,7 +180,7 @@ def _generated(folder: Path, number: int = 256) -> Path:
             archive.addfile(member, jpeg)
     rows, classes = scan.scan_tar(tar)
     path = tar.with_suffix(".parquet")
-    index.write(path, rows.table(), folder, classes, (tar,))
+    index.write(path, rows.table(), folder, classes, {tar.name: tar})
     return path
 
 
