@@ -51,23 +51,29 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def evaluation_of(tuning: FinetuneConfig, part: str, words: list[str]) -> EvaluateConfig:
-    """The options of an evaluation: those of the fine-tuning, a search for eps_ref, and ``words``.
+def evaluations_of(tuning: FinetuneConfig, words: list[str]) -> dict[str, EvaluateConfig]:
+    """The options of each part: those of the fine-tuning, a search for eps_ref, and ``words``.
 
     Raises:
         SystemExit: an option that pipeline/evaluate.py would refuse.
+        UserError: what the jobs would refuse.
     """
     folder = Path(tuning.output)
     with tempfile.TemporaryDirectory() as place:
         base = Path(place) / "base.yaml"
         cli.save(dataclasses.replace(tuning, resume="auto"), base)
-        fixed = {"model.weights": folder / PARTS[part], "output": folder / part}
-        given = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
         search = ["--evaluation.fgs.search", "true"]
-        config = cli.parse(
-            EvaluateConfig, __doc__, ["--config", str(base), *search, *words, *given]
+        config = cli.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *words])
+    config = submission.absolute(config)
+    evaluate.check(dataclasses.replace(config, model=tuning.model))  # those weights are there
+    return {
+        part: dataclasses.replace(
+            config,
+            output=str(folder / part),
+            model=dataclasses.replace(config.model, weights=str(folder / weights)),
         )
-    return submission.absolute(config)
+        for part, weights in PARTS.items()
+    }
 
 
 def is_done(tuning: FinetuneConfig) -> bool:
@@ -135,9 +141,7 @@ def main() -> None:
         resources = options.resources(asked)
         _, (tuning,) = finetune.parse([], tuning_words)
         finetune.check(tuning, resources)
-        evaluations = {name: evaluation_of(tuning, name, evaluation_words) for name in PARTS}
-        for config in evaluations.values():  # their weights are yet to be made
-            evaluate.check(dataclasses.replace(config, model=tuning.model))
+        evaluations = evaluations_of(tuning, evaluation_words)
         shards = asked.shards or (8 if resources.cluster == "slurm" else 1)
         gpus = 1 if resources.gpus_per_node else None
         for_shards = dataclasses.replace(

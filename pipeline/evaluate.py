@@ -133,17 +133,14 @@ def evaluate(
     examples = frozenset(whole[evenly_spaced(len(whole), config.num_examples)].tolist())
     with store.appender(ranks.rank) as appender:
 
-        def watch(found: Found, skipped: list[int]) -> None:
+        def keep(found: Found, skipped: list[int]) -> None:
             appender.append(found.samples, [index.id(row) for row in found.samples.row])
             appender.keep(found.examples)
             appender.skip(skipped, [index.id(row) for row in skipped])
-            monitor.advance(len(found.samples) * ranks.size)
-            if stop.received:
-                raise Stopped
 
         threads = setup.decoding_threads(config.data, ranks.local_size)
-        known = (net, index, todo, config, ranks, threads, watch, examples)
-        measured = ranks.unless_stopped(lambda: evaluation.measure(*known))
+        known = (net, index, todo, config, ranks, threads)
+        measured = evaluation.measure_until_stopped(*known, keep, examples, stop, monitor)
     if measured is None:
         raise Stopped
     found, _ = evaluation.join(*measured, todo, ranks)

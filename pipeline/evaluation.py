@@ -19,9 +19,10 @@ from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.deepfool import Advanced, Running, advance, perturbation, start
-from pipeline.distributed import Ranks
-from pipeline.errors import UserError
+from pipeline.distributed import Ranks, StopRequest
+from pipeline.errors import Stopped, UserError
 from pipeline.fgs import correct_at, signs, smallest_eps
+from pipeline.monitor import Monitor
 from pipeline.norms import lengths
 from pipeline.samples import Example, Samples
 from pipeline.view import AttackView, upcast
@@ -241,6 +242,37 @@ def measure(
     if told < len(loader.skipped):
         watch(Found(parts[0], []), loader.skipped[told:])
     return Samples.concat(parts), loader.skipped
+
+
+def measure_until_stopped(
+    net: nn.Module,
+    index: Index,
+    rows: np.ndarray,
+    config: RunConfig,
+    ranks: Ranks,
+    threads: int,
+    keep: Callable[[Found, list[int]], None],
+    examples: frozenset[int],
+    stop: StopRequest,
+    monitor: Monitor,
+) -> tuple[Samples, list[int]] | None:
+    """`measure`, shown by the monitor's bar; None on every rank if one was asked to stop.
+
+    Args:
+        keep: called with what has been finished, and with rows that have been left out.
+        stop: looked at after each batch.
+        monitor: whose bar has been started.
+    """
+
+    def watch(found: Found, skipped: list[int]) -> None:
+        keep(found, skipped)
+        monitor.advance(len(found.samples) * ranks.size)
+        if stop.received:
+            raise Stopped
+
+    return ranks.unless_stopped(
+        lambda: measure(net, index, rows, config, ranks, threads, watch, examples)
+    )
 
 
 def join(

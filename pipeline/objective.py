@@ -15,7 +15,7 @@ from pipeline import memory, methods
 from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig, RuntimeConfig
 from pipeline.methods import Clean
 from pipeline.models import batch_norms, draws
-from pipeline.view import AttackView, Graph, autocast, logits_of, upcast
+from pipeline.view import AttackView, Graph, upcast
 
 _SEEN = ("penalty", "ratio", "iterations", "flipped")  # of a term
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,8 +46,8 @@ class Objective(nn.Module):
         super().__init__()
         self.net = net
         self.freeze_batch_norm = config.model.freeze_batch_norm
-        self.precision = PRECISIONS[config.runtime.precision]
-        self.view = AttackView(net, self.precision, config.model.attack_dropout)
+        precision = PRECISIONS[config.runtime.precision]
+        self.view = AttackView(net, precision, config.model.attack_dropout)
         self.methods = methods.make(config, self.view)
         self.attacks = any(method.attacks for method in self.methods)
         self.measures = any(method.measures for method in self.methods)
@@ -124,18 +124,15 @@ class Objective(nn.Module):
         """Logits for the cross-entropy, and their graph if the attack may start from it."""
         if attacked and self._takes_parts(images):
             parts = images.split(self.at_once)
-            made_again = [checkpoint(self._logits, part, use_reentrant=False) for part in parts]
+            made_again = [
+                checkpoint(self.view.as_it_is, part, use_reentrant=False) for part in parts
+            ]
             return torch.cat(made_again), None
         if attacked and self._shares_forward(images):
             points = upcast(images.detach()).requires_grad_()
-            graph = Graph(points, self._logits(points))
+            graph = Graph(points, self.view.as_it_is(points))
             return graph.logits, graph
-        return self._logits(images), None
-
-    def _logits(self, images: Tensor) -> Tensor:
-        """The net as it trains."""
-        with autocast(images, self.precision):
-            return upcast(logits_of(self.net(self.view.laid_out(images))))
+        return self.view.as_it_is(images), None
 
     def _takes_parts(self, images: Tensor) -> bool:
         """Whether the cross-entropy's graph is made part by part, each when it is differentiated.
@@ -151,7 +148,9 @@ class Objective(nn.Module):
                 self._shares = False
             else:
                 with torch.no_grad():
-                    self._shares = torch.equal(self._logits(images[:2]), self.view(images[:2]))
+                    self._shares = torch.equal(
+                        self.view.as_it_is(images[:2]), self.view(images[:2])
+                    )
         return self._shares
 
 

@@ -12,7 +12,6 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,12 +25,11 @@ from pipeline.data.loader import Batch, Loader
 from pipeline.definition import definition
 from pipeline.distributed import Ranks, StopRequest
 from pipeline.errors import Stopped, UserError
-from pipeline.evaluation import Found
 from pipeline.memory import Budget
 from pipeline.monitor import Monitor, peak_memory_mib
 from pipeline.objective import Losses, Objective
 from pipeline.samples import Example, summarize
-from pipeline.schedule import Schedule
+from pipeline.schedule import Schedule, seed_of
 from pipeline.tally import Tally, broken, sums
 
 
@@ -209,8 +207,7 @@ class Trainer:
 
     def _seed(self, number: int) -> None:
         """Dropout's randomness is a function of the run's seed, the step, the pass and the rank."""
-        place = [self.config.train.seed, self.step, number, self.ranks.rank]
-        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+        seed = seed_of(self.config.train.seed, self.step, number, self.ranks.rank)
         torch.manual_seed(seed)
         if self.objective.view.seed is not None:
             self.objective.view.seed = seed // 2
@@ -255,17 +252,12 @@ class Trainer:
         shown = frozenset(mine[: self.config.log.panel_images].tolist())
         panels: list[Example] = []
 
-        def watch(found: Found, _skipped: list[int]) -> None:
-            panels.extend(found.examples)
-            monitor.advance(len(found.samples) * self.ranks.size)
-            if self.stop.received:
-                raise Stopped
-
-        measured = self.ranks.unless_stopped(
-            lambda: evaluation.measure(
-                *(self.net, self.val_index, rows, self.config, self.ranks, self.threads),
-                *(watch, shown),
-            )
+        measured = evaluation.measure_until_stopped(
+            *(self.net, self.val_index, rows, self.config, self.ranks, self.threads),
+            keep=lambda found, _skipped: panels.extend(found.examples),
+            examples=shown,
+            stop=self.stop,
+            monitor=monitor,
         )
         if measured is None:  # it is repeated when the run goes on
             self._save()

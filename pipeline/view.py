@@ -113,7 +113,12 @@ class AttackView:
         return self._logits(images, draw)
 
     def _logits(self, images: Tensor, draw: int) -> Tensor:
-        with self._held(), self._drawn(images.device, draw), autocast(images, self.precision):
+        with self._held(), self._drawn(images.device, draw):
+            return self.as_it_is(images)
+
+    def as_it_is(self, images: Tensor) -> Tensor:
+        """Logits (N, K) fp32 of the net in its present mode, for the cross-entropy it trains on."""
+        with autocast(images, self.precision):
             return upcast(logits_of(self.net(self.laid_out(images))))
 
     def clipped(self, images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,30 @@ def children(pid: int) -> list[int]:
         if int(parent) == pid:
             found.append(int(path.parent.name))
     return found
+
+
+def start(
+    folder: Path, *options: object, ranks: int = 0, said: int = subprocess.DEVNULL, **variables: str
+) -> subprocess.Popen[str]:
+    """A small run in the background; with ``said`` a pipe, for what it says."""
+    return subprocess.Popen(
+        command(SCRIPT, *SMALL, "--output", folder, *options, ranks=ranks),
+        env=environment() | variables,
+        stdout=said,
+        stderr=said,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Wait until the run has recorded a step."""
+    deadline = time.monotonic() + 120
+    path = folder / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and f'"step": {step},' in path.read_text():
+            break
+        time.sleep(0.002)
+    assert process.poll() is None, "the run ended too soon"
 
 
 def expect_error(run: Run, *options: object, ranks: int = 0, script: str = SCRIPT) -> str:

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import SCRIPT, SMALL, Run, children, command, environment, expect_error
+from tests.runs import (
+    SCRIPT,
+    SMALL,
+    Run,
+    children,
+    command,
+    environment,
+    expect_error,
+    start,
+    wait_for,
+)
 
 
 def test_mistakes_on_two_ranks_are_said_once(run: Run, tmp_path: Path) -> None:
@@ -60,26 +70,10 @@ def test_ranks_that_do_not_find_one_another(run: Run, tmp_path: Path, rank: int)
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_rank_that_does_not_come_is_named(tmp_path: Path, how: signal.Signals) -> None:
-    options = (
-        *SMALL,
-        "--train.batch_size",
-        300,
-        "--output",
-        tmp_path / "run",
-        "--runtime.timeout",
-        5,
-    )
-    process = subprocess.Popen(
-        command(SCRIPT, *options, ranks=3),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    path = tmp_path / "run" / "metrics.jsonl"
-    while not (path.exists() and '"step": 3,' in path.read_text()):
-        assert process.poll() is None
-        time.sleep(0.002)
+    folder = tmp_path / "run"
+    options = ("--train.batch_size", 300, "--runtime.timeout", 5)
+    process = start(folder, *options, ranks=3, said=subprocess.PIPE)
+    wait_for(process, folder, 3)
     victim = children(process.pid)[-1]
     rank = re.search(rb"\0RANK=(\d)", Path(f"/proc/{victim}/environ").read_bytes())[1].decode()
     begin = time.monotonic()

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -19,30 +18,10 @@ from tests.runs import (
     environment,
     expect_error,
     metrics,
+    start,
+    wait_for,
     weights,
 )
-
-
-def start(
-    folder: Path, *options: object, ranks: int = 0, **variables: str
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command(SCRIPT, *SMALL, "--output", folder, *options, ranks=ranks),
-        env=environment() | variables,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def wait_for(process: subprocess.Popen[bytes], folder: Path, step: int) -> None:
-    """Wait until the run has recorded a step."""
-    deadline = time.monotonic() + 120
-    path = folder / "metrics.jsonl"
-    while process.poll() is None and time.monotonic() < deadline:
-        if path.exists() and f'"step": {step},' in path.read_text():
-            break
-        time.sleep(0.002)
-    assert process.poll() is None, "the run ended too soon"
 
 
 def kill_at(folder: Path, step: int, *options: object, ranks: int = 0) -> None:
@@ -113,17 +92,8 @@ def test_killed_on_two_ranks_and_resumed_on_one(run: Run, tmp_path: Path) -> Non
 
 def test_a_signal_saves_and_stops(run: Run, undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        command(SCRIPT, *SMALL, "--output", folder, "--checkpoint.every_steps", 1000),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    path = folder / "metrics.jsonl"
-    while not (path.exists() and '"step": 7,' in path.read_text()):
-        assert process.poll() is None
-        time.sleep(0.002)
+    process = start(folder, "--checkpoint.every_steps", 1000, said=subprocess.PIPE)
+    wait_for(process, folder, 7)
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
@@ -141,27 +111,18 @@ def test_a_signal_saves_and_stops(run: Run, undisturbed: Path, tmp_path: Path) -
 def test_a_signal_in_an_evaluation(run: Run, undisturbed: Path, tmp_path: Path, ranks: int) -> None:
     folder = tmp_path / "run"
     slow = ("--evaluation.num_images", 2000, "--evaluation.batch_size", 4)
-    options = (*SMALL, *slow, "--output", folder, "--checkpoint.every_steps", 1000)
-    process = subprocess.Popen(
-        command(SCRIPT, *options, ranks=ranks),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    path = folder / "metrics.jsonl"
-    while not (path.exists() and '"step": 24,' in path.read_text()):
-        assert process.poll() is None
-        time.sleep(0.002)
+    options = (*slow, "--checkpoint.every_steps", 1000)
+    process = start(folder, *options, ranks=ranks, said=subprocess.PIPE)
+    wait_for(process, folder, 24)
     one = children(process.pid)[-1] if ranks else process.pid  # the other rank must learn of it
     os.kill(one, signal.SIGUSR2)
     output, errors = process.communicate(timeout=60)
     assert "stopped after step 24" in output, errors
     assert process.returncode == (1 if ranks else 75), errors
-    assert '"evaluation/rho2"' not in path.read_text()
+    assert '"evaluation/rho2"' not in (folder / "metrics.jsonl").read_text()
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000000024.pt"]
     if not ranks:
-        done = run(SCRIPT, *options)
+        done = run(SCRIPT, *SMALL, *options, "--output", folder)
         assert done.returncode == 0, done.stderr
         assert list(metrics(folder, "evaluation/rho2")) == [24, 36, 48]
         whole = weights(undisturbed)

@@ -97,19 +97,17 @@ def attack(
     monitor.start_progress("attacking", len(rows), len(rows) - len(todo))
     with arrays.Appender(folder / f"rank{ranks.rank}.tar") as appender:
 
-        def watch(found: Found, _skipped: list[int]) -> None:
+        def keep(found: Found, _skipped: list[int]) -> None:
             flipped = dict(zip(found.samples.row.tolist(), found.samples.flipped, strict=True))
             for example in found.examples:
                 if flipped[example.row]:
                     appender.append(example.row, example.image + example.delta)
             appender.flush()
-            monitor.advance(len(found.samples) * ranks.size)
-            if stop.received:
-                raise Stopped
 
         threads = setup.decoding_threads(config.data, ranks.local_size)
-        known = (net, index, todo, config, ranks, threads, watch, frozenset(todo.tolist()))
-        measured = ranks.unless_stopped(lambda: evaluation.measure(*known))
+        known = (net, index, todo, config, ranks, threads)
+        every = frozenset(todo.tolist())
+        measured = evaluation.measure_until_stopped(*known, keep, every, stop, monitor)
     if measured is None:
         raise Stopped
     monitor.end_progress()

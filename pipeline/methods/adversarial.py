@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pipeline import fgs
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
-from pipeline.view import AttackView, autocast, logits_of, upcast
+from pipeline.view import AttackView, upcast
 
 from .base import Clean, Method, Term
 
@@ -33,8 +33,6 @@ class AdversarialTraining(Method):
         images = upcast(clean.images.detach())
         graph = clean.graph or self.view.graph(images)
         sign = fgs.signs(graph, clean.labels).sign
-        examples = self.view.laid_out(torch.add(images, sign, alpha=self.options.eps))
-        with autocast(examples, self.view.precision):
-            logits = upcast(logits_of(self.view.net(examples)))
+        logits = self.view.as_it_is(torch.add(images, sign, alpha=self.options.eps))
         mixed = F.cross_entropy(logits, clean.labels, reduction="none") - clean.cross_entropy
         return Term(self.options.weight * mixed.mean())

@@ -12,8 +12,6 @@ from pipeline.view import AttackView
 
 from .base import Clean, Method, Term
 
-_SEED = 1024.0  # keeps fp16 gradients from underflowing; a power of two changes no other bit
-
 
 class DeepDefense(Method):
     """Rewards large DeepFool perturbations."""
@@ -35,7 +33,7 @@ class DeepDefense(Method):
         terms = penalty(found, self.options)
         value = self.options.lam * terms.mean()
         if self.layers is not None:
-            value = only_through(value, self.layers)
+            value = only_through(value, self.layers, self.view.seed_scale)
         return Term(value, terms.detach(), found.ratio.detach(), found.iterations, found.flipped)
 
 
@@ -55,10 +53,16 @@ def matching(net: nn.Module, patterns: list[str]) -> list[nn.Parameter]:
     return [p for n, p in named.items() if any(fnmatchcase(n, each) for each in patterns)]
 
 
-def only_through(value: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """The same scalar, whose gradient reaches these parameters alone (the paper's Figure 4)."""
-    gradients = torch.autograd.grad(value * _SEED, parameters, retain_graph=True, allow_unused=True)
+def only_through(value: Tensor, parameters: list[nn.Parameter], scale: float) -> Tensor:
+    """The same scalar, whose gradient reaches these parameters alone (the paper's Figure 4).
+
+    Args:
+        value: with a graph, which stays.
+        parameters: that are reached.
+        scale: of the gradient on its way; see `AttackView.seed_scale`.
+    """
+    gradients = torch.autograd.grad(value * scale, parameters, retain_graph=True, allow_unused=True)
     carrier = sum(
-        (p * (g / _SEED)).sum() for p, g in zip(parameters, gradients, strict=True) if g is not None
+        (p * (g / scale)).sum() for p, g in zip(parameters, gradients, strict=True) if g is not None
     )
     return value.detach() + (carrier - carrier.detach())

@@ -4,11 +4,11 @@ After each optimiser step W <- (1 + beta) W - beta W W^T W, on a random part of 
 Convolutions are taken as matrices from unfolded patches to channels, a matrix for each group.
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig
+from pipeline.schedule import seed_of
 from pipeline.view import AttackView
 
 from .base import Method
@@ -27,8 +27,7 @@ class Parseval(Method):
     def after_step(self, step: int) -> None:
         """Project; which columns is a function of the run's seed and the step."""
         for number, layer in enumerate(self.layers):
-            place = [self.config.train.seed, step, number]
-            seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+            seed = seed_of(self.config.train.seed, step, number)
             groups = getattr(layer, "groups", 1)
             weight = layer.weight
             matrices = weight.reshape(groups, len(weight) // groups, -1)  # a copy, if need be
