@@ -85,6 +85,8 @@ def absolute(config: RunConfig) -> RunConfig:
         for name in ("train", "val", "root")
         if (value := getattr(data, name)) not in (None, demo.NAME)
     }
+    if isinstance(data.mean, str):
+        changed["mean"] = str(Path(data.mean).absolute())
     weights = model.weights
     if weights is not None and Path(weights).exists():
         weights = str(Path(weights).absolute())

@@ -107,7 +107,7 @@ def read(path: Path, config: Any, fingerprint: str) -> State:
     Args:
         path: the file.
         config: of this run.
-        fingerprint: of this run's training index.
+        fingerprint: of this run's training index and mean image.
 
     Raises:
         UserError: it is cut short, of another version, or of a run with other options.
@@ -122,9 +122,12 @@ def read(path: Path, config: Any, fingerprint: str) -> State:
         ) from None
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise UserError(f"{path} is no checkpoint of this program (version {VERSION})")
-    changed = cli.differences(state["config"], cli.to_dict(config), FREE)
+    free, now = FREE, cli.to_dict(config)
+    if isinstance(state["config"]["data"]["mean"], str) and isinstance(config.data.mean, str):
+        free = (*FREE, "data.mean")  # where the image lies; what it is, is in the fingerprint
+    changed = cli.differences(state["config"], now, free)
     if state["index"] != fingerprint:
-        changed.append("data.train: other images or labels than before")
+        changed.append("data.train, data.mean: other images, labels or mean image than before")
     if changed:
         raise UserError(
             f"the checkpoint {path} is of a run with other options ({'; '.join(changed)}); "

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import EvaluationConfig, RuntimeConfig
+from pipeline.config import DataConfig, EvaluationConfig, RuntimeConfig
+from pipeline.data import mean
 from pipeline.norms import norm_name
 
-# Options of the data section that decide what the network's input is.
-INPUT_OPTIONS = ("crop", "resize", "interpolation", "channels", "mean", "std")
+# Options of the data section that decide, beside the mean, what the network's input is.
+_INPUT_OPTIONS = ("crop", "resize", "interpolation", "channels", "std")
 
 LINEARISED_AT = {
     "reached": "x + sum of steps, without overshoot",
@@ -50,6 +51,11 @@ def definition(
         if fgs.asked
         else None,
     }
+
+
+def input_of(data: DataConfig) -> dict[str, Any]:
+    """What the network's input is, wherever files lie."""
+    return {"mean": mean.identity(data), **{name: getattr(data, name) for name in _INPUT_OPTIONS}}
 
 
 def fingerprint(net: nn.Module) -> str:

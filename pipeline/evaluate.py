@@ -22,7 +22,7 @@ import torch
 from pipeline import cli, evaluation, merge, models, setup
 from pipeline.config import EvaluateConfig, FgsConfig
 from pipeline.data.index import Index, evenly_spaced
-from pipeline.definition import INPUT_OPTIONS, definition, fingerprint
+from pipeline.definition import definition, fingerprint, input_of
 from pipeline.distributed import Ranks, StopRequest, session
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded
 from pipeline.evaluation import Found
@@ -48,6 +48,7 @@ def main() -> None:
         store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
         if ranks.first:
             cli.save(config, folder / "config.yaml")
+            store.keep_mean(config.data.mean)
             monitor.status = store.place / "progress.json"
         net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
         try:
@@ -89,7 +90,7 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
         "index": index.fingerprint,
         "num_indexed": len(index),
         "num_images": config.evaluation.num_images,
-        "input": {name: getattr(config.data, name) for name in INPUT_OPTIONS},
+        "input": input_of(config.data),
         "definition": definition(config.evaluation, config.runtime, num_classes),
     }
     return Manifest(identity, {"index": index.path, "class_names": index.class_names})

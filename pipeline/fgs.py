@@ -4,6 +4,7 @@ In: images, their labels and a graph of them. Out: who is still classified corre
 and the smallest eps that each image needs. eps is in units of the space that is attacked.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 from pipeline.norms import lengths, wide
 from pipeline.view import AttackView, Graph
 
-# The lattice of `smallest_eps`: logarithmic, in steps of 24 / 2^15 octaves, 0.05 %.
-SMALLEST, OCTAVES, HALVINGS = 2.0**-20, 24, 15
-STEPS = 2**HALVINGS
+# The lattice of `smallest_eps`: logarithmic, in steps of 0.05 %, from a millionth to a thousand:
+# inputs of pixels from 0 to 255 are met, too.
+SMALLEST, OCTAVES, STEPS = 2.0**-20, 30, 40960
+HALVINGS = math.ceil(math.log2(STEPS))
 _TRIALS = 12  # by false position, before halving
 
 
@@ -61,7 +63,7 @@ def smallest_eps(
     that is misclassified already, infinite for one that no eps of the lattice changes.
 
     The margin of the label is nearly linear in eps, so false position (with the Illinois rule)
-    from a first guess by the gradient needs about six forwards, where halving needs fifteen.
+    from a first guess by the gradient needs about six forwards, where halving needs sixteen.
 
     Args:
         view: the net.

@@ -138,11 +138,12 @@ def _show(folder: Path, merged: Merged, summary: dict[str, Any]) -> None:
 
 def contact_sheet(folder: Path, manifest: Manifest) -> Any:
     """The figure of the kept images, perturbations and perturbed images; None if none was kept."""
-    examples = ResultsFolder(folder / "results").examples()
+    store = ResultsFolder(folder / "results")
+    examples = store.examples()
     if not examples:
         return None
     names, inputs = manifest.about["class_names"], manifest.identity["input"]
-    data = DataConfig(**inputs)
+    data = DataConfig(**{**inputs, "mean": store.mean() or inputs["mean"]})
     if manifest.identity["definition"]["space"].startswith("pixels"):
         data.mean, data.std = [0.0] * data.channels, [1.0] * data.channels
     return panel.draw(examples, names, data)

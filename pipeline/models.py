@@ -38,6 +38,8 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
     """
     net = _construct(config.name, num_classes)
     _make_twice_differentiable(net)
+    if config.init_std is not None:
+        _draw_weights(net, config.init_std)
     if config.weights is not None:
         load_weights(net, config)
     if config.freeze_batch_norm:
@@ -68,6 +70,14 @@ def _zoo() -> Any:
     import torchvision
 
     return torchvision.models
+
+
+def _draw_weights(net: nn.Module, std: float) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class _Hardsigmoid(nn.Module):

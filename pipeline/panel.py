@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import DataConfig
+from pipeline.data.mean import mean_of
 from pipeline.samples import Example
 
 
@@ -21,7 +22,7 @@ def draw(examples: Sequence[Example], class_names: list[str], data: DataConfig) 
     from matplotlib.figure import Figure
 
     std = np.array(data.std).reshape(-1, 1, 1)
-    mean = np.array(data.mean).reshape(-1, 1, 1)
+    mean = mean_of(data)
     figure = Figure(figsize=(6.6, 2.2 * len(examples)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(examples), 3, squeeze=False)

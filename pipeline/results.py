@@ -8,6 +8,7 @@ is done. Lines survive a kill at any moment but for a torn last one, which is dr
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +27,7 @@ from pipeline.samples import Example, Samples
 TOLERANCE, FP32_RESOLUTION = 1e-5, 1e-7
 WHOLE = Shard(0, 1)
 _MANIFEST = "manifest.json"
+_MEAN = "mean.npy"
 _FLOATS = ("image_norm", "perturbation_norm", "fgs_eps")
 
 Row = dict[str, Any]
@@ -99,6 +101,16 @@ class ResultsFolder:
             write_json(store.place / _MANIFEST, vars(manifest))
         ranks.barrier()
         return store
+
+    def keep_mean(self, mean: list[float] | str) -> None:
+        """Keep a copy of the mean image, which pictures of the examples need."""
+        if isinstance(mean, str):
+            with replacing(self.place / _MEAN) as partial:
+                shutil.copyfile(mean, partial)
+
+    def mean(self) -> str | None:
+        """The mean image that some shard kept."""
+        return next((str(path) for path in self.folder.glob(f"*/{_MEAN}")), None)
 
     def read(self) -> Stored:
         """Everything found so far, by every shard and rank.

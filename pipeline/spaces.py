@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import DataConfig, EvaluationConfig
+from pipeline.data.mean import mean_of
 from pipeline.view import AttackView
 
 
 class Normalised(nn.Module):
     """A net that takes pixels in [0, 1] and normalises them itself."""
 
-    def __init__(self, net: nn.Module, mean: list[float], std: list[float]) -> None:
+    def __init__(self, net: nn.Module, data: DataConfig) -> None:
         super().__init__()
         self.net = net
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.register_buffer("mean", torch.from_numpy(mean_of(data)))
+        self.register_buffer("std", torch.tensor(data.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of pixels (N, C, H, W)."""
@@ -47,4 +48,4 @@ def view_of(
     if evaluation.space == "input":
         return AttackView(net, least=least)
     bounds = (0.0, 1.0) if evaluation.clip else None
-    return AttackView(Normalised(net, data.mean, data.std).to(device), bounds=bounds, least=least)
+    return AttackView(Normalised(net, data).to(device), bounds=bounds, least=least)

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import cli, evaluation, panel, setup, spaces
 from pipeline.checkpoint import Checkpoints, State, read, write
 from pipeline.config import FinetuneConfig
+from pipeline.data import mean
 from pipeline.data.batches import TrainingPlan
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
@@ -60,6 +61,9 @@ class Trainer:
         """
         self.config, self.ranks, self.threads = config, ranks, threads
         self.train_index, self.val_index = indices
+        self.fingerprint = self.train_index.fingerprint  # of what is trained on
+        if isinstance(config.data.mean, str):
+            self.fingerprint += f", mean {mean.identity(config.data)}"
         self.folder = Path(config.output)
         self.plan = TrainingPlan(
             self.train_index, config.data, config.train, ranks.rank, ranks.size
@@ -103,7 +107,7 @@ class Trainer:
         # All ranks take what the first one sees, should the folder change meanwhile.
         path = self.ranks.gather(self.checkpoints.find(self.config.resume))[0]
         if path is not None:
-            state = read(path, self.config, self.train_index.fingerprint)
+            state = read(path, self.config, self.fingerprint)
             self.net.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
@@ -293,7 +297,7 @@ class Trainer:
                 "history": self.history,
                 "seconds": self.seconds,
                 "config": cli.to_dict(self.config),
-                "index": self.train_index.fingerprint,
+                "index": self.fingerprint,
             }
             self.checkpoints.save(self.step, state, best)
 

@@ -2,13 +2,14 @@
 
     torchrun --standalone --nproc_per_node=2 tools/adversarial.py --config runs/ref/config.yaml \
         --model.weights runs/ref/weights.pth --data.val train.parquet --output adversarial
-    python tools/index.py join train.parquet adversarial/index.parquet --out both.parquet
-    torchrun ... pipeline/finetune.py --objective.method clean --data.train both.parquet ...
+    torchrun ... pipeline/finetune.py --objective.method clean \
+        --data.train adversarial/joined.parquet ...
 
 Takes the options of pipeline/evaluate.py; --data.val is the index whose images are attacked, with
 --evaluation.attack. x + dx is stored as float32, to the last bit, in the net's input space and with
 the true label: train with the same data.crop, .mean and .std. Images that DeepFool does not flip
-are left out. The same command goes on where it was cut, on any number of ranks.
+are left out. OUTPUT/index.parquet is of the examples, OUTPUT/joined.parquet of the images and them.
+The same command goes on where it was cut, on any number of ranks.
 """
 
 import json
@@ -20,7 +21,7 @@ from pipeline import cli, evaluation, setup
 from pipeline.atomic import write_json
 from pipeline.config import EvaluateConfig
 from pipeline.data import arrays
-from pipeline.data.index import Index
+from pipeline.data.index import Index, join
 from pipeline.distributed import Ranks, StopRequest, session
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded
 from pipeline.evaluate import describe
@@ -51,6 +52,8 @@ def main() -> None:
             raise SystemExit(STOPPED_EXIT_CODE) from None
         if ranks.first:
             number = arrays.write_index(folder, index)
+            if config.data.root is None:
+                join([Path(index.path), folder / "index.parquet"], folder / "joined.parquet")
             left_out = len(index.subset(config.evaluation.num_images)) - number
             monitor.say(
                 f"{folder / 'index.parquet'}: {number:,} examples; {left_out:,} not flipped"

@@ -5,6 +5,7 @@
     python tools/index.py folder ROOT --out FILE.parquet   # ROOT/class/image, as ImageFolder
     python tools/index.py tar ARCHIVE --out FILE.parquet   # class/image members
     python tools/index.py join A.parquet B.parquet --out BOTH.parquet
+    python tools/index.py mean TRAIN.parquet --out mean.npy --crop 28 --resize 28 --channels 1
 
 One pass over the headers: some thousand images a second. Members that are no decodable images are
 named and left out.
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,6 +28,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline.atomic import replacing
+from pipeline.config import DataConfig
 from pipeline.data import index, scan
 from pipeline.data.scan import Scan
 from pipeline.errors import UserError, guarded
@@ -97,6 +101,39 @@ def join(options: argparse.Namespace) -> None:
     print(f"{options.out}: {number:,} images")
 
 
+def mean(options: argparse.Namespace) -> None:
+    """The mean image of an index, for --data.mean; cropped as in evaluation, pixels in [0, 1]."""
+    import torch  # with DALI, seconds that the other commands need not wait for
+
+    from pipeline import setup
+    from pipeline.data.batches import evaluation_specs
+    from pipeline.data.loader import Loader
+
+    found = index.read(str(options.index), options.root, option="index")
+    if found.arrays.any():
+        raise UserError(f"{options.index} holds arrays, which have no mean taken from them")
+    channels = options.channels
+    none = {"mean": [0.0] * channels, "std": [1.0] * channels}
+    data = DataConfig(crop=options.crop, resize=options.resize, channels=channels, **none)
+    total, done, size = 0.0, 0, 250
+    specs = evaluation_specs(found, np.arange(len(found)), data, size)
+    loader = Loader(found, specs, data, torch.device("cpu"), size, setup.decoding_threads(data))
+    with progress_bar("mean", len(found), in_bytes=False) as progress:
+        for batch in loader:
+            total = total + batch.images.double().sum(dim=0)
+            done += len(batch.rows)
+            progress(done)
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(options.out) as partial, partial.open("wb") as file:
+            np.save(file, (total / done).float().numpy())
+    except OSError as error:
+        raise UserError(f"cannot write {options.out}: {error.strerror}; give another") from None
+    print(
+        f"{options.out}: the mean of {done:,} images, {channels} x {options.crop} x {options.crop}"
+    )
+
+
 def size(path: Path) -> int:
     """Size of a file that must be there."""
     if not path.is_file():
@@ -129,7 +166,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(required=True, metavar="ilsvrc | folder | tar | join")
+    commands = top.add_subparsers(required=True, metavar="ilsvrc | folder | tar | join | mean")
     one = commands.add_parser("ilsvrc", help=ilsvrc.__doc__)
     one.add_argument("--train", type=Path, help="ILSVRC2012_img_train.tar, a tar of class tars")
     one.add_argument("--val", type=Path, help="ILSVRC2012_img_val.tar, a flat tar")
@@ -155,6 +192,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("indices", type=Path, nargs="+", help="indices to join, in this order")
     one.add_argument("--out", type=Path, required=True, help="index to write")
     one.set_defaults(run=join)
+    one = commands.add_parser("mean", help=mean.__doc__)
+    one.add_argument("index", type=Path, help="of the images to train on")
+    one.add_argument("--out", type=Path, required=True, help=".npy file to write")
+    one.add_argument("--root", help="folder of the archives or images, if they have been moved")
+    one.add_argument("--crop", type=int, default=224, help="side, in pixels (%(default)s)")
+    one.add_argument(
+        "--resize", type=int, default=256, help="of the shorter side, in pixels (%(default)s)"
+    )
+    one.add_argument(
+        "--channels", type=int, choices=(1, 3), default=3, help="1: grey (%(default)s)"
+    )
+    one.set_defaults(run=mean)
     return top
 
 

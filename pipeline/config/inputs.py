@@ -17,12 +17,19 @@ class ModelConfig:
     weights: str | None = None
     """A .pth or .safetensors file, a checkpoint or weights.pth of a run, or the name of
     torchvision's weights (DEFAULT, IMAGENET1K_V1), which downloads. Default: a random start."""
+    init_std: float | None = None
+    """A random start draws weights from a normal distribution with this standard deviation, biases
+    0, as Caffe and MatConvNet do. Default: as the net's layers draw them."""
     num_classes: int | None = None
     """Number of classes of the net. Default: that of the index."""
     freeze_batch_norm: bool = True
     """Batch norm runs on its stored statistics and its parameters do not train, as in the paper."""
     attack_dropout: bool = False
     """Leave dropout on inside the attack (one mask for each attack iteration). The paper: off."""
+
+    def __post_init__(self) -> None:
+        enough = self.init_std is None or self.init_std > 0
+        require(enough, "model.init_std", "above 0", self.init_std)
 
 
 @dataclass(kw_only=True)
@@ -44,8 +51,9 @@ class DataConfig:
     """Filter of the resize, with antialiasing, as torchvision's weights name it."""
     channels: Literal[1, 3] = 3
     """Channels of the input: 3 (RGB) or 1 (grey)."""
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    """Subtracted from each channel; in units of pixel values in [0, 1]."""
+    mean: list[float] | str = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """Subtracted from each channel, in units of pixel values in [0, 1]; or a mean image (.npy, from
+    tools/index.py mean), subtracted before the flip."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     """Divides each channel after the mean; in units of pixel values in [0, 1]."""
     random_crop: bool = True
@@ -68,6 +76,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             values = getattr(self, name)
+            if isinstance(values, str):  # its image is looked at where it is used
+                rule = f"{self.channels} numbers, one a channel, or a .npy file"
+                require(name == "mean" and values.endswith(".npy"), "data.mean", rule, values)
+                continue
             rule = f"{self.channels} numbers, one a channel"
             require(len(values) == self.channels, f"data.{name}", rule, values)
         require(min(self.std) > 0, "data.std", "above 0", self.std)

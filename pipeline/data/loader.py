@@ -25,6 +25,7 @@ from pipeline.config import DataConfig
 from pipeline.data import headers
 from pipeline.data.files import Files
 from pipeline.data.index import Index
+from pipeline.data.mean import mean_of
 from pipeline.data.plan import Windows
 from pipeline.errors import UserError
 
@@ -81,8 +82,8 @@ class Loader:
             half: half-precision channels_last batches (CUDA only).
 
         Raises:
-            UserError: the archives are missing or not the indexed ones, or arrays in them are of
-                another size than the net's input.
+            UserError: the archives are missing or not the indexed ones, arrays in them are of
+                another size than the net's input, or the mean image is.
         """
         self.index = index
         self._mixed = bool(index.arrays.any())
@@ -93,6 +94,7 @@ class Loader:
         self._files = Files(index)
         self._specs = iter(specs)
         self._config = config
+        self._mean = mean_of(config)
         self._device = device
         self._options = {
             "batch_size": batch_size,
@@ -232,7 +234,9 @@ class Loader:
         return True
 
     def _build(self, source: Any, **changes: int) -> Pipeline:
-        definition = _definition(source, self._config, self._device, self._half, self._mixed)
+        definition = _definition(
+            source, self._config, self._mean, self._device, self._half, self._mixed
+        )
         made = pipeline_def(definition, enable_conditionals=self._mixed)
         pipeline = made(**(self._options | changes))
         pipeline.build()
@@ -259,12 +263,19 @@ _FILTERS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 
 
 def _definition(
-    source: Any, config: DataConfig, device: torch.device, half: bool, mixed: bool
+    source: Any,
+    config: DataConfig,
+    mean: np.ndarray,
+    device: torch.device,
+    half: bool,
+    mixed: bool,
 ) -> Any:
     """DALI's graph: window -> decode -> resize -> normalise; the same on the CPU and the GPU. With
     ``mixed`` some samples are arrays, which are only mirrored."""
     gpu = device.type == "cuda"
     scale = 255.0  # mean and std are given for pixels in [0, 1]
+    is_image = mean.shape[1:] != (1, 1)
+    per_channel = [0.0] * config.channels if is_image else mean.flatten().tolist()
 
     def decoded(encoded: Any, anchor: Any, shape: Any, start: Any, end: Any, mirror: Any) -> Any:
         images = fn.decoders.image_slice(
@@ -286,10 +297,13 @@ def _definition(
             interp_type=_FILTERS[config.interpolation],
             antialias=True,
         )
+        if is_image:  # the flip turns the mean image with its image
+            shift = -mean.transpose(1, 2, 0) * scale
+            images = fn.cast(images, dtype=types.FLOAT) + types.Constant(shift, layout="HWC")
         return fn.crop_mirror_normalize(
             images,
             mirror=mirror,
-            mean=[scale * value for value in config.mean],
+            mean=[scale * value for value in per_channel],
             std=[scale * value for value in config.std],
             dtype=types.FLOAT16 if half else types.FLOAT,
             output_layout="HWC" if half else "CHW",

@@ -1,0 +1,48 @@
+"""The mean that is subtracted from images: a number a channel, or a mean image from a file.
+
+Mean images are the way of Caffe and MatConvNet, and of the paper's nets for MNIST and CIFAR-10.
+tools/index.py mean makes one.
+"""
+
+import hashlib
+
+import numpy as np
+
+from pipeline.config import DataConfig
+from pipeline.errors import UserError, brief
+
+
+def mean_of(data: DataConfig) -> np.ndarray:
+    """``data.mean``, (C, 1, 1) or (C, S, S) float32, in units of pixel values in [0, 1].
+
+    Raises:
+        UserError: the file cannot be read, or does not fit the net's input.
+    """
+    if not isinstance(data.mean, str):
+        return np.array(data.mean, np.float32).reshape(-1, 1, 1)
+    try:
+        image = np.load(data.mean, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(
+            f"data.mean: no file {data.mean}; make it with tools/index.py mean"
+        ) from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"data.mean: {data.mean} is no .npy file of numbers ({brief(error)}); make it again "
+            "with tools/index.py mean"
+        ) from None
+    shape = (data.channels, data.crop, data.crop)
+    fits = isinstance(image, np.ndarray) and image.shape == shape and image.dtype.kind == "f"
+    if not (fits and 0 <= image.min() <= image.max() <= 1):  # false with NaN
+        raise UserError(
+            f"data.mean: {data.mean} is no image of the shape {shape} (data.channels, data.crop) "
+            "with pixels from 0 to 1; make it again with tools/index.py mean"
+        )
+    return image.astype(np.float32)
+
+
+def identity(data: DataConfig) -> list[float] | str:
+    """What tells one mean from another, wherever its file lies."""
+    if not isinstance(data.mean, str):
+        return data.mean
+    return f"image {hashlib.sha256(mean_of(data).tobytes()).hexdigest()[:16]}"

@@ -1,0 +1,128 @@
+"""The paper's experiments: every method of Table 1 on one net, and Figures 2 to 4, by one command.
+
+    python tools/reproduce.py mnist_mlp --data DIR --seeds 0 1 2 --at-once 2
+    python tools/reproduce.py mnist_lenet --data DIR --figure 3
+    python tools/reproduce.py imagenet_resnet18 --data DIR --cluster slurm --nodes 4 \
+        --gpus-per-node 8 --partition P --time 24h
+    python tools/reproduce.py mnist_mlp --output runs/longer -- --train.epochs 20
+
+It makes what is missing: indices and mean image from the downloads in DIR, the reference net, its
+DeepFool examples, a fine-tuning for each method, their evaluations, and OUTPUT/report with the
+table (the paper's numbers beside ours), the figures and CSV files. The same command again goes on
+where it was stopped. What follows -- are options of pipeline/finetune.py for every run.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from reproduction import data, estimate, report, run
+from reproduction.experiments import EXPERIMENTS, Experiment
+from reproduction.plan import Planner, Unit
+from rich.console import Console
+from rich.table import Table
+
+from launchers import options
+from pipeline.errors import STOPPED_EXIT_CODE, UserError, guarded
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line up to --."""
+    top = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("experiment", choices=EXPERIMENTS)
+    top.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of the downloads, or one above them"
+    )
+    top.add_argument(
+        "--output", type=Path, help="folder of all runs (default: runs/reproduce/EXPERIMENT)"
+    )
+    top.add_argument("--seeds", type=int, nargs="+", default=[0], help="(0)")
+    top.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help="only these (default: all; see --dry-run)"
+    )
+    top.add_argument(
+        "--figure",
+        type=int,
+        choices=(2, 3, 4),
+        help="only the runs of this figure, of the first seed: 2 by epoch (with the table, too), 3 "
+        "lambda by c, 4 layers by c",
+    )
+    top.add_argument("--weights", help="of the reference, in place of the experiment's own")
+    top.add_argument(
+        "--dry-run", action="store_true", help="list the runs with their estimated time here"
+    )
+    options.add_resources(top)
+    top.set_defaults(cluster="local", at_once=1)
+    return top
+
+
+def plan(asked: argparse.Namespace, output: Path, words: list[str]) -> list[Unit]:
+    """The units that are asked for.
+
+    Raises:
+        UserError: there is no such method or figure.
+    """
+    experiment: Experiment = EXPERIMENTS[asked.experiment]
+    planner = Planner(experiment, output, words, asked.weights)
+    known = [method.name for method in experiment.methods]
+    names = asked.methods or known
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UserError(f"--methods: no {', '.join(unknown)}; there are {', '.join(known)}")
+    if asked.figure is None:
+        return planner.table(asked.seeds, names)
+    if asked.figure == 2:
+        return planner.histories(asked.seeds[0], names)
+    return planner.sweep(asked.seeds[0], asked.figure)
+
+
+def show(units: list[Unit], done: set[str], seconds: dict[str, float], at_once: int) -> None:
+    """The runs, in an order in which they can run, with what they will take."""
+    listed = Table("run", "state", "estimate", box=None)
+    for unit in units:
+        state = "done" if unit.name in done else ""
+        time = "" if unit.name in done else run.duration(seconds[unit.name])
+        listed.add_row(unit.name, state, time)
+    Console(soft_wrap=True).print(listed)
+    left = sum(seconds[unit.name] for unit in units if unit.name not in done)
+    print(f"about {run.duration(left / at_once)} here, {at_once} at once, one rank each")
+
+
+def main() -> None:
+    """Plan, make the data, run, report."""
+    mine, words = options.split(sys.argv[1:])
+    asked = parser().parse_args(mine)
+    with guarded():
+        experiment = EXPERIMENTS[asked.experiment]
+        output = (asked.output or Path("runs/reproduce") / experiment.name).absolute()
+        resources = options.resources(asked)
+        units = plan(asked, output, words)
+        done = {unit.name for unit in units if unit.done()}
+        todo = [unit for unit in units if unit.name not in done]
+        if asked.dry_run:
+            seconds = estimate.Clock(experiment, output / "data").seconds(units)
+            show(units, done, seconds, asked.at_once)
+            return
+        data.prepare(experiment.data, asked.data, output / "data")
+        if todo and resources.cluster == "slurm":
+            print(run.on_slurm(output, todo, resources))
+            print(f"progress: python launchers/jobs.py --watch {shlex.quote(str(output))}")
+            print("the same command again, once they have ended, writes the report")
+            return
+        seconds = estimate.Clock(experiment, output / "data").seconds(todo)
+        try:
+            run.here(todo, seconds, resources.tasks_per_node, asked.at_once)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
+            raise SystemExit(STOPPED_EXIT_CODE) from None
+        command = shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]])
+        page = report.write(experiment, output, asked.seeds, units, command, asked.figure)
+        print(page.read_text())
+        print(page)
+
+
+if __name__ == "__main__":
+    main()

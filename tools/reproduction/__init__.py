@@ -1,0 +1,1 @@
+"""The paper's experiments as runs of this project; tools/reproduce.py is the command."""

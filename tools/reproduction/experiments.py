@@ -1,0 +1,152 @@
+"""What the paper ran, with its numbers (Table 1): data only.
+
+A method is options of pipeline/finetune.py on top of the experiment's YAML file. The table's rows
+keep this order.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+REFERENCE = "reference"
+EXAMPLES = "examples"  # of adversarial training I: DeepFool's, of the reference
+DEEP_DEFENSE = "deep_defense"  # whose eps_ref the others are read at
+
+
+class Numbers(NamedTuple):
+    """A row of the paper's Table 1."""
+
+    accuracy: float  # %
+    rho2: float
+    after_fgs: tuple[float, float, float]  # accuracy, %, at 0.2, 0.5 and 1.0 eps_ref
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of ours."""
+
+    name: str  # of its folder
+    title: str
+    options: tuple[str, ...]  # of pipeline/finetune.py
+    on_examples: bool = False  # the reference's DeepFool examples are added to the training set
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A net on a data set."""
+
+    name: str
+    title: str
+    data: str  # mnist, cifar10 or ilsvrc
+    methods: tuple[Method, ...]
+    paper: dict[str, Numbers]  # by name of the method
+    weights: str | None = None  # of the reference, where it is not trained here
+    layers: tuple[tuple[str, str], ...] = ()  # titles and patterns, for Figure 4
+
+    @property
+    def config(self) -> str:
+        """Its YAML file in configs/."""
+        return f"{self.name}.yaml"
+
+
+def _method(name: str, title: str, objective: str, *options: str, **more: bool) -> Method:
+    return Method(name, title, ("--objective.method", objective, *options), **more)
+
+
+_CLEAN = _method("clean", "Clean fine-tuning", "clean")
+_DEEP_DEFENSE = _method(DEEP_DEFENSE, "Deep Defense", "deep_defense")
+
+
+def _small(eps: str, parseval: str, better: Method) -> tuple[Method, ...]:
+    """The methods on small nets.
+
+    Args:
+        eps: of adversarial training II, in units of the input; the paper does not give it.
+        parseval: beta.
+        better: Deep Defense with options that were found better than the paper's.
+    """
+    fgs = ("--objective.adversarial.eps", eps)
+    return (
+        _CLEAN,
+        _method("parseval", "Parseval training", "parseval", "--objective.parseval.beta", parseval),
+        _method("adversarial_1", "Adversarial training I", "clean", on_examples=True),
+        _method("adversarial_2", "Adversarial training II", "adversarial_2", *fgs),
+        _DEEP_DEFENSE,
+        better,
+        _method("deep_defense_2", "Deep Defense + II", "deep_defense+adversarial_2", *fgs),
+    )
+
+
+# Found better on both MNIST nets, in the same time.
+_BETTER = _method(
+    *("deep_defense_boundary", "Deep Defense, boundary gradient, 10 epochs", "deep_defense"),
+    *("--regularizer.gradient", "boundary"),
+    *("--train.epochs", "10", "--schedule.milestones", "[8]"),
+)
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            *("mnist_mlp", "MNIST MLP", "mnist"),
+            _small("10", "0.0001", _BETTER),
+            {
+                REFERENCE: Numbers(98.31, 1.11e-1, (72.76, 29.08, 3.31)),
+                "parseval": Numbers(98.32, 1.11e-1, (77.44, 28.95, 2.96)),
+                "adversarial_1": Numbers(98.49, 1.62e-1, (87.70, 59.69, 22.55)),
+                DEEP_DEFENSE: Numbers(98.65, 2.25e-1, (95.04, 88.93, 50.00)),
+            },
+        ),
+        Experiment(
+            *("mnist_lenet", "MNIST LeNet", "mnist"),
+            _small("10", "0.0001", _BETTER),
+            {
+                REFERENCE: Numbers(99.02, 2.05e-1, (90.95, 53.88, 19.75)),
+                "parseval": Numbers(99.10, 2.03e-1, (91.68, 66.48, 19.64)),
+                "adversarial_1": Numbers(99.18, 2.63e-1, (95.20, 74.82, 41.40)),
+                DEEP_DEFENSE: Numbers(99.34, 2.84e-1, (96.51, 88.93, 50.00)),
+            },
+            layers=(("conv1", "0.*"), ("conv2", "2.*"), ("fc1", "5.*"), ("fc2", "7.*")),
+        ),
+        Experiment(
+            *("cifar10_convnet", "CIFAR-10 ConvNet", "cifar10"),
+            _small("2", "0.0003", _BETTER)[:5],
+            {
+                REFERENCE: Numbers(79.74, 2.59e-2, (61.62, 37.84, 23.85)),
+                "parseval": Numbers(80.48, 3.42e-2, (69.19, 50.43, 22.13)),
+                "adversarial_1": Numbers(80.65, 3.05e-2, (65.16, 45.03, 35.53)),
+                DEEP_DEFENSE: Numbers(81.70, 5.32e-2, (72.15, 59.02, 50.00)),
+            },
+        ),
+        Experiment(
+            *("cifar10_nin", "CIFAR-10 NIN", "cifar10"),
+            _small("2", "0.0003", _BETTER)[:5],
+            {
+                REFERENCE: Numbers(89.64, 4.20e-2, (75.61, 49.22, 33.56)),
+                "parseval": Numbers(88.20, 4.33e-2, (75.39, 49.75, 17.74)),
+                "adversarial_1": Numbers(89.87, 5.25e-2, (78.87, 58.85, 45.90)),
+                DEEP_DEFENSE: Numbers(89.96, 5.58e-2, (80.70, 70.73, 50.00)),
+            },
+        ),
+        Experiment(
+            *("imagenet_resnet18", "ImageNet ResNet-18", "ilsvrc", (_CLEAN, _DEEP_DEFENSE)),
+            {
+                REFERENCE: Numbers(69.64, 1.63e-3, (63.39, 54.45, 41.70)),
+                DEEP_DEFENSE: Numbers(69.66, 2.43e-3, (65.53, 59.46, 50.00)),
+            },
+            weights="IMAGENET1K_V1",
+        ),
+        Experiment(
+            *("imagenet_alexnet", "ImageNet AlexNet", "ilsvrc", (_CLEAN, _DEEP_DEFENSE)),
+            {
+                REFERENCE: Numbers(56.91, 2.98e-3, (54.62, 51.39, 46.05)),
+                DEEP_DEFENSE: Numbers(57.11, 4.54e-3, (55.79, 53.50, 50.00)),
+            },
+            weights="caffe_alexnet.pth",
+        ),
+    )
+}
+
+# Figure 3: lambda by c; Figure 4: layers by c.
+SWEEP_C = (5, 10, 15, 20, 25, 30, 35, 40, 45)
+SWEEP_LAMBDA = (5, 15, 25)
+LAYERS_C = (5, 15, 25, 35, 45)
