@@ -57,9 +57,9 @@ class Perturbation:
         none = torch.zeros_like(clean)
         return cls(torch.zeros_like(images), none, no, no.clone(), clean.clone(), clean)
 
-    def enter(self, done: "Advanced", ended: Tensor, delta: Tensor) -> None:
-        """Write what the rows ``ended`` of an iteration found; their keys are positions here."""
-        key = done.running.key[ended]
+    def enter(self, done: "Advanced", ended: Tensor, delta: Tensor, first: int) -> None:
+        """Write what the rows ``ended`` of an iteration found; their keys count from ``first``."""
+        key = done.running.key[ended] - first
         self.delta[key] = delta
         self.iterations[key] = done.running.iteration[ended]
         self.flipped[key], self.stuck[key] = done.flipped[ended], done.stuck[ended]
@@ -136,7 +136,7 @@ def advance(
     held: list[Graph] | None = None,
     rows: Tensor | None = None,
     *,
-    draw: int = 0,
+    iteration: int = 0,
     keep_graph: bool = False,
 ) -> Advanced:
     """One iteration of all samples: linearise, step to the nearest boundary, test.
@@ -148,27 +148,29 @@ def advance(
         held: one graph of points where to linearise, if there is one; taken out, so that it is
             freed as early as can be.
         rows: (A,) where the samples are in that graph. Default: in order.
-        draw: of the dropout masks, which is also the step's iteration in the record.
+        iteration: of the step in the record.
         keep_graph: test by a forward with a graph, and hand it out.
     """
     x, label, choices = running.images, running.label, running.choices
     if not held:
         points = torch.add(x, running.moved, alpha=config.reach)
-        held = [view.graph(view.clipped(points), draw)]
+        held = [view.graph(view.clipped(points), running.key)]
         rows = None
     rows = torch.arange(len(running), device=x.device) if rows is None else rows
     source = torch.where(running.towards, held[0].logits.detach()[rows].argmax(dim=1), label)
-    found = nearest_boundary(view, held, rows, source, choices, running.towards, config, draw)
+    found = nearest_boundary(
+        view, held, rows, source, choices, running.towards, running.key, config
+    )
     if config.classes == "first":
         choices = found.target[:, None]
     moved = torch.add(found.move, running.moved, alpha=config.reach)
     tested = view.clipped(torch.add(x, moved, alpha=1.0 + config.overshoot))
-    graph = view.graph(tested) if keep_graph else None
-    now = (graph.logits.detach() if graph else view(tested, draw)).argmax(dim=1)
+    graph = view.graph(tested, running.key) if keep_graph else None
+    now = (graph.logits.detach() if graph else view(tested, running.key)).argmax(dim=1)
     after = replace(running, moved=moved, choices=choices, iteration=running.iteration + 1)
     return Advanced(
         after,
-        Step(running.key, **found._asdict(), iteration=draw),
+        Step(running.key, **found._asdict(), iteration=iteration),
         now,
         (now == label) == running.towards,
         found.norm.isinf(),
@@ -223,7 +225,12 @@ def deepfool(
         return _sweep(view, images, config, labels, graph, record, keep_graph)
     given = itertools.repeat(None) if labels is None else labels.split(size)
     parts = zip(images.split(size), given, strict=labels is not None)
-    return _join([_sweep(view, x, config, y, record=record) for x, y in parts])
+    return _join(
+        [
+            _sweep(view, x, config, y, record=record, first=number * size)
+            for number, (x, y) in enumerate(parts)
+        ]
+    )
 
 
 def _sweep(
@@ -234,25 +241,26 @@ def _sweep(
     graph: Graph | None = None,
     record: bool = False,
     keep_graph: bool = False,
+    first: int = 0,
 ) -> Perturbation:
-    """`deepfool` of a batch that the net takes at once."""
-    graph = graph or view.graph(images)
+    """`deepfool` of images that the net takes at once, the batch's from position ``first`` on."""
+    key = torch.arange(first, first + len(images), device=images.device)
+    graph = graph or view.graph(images, key)
     logits = graph.logits.detach()
-    running = start(view, images, logits, config, labels)
+    running = start(view, images, logits, config, labels, key)
     result = Perturbation.unmoved(images, logits.argmax(dim=1))
-    # A graph of more samples than the replay's would have drawn other dropout masks.
-    reuse = config.linearize_at == "tested" and view.seed is None
+    reuse = config.linearize_at == "tested"
     rows = None  # of the graph: where the running samples are
     for iteration in range(config.max_iterations):
         last = iteration + 1 == config.max_iterations
         held, graph = [graph] if graph else [], None
         done = advance(
-            view, running, config, held, rows, draw=iteration, keep_graph=reuse and not last
+            view, running, config, held, rows, iteration=iteration, keep_graph=reuse and not last
         )
         if record:
             result.steps.append(done.step)
         ended = (done.ended | last).nonzero().squeeze(1)
-        result.enter(done, ended, perturbation(view, done.running.take(ended), config))
+        result.enter(done, ended, perturbation(view, done.running.take(ended), config), first)
         rows = (~done.ended).nonzero().squeeze(1)
         # With what comes after it, such a graph takes no more memory than one of all images.
         fits = len(running) + len(rows) <= len(images) <= 2 * len(ended)
@@ -269,10 +277,6 @@ def _sweep(
 
 def _join(parts: list[Perturbation]) -> Perturbation:
     """Of consecutive parts of a batch."""
-    steps: list[Step] = []
-    begin = 0
-    for part in parts:
-        steps += (replace(step, samples=step.samples + begin) for step in part.steps)
-        begin += len(part.delta)
+    steps = [step for part in parts for step in part.steps]
     names = ("delta", "iterations", "flipped", "stuck", "prediction", "clean")
     return Perturbation(*(torch.cat([getattr(part, n) for part in parts]) for n in names), steps)

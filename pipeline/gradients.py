@@ -34,6 +34,7 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.config import AttackConfig
 from pipeline.deepfool import Perturbation, Step
+from pipeline.dropout import Masks
 from pipeline.errors import UserError, brief
 from pipeline.linear_region import Hold, Record
 from pipeline.nearest import gaps_of
@@ -51,7 +52,7 @@ class Replay(NamedTuple):
     found: Perturbation  # with its steps
     config: AttackConfig  # what DeepFool was given
     at_once: int  # largest number of images in the net at a time
-    seed: int | None  # of the dropout masks
+    masks: Masks | None  # of dropout
 
     def steps(self) -> Iterator[tuple[Step, Tensor]]:
         """Each step with the points where it linearised, from the last to the first; each is let
@@ -79,7 +80,7 @@ class Replay(NamedTuple):
         for samples in left.nonzero().squeeze(1).split(self.at_once):
             points = torch.add(self.images[samples], self.found.delta[samples], alpha=scale)
             with torch.enable_grad():
-                logits = self.view(points)
+                logits = self.view(points, samples)
             yield samples, logits
 
 
@@ -112,13 +113,13 @@ class _Unrolled(torch.autograd.Function):
         if ctx.used:
             raise RuntimeError("the regulariser's steps are freed by the first backward pass")
         ctx.used = True
-        view, seed = ctx.replay.view, ctx.replay.view.seed
-        view.seed = ctx.replay.seed
+        view, masks = ctx.replay.view, ctx.replay.view.masks
+        view.masks = ctx.replay.masks
         try:
             reverse = _through_pieces if ctx.fast else _through_steps
             total = reverse(ctx.replay, (1.0 + ctx.replay.config.overshoot) * adjoint)
         finally:
-            view.seed = seed
+            view.masks = masks
         return None, None, *total
 
 
@@ -142,7 +143,7 @@ def _differentiate(
     """Gradients of <adjoint, step> with respect to the parameters, and then to the points."""
     try:
         with torch.enable_grad():
-            graph = view.graph(points, step.iteration)
+            graph = view.graph(points, step.samples)
             gap = _gap(graph.logits, step.target, step.source)
             gradient = view.gap_gradient(graph, gap, create_graph=True)
             # Not |f| w / ||w||^2 as written: the square of a small norm leaves fp32's range.
@@ -164,6 +165,7 @@ def _differentiate(
 class _Piece(NamedTuple):
     """a f(z) + <v, w(z)> of some samples, as a f_held(z + shift)."""
 
+    samples: Tensor  # positions in the batch
     points: Tensor
     shift: Tensor  # v / a
     weight: Tensor  # a
@@ -193,7 +195,7 @@ def _through_pieces(replay: Replay, adjoint: Tensor) -> Gradients:
         least = 1e-6 * lengths(v) / lengths(points)
         weight = torch.where(weight.abs() < least, least, weight)
         shift = v / wide(weight.where(weight != 0, torch.inf))
-        waiting.append(_Piece(points, shift, weight, step.target, step.source))
+        waiting.append(_Piece(step.samples, points, shift, weight, step.target, step.source))
         del u, unit, passed, v, shift  # each as large as the batch
     return _add(total, _held_gradients(view, waiting)) if waiting else total
 
@@ -202,10 +204,10 @@ def _held_gradients(view: AttackView, pieces: list[_Piece]) -> Gradients:
     piece = _Piece(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
     pieces.clear()
     with torch.no_grad(), Record() as record:
-        view(piece.points)
+        view(piece.points, piece.samples)
     with torch.enable_grad():
         with Hold(record.pattern):
-            logits = view(piece.points + piece.shift)
+            logits = view(piece.points + piece.shift, piece.samples)
         gap = _gap(logits, piece.target, piece.source)
     return list(torch.autograd.grad(gap, view.parameters(), piece.weight, allow_unused=True))
 

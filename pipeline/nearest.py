@@ -49,8 +49,8 @@ def nearest_boundary(
     source: Tensor,
     choices: Tensor,
     single: Tensor,
+    key: Tensor,
     config: AttackConfig,
-    draw: int = 0,
 ) -> Nearest:
     """The step to the nearest of the linearised boundaries.
 
@@ -67,8 +67,8 @@ def nearest_boundary(
         source: (A,) class to leave.
         choices: (A, M) classes to consider moving to.
         single: (A,) bool, samples whose first choice is their only one.
+        key: (A,) which images of the batch the samples are.
         config: visit, safety and norm.
-        draw: of the dropout masks.
     """
     # Those with a gradient in this round, and where they are in the graph.
     samples, places = torch.arange(len(source), device=source.device), rows
@@ -92,12 +92,11 @@ def nearest_boundary(
             wanting = more.nonzero().squeeze(1)
             if len(wanting) == 0:
                 break
-            # A new forward of few costs less than gradients of many; with dropout it would draw
-            # other masks.
-            if 2 * len(wanting) <= len(graph.points) and view.seed is None:
+            # A new forward of few costs less than gradients of many.
+            if 2 * len(wanting) <= len(graph.points):
                 samples, places = wanting, torch.arange(len(wanting), device=source.device)
                 graph = gap = None  # both hold the old one
-                graph = view.graph(points[rows[samples]], draw)
+                graph = view.graph(points[rows[samples]], key[samples])
         with torch.enable_grad():
             gap = gaps_of(graph.logits[places], source[samples], choices[samples, m : m + 1])[:, 0]
         gradient = view.gap_gradient(graph, gap)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline import memory, methods
 from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig, RuntimeConfig
+from pipeline.dropout import LAYERS
 from pipeline.methods import Clean
 from pipeline.models import batch_norms, draws
 from pipeline.view import AttackView, Graph, upcast
@@ -72,6 +73,7 @@ class Objective(nn.Module):
             labels: (N,) int64.
             tuning: whether the methods take part; not in the clean epochs.
         """
+        self.view.begin(len(images))
         logits, graph = self._clean(images, tuning and self.attacks)
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
         clean = Clean(images, labels, cross_entropy, logits, graph, self.at_once)
@@ -108,6 +110,7 @@ class Objective(nn.Module):
 
         def step(number: int) -> None:
             images = torch.randn(number, *shape, device=device)
+            self.view.begin(number)
             with torch.no_grad():
                 labels = self.view(images).argmax(dim=1)
             loss = self(images, labels, True).loss
@@ -123,9 +126,10 @@ class Objective(nn.Module):
     def _clean(self, images: Tensor, attacked: bool) -> tuple[Tensor, Graph | None]:
         """Logits for the cross-entropy, and their graph if the attack may start from it."""
         if attacked and self._takes_parts(images):
-            parts = images.split(self.at_once)
+            rows = torch.arange(len(images), device=images.device).split(self.at_once)
             made_again = [
-                checkpoint(self.view.as_it_is, part, use_reentrant=False) for part in parts
+                checkpoint(self.view.as_it_is, images[part], part, use_reentrant=False)
+                for part in rows
             ]
             return torch.cat(made_again), None
         if attacked and self._shares_forward(images):
@@ -144,13 +148,14 @@ class Objective(nn.Module):
         """Whether the attack may start from the cross-entropy's forward: whether the net computes
         the same in training mode as the attack sees, tried once, on two images."""
         if self._shares is None:
-            if any(draws(module) and module.training for module in self.net.modules()):
+            held = LAYERS if self.view.dropout else ()  # its masks are the attack's
+            if any(draws(m) and m.training and not isinstance(m, held) for m in self.net.modules()):
                 self._shares = False
             else:
+                two = torch.arange(2, device=images.device)[: len(images)]
                 with torch.no_grad():
-                    self._shares = torch.equal(
-                        self.view.as_it_is(images[:2]), self.view(images[:2])
-                    )
+                    as_trained = self.view.as_it_is(images[:2], two)
+                    self._shares = torch.equal(as_trained, self.view(images[:2], two))
         return self._shares
 
 

@@ -57,7 +57,7 @@ def robustness(
         keep_graph=config.gradient == "boundary",
         at_once=at_once,
     )
-    replay = Replay(view, images, found, config.attack, at_once or len(images), view.seed)
+    replay = Replay(view, images, found, config.attack, at_once or len(images), view.masks)
     by_steps = config.gradient == "unrolled"
     norm = lengths(unrolled(replay)) if by_steps else boundary(replay)
     ratio = norm / lengths(images)

@@ -213,8 +213,7 @@ class Trainer:
         """Dropout's randomness is a function of the run's seed, the step, the pass and the rank."""
         seed = seed_of(self.config.train.seed, self.step, number, self.ranks.rank)
         torch.manual_seed(seed)
-        if self.objective.view.seed is not None:
-            self.objective.view.seed = seed // 2
+        self.objective.view.seed = seed // 2
 
     def _refuse(self, seen: list[tuple[Batch, Losses]], done: Tally) -> None:
         """A loss that is not finite: every rank stops; those that met it name the images."""

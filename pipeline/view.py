@@ -5,14 +5,15 @@ logits, with the gradients that DeepFool asks for.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline import linear_region
+from pipeline.dropout import LAYERS, Held, Masks
 
 
 class Graph(NamedTuple):
@@ -25,9 +26,9 @@ class Graph(NamedTuple):
 class AttackView:
     """The net as the attack sees it: a per-sample function in a stated precision.
 
-    Batch norm runs on stored statistics and dropout is off (or, with ``dropout``, draws the same
-    masks whenever the same ``draw`` is asked of a batch of the same size, so that a
-    differentiated step repeats the step it belongs to). Logits are fp32.
+    Batch norm runs on stored statistics and dropout is off (or, with ``dropout``, each image keeps
+    the masks that `begin` stands for, so that the net remains one function while it is attacked and
+    differentiated). Logits are fp32.
 
     Each forward has an autocast block of its own: a block that mixes forwards with and without
     a graph would reuse cast weights that have lost theirs.
@@ -46,7 +47,7 @@ class AttackView:
         Args:
             net: from images to logits.
             precision: of its forwards.
-            dropout: leave it on.
+            dropout: leave it on, once `begin` was called.
             bounds: least and largest value of a valid input, to which perturbed images are cut.
             least: fewer images are filled up to so many by repeats, which the result is without:
                 libraries choose another kernel for a small batch, whose last bits differ.
@@ -55,16 +56,22 @@ class AttackView:
         self.bounds = bounds
         self.least = least
         self.precision = precision
-        self.seed: int | None = 0 if dropout else None
+        self.dropout, self.seed = dropout, 0
+        self.masks: Masks | None = None
         self._head = _last_layer(net)
         self._channels_last = _is_channels_last(net)
         self._piecewise_linear: bool | None = None
 
-    def graph(self, points: Tensor, draw: int = 0) -> "Graph":
-        """Logits of points (A, C, H, W) with a graph, to be differentiated by the points."""
+    def begin(self, number: int) -> None:
+        """Draw masks for the images of another batch, by ``seed``; nothing without dropout."""
+        self.masks = Masks(self.seed, number) if self.dropout else None
+
+    def graph(self, points: Tensor, rows: Tensor | None = None) -> "Graph":
+        """Logits of points (A, C, H, W) with a graph, to be differentiated by the points; ``rows``
+        as of a call."""
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            return Graph(points, self(points, draw))
+            return Graph(points, self(points, rows))
 
     def gap_gradient(self, graph: "Graph", gaps: Tensor, create_graph: bool = False) -> Tensor:
         """Per-sample gradients (A, C, H, W) of gaps (A,), which are functions of the graph.
@@ -91,8 +98,10 @@ class AttackView:
     def is_piecewise_linear(self, images: Tensor) -> bool:
         """Whether the net is known to be piecewise linear; tried once, on one image."""
         if self._piecewise_linear is None:
-            plain = self.seed is None
-            self._piecewise_linear = plain and linear_region.is_piecewise_linear(self, images[:1])
+            first = torch.zeros(1, dtype=torch.int64, device=images.device)
+            self._piecewise_linear = linear_region.is_piecewise_linear(
+                lambda image: self(image, first), images[:1]
+            )
         return self._piecewise_linear
 
     @property
@@ -104,21 +113,24 @@ class AttackView:
         """The parameters that train."""
         return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
 
-    def __call__(self, images: Tensor, draw: int = 0) -> Tensor:
-        """Logits (N, K) fp32 of images (N, C, H, W)."""
+    def __call__(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits (N, K) fp32 of images (N, C, H, W).
+
+        Args:
+            images: to be classified.
+            rows: (N,) which images of the batch they are, for their dropout masks. Default: all.
+        """
         number = images.shape[0]
-        if 0 < number < self.least:
-            repeats = images[-1:].expand(self.least - number, *images.shape[1:])
-            return self._logits(torch.cat([images, repeats]), draw)[:number]
-        return self._logits(images, draw)
+        with self._held():
+            if 0 < number < self.least and self.masks is None:
+                repeats = images[-1:].expand(self.least - number, *images.shape[1:])
+                return self.as_it_is(torch.cat([images, repeats]))[:number]
+            return self.as_it_is(images, rows)
 
-    def _logits(self, images: Tensor, draw: int) -> Tensor:
-        with self._held(), self._drawn(images.device, draw):
-            return self.as_it_is(images)
-
-    def as_it_is(self, images: Tensor) -> Tensor:
-        """Logits (N, K) fp32 of the net in its present mode, for the cross-entropy it trains on."""
-        with autocast(images, self.precision):
+    def as_it_is(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits (N, K) fp32 of the net in its present mode, for the cross-entropy it trains on;
+        ``rows`` as of a call."""
+        with autocast(images, self.precision), self._masked(images, rows):
             return upcast(logits_of(self.net(self.laid_out(images))))
 
     def clipped(self, images: Tensor) -> Tensor:
@@ -134,7 +146,7 @@ class AttackView:
     @contextmanager
     def _held(self) -> Iterator[None]:
         """Evaluation mode, but for dropout where it is asked for."""
-        keep = nn.modules.dropout._DropoutNd if self.seed is not None else ()
+        keep = LAYERS if self.masks is not None else ()
         held = [m for m in self.net.modules() if m.training and not isinstance(m, keep)]
         for module in held:
             module.training = False
@@ -146,14 +158,12 @@ class AttackView:
             for module in held:
                 module.training = True
 
-    @contextmanager
-    def _drawn(self, device: torch.device, draw: int) -> Iterator[None]:
-        if self.seed is None:
-            yield
-            return
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed + draw)
-            yield
+    def _masked(self, images: Tensor, rows: Tensor | None) -> AbstractContextManager[Any]:
+        if self.masks is None:
+            return nullcontext()
+        if rows is None:
+            rows = torch.arange(images.shape[0], device=images.device)
+        return Held(self.masks, rows)
 
 
 def autocast(images: Tensor, precision: torch.dtype) -> torch.autocast:

@@ -25,7 +25,8 @@ class ModelConfig:
     freeze_batch_norm: bool = True
     """Batch norm runs on its stored statistics and its parameters do not train, as in the paper."""
     attack_dropout: bool = False
-    """Leave dropout on inside the attack (one mask for each attack iteration). The paper: off."""
+    """Leave dropout on inside the attack: masks are drawn once an image and held through its
+    cross-entropy and its attack, as for the paper's NIN. Its other nets: off."""
 
     def __post_init__(self) -> None:
         enough = self.init_std is None or self.init_std > 0
