@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from reproduction.experiments import EXPERIMENTS
 
 from pipeline import cli
 from pipeline.checkpoint import Checkpoints, read, write
@@ -28,8 +29,8 @@ from tests.runs import environment
 
 def test_every_shipped_configuration_is_valid() -> None:
     paths = sorted(CONFIGS.glob("*.yaml"))
-    wanted = {"demo", "mnist_lenet", "mnist_mlp", "imagenet_resnet18", "imagenet_alexnet"}
-    assert wanted <= {path.stem for path in paths}
+    wanted = {"demo", *EXPERIMENTS, *(Path(e.config).stem for e in EXPERIMENTS.values())}
+    assert wanted == {path.stem for path in paths}
     for path in paths:
         config = cli.parse(FinetuneConfig, "", ["--config", str(path)])
         assert config.output == f"runs/{path.stem}"

@@ -79,6 +79,19 @@ def plan(asked: argparse.Namespace, output: Path, words: list[str]) -> list[Unit
     return planner.sweep(asked.seeds[0], asked.figure)
 
 
+def check_weights(weights: str | None) -> None:
+    """Refuse a file of weights that is not there.
+
+    Raises:
+        UserError: it is not; says where weights come from.
+    """
+    if weights is not None and weights.endswith(".pth") and not Path(weights).exists():
+        raise UserError(
+            f"--weights: no file {weights}; the paper's AlexNet is Caffe's: make it with "
+            "tools/caffe.py bvlc_alexnet.caffemodel FILE.pth"
+        )
+
+
 def show(units: list[Unit], done: set[str], seconds: dict[str, float], at_once: int) -> None:
     """The runs, in an order in which they can run, with what they will take."""
     listed = Table("run", "state", "estimate", box=None)
@@ -106,6 +119,7 @@ def main() -> None:
             seconds = estimate.Clock(experiment, output / "data").seconds(units)
             show(units, done, seconds, asked.at_once)
             return
+        check_weights(asked.weights or experiment.weights)
         data.prepare(experiment.data, asked.data, output / "data")
         if todo and resources.cluster == "slurm":
             print(run.on_slurm(output, todo, resources))

@@ -41,11 +41,12 @@ class Experiment:
     paper: dict[str, Numbers]  # by name of the method
     weights: str | None = None  # of the reference, where it is not trained here
     layers: tuple[tuple[str, str], ...] = ()  # titles and patterns, for Figure 4
+    file: str | None = None
 
     @property
     def config(self) -> str:
         """Its YAML file in configs/."""
-        return f"{self.name}.yaml"
+        return self.file or f"{self.name}.yaml"
 
 
 def _method(name: str, title: str, objective: str, *options: str, **more: bool) -> Method:
@@ -142,6 +143,7 @@ EXPERIMENTS = {
                 DEEP_DEFENSE: Numbers(57.11, 4.54e-3, (55.79, 53.50, 50.00)),
             },
             weights="caffe_alexnet.pth",
+            file="imagenet_caffe_alexnet.yaml",
         ),
     )
 }
