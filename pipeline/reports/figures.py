@@ -30,7 +30,10 @@ _LOOKS = [
     {"color": "#009e73", "linestyle": ":", "marker": "D"},
     {"color": "#cc79a7", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
     {"color": "#666666", "linestyle": (0, (1, 3)), "marker": "x"},
+    {"color": "#0072b2", "linestyle": (0, (7, 2)), "marker": "P"},
+    {"color": "#e69f00", "linestyle": (0, (3, 1, 1, 1)), "marker": "*"},
 ]
+_BESIDE = 4  # labels that an axis has room for
 
 
 def epochs(runs: list[Run]) -> Figure:
@@ -44,7 +47,13 @@ def epochs(runs: list[Run]) -> Figure:
             axis.plot(epoch, values, label=run.label, gid=f"{name}: {run.label}", **look)
     _name(left, "epoch", "accuracy, %")
     _name(right, "epoch", _tex(rho))
-    left.legend(fontsize=8)
+    if len(runs) > _BESIDE:
+        figure.set_figheight(figure.get_figheight() + 0.7)
+        figure.legend(
+            *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
+        )
+    else:
+        left.legend(fontsize=8)
     return figure
 
 
