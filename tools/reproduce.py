@@ -104,6 +104,21 @@ def show(units: list[Unit], done: set[str], seconds: dict[str, float], at_once: 
     print(f"about {run.duration(left / at_once)} here, {at_once} at once, one rank each")
 
 
+def command_of(asked: argparse.Namespace, words: list[str]) -> str:
+    """The command that gives the same numbers elsewhere."""
+    chosen = {"seeds": asked.seeds, "methods": asked.methods or [], "figure": [asked.figure]}
+    given = [
+        word
+        for name, values in chosen.items()
+        if any(value is not None for value in values)
+        for word in (f"--{name}", *map(str, values))
+    ]
+    more = ["--", *words] if words else []
+    return shlex.join(
+        ["python", "tools/reproduce.py", asked.experiment, "--data", "DIR", *given, *more]
+    )
+
+
 def main() -> None:
     """Plan, make the data, run, report."""
     mine, words = options.split(sys.argv[1:])
@@ -132,7 +147,7 @@ def main() -> None:
         except KeyboardInterrupt:
             print("stopped; the same command goes on", file=sys.stderr)
             raise SystemExit(STOPPED_EXIT_CODE) from None
-        command = shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]])
+        command = command_of(asked, words)
         page = report.write(experiment, output, asked.seeds, units, command, asked.figure)
         print(page.read_text())
         print(page)
