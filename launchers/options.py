@@ -86,7 +86,7 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
         help="seconds before the time limit at which the run is told to save (%(default)s)",
     )
     parser.add_argument(
-        "--at-once", type=positive, default=256, help="jobs of an array that may run (%(default)s)"
+        "--at-once", type=positive, default=256, help="jobs of an array that may run at once (256)"
     )
     parser.add_argument("--wait", action="store_true", help="until the jobs end, with their logs")
 

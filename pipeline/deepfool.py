@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import AttackConfig
-from pipeline.nearest import candidates, nearest_boundary
+from pipeline.nearest import along_loss, candidates, nearest_boundary
 from pipeline.view import AttackView, Graph, upcast
 
 
@@ -26,6 +26,7 @@ class Step:
     target: Tensor  # (A,) int64, the class moved towards
     gap: Tensor  # (A,) f, logit of the target minus that of the source, before the step
     norm: Tensor  # (A,) ||w||_q, w the gradient of f; infinite where it vanished
+    towards: Tensor  # (A,) bool, samples that move towards their label
     iteration: int  # counted from 0
 
 
@@ -158,9 +159,11 @@ def advance(
         rows = None
     rows = torch.arange(len(running), device=x.device) if rows is None else rows
     source = torch.where(running.towards, held[0].logits.detach()[rows].argmax(dim=1), label)
-    found = nearest_boundary(
-        view, held, rows, source, choices, running.towards, running.key, config
-    )
+    where = view, held, rows, source, choices, running.towards
+    if config.direction == "loss":
+        found = along_loss(*where, config)
+    else:
+        found = nearest_boundary(*where, running.key, config)
     if config.classes == "first":
         choices = found.target[:, None]
     moved = torch.add(found.move, running.moved, alpha=config.reach)
@@ -170,7 +173,7 @@ def advance(
     after = replace(running, moved=moved, choices=choices, iteration=running.iteration + 1)
     return Advanced(
         after,
-        Step(running.key, **found._asdict(), iteration=iteration),
+        Step(running.key, **found._asdict(), towards=running.towards, iteration=iteration),
         now,
         (now == label) == running.towards,
         found.norm.isinf(),

@@ -44,6 +44,7 @@ def definition(
         "overshoot": attack.overshoot,
         "classes": attack.classes,
         "visit": attack.visit if attack.visit == "all" else f"lazy, safety {attack.safety:g}",
+        **({"direction": "gradient of the cross-entropy"} if attack.direction == "loss" else {}),
         "linearised_at": LINEARISED_AT[attack.linearize_at],
         "space": SPACES[evaluation.space] + clipped,
         "precision": "tf32" if runtime.tf32 else "fp32",

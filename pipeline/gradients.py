@@ -15,7 +15,11 @@ linear net: there df = <w, dz> and dw = 0 along z, so that
     <u, dr_i> = a df + <v, dw>,    a = s <u, w> / ||w||^2,
                                    v = (|f| / ||w||^2) (u - 2 <u, w> w / ||w||^2)
 
-(s the sign of f), and u passes as u + a w without touching the net. What remains is the gradient of
+(s the sign of f), and u passes as u + a w without touching the net. In another norm p, q dual to
+it, with n = |w'|^(q-1) sign(w') and w' = w / ||w||_q, the step is r_i = |f| n / ||w||_q, and
+
+    a = s <u, n> / ||w||_q,   v = (|f| / ||w||_q^2) ((q - 1) |w'|^(q-2) u - q <u, n> n).
+ What remains is the gradient of
 a f(z) + <v, w(z)> = a f_held(z + v / a) with the activation pattern held as at z: one forward for
 the pattern, one forward and backward, nothing of second order, steps of all iterations together.
 
@@ -37,9 +41,9 @@ from pipeline.deepfool import Perturbation, Step
 from pipeline.dropout import Masks
 from pipeline.errors import UserError, brief
 from pipeline.linear_region import Hold, Record
-from pipeline.nearest import gaps_of
-from pipeline.norms import lengths, wide
-from pipeline.view import AttackView
+from pipeline.nearest import gaps_of, loss_step
+from pipeline.norms import dual_exponent, lengths, signed_power, step_along, wide
+from pipeline.view import AttackView, Graph
 
 Gradients = list[Tensor | None]
 
@@ -90,12 +94,13 @@ def unrolled(replay: Replay) -> Tensor:
     # Low precision would round away the shift v / a, which is small beside z.
     tf32 = images.is_cuda and torch.backends.cudnn.allow_tf32
     full = view.precision == torch.float32 and not tf32
-    fast = full and view.is_piecewise_linear(images)
+    simple = replay.config.direction == "normal" and replay.config.norm < torch.inf
+    fast = full and simple and view.is_piecewise_linear(images)
     return _Unrolled.apply(replay, fast, *view.parameters())
 
 
 def boundary(replay: Replay) -> Tensor:
-    """The perturbation's L2 norm (N,), differentiable at the boundary point."""
+    """The perturbation's norm (N,), differentiable at the boundary point."""
     return _Boundary.apply(replay, *replay.view.parameters())
 
 
@@ -128,7 +133,7 @@ def _through_steps(replay: Replay, adjoint: Tensor) -> Gradients:
     total: Gradients = [None] * len(replay.view.parameters())
     for step, points in replay.steps():
         more = step.iteration > 0
-        gradients = _differentiate(replay.view, points, step, adjoint[step.samples], more)
+        gradients = _differentiate(replay, points, step, adjoint[step.samples], more)
         total = _add(total, gradients)
         if more and gradients[-1] is not None:
             passed = adjoint[step.samples] + gradients[-1]
@@ -138,18 +143,14 @@ def _through_steps(replay: Replay, adjoint: Tensor) -> Gradients:
 
 
 def _differentiate(
-    view: AttackView, points: Tensor, step: Step, adjoint: Tensor, through_points: bool
+    replay: Replay, points: Tensor, step: Step, adjoint: Tensor, through_points: bool
 ) -> tuple[Tensor | None, ...]:
     """Gradients of <adjoint, step> with respect to the parameters, and then to the points."""
+    view = replay.view
     try:
         with torch.enable_grad():
             graph = view.graph(points, step.samples)
-            gap = _gap(graph.logits, step.target, step.source)
-            gradient = view.gap_gradient(graph, gap, create_graph=True)
-            # Not |f| w / ||w||^2 as written: the square of a small norm leaves fp32's range.
-            norm = lengths(gradient)
-            norm = norm.where(norm > 0, torch.inf)
-            moved = wide(gap.abs() / norm) * (gradient / wide(norm))
+            moved = _moved(replay, graph, step)
         wanted = [*view.parameters(), graph.points] if through_points else view.parameters()
         return torch.autograd.grad(moved, wanted, adjoint, allow_unused=True)
     except RuntimeError as error:
@@ -160,6 +161,19 @@ def _differentiate(
             "which the regulariser needs; replace it by simpler operations, or use "
             "regularizer.gradient boundary"
         ) from None
+
+
+def _moved(replay: Replay, graph: Graph, step: Step) -> Tensor:
+    """A step of the sweep once more, with a graph."""
+    view, config = replay.view, replay.config
+    if config.direction == "loss":
+        ends = step.source, step.target, step.towards
+        return loss_step(view, graph, None, *ends, config.norm, create_graph=True).move
+    gap = _gap(graph.logits, step.target, step.source)
+    w = view.gap_gradient(graph, gap, create_graph=True)
+    norm = lengths(w, dual_exponent(config.norm))
+    norm = norm.where(norm > 0, torch.inf)
+    return step_along(w, norm, gap.abs() / norm, config.norm)
 
 
 class _Piece(NamedTuple):
@@ -175,7 +189,8 @@ class _Piece(NamedTuple):
 
 def _through_pieces(replay: Replay, adjoint: Tensor) -> Gradients:
     """A piecewise linear net: no second derivatives, steps of several iterations together."""
-    view = replay.view
+    view, p = replay.view, replay.config.norm
+    q = dual_exponent(p)
     total: Gradients = [None] * len(view.parameters())
     waiting: list[_Piece] = []
     for step, points in replay.steps():
@@ -184,19 +199,23 @@ def _through_pieces(replay: Replay, adjoint: Tensor) -> Gradients:
             total = _add(total, _held_gradients(view, waiting))
             waiting = []
         u = adjoint[step.samples]
-        length = lengths(step.move)  # |f| / ||w||
-        unit = step.move / wide(length.where(length > 0, torch.inf))  # w / ||w||
-        along = (u * unit).flatten(1).sum(dim=1)  # <u, w> / ||w||
-        passed = u + wide(step.gap.sign() * along) * unit
+        length = lengths(step.move, p)  # |f| / ||w||_q
+        unit = step.move / wide(length.where(length > 0, torch.inf))  # the step's direction n
+        along = (u * unit).flatten(1).sum(dim=1)  # <u, n>
+        w, bent = unit, u  # w / ||w||_q, and u times (q - 1) |w / ||w||_q|^(q - 2)
+        if p != 2.0:
+            w = signed_power(unit, p - 1.0)
+            bent = (q - 1.0) * u * signed_power(unit, 2.0 - p).abs()
+        passed = u + wide(step.gap.sign() * along) * w
         adjoint[step.samples] = passed.mul_(replay.config.reach)
         weight = step.gap.sign() * along / step.norm
-        v = wide(length / step.norm) * (u - 2 * wide(along) * unit)
+        v = wide(length / step.norm) * (bent - q * wide(along) * unit)
         # A weight far below v's share would only lose digits: it is kept from vanishing.
         least = 1e-6 * lengths(v) / lengths(points)
         weight = torch.where(weight.abs() < least, least, weight)
         shift = v / wide(weight.where(weight != 0, torch.inf))
         waiting.append(_Piece(step.samples, points, shift, weight, step.target, step.source))
-        del u, unit, passed, v, shift  # each as large as the batch
+        del u, w, bent, unit, passed, v, shift  # each as large as the batch
     return _add(total, _held_gradients(view, waiting)) if waiting else total
 
 
@@ -218,7 +237,7 @@ class _Boundary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, replay: Replay, *parameters: Tensor) -> Tensor:
         ctx.replay = replay
-        return lengths(replay.found.delta)
+        return lengths(replay.found.delta, replay.config.norm)
 
     @staticmethod
     @once_differentiable

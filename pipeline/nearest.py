@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import AttackConfig
-from pipeline.norms import dual_exponent, lengths, step_along
+from pipeline.norms import dual_exponent, lengths, step_along, wide
 from pipeline.view import AttackView, Graph
 
 
@@ -116,6 +116,68 @@ def nearest_boundary(
     move[best.isinf()] = 0.0  # no finite distance: no step
     pick = chosen[:, None]
     return Nearest(move, source, choices.gather(1, pick)[:, 0], gaps.gather(1, pick)[:, 0], norms)
+
+
+def along_loss(
+    view: AttackView,
+    held: list[Graph],
+    rows: Tensor,
+    source: Tensor,
+    choices: Tensor,
+    towards: Tensor,
+    config: AttackConfig,
+) -> Nearest:
+    """The step along the gradient of the cross-entropy, as far as the linearised boundary to the
+    choice of highest logit: FGS for p = inf, a normalised gradient step for p = 2.
+
+    Args:
+        view: the net.
+        held: one graph, where to linearise; taken out.
+        rows: (A,) where the samples are in the graph.
+        source: (A,) class to leave.
+        choices: (A, M) classes to consider moving to.
+        towards: (A,) bool, samples whose choice is their label, whose cross-entropy is to fall.
+        config: norm.
+    """
+    graph = held.pop()
+    gaps = gaps_of(graph.logits.detach()[rows], source, choices)
+    target = choices.gather(1, gaps.abs().argmin(dim=1, keepdim=True))[:, 0]
+    return loss_step(view, graph, rows, source, target, towards, config.norm)
+
+
+def loss_step(
+    view: AttackView,
+    graph: Graph,
+    rows: Tensor | None,
+    source: Tensor,
+    target: Tensor,
+    towards: Tensor,
+    p: float,
+    create_graph: bool = False,
+) -> Nearest:
+    """`along_loss` to a given class; with ``create_graph`` differentiable.
+
+    ``norm`` is <w, n>, w the gradient of f and n the direction of unit p-norm; infinite where f
+    does not grow along it. n follows the gradient of log sum exp of the other logits minus the
+    label's: that of the cross-entropy in direction, which rounds to nothing where the net is sure.
+    """
+    with torch.enable_grad():
+        logits = graph.logits if rows is None else graph.logits[rows]
+        label = torch.where(towards, target, source)[:, None]
+        others = logits.scatter(1, label, -torch.inf).logsumexp(dim=1)
+        loss = others - logits.gather(1, label)[:, 0]
+        rise = torch.where(towards, -loss, loss)
+        gap = gaps_of(logits, source, target[:, None])[:, 0]
+    w = view.gap_gradient(graph, gap, create_graph)
+    steepest = view.gap_gradient(graph, rise, create_graph)
+    if rows is not None:
+        w, steepest = w[rows], steepest[rows]
+    dual = lengths(steepest, dual_exponent(p))
+    unit = step_along(steepest, dual.where(dual > 0, torch.inf), torch.ones_like(dual), p)
+    slope = (w * unit).flatten(1).sum(dim=1)
+    norm = slope.where(slope > 0, torch.inf)
+    move = unit * wide(gap.abs() / norm)
+    return Nearest(move, source, target, gap.detach(), norm.detach())
 
 
 def gaps_of(logits: Tensor, source: Tensor, choices: Tensor) -> Tensor:

@@ -20,26 +20,33 @@ def lengths(images: Tensor, p: float = 2.0) -> Tensor:
     dims = tuple(range(1, images.dim()))
     if p in (1.0, 2.0, math.inf):
         return torch.linalg.vector_norm(images, p, dim=dims)
-    largest = images.abs().amax(dims)  # the powers of small values would leave fp32's range
+    # The powers of small values would leave fp32's range. Without a graph: the scale cancels.
+    largest = images.detach().abs().amax(dims)
     scale = largest.where(largest > 0, 1.0)
     return scale * torch.linalg.vector_norm(images / wide(scale), p, dim=dims)
 
 
 def step_along(w: Tensor, dual_norm: Tensor, length: Tensor, p: float) -> Tensor:
-    """The step (A, C, H, W) of a given p-norm along which <w, .> grows most.
+    """The step (A, C, H, W) of a given p-norm along which <w, .> grows most; differentiable.
 
     Args:
-        w: (A, C, H, W), may be overwritten.
-        dual_norm: (A,), ||w||_q.
+        w: (A, C, H, W).
+        dual_norm: (A,), ||w||_q; infinite makes no step.
         length: (A,), of the step.
         p: in (1, inf].
     """
     if p == 2.0:
-        return w.mul_(wide(length / dual_norm))
-    q = dual_exponent(p)
-    if q == 1.0:
-        return w.sign_().mul_(wide(length))
-    return (w.abs() / wide(dual_norm)).pow_(q - 1.0).mul_(w.sign()).mul_(wide(length))
+        return w * wide(length / dual_norm)
+    if math.isinf(p):
+        return w.sign() * wide(length)
+    return signed_power(w / wide(dual_norm), dual_exponent(p) - 1.0) * wide(length)
+
+
+def signed_power(values: Tensor, exponent: float) -> Tensor:
+    """sign(x) |x|^exponent, with the derivative 0 at x = 0, where there may be none."""
+    zero = values == 0
+    size = values.abs().masked_fill(zero, 1.0).pow(exponent)
+    return values.sign() * size.masked_fill(zero, 0.0)
 
 
 def wide(values: Tensor) -> Tensor:

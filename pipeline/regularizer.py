@@ -20,7 +20,7 @@ from pipeline.view import AttackView, Graph, upcast
 class Robustness:
     """What the regulariser knows of a batch of N images."""
 
-    ratio: Tensor  # (N,) ||dx||_2 / ||x||_2, differentiable
+    ratio: Tensor  # (N,) ||dx||_p / ||x||_p, differentiable
     correct: Tensor  # (N,) bool, in T (else in F)
     flipped: Tensor  # (N,) bool
     iterations: Tensor  # (N,) int64
@@ -58,9 +58,10 @@ def robustness(
         at_once=at_once,
     )
     replay = Replay(view, images, found, config.attack, at_once or len(images), view.masks)
+    p = config.attack.norm
     by_steps = config.gradient == "unrolled"
-    norm = lengths(unrolled(replay)) if by_steps else boundary(replay)
-    ratio = norm / lengths(images)
+    norm = lengths(unrolled(replay), p) if by_steps else boundary(replay)
+    ratio = norm / lengths(images, p)
     return Robustness(ratio, found.clean == labels, found.flipped, found.iterations)
 
 

@@ -77,8 +77,9 @@ def test_every_experiment_can_be_listed(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "mlp").exists()
     for experiment in EXPERIMENTS.values():
         names = [method.name for method in experiment.methods]
-        units = Planner(experiment, tmp_path).table([0], names)
-        assert units[-1].config.evaluation.fgs.search
+        last = Planner(experiment, tmp_path).table([0], names)[-1].config
+        assert last.evaluation.fgs.search
+        assert last.evaluation.num_images is None
         assert set(experiment.paper) <= {"reference", *names}
 
 

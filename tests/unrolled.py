@@ -3,6 +3,8 @@
 One image at a time, every candidate's gradient with a graph, nothing shared with the pipeline.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,14 @@ def ratio(net: nn.Module, x: Tensor, label: int, config: RegularizerConfig) -> t
         def towards(k: int, away: int, f: Tensor = f, point: Tensor = point) -> tuple:
             gap = f[k] - f[away]
             (w,) = torch.autograd.grad(gap, point, create_graph=True)
-            return gap.abs() / w.norm(), gap.abs() / w.square().sum() * w
+            if attack.direction == "loss":
+                ascent = cross_entropy(f, label) if correct else -cross_entropy(f, label)
+                (g,) = torch.autograd.grad(ascent, point, create_graph=True)
+                n = steepest(g, attack.norm)
+                return gap.abs(), gap.abs() / (w * n).sum() * n
+            n = steepest(w, attack.norm)
+            distance = gap.abs() / (w * n).sum()
+            return distance, distance * n
 
         if correct:
             _, r = min((towards(k, label) for k in others), key=lambda pair: pair[0].item())
@@ -39,7 +48,20 @@ def ratio(net: nn.Module, x: Tensor, label: int, config: RegularizerConfig) -> t
         now = int(net(x + overshot * dx)[0].argmax())
         if (now != label) if correct else (now == label):
             break
-    return overshot * dx.norm() / x.norm(), correct
+    return overshot * dx.norm(p=attack.norm) / x.norm(p=attack.norm), correct
+
+
+def cross_entropy(logits: Tensor, label: int) -> Tensor:
+    return nn.functional.cross_entropy(logits[None], torch.tensor([label]))
+
+
+def steepest(w: Tensor, p: float) -> Tensor:
+    """The direction of p-norm 1 along which <w, .> grows most."""
+    if math.isinf(p):
+        return w.sign()
+    # Where w is 0 its power may have no derivative: 0 is taken for it.
+    n = w.sign() * torch.where(w == 0, 1.0, w.abs()) ** (1 / (p - 1))
+    return n / n.norm(p=p)
 
 
 def loss(net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig) -> Tensor:

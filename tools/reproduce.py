@@ -9,7 +9,8 @@
 It makes what is missing: indices and mean image from the downloads in DIR, the reference net, its
 DeepFool examples, a fine-tuning for each method, their evaluations, and OUTPUT/report with the
 table (the paper's numbers beside ours), the figures and CSV files. The same command again goes on
-where it was stopped. What follows -- are options of pipeline/finetune.py for every run.
+where it was stopped. On this machine --at-once runs go side by side (1), each in --tasks-per-node
+ranks. What follows -- are options of pipeline/finetune.py for every run.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from reproduction.plan import Planner, Unit
 from rich.console import Console
 from rich.table import Table
 
-from launchers import options
+from launchers import options, submission
+from launchers.options import Resources
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, guarded
 
 
@@ -55,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="list the runs with their estimated time here"
     )
     options.add_resources(top)
-    top.set_defaults(cluster="local", at_once=1)
+    top.set_defaults(cluster="local", at_once=None)
     return top
 
 
@@ -119,6 +121,21 @@ def command_of(asked: argparse.Namespace, words: list[str]) -> str:
     )
 
 
+def here(experiment: Experiment, output: Path, todo: list[Unit], resources: Resources) -> None:
+    """Run the units on this machine.
+
+    Raises:
+        SystemExit: Ctrl-C; all is saved.
+        UserError: some failed.
+    """
+    seconds = estimate.Clock(experiment, output / "data").seconds(todo)
+    try:
+        run.here(todo, seconds, resources.tasks_per_node, resources.at_once)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        raise SystemExit(STOPPED_EXIT_CODE) from None
+
+
 def main() -> None:
     """Plan, make the data, run, report."""
     mine, words = options.split(sys.argv[1:])
@@ -126,6 +143,7 @@ def main() -> None:
     with guarded():
         experiment = EXPERIMENTS[asked.experiment]
         output = (asked.output or Path("runs/reproduce") / experiment.name).absolute()
+        asked.at_once = asked.at_once or (256 if asked.cluster == "slurm" else 1)
         resources = options.resources(asked)
         units = plan(asked, output, words)
         done = {unit.name for unit in units if unit.done()}
@@ -137,16 +155,14 @@ def main() -> None:
         check_weights(asked.weights or experiment.weights)
         data.prepare(experiment.data, asked.data, output / "data")
         if todo and resources.cluster == "slurm":
-            print(run.on_slurm(output, todo, resources))
+            jobs = run.on_slurm(output, todo, resources)
             print(f"progress: python launchers/jobs.py --watch {shlex.quote(str(output))}")
-            print("the same command again, once they have ended, writes the report")
-            return
-        seconds = estimate.Clock(experiment, output / "data").seconds(todo)
-        try:
-            run.here(todo, seconds, resources.tasks_per_node, asked.at_once)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on", file=sys.stderr)
-            raise SystemExit(STOPPED_EXIT_CODE) from None
+            if not asked.wait:
+                print("the same command again, once they have ended, writes the report")
+                return
+            submission.follow(jobs, resources, wait=True)
+        elif todo:
+            here(experiment, output, todo, resources)
         command = command_of(asked, words)
         page = report.write(experiment, output, asked.seeds, units, command, asked.figure)
         print(page.read_text())

@@ -20,7 +20,11 @@ class AttackConfig:
     overshoot: float = 0.02
     """The perturbation is multiplied by 1 + this at the end, and in the test for a flip."""
     norm: float | Literal["inf"] = 2.0
-    """p: the norm that the perturbation is smallest in; above 1, or inf. Training: 2."""
+    """p: the norm that the perturbation is smallest in; above 1, or inf. The paper: 2."""
+    direction: Literal["normal", "loss"] = "normal"
+    """Each step's direction: the normal of the nearest linearised boundary (DeepFool); or the
+    gradient of the cross-entropy, as far as the boundary to the runner-up: steps of FGS with norm
+    inf, normalised gradient steps with norm 2 (one step: max_iterations 1)."""
     linearize_at: Literal["reached", "tested"] = "reached"
     """Where an iteration starts from: the point that the steps reached, as the Deep Defense
     authors do; or 1 + overshoot times as far, where the class was tested, as DeepFool's authors

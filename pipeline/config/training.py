@@ -38,7 +38,6 @@ class RegularizerConfig:
             value = getattr(self, name)
             require(value >= 0, f"regularizer.{name}", "0 or above", value)
         most = self.max_images
-        require(self.attack.norm == 2, "regularizer.attack.norm", "2", self.attack.norm)
         enough = most is None or most == "auto" or most >= 1
         require(enough, "regularizer.max_images", "at least 1, or auto", most)
 

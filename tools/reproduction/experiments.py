@@ -77,7 +77,7 @@ def _small(eps: str, parseval: str, better: Method) -> tuple[Method, ...]:
     )
 
 
-# Found better on both MNIST nets, in the same time.
+# Found better on both MNIST nets, in one and a half times the time.
 _BETTER = _method(
     *("deep_defense_boundary", "Deep Defense, boundary gradient, 10 epochs", "deep_defense"),
     *("--regularizer.gradient", "boundary"),

@@ -137,6 +137,8 @@ class Planner:
         common = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
         common["model"] = replace(config.model, weights=weights)
         measured = replace(config.evaluation, fgs=replace(config.evaluation.fgs, search=True))
+        if "--evaluation.num_images" not in self.given:
+            measured.num_images = None  # fewer may do after each epoch, but not in the table
         common |= {"evaluation": measured, "output": str(Path(config.output) / "evaluation")}
         unit = Unit(
             f"{_name(seed, name)}/evaluation",
@@ -151,8 +153,11 @@ class Planner:
         """Trained from scratch, unless there are weights."""
         if self.weights is not None:
             return None
-        config = self._options(seed, REFERENCE, "--train.epochs", "0")
-        return self._known(Unit(_name(seed, REFERENCE), _FINETUNE, config, _SUMMARY))
+        name = _name(seed, REFERENCE)
+        if name not in self.units:
+            config = self._options(seed, REFERENCE, "--train.epochs", "0")
+            self.units[name] = Unit(name, _FINETUNE, config, _SUMMARY)
+        return self.units[name]
 
     def _tuning(self, seed: int, method: Method) -> Unit:
         reference = self._reference(seed)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import submitit
+
 from launchers import submission
 from launchers.job import Task
 from launchers.options import Resources
@@ -147,14 +149,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def on_slurm(output: Path, units: Sequence[Unit], resources: Resources) -> str:
-    """Submit all units: an array for each depth, after the one before it.
+def on_slurm(output: Path, units: Sequence[Unit], resources: Resources) -> list[submitit.Job[None]]:
+    """Submit all units, an array for each depth, after the one before it; and say so.
 
     Raises:
         UserError: sbatch refuses, or jobs of these runs have not ended.
     """
     submission.snapshot(output, [unit.config for unit in units], resources)
-    told, before = [], None
+    every, before = [], None
     for depth in sorted({unit.depth for unit in units}):
         some = [unit for unit in units if unit.depth == depth]
         tasks = [
@@ -167,5 +169,6 @@ def on_slurm(output: Path, units: Sequence[Unit], resources: Resources) -> str:
             logs = [str(job.paths.stdout)]
             Submission(unit.folder, kind, "slurm", [job.job_id], logs).write()
         before = ":".join(submission.numbers(jobs))
-        told.append(f"job {before}: {', '.join(unit.name for unit in some)}")
-    return "\n".join(told)
+        print(f"job {before}: {', '.join(unit.name for unit in some)}", flush=True)
+        every += jobs
+    return every
