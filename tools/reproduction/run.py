@@ -5,6 +5,7 @@ In: units in order. Out: their folders.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -37,18 +38,27 @@ def here(units: Sequence[Unit], seconds: Mapping[str, float], ranks: int, at_onc
 
     Raises:
         UserError: some failed; the others were run as far as they could be.
-        KeyboardInterrupt: those that ran have saved.
+        KeyboardInterrupt: after SIGINT or SIGTERM; those that ran have saved.
     """
     pool = _Pool(units, seconds, ranks, at_once)
+    # Python's own handler is missing where the shell started us in the background.
+    before = {each: signal.signal(each, _interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         while pool.go_on():
             time.sleep(0.5)
     except KeyboardInterrupt:
         pool.stop()
         raise
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
     if pool.failed:
         named = "; ".join(f"{u.name}: {_last_line(u.folder / LOG)}" for u in pool.failed)
         raise UserError(f"{len(pool.failed)} failed ({named}); see {LOG} in their folders")
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 class _Pool:
