@@ -125,8 +125,7 @@ def launch(
     condition = f"afterok:{':'.join(needed)}" if needed else None
     task = Report(str(folder))
     report = submission.submit([task], folder, resources.alone(), condition)
-    logs = [str(report[0].paths.stdout)]
-    Submission(report_folder, "report", "slurm", [report[0].job_id], logs).write()
+    Submission.of(report_folder, "report", "slurm", report[0]).write()
     submitted("report", report)
     print(f"progress     python launchers/jobs.py --watch {shlex.quote(str(folder))}")
     submission.follow(jobs, resources, wait)

@@ -82,8 +82,7 @@ def launch(
     tasks = [Task("pipeline.finetune", ("--config", str(path)), str(Path.cwd())) for path in given]
     jobs = submission.submit(tasks, folder, resources)
     for config, job in zip(configs, jobs, strict=True):
-        logs = [str(job.paths.stdout)]
-        Submission(Path(config.output), "finetune", resources.cluster, [job.job_id], logs).write()
+        Submission.of(Path(config.output), "finetune", resources.cluster, job).write()
     return jobs
 
 

@@ -27,6 +27,7 @@ from pipeline.data import demo
 from pipeline.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
+SUBMITTED = "submitted.yaml"  # in a run's folder: the options that it was given
 _CODE = ("pipeline", "launchers", "configs", "tools")
 _DEATHS = 5  # after which a run that is killed again stays dead
 _REQUEUES = 1000  # submitit counts the times a limit was reached, and would stop at 3
@@ -47,7 +48,7 @@ def snapshot(folder: Path, configs: Sequence[RunConfig], resources: Resources) -
             if target.exists():
                 shutil.rmtree(target)
             shutil.copytree(PROJECT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
-        paths = [run / "submitted.yaml" for run in runs]
+        paths = [run / SUBMITTED for run in runs]
         for config, path in zip(configs, paths, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             cli.save(config, path)

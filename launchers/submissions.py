@@ -11,10 +11,13 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import write_json
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:  # launchers/jobs.py is to answer at once
+    import submitit
 
 NAME = "submission.json"
 _RATE = "train/images_per_second"
@@ -33,6 +36,11 @@ class Submission:
     joined_by: str | None = None  # the job that joins an evaluation's shards
     host: str = dataclasses.field(default_factory=socket.gethostname)  # that submitted
     submitted: float = dataclasses.field(default_factory=time.time)  # seconds since 1970
+
+    @classmethod
+    def of(cls, folder: Path, kind: str, cluster: str, job: "submitit.Job[None]") -> "Submission":
+        """Of a folder that one job writes."""
+        return cls(folder, kind, cluster, [job.job_id], [str(job.paths.stdout)])
 
     def write(self) -> None:
         """Into its folder."""

@@ -122,10 +122,10 @@ def read(path: Path, config: Any, fingerprint: str) -> State:
         ) from None
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise UserError(f"{path} is no checkpoint of this program (version {VERSION})")
-    free, now = FREE, cli.to_dict(config)
+    free = FREE
     if isinstance(state["config"]["data"]["mean"], str) and isinstance(config.data.mean, str):
         free = (*FREE, "data.mean")  # where the image lies; what it is, is in the fingerprint
-    changed = cli.differences(state["config"], now, free)
+    changed = cli.differences(state["config"], cli.to_dict(config), free)
     if state["index"] != fingerprint:
         changed.append("data.train, data.mean: other images, labels or mean image than before")
     if changed:

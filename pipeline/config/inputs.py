@@ -75,14 +75,13 @@ class DataConfig:
     """On a GPU hand the net half-precision channels_last input (half the memory traffic)."""
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if isinstance(values, str):  # its image is looked at where it is used
-                rule = f"{self.channels} numbers, one a channel, or a .npy file"
-                require(name == "mean" and values.endswith(".npy"), "data.mean", rule, values)
-                continue
-            rule = f"{self.channels} numbers, one a channel"
-            require(len(values) == self.channels, f"data.{name}", rule, values)
+        rule = f"{self.channels} numbers, one a channel"
+        if isinstance(self.mean, str):  # its image is looked at where it is used
+            named = self.mean.endswith(".npy")
+            require(named, "data.mean", f"{rule}, or a .npy file", self.mean)
+        else:
+            require(len(self.mean) == self.channels, "data.mean", rule, self.mean)
+        require(len(self.std) == self.channels, "data.std", rule, self.std)
         require(min(self.std) > 0, "data.std", "above 0", self.std)
         require(self.crop >= 1, "data.crop", "at least 1 pixel", self.crop)
         require(self.resize >= self.crop, "data.resize", "at least data.crop", self.resize)

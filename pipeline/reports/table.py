@@ -97,6 +97,11 @@ def warn(runs: list[Run]) -> None:
             )
 
 
+COLUMNS = (  # of what a row measures, in CSV
+    *("accuracy", "rho2"),
+    *(f"accuracy_at_{f:g}_eps_ref" for f in EPS_REF_FRACTIONS),
+    "eps_ref",
+)
 HEAD = ("Network", "Method", "Accuracy", "rho2", *(f"@{f:g}" for f in EPS_REF_FRACTIONS))
 
 
@@ -127,8 +132,7 @@ def as_csv(rows: list[Row]) -> str:
     """As CSV, every digit kept; accuracies from 0 to 1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [f"accuracy_at_{f:g}_eps_ref" for f in EPS_REF_FRACTIONS]
-    writer.writerow(["network", "method", "accuracy", "rho2", *names, "eps_ref"])
+    writer.writerow(["network", "method", *COLUMNS])
     for row in rows:
         writer.writerow([*row[:4], *row.after_fgs, row.eps_ref])
     return text.getvalue()

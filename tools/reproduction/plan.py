@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from launchers.submission import absolute
+from launchers.submission import SUBMITTED, absolute
 from pipeline import cli
 from pipeline.config import CONFIGS, EvaluateConfig, FinetuneConfig, RunConfig
 from pipeline.errors import UserError
 from reproduction import data, experiments
 from reproduction.experiments import EXAMPLES, REFERENCE, Experiment, Method
 
-SUBMITTED = "submitted.yaml"  # the options that a unit was given
 _FINETUNE, _SUMMARY = "pipeline.finetune", "summary.json"
 _FREE = ("resume", "dry_run", "runtime", "data.threads", "evaluation.batch_size")
 
@@ -134,16 +134,19 @@ class Planner:
         tuned = self._reference(seed) if name == REFERENCE else self.units[_name(seed, name)]
         config = tuned.config if tuned else self._options(seed, REFERENCE)
         weights = str(tuned.folder / "weights.pth") if tuned else self.weights
-        common = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
-        common["model"] = replace(config.model, weights=weights)
         measured = replace(config.evaluation, fgs=replace(config.evaluation.fgs, search=True))
         if "--evaluation.num_images" not in self.given:
             measured.num_images = None  # fewer may do after each epoch, but not in the table
-        common |= {"evaluation": measured, "output": str(Path(config.output) / "evaluation")}
+        evaluated = _evaluation(
+            config,
+            model=replace(config.model, weights=weights),
+            evaluation=measured,
+            output=str(Path(config.output) / "evaluation"),
+        )
         unit = Unit(
             f"{_name(seed, name)}/evaluation",
             "pipeline.evaluate",
-            EvaluateConfig(**common),
+            evaluated,
             _SUMMARY,
             (tuned,) if tuned else (),
         )
@@ -174,13 +177,15 @@ class Planner:
 
     def _examples(self, seed: int, weights: str, needs: Sequence[Unit]) -> Unit:
         config = self._options(seed, EXAMPLES, "--model.weights", weights)
-        common = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
-        common["data"] = replace(config.data, val=config.data.train)
-        common["evaluation"] = replace(config.evaluation, num_images=None)
+        attacked = _evaluation(
+            config,
+            data=replace(config.data, val=config.data.train),
+            evaluation=replace(config.evaluation, num_images=None),
+        )
         unit = Unit(
             _name(seed, EXAMPLES),
             "tools.adversarial",
-            EvaluateConfig(**common),
+            attacked,
             "joined.parquet",
             tuple(needs),
         )
@@ -195,6 +200,12 @@ class Planner:
 
     def _known(self, unit: Unit) -> Unit:
         return self.units.setdefault(unit.name, unit)
+
+
+def _evaluation(config: FinetuneConfig, **changes: Any) -> EvaluateConfig:
+    """What an evaluation shares with a fine-tuning, but for ``changes``."""
+    common = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
+    return EvaluateConfig(**common | changes)
 
 
 def _name(seed: int, name: str) -> str:

@@ -38,8 +38,7 @@ def rows(experiment: Experiment, output: Path, seeds: Sequence[int]) -> dict[str
         evaluated = {
             name: runs.read(f"{experiment.title}:{title}={folder}")
             for name, title in titles(experiment).items()
-            if (folder := output / f"seed{seed}" / name / "evaluation").is_dir()
-            and (folder / "summary.json").exists()
+            if ((folder := output / f"seed{seed}" / name / "evaluation") / "summary.json").exists()
         }
         last = evaluated.get(DEEP_DEFENSE)
         eps_ref = last.summary["fgs"]["eps_ref"] if last else None
@@ -163,14 +162,12 @@ def _times(units: Sequence[Unit]) -> list[str]:
 def _write_csv(
     path: Path, seeds: Sequence[int], found: dict[str, list[Row]], named: dict[str, str]
 ) -> None:
-    names = [f"accuracy_at_{f:g}_eps_ref" for f in EPS_REF_FRACTIONS]
-    head = ["method", "seed", "accuracy", "rho2", *names, "eps_ref"]
     lines = [
         [named[name], seed, row.accuracy, row.rho, *row.after_fgs, row.eps_ref]
         for name, some in found.items()
         for seed, row in zip(seeds, some, strict=False)
     ]
-    _lines(path, head, lines)
+    _lines(path, ["method", "seed", *table.COLUMNS], lines)
 
 
 def _write_histories(path: Path, tuned: Sequence[runs.Run]) -> None:

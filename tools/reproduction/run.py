@@ -17,11 +17,12 @@ import submitit
 from launchers import submission
 from launchers.job import Task
 from launchers.options import Resources
+from launchers.submission import SUBMITTED
 from launchers.submissions import Submission
 from pipeline import cli, setup
 from pipeline.atomic import write_json
 from pipeline.errors import UserError
-from reproduction.plan import SUBMITTED, Unit
+from reproduction.plan import Unit
 
 LOG, ELAPSED = "log.txt", "elapsed.json"
 _KINDS = {"pipeline.finetune": "finetune"}  # the others are evaluations
@@ -176,8 +177,7 @@ def on_slurm(output: Path, units: Sequence[Unit], resources: Resources) -> list[
         jobs = submission.submit(tasks, output, resources, before and f"afterok:{before}")
         for unit, job in zip(some, jobs, strict=True):
             kind = _KINDS.get(unit.module, "evaluate")
-            logs = [str(job.paths.stdout)]
-            Submission(unit.folder, kind, "slurm", [job.job_id], logs).write()
+            Submission.of(unit.folder, kind, "slurm", job).write()
         before = ":".join(submission.numbers(jobs))
         print(f"job {before}: {', '.join(unit.name for unit in some)}", flush=True)
         every += jobs
