@@ -19,7 +19,8 @@ linear net: there df = <w, dz> and dw = 0 along z, so that
 it, with n = |w'|^(q-1) sign(w') and w' = w / ||w||_q, the step is r_i = |f| n / ||w||_q, and
 
     a = s <u, n> / ||w||_q,   v = (|f| / ||w||_q^2) ((q - 1) |w'|^(q-2) u - q <u, n> n).
- What remains is the gradient of
+
+What remains is the gradient of
 a f(z) + <v, w(z)> = a f_held(z + v / a) with the activation pattern held as at z: one forward for
 the pattern, one forward and backward, nothing of second order, steps of all iterations together.
 
@@ -173,7 +174,8 @@ def _moved(replay: Replay, graph: Graph, step: Step) -> Tensor:
     w = view.gap_gradient(graph, gap, create_graph=True)
     norm = lengths(w, dual_exponent(config.norm))
     norm = norm.where(norm > 0, torch.inf)
-    return step_along(w, norm, gap.abs() / norm, config.norm)
+    # Not |f| w / ||w||^2 as written: the square of a small norm leaves fp32's range.
+    return step_along(w / wide(norm), torch.ones_like(norm), gap.abs() / norm, config.norm)
 
 
 class _Piece(NamedTuple):

@@ -126,10 +126,10 @@ class Objective(nn.Module):
     def _clean(self, images: Tensor, attacked: bool) -> tuple[Tensor, Graph | None]:
         """Logits for the cross-entropy, and their graph if the attack may start from it."""
         if attacked and self._takes_parts(images):
-            rows = torch.arange(len(images), device=images.device).split(self.at_once)
+            rows = torch.arange(len(images), device=images.device)
+            parts = zip(images.split(self.at_once), rows.split(self.at_once), strict=True)
             made_again = [
-                checkpoint(self.view.as_it_is, images[part], part, use_reentrant=False)
-                for part in rows
+                checkpoint(self.view.as_it_is, *part, use_reentrant=False) for part in parts
             ]
             return torch.cat(made_again), None
         if attacked and self._shares_forward(images):
