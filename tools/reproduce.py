@@ -94,7 +94,9 @@ def check_weights(weights: str | None) -> None:
         )
 
 
-def show(units: list[Unit], done: set[str], seconds: dict[str, float], at_once: int) -> None:
+def show(
+    units: list[Unit], done: set[str], seconds: dict[str, float], ranks: int, at_once: int
+) -> None:
     """The runs, in an order in which they can run, with what they will take."""
     listed = Table("run", "state", "estimate", box=None)
     for unit in units:
@@ -103,7 +105,7 @@ def show(units: list[Unit], done: set[str], seconds: dict[str, float], at_once: 
         listed.add_row(unit.name, state, time)
     Console(soft_wrap=True).print(listed)
     left = sum(seconds[unit.name] for unit in units if unit.name not in done)
-    print(f"about {run.duration(left / at_once)} here, {at_once} at once, one rank each")
+    print(f"about {run.duration(left / at_once)} here, {at_once} at once, {ranks} rank(s) each")
 
 
 def command_of(asked: argparse.Namespace, words: list[str]) -> str:
@@ -128,9 +130,10 @@ def here(experiment: Experiment, output: Path, todo: list[Unit], resources: Reso
         SystemExit: Ctrl-C; all is saved.
         UserError: some failed.
     """
-    seconds = estimate.Clock(experiment, output / "data").seconds(todo)
+    ranks, at_once = resources.tasks_per_node, resources.at_once
+    seconds = estimate.Clock(experiment, output / "data", ranks, at_once).seconds(todo)
     try:
-        run.here(todo, seconds, resources.tasks_per_node, resources.at_once)
+        run.here(todo, seconds, ranks, at_once)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         raise SystemExit(STOPPED_EXIT_CODE) from None
@@ -149,8 +152,10 @@ def main() -> None:
         done = {unit.name for unit in units if unit.done()}
         todo = [unit for unit in units if unit.name not in done]
         if asked.dry_run:
-            seconds = estimate.Clock(experiment, output / "data").seconds(units)
-            show(units, done, seconds, asked.at_once)
+            slurm = resources.cluster == "slurm"  # whose machines are not this one
+            ranks, at_once = (1, 1) if slurm else (resources.tasks_per_node, resources.at_once)
+            seconds = estimate.Clock(experiment, output / "data", ranks, at_once).seconds(units)
+            show(units, done, seconds, ranks, at_once)
             return
         check_weights(asked.weights or experiment.weights)
         data.prepare(experiment.data, asked.data, output / "data")

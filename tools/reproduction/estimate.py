@@ -1,9 +1,10 @@
 """How long units will take here: a few steps of each kind are timed, on generated images.
 
-In: units. Out: seconds of each, as if it ran alone on this machine in one rank. Rough: the attack
-takes other numbers of iterations on generated images, and decoding is not counted.
+In: units. Out: seconds of each, in ranks that share this machine's cores. Rough: the attack takes
+other numbers of iterations on generated images, and decoding is not counted.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,15 +22,17 @@ from reproduction.experiments import Experiment
 from reproduction.plan import Unit
 
 _CLASSES = {"mnist": 10, "cifar10": 10, "ilsvrc": 1000}
-_LARGE, _FEW = 64, 8  # pixels of a side from where only so many images are timed
+# So many images, and one time, tell enough where they take longer than this, s.
+_FEW, _SLOW = 8, 1.0
 _START = 12.0  # seconds until the first step: imports, DALI, the index
 
 
 class Clock:
     """Times what units are made of, each kind once."""
 
-    def __init__(self, experiment: Experiment, folder: Path) -> None:
+    def __init__(self, experiment: Experiment, folder: Path, ranks: int, at_once: int) -> None:
         """Look at the data set, whose nominal size counts where it is not there yet."""
+        self.ranks, self.threads = ranks, threads(ranks, at_once)
         there = (folder / data.TRAIN).exists() and (folder / data.VAL).exists()
         self.sizes = data.sizes(folder) if there else data.SIZES[experiment.data]
         self.classes = _CLASSES[experiment.data]
@@ -37,7 +40,12 @@ class Clock:
 
     def seconds(self, units: Sequence[Unit]) -> dict[str, float]:
         """Of each unit, by name."""
-        return {unit.name: _START + self._of(unit) for unit in units}
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return {unit.name: _START + self._of(unit) / self.ranks for unit in units}
+        finally:
+            torch.set_num_threads(before)
 
     def _of(self, unit: Unit) -> float:
         config = unit.config
@@ -50,7 +58,8 @@ class Clock:
         trained = train.clean_epochs * images * self._trained(config, clean=True)
         trained += train.epochs * images * self._trained(config, clean=False)
         count = config.evaluation.num_images or self.sizes[1]
-        evaluations = 1 + (train.clean_epochs > 0) + train.epochs / config.evaluation.every_epochs
+        evaluations = 1 + (train.clean_epochs > 0)
+        evaluations += math.ceil(train.epochs / config.evaluation.every_epochs)
         return trained + evaluations * count * self._attacked(config)
 
     def _trained(self, config: FinetuneConfig, clean: bool) -> float:
@@ -58,33 +67,32 @@ class Clock:
         method = "clean" if clean else config.objective.method
         kind = f"{method} {config.regularizer.gradient} {bool(config.regularizer.layers)}"
 
-        def once() -> Callable[[], None]:
+        def once(number: int) -> Callable[[], None]:
             net = self._net(config)
             objective = Objective(net, replace(config, model=replace(config.model, weights=None)))
-            images = _images(config, config.train.batch_size)
-            labels = torch.arange(len(images)) % self.classes
+            images = _images(config, number)
+            labels = torch.arange(number) % self.classes
             return lambda: objective(images, labels, not clean).loss.backward()
 
-        return self._timed(kind, once, len(_images(config, config.train.batch_size)))
+        return self._timed(kind, once, config.train.batch_size // self.ranks)
 
     def _attacked(self, config: RunConfig) -> float:
         """Seconds an evaluated image."""
 
-        def once() -> Callable[[], None]:
-            view, images = AttackView(self._net(config)), _images(config, 100)
+        def once(number: int) -> Callable[[], None]:
+            view, images = AttackView(self._net(config)), _images(config, number)
             return lambda: deepfool(view, images, config.evaluation.attack)
 
-        return self._timed("deepfool", once, len(_images(config, 100)))
+        return self._timed("deepfool", once, 100)
 
-    def _timed(self, kind: str, make: Callable[[], Callable[[], None]], images: int) -> float:
+    def _timed(self, kind: str, make: Callable[[int], Callable[[], None]], images: int) -> float:
         if kind not in self.known:
-            step = make()
-            times = []
-            for _ in range(3):
-                begin = time.perf_counter()
-                step()
-                times.append(time.perf_counter() - begin)
-            self.known[kind] = min(times) / images
+            number = min(_FEW, images)
+            seconds = _least(make(number))
+            if seconds < _SLOW and number < images:
+                number = images
+                seconds = _least(make(number))
+            self.known[kind] = seconds / number
         return self.known[kind]
 
     def _net(self, config: RunConfig) -> torch.nn.Module:
@@ -97,10 +105,24 @@ class Clock:
         return net.to(memory_format=layout).eval()
 
 
+def threads(ranks: int, at_once: int) -> int:
+    """Of each rank, so that runs side by side share this machine's cores."""
+    return max(1, setup.cores() // (ranks * at_once))
+
+
+def _least(step: Callable[[], None]) -> float:
+    """Seconds of the fastest of three; the first one also warms up."""
+    took: list[float] = []
+    while len(took) < 3 and sum(took) < _SLOW:
+        begin = time.perf_counter()
+        step()
+        took.append(time.perf_counter() - begin)
+    return min(took)
+
+
 def _images(config: RunConfig, number: int) -> torch.Tensor:
-    """Of the size and the spread of the net's input; few of them if they are large."""
+    """Of the size and the spread of the net's input."""
     options = config.data
-    number = min(number, _FEW) if options.crop > _LARGE else number
     std = torch.tensor(options.std).view(-1, 1, 1)
     generator = torch.Generator().manual_seed(0)
     shape = (number, options.channels, options.crop, options.crop)

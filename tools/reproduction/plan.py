@@ -19,6 +19,7 @@ from reproduction import data, experiments
 from reproduction.experiments import EXAMPLES, REFERENCE, Experiment, Method
 
 _FINETUNE, _SUMMARY = "pipeline.finetune", "summary.json"
+_LAST = ("--evaluation.every_epochs", "1000")  # only the end of a sweep's runs is drawn
 _FREE = ("resume", "dry_run", "runtime", "data.threads", "evaluation.batch_size")
 
 
@@ -122,6 +123,7 @@ class Planner:
         for line, words in lines:
             for c in steps:
                 options = ("--objective.method", "deep_defense", *words, "--regularizer.c", str(c))
+                options += _LAST
                 self._tuning(seed, Method(f"figure{number}/{line},c={c}", line, options))
         return self.ordered()
 

@@ -19,9 +19,10 @@ from launchers.job import Task
 from launchers.options import Resources
 from launchers.submission import SUBMITTED
 from launchers.submissions import Submission
-from pipeline import cli, setup
+from pipeline import cli
 from pipeline.atomic import write_json
 from pipeline.errors import UserError
+from reproduction import estimate
 from reproduction.plan import Unit
 
 LOG, ELAPSED = "log.txt", "elapsed.json"
@@ -121,7 +122,7 @@ def _start(unit: Unit, ranks: int, at_once: int) -> subprocess.Popen[bytes]:
     if ranks > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
     command += [unit.module, "--config", str(unit.folder / SUBMITTED)]
-    threads = max(1, setup.cores() // (ranks * at_once))
+    threads = estimate.threads(ranks, at_once)
     paths = [str(submission.PROJECT), os.environ.get("PYTHONPATH", "")]
     variables = {"OMP_NUM_THREADS": str(threads)} | os.environ
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
