@@ -87,7 +87,13 @@ _MNIST = (
     ),
     _method("deep_defense_2", "Deep Defense + II", "deep_defense+adversarial_2", *_fgs("10")),
 )
-_CIFAR10 = _small("2", "0.0003")
+_CIFAR10 = (
+    *_small("2", "0.0003"),
+    _method(
+        *("deep_defense_boundary", "Deep Defense, boundary gradient", "deep_defense"),
+        *("--regularizer.gradient", "boundary"),
+    ),
+)
 
 EXPERIMENTS = {
     experiment.name: experiment

@@ -20,6 +20,8 @@ from reproduction.experiments import EXAMPLES, REFERENCE, Experiment, Method
 
 _FINETUNE, _SUMMARY = "pipeline.finetune", "summary.json"
 _LAST = ("--evaluation.every_epochs", "1000")  # only the end of a sweep's runs is drawn
+# Of a reference, which sees none of them.
+_FREE_TOO = ("regularizer", "objective", "schedule")
 _FREE = ("resume", "dry_run", "runtime", "data.threads", "evaluation.batch_size")
 
 
@@ -52,7 +54,10 @@ class Unit:
         path = self.folder / SUBMITTED
         if not path.exists():
             return False
-        changed = cli.differences(yaml.safe_load(path.read_text()), cli.to_dict(self.config), _FREE)
+        free, config = _FREE, self.config
+        if isinstance(config, FinetuneConfig) and config.train.epochs == 0:
+            free += _FREE_TOO
+        changed = cli.differences(yaml.safe_load(path.read_text()), cli.to_dict(config), free)
         if changed:
             raise UserError(
                 f"{self.folder} was made with other options ({'; '.join(changed)}); give another "

@@ -5,7 +5,6 @@ In: units that are done. Out: OUTPUT/report/.
 
 import csv
 import json
-import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,7 +138,7 @@ def _setting(experiment: Experiment, output: Path, seeds: Sequence[int], command
         "",
         f"- {sizes[0]:,} images to train on, {sizes[1]:,} to test on{cut}; "
         f"seed(s) {', '.join(map(str, seeds))}",
-        f"- configs/{experiment.config}; {versions}; {platform.machine()}, {summary['device']}",
+        f"- configs/{experiment.config}; {versions}; {summary['device']}",
     ]
 
 
