@@ -110,7 +110,13 @@ def show(
 
 def command_of(asked: argparse.Namespace, words: list[str]) -> str:
     """The command that gives the same numbers elsewhere."""
-    chosen = {"seeds": asked.seeds, "methods": asked.methods or [], "figure": [asked.figure]}
+    chosen = {
+        "seeds": asked.seeds,
+        "methods": asked.methods or [],
+        "figure": [asked.figure],
+        "weights": [asked.weights],
+        "tasks-per-node": [asked.tasks_per_node],
+    }
     given = [
         word
         for name, values in chosen.items()
