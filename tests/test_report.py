@@ -94,15 +94,13 @@ def test_epochs_are_drawn_from_the_history(run: Run, tmp_path: Path) -> None:
     first, second = lines["accuracy: Deep Defense"], lines["accuracy: two"]
     assert np.allclose(first[0], second[0])
     assert first[-1, 1] < second[-1, 1]
-    figure = figures.epochs([runs.read(str(one))])
+    figure = figures.epochs([runs.read(one)])
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx([90, 95, 97])
     assert figure.axes[1].get_ylabel() == r"$\rho_{2}$"
 
 
 def test_lines_can_be_told_apart_in_grey(tmp_path: Path) -> None:
-    found = [
-        runs.read(str(finetuning(tmp_path / str(k), 15, 25, 0.9 + k / 100, 0.2))) for k in range(6)
-    ]
+    found = [runs.read(finetuning(tmp_path / str(k), 15, 25, 0.9 + k / 100, 0.2)) for k in range(6)]
     lines = figures.epochs(found).axes[0].lines
     assert len({str(line.get_linestyle()) + str(line._dash_pattern) for line in lines}) == 6
     assert len({line.get_marker() for line in lines}) == 6
@@ -121,7 +119,7 @@ def test_a_sweep_has_a_line_for_each_value(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "fig3"
     done = run(SCRIPT, "figures", "sweep", *folders, "--out", out)
     assert done.returncode == 0, done.stderr
-    figure = figures.sweep([runs.read(str(f)) for f in folders], "regularizer.lam", "regularizer.c")
+    figure = figures.sweep([runs.read(f) for f in folders], "regularizer.lam", "regularizer.c")
     (axis,) = figure.axes
     drawn = {line.get_label(): line.get_xydata() for line in axis.lines}
     assert drawn["lam 5"] == pytest.approx(np.array([[0.4, 96], [0.3, 97]]))
@@ -130,7 +128,7 @@ def test_a_sweep_has_a_line_for_each_value(run: Run, tmp_path: Path) -> None:
     every = np.concatenate([line for _, line in sorted(svg_lines(Path(f"{out}.svg")).items())])
     assert_drawn(every, np.concatenate([drawn["lam 15"], drawn["lam 5"]]))
     masked = [f"conv1={folders[0]}", f"conv1={folders[1]}", f"fc1={folders[2]}"]
-    figure = figures.sweep([runs.read(name) for name in masked], "label", "regularizer.c")
+    figure = figures.sweep([runs.named(name) for name in masked], "label", "regularizer.c")
     assert [line.get_label() for line in figure.axes[0].lines] == ["conv1", "fc1"]
     line = expect_error(
         *(run, "figures", "sweep", *folders, "--by", "regularizer.nothing", "--out", out),
@@ -145,7 +143,7 @@ def test_ratios_before_and_after(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "ratios"
     done = run(SCRIPT, "figures", "ratios", f"before={before}", f"after={after}", "--out", out)
     assert done.returncode == 0, done.stderr
-    found = {name: runs.read(str(folder)) for name, folder in (("b", before), ("a", after))}
+    found = {name: runs.read(folder) for name, folder in (("b", before), ("a", after))}
     figure = figures.ratios([found["b"], found["a"]])
     (axis,) = figure.axes
     for step, line, each in zip(axis.patches, axis.lines, (found["b"], found["a"]), strict=True):
@@ -169,7 +167,7 @@ def test_the_sheet_shows_the_kept_images(run: Run, tmp_path: Path) -> None:
     done = run(SCRIPT, "figures", "sheet", folder, "--out", tmp_path / "sheet")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sheet.png").stat().st_size > 5000
-    figure = figures.sheet(runs.read(str(folder)))
+    figure = figures.sheet(runs.read(folder))
     picture = np.linspace(-1, 1, 64).reshape(8, 8)
     shown = [axis.images[0].get_array() for axis in figure.axes]
     assert len(shown) == 6
@@ -250,6 +248,6 @@ def test_mistakes(run: Run, tmp_path: Path) -> None:
 
 def test_labels_may_be_paths(tmp_path: Path) -> None:
     folder = finetuning(tmp_path / "lam=5", 5, 25, 0.97, 0.2)
-    assert runs.read(str(folder)).label == "lam=5"
-    assert runs.read(f"mine={tmp_path}/lam=5").label == "mine"
-    assert table.rows_of([runs.read(str(folder))])[0].network == "mlp"
+    assert runs.named(str(folder)).label == "lam=5"
+    assert runs.named(f"mine={tmp_path}/lam=5").label == "mine"
+    assert table.rows_of([runs.read(folder)])[0].network == "mlp"

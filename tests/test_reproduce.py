@@ -1,6 +1,7 @@
 """tools/reproduce.py: the plan, runs on this machine and on SLURM, the table beside the paper's."""
 
 import csv
+import json
 import re
 import shutil
 import signal
@@ -10,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from reproduction import experiments, report
+from reproduction import data, estimate, experiments, report
+from reproduction import run as start
 from reproduction.experiments import EXPERIMENTS
 from reproduction.plan import Planner, Unit
 
@@ -181,12 +183,35 @@ def test_mistakes(run: Run, tmp_path: Path, words: tuple[str, ...], message: str
 def test_the_table_says_mean_and_spread_beside_the_papers() -> None:
     values = (0.986, 0.988, 0.99)
     rows = [Row("MNIST MLP", "Deep Defense", v, v / 4, (v, None, 0.5), 20.0) for v in values]
-    text = report.compared(EXPERIMENTS["mnist_mlp"], {"deep_defense": rows, "clean": rows[:1]})
+    found = {"deep_defense": dict(enumerate(rows)), "clean": {1: rows[0]}}
+    text = report.compared(EXPERIMENTS["mnist_mlp"], found)
     first, second = text.splitlines()[2:]
     spread = 100 * statistics.stdev(values)
     assert f"| 98.80 ± {spread:.2f} (98.65) | 0.247 ± 0.0005 (0.225) |" in first
     assert "|  (88.93) | 50.00 ± 0.00 (50.00) |" in first
     assert second.startswith("| Clean fine-tuning | 98.60 | 0.246 |")
+
+
+def test_a_sweep_is_run_and_drawn(
+    downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "SWEEP_C", (5, 45))
+    monkeypatch.setattr(experiments, "SWEEP_LAMBDA", (15,))
+    mlp = EXPERIMENTS["mnist_mlp"]
+    data.prepare(mlp.data, downloads, tmp_path / "data")
+    units = Planner(mlp, tmp_path, list(map(str, SHORT))).sweep(0, 3)
+    expected = estimate.Clock(mlp, tmp_path / "data", 1, 2).seconds(units)
+    start.here(units, expected, ranks=1, at_once=2)
+    assert all(unit.done() for unit in units)
+    page = report.write(mlp, tmp_path, [0], units, "the command", 3)
+    assert "`the command`" in page.read_text()
+    with (page.parent / "figure3.csv").open() as file:
+        points = list(csv.DictReader(file))
+    assert [(float(point["lambda"]), float(point["c"])) for point in points] == [(15, 5), (15, 45)]
+    for unit, point in zip(units[1:], points, strict=True):
+        (_, last) = json.loads((unit.folder / "summary.json").read_text())["history"]
+        assert (float(point["accuracy"]), float(point["rho2"])) == (last["accuracy"], last["rho2"])
+    assert (page.parent / "figure3.png").stat().st_size > 5000
 
 
 @pytest.mark.slurm

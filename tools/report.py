@@ -81,7 +81,7 @@ def join(options: argparse.Namespace) -> None:
 
 def tabulate(options: argparse.Namespace) -> None:
     """``table``."""
-    found = [runs.read(argument) for argument in options.runs]
+    found = [runs.named(argument) for argument in options.runs]
     table.warn(found)
     text = table.FORMATS[options.format](table.rows_of(found, options.eps_ref))
     if options.out is None:
@@ -92,7 +92,7 @@ def tabulate(options: argparse.Namespace) -> None:
 
 def draw(options: argparse.Namespace) -> None:
     """``figures``."""
-    found = [runs.read(argument) for argument in options.runs]
+    found = [runs.named(argument) for argument in options.runs]
     if options.kind == "sheet":
         if len(found) > 1:
             raise UserError("a sheet is drawn of one run")

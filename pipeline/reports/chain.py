@@ -18,9 +18,9 @@ def write(folder: Path) -> Path:
     Raises:
         UserError: one of the three has no summary yet.
     """
-    tuned = runs.read(f"Deep Defense={folder}")
-    before = runs.read(f"Reference={folder / 'before'}")
-    after = runs.read(f"Deep Defense={folder / 'after'}")
+    tuned = runs.read(folder, "Deep Defense")
+    before = runs.read(folder / "before", "Reference")
+    after = runs.read(folder / "after", "Deep Defense")
     target = folder / "report"
     target.mkdir(exist_ok=True)
     table.warn([before, after])

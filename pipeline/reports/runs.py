@@ -67,16 +67,25 @@ class Run:
         return value
 
 
-def read(argument: str) -> Run:
-    """A run from ``FOLDER`` or ``LABEL=FOLDER``; the label is the folder's name by default.
+def named(argument: str) -> Run:
+    """A run from a command line's ``FOLDER`` or ``LABEL=FOLDER``.
 
     Raises:
         UserError: there is no such folder, or no summary in it.
     """
     label, equals, folder = argument.partition("=")
     if not equals or Path(argument).is_dir():
-        label, folder = Path(argument).name, argument
-    path = Path(folder) / "summary.json"
+        return read(Path(argument))
+    return read(Path(folder), label)
+
+
+def read(folder: Path, label: str | None = None) -> Run:
+    """A run; its label is its folder's name by default.
+
+    Raises:
+        UserError: there is no such folder, or no summary in it.
+    """
+    path = folder / "summary.json"
     try:
         summary = json.loads(path.read_text())
     except FileNotFoundError:
@@ -88,4 +97,4 @@ def read(argument: str) -> Run:
         raise UserError(f"{path} cannot be read: {error}") from None
     if "definition" not in summary:
         raise UserError(f"{path} is no summary of this project's runs")
-    return Run(label, Path(folder), summary)
+    return Run(label or folder.name, folder, summary)

@@ -6,7 +6,7 @@ In: units that are done. Out: OUTPUT/report/.
 import csv
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,60 +26,58 @@ def titles(experiment: Experiment) -> dict[str, str]:
     return {REFERENCE: "Reference"} | {m.name: m.title for m in experiment.methods}
 
 
-def rows(experiment: Experiment, output: Path, seeds: Sequence[int]) -> dict[str, list[Row]]:
-    """A row for each seed, by the method's name, read at the eps_ref of that seed's Deep Defense.
+def rows(experiment: Experiment, output: Path, seeds: Sequence[int]) -> dict[str, dict[int, Row]]:
+    """By the method's name and the seed, read at the eps_ref of that seed's Deep Defense.
 
     Raises:
         UserError: a summary cannot be read.
     """
-    found: dict[str, list[Row]] = {}
+    named = titles(experiment)
+    found: dict[str, dict[int, Row]] = {name: {} for name in named}
     for seed in seeds:
+        folders = {name: output / f"seed{seed}" / name / "evaluation" for name in named}
         evaluated = {
-            name: runs.read(f"{experiment.title}:{title}={folder}")
-            for name, title in titles(experiment).items()
-            if ((folder := output / f"seed{seed}" / name / "evaluation") / "summary.json").exists()
+            name: runs.read(folder, f"{experiment.title}:{named[name]}")
+            for name, folder in folders.items()
+            if (folder / "summary.json").exists()
         }
         last = evaluated.get(DEEP_DEFENSE)
         eps_ref = last.summary["fgs"]["eps_ref"] if last else None
         made = table.rows_of(list(evaluated.values()), eps_ref)
         for name, row in zip(evaluated, made, strict=True):
-            found.setdefault(name, []).append(row)
-    return found
+            found[name][seed] = row
+    return {name: some for name, some in found.items() if some}
 
 
-def compared(experiment: Experiment, found: dict[str, list[Row]]) -> str:
+def compared(experiment: Experiment, found: dict[str, dict[int, Row]]) -> str:
     """A Markdown table: the mean over the seeds, the standard deviation, the paper's number."""
     lines = [_HEAD, ("---", *("---:",) * (len(_HEAD) - 1))]
     named = titles(experiment)
-    for name, some in found.items():
-        paper = experiment.paper.get(name)
+    for name, by_seed in found.items():
+        some, paper = list(by_seed.values()), experiment.paper.get(name)
+        after_fgs = zip(*(row.after_fgs for row in some), strict=True)
+        theirs = paper.after_fgs if paper else (None,) * len(EPS_REF_FRACTIONS)
         lines.append(
             (
                 named[name],
-                _cell([100 * row.accuracy for row in some], paper and paper.accuracy, "{:.2f}"),
-                _cell([row.rho for row in some], paper and paper.rho2, "{:.3g}"),
-                *(
-                    _cell(
-                        [
-                            100 * row.after_fgs[place]
-                            for row in some
-                            if row.after_fgs[place] is not None
-                        ],
-                        paper and paper.after_fgs[place],
-                        "{:.2f}",
-                    )
-                    for place in range(len(EPS_REF_FRACTIONS))
-                ),
+                _percent([row.accuracy for row in some], paper and paper.accuracy),
+                _cell([row.rho for row in some], paper and paper.rho2, "{:#.3g}", "{:.1g}"),
+                *(_percent(*pair) for pair in zip(after_fgs, theirs, strict=True)),
             )
         )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _cell(values: list[float], paper: float | None, form: str) -> str:
+def _percent(values: Iterable[float | None], paper: float | None) -> str:
+    known = [100 * value for value in values if value is not None]
+    return _cell(known, paper, "{:.2f}", "{:.2f}")
+
+
+def _cell(values: list[float], paper: float | None, form: str, form_of_spread: str) -> str:
     """mean ± spread (paper)."""
     ours = form.format(statistics.mean(values)) if values else ""
     if len(values) > 1:
-        ours += f" ± {form.format(statistics.stdev(values))}"
+        ours += f" ± {form_of_spread.format(statistics.stdev(values))}"
     return ours + (f" ({form.format(paper)})" if paper is not None else "")
 
 
@@ -96,30 +94,11 @@ def write(
     target.mkdir(exist_ok=True)
     parts = [f"# {experiment.title}", "", *_setting(experiment, output, seeds, command), ""]
     if figure is None:
-        found = rows(experiment, output, seeds)
-        (target / "table.md").write_text(compared(experiment, found))
-        _write_csv(target / "table.csv", seeds, found, titles(experiment))
-        parts += ["Mean (± standard deviation over seeds), and in brackets the paper's:", ""]
-        parts += [compared(experiment, found), "Every digit: [table.csv](table.csv)", ""]
+        parts += _tabled(target, experiment, rows(experiment, output, seeds))
     if figure in (None, 2):
-        tuned = [
-            runs.read(f"{title}={folder}")
-            for name, title in titles(experiment).items()
-            if name != REFERENCE
-            and ((folder := output / f"seed{seeds[0]}" / name) / "summary.json").exists()
-        ]
-        parts += _drawn(target, "figure2", f"By epoch, seed {seeds[0]}", figures.epochs(tuned))
-        _write_histories(target / "figure2.csv", tuned)
+        parts += _by_epoch(target, experiment, output / f"seed{seeds[0]}")
     if figure in (3, 4):
-        by = "regularizer.lam" if figure == 3 else "label"
-        swept = [
-            runs.read(f"{unit.folder.name.split(',')[0]}={unit.folder}")
-            for unit in units
-            if f"/figure{figure}/" in unit.name
-        ]
-        drawn = figures.sweep(swept, by, "regularizer.c")
-        parts += _drawn(target, f"figure{figure}", f"Accuracy against rho2, seed {seeds[0]}", drawn)
-        _write_sweep(target / f"figure{figure}.csv", swept)
+        parts += _swept(target, figure, units)
     parts += _times(units)
     page = target / (f"figure{figure}.md" if figure else "report.md")
     with replacing(page) as partial:
@@ -142,6 +121,63 @@ def _setting(experiment: Experiment, output: Path, seeds: Sequence[int], command
     ]
 
 
+def _tabled(target: Path, experiment: Experiment, found: dict[str, dict[int, Row]]) -> list[str]:
+    (target / "table.md").write_text(compared(experiment, found))
+    named = titles(experiment)
+    lines = [
+        [named[name], seed, row.accuracy, row.rho, *row.after_fgs, row.eps_ref]
+        for name, by_seed in found.items()
+        for seed, row in by_seed.items()
+    ]
+    _write_csv(target / "table.csv", ["method", "seed", *table.COLUMNS], lines)
+    return [
+        "Mean (± standard deviation over seeds), and in brackets the paper's:",
+        "",
+        compared(experiment, found),
+        "Every digit: [table.csv](table.csv)",
+        "",
+    ]
+
+
+def _by_epoch(target: Path, experiment: Experiment, folder: Path) -> list[str]:
+    """Figure 2, of one seed's fine-tunings."""
+    tuned = [
+        runs.read(folder / name, title)
+        for name, title in titles(experiment).items()
+        if name != REFERENCE and (folder / name / "summary.json").exists()
+    ]
+    lines = [
+        [each.label, entry["epoch"], entry["accuracy"], entry["rho2"]]
+        for each in tuned
+        for entry in each.history
+    ]
+    _write_csv(target / "figure2.csv", ["method", "epoch", "accuracy", "rho2"], lines)
+    return _drawn(target, "figure2", f"By epoch, {folder.name}", figures.epochs(tuned))
+
+
+def _swept(target: Path, number: int, units: Sequence[Unit]) -> list[str]:
+    """Figure 3 or 4."""
+    swept = [
+        runs.read(unit.folder, unit.folder.name.split(",")[0])
+        for unit in units
+        if f"/figure{number}/" in unit.name
+    ]
+    lines = [
+        [
+            *(each.option(f"regularizer.{name}") for name in ("lam", "c")),
+            " ".join(each.option("regularizer.layers")) or "all",
+            each.history[-1]["accuracy"],
+            each.history[-1]["rho2"],
+        ]
+        for each in swept
+    ]
+    name, columns = f"figure{number}", ["lambda", "c", "layers", "accuracy", "rho2"]
+    _write_csv(target / f"{name}.csv", columns, lines)
+    by = "regularizer.lam" if number == 3 else "label"
+    drawn = figures.sweep(swept, by, "regularizer.c")
+    return _drawn(target, name, "Accuracy against rho2", drawn)
+
+
 def _drawn(target: Path, name: str, title: str, figure: Any) -> list[str]:
     figures.save(figure, target / name)
     return [f"## {title}", "", f"![{title}]({name}.png)", "", f"[{name}.csv]({name}.csv)", ""]
@@ -158,39 +194,6 @@ def _times(units: Sequence[Unit]) -> list[str]:
     return ["## Time", "", f"{whole} in all.", "", "| run | took |", "| --- | ---: |", *lines]
 
 
-def _write_csv(
-    path: Path, seeds: Sequence[int], found: dict[str, list[Row]], named: dict[str, str]
-) -> None:
-    lines = [
-        [named[name], seed, row.accuracy, row.rho, *row.after_fgs, row.eps_ref]
-        for name, some in found.items()
-        for seed, row in zip(seeds, some, strict=False)
-    ]
-    _lines(path, ["method", "seed", *table.COLUMNS], lines)
-
-
-def _write_histories(path: Path, tuned: Sequence[runs.Run]) -> None:
-    lines = [
-        [each.label, entry["epoch"], entry["accuracy"], entry["rho2"]]
-        for each in tuned
-        for entry in each.history
-    ]
-    _lines(path, ["method", "epoch", "accuracy", "rho2"], lines)
-
-
-def _write_sweep(path: Path, swept: Sequence[runs.Run]) -> None:
-    lines = [
-        [
-            *(each.option(f"regularizer.{name}") for name in ("lam", "c")),
-            " ".join(each.option("regularizer.layers")) or "all",
-            each.history[-1]["accuracy"],
-            each.history[-1]["rho2"],
-        ]
-        for each in swept
-    ]
-    _lines(path, ["lambda", "c", "layers", "accuracy", "rho2"], lines)
-
-
-def _lines(path: Path, head: list[str], lines: list[list[Any]]) -> None:
+def _write_csv(path: Path, head: list[str], lines: list[list[Any]]) -> None:
     with replacing(path) as partial, partial.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([head, *lines])
