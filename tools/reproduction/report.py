@@ -96,7 +96,7 @@ def write(
     if figure is None:
         parts += _tabled(target, experiment, rows(experiment, output, seeds))
     if figure in (None, 2):
-        parts += _by_epoch(target, experiment, output / f"seed{seeds[0]}")
+        parts += _by_epoch(target, experiment, output, seeds[0])
     if figure in (3, 4):
         parts += _swept(target, figure, units)
     parts += _times(units)
@@ -139,8 +139,9 @@ def _tabled(target: Path, experiment: Experiment, found: dict[str, dict[int, Row
     ]
 
 
-def _by_epoch(target: Path, experiment: Experiment, folder: Path) -> list[str]:
+def _by_epoch(target: Path, experiment: Experiment, output: Path, seed: int) -> list[str]:
     """Figure 2, of one seed's fine-tunings."""
+    folder = output / f"seed{seed}"
     tuned = [
         runs.read(folder / name, title)
         for name, title in titles(experiment).items()
@@ -152,7 +153,7 @@ def _by_epoch(target: Path, experiment: Experiment, folder: Path) -> list[str]:
         for entry in each.history
     ]
     _write_csv(target / "figure2.csv", ["method", "epoch", "accuracy", "rho2"], lines)
-    return _drawn(target, "figure2", f"By epoch, {folder.name}", figures.epochs(tuned))
+    return _drawn(target, "figure2", f"By epoch, seed {seed}", figures.epochs(tuned))
 
 
 def _swept(target: Path, number: int, units: Sequence[Unit]) -> list[str]:
