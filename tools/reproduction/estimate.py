@@ -74,7 +74,7 @@ class Clock:
             labels = torch.arange(number) % self.classes
             return lambda: objective(images, labels, not clean).loss.backward()
 
-        return self._timed(kind, once, config.train.batch_size // self.ranks)
+        return self._timed(kind, once, max(1, config.train.batch_size // self.ranks))
 
     def _attacked(self, config: RunConfig) -> float:
         """Seconds an evaluated image."""

@@ -77,23 +77,18 @@ def _fgs(eps: str) -> tuple[str, str]:
     return ("--objective.adversarial.eps", eps)
 
 
+def _boundary(title: str, *options: str) -> Method:
+    name, words = "deep_defense_boundary", ("--regularizer.gradient", "boundary", *options)
+    return _method(name, f"Deep Defense, boundary gradient{title}", "deep_defense", *words)
+
+
 _MNIST = (
     *_small("10", "0.0001"),
     # Found better than the paper's options on both nets, in one and a half times the time.
-    _method(
-        *("deep_defense_boundary", "Deep Defense, boundary gradient, 10 epochs", "deep_defense"),
-        *("--regularizer.gradient", "boundary"),
-        *("--train.epochs", "10", "--schedule.milestones", "[8]"),
-    ),
+    _boundary(", 10 epochs", "--train.epochs", "10", "--schedule.milestones", "[8]"),
     _method("deep_defense_2", "Deep Defense + II", "deep_defense+adversarial_2", *_fgs("10")),
 )
-_CIFAR10 = (
-    *_small("2", "0.0003"),
-    _method(
-        *("deep_defense_boundary", "Deep Defense, boundary gradient", "deep_defense"),
-        *("--regularizer.gradient", "boundary"),
-    ),
-)
+_CIFAR10 = (*_small("2", "0.0003"), _boundary(""))
 
 EXPERIMENTS = {
     experiment.name: experiment

@@ -98,7 +98,7 @@ def write(
     if figure in (None, 2):
         parts += _by_epoch(target, experiment, output, seeds[0])
     if figure in (3, 4):
-        parts += _swept(target, figure, units)
+        parts += _swept(target, figure, units, seeds[0])
     parts += _times(units)
     page = target / (f"figure{figure}.md" if figure else "report.md")
     with replacing(page) as partial:
@@ -122,8 +122,8 @@ def _setting(experiment: Experiment, output: Path, seeds: Sequence[int], command
 
 
 def _tabled(target: Path, experiment: Experiment, found: dict[str, dict[int, Row]]) -> list[str]:
-    (target / "table.md").write_text(compared(experiment, found))
-    named = titles(experiment)
+    text, named = compared(experiment, found), titles(experiment)
+    (target / "table.md").write_text(text)
     lines = [
         [named[name], seed, row.accuracy, row.rho, *row.after_fgs, row.eps_ref]
         for name, by_seed in found.items()
@@ -133,7 +133,7 @@ def _tabled(target: Path, experiment: Experiment, found: dict[str, dict[int, Row
     return [
         "Mean (± standard deviation over seeds), and in brackets the paper's:",
         "",
-        compared(experiment, found),
+        text,
         "Every digit: [table.csv](table.csv)",
         "",
     ]
@@ -156,8 +156,8 @@ def _by_epoch(target: Path, experiment: Experiment, output: Path, seed: int) -> 
     return _drawn(target, "figure2", f"By epoch, seed {seed}", figures.epochs(tuned))
 
 
-def _swept(target: Path, number: int, units: Sequence[Unit]) -> list[str]:
-    """Figure 3 or 4."""
+def _swept(target: Path, number: int, units: Sequence[Unit], seed: int) -> list[str]:
+    """Figure 3 or 4, of one seed's fine-tunings."""
     swept = [
         runs.read(unit.folder, unit.folder.name.split(",")[0])
         for unit in units
@@ -176,7 +176,7 @@ def _swept(target: Path, number: int, units: Sequence[Unit]) -> list[str]:
     _write_csv(target / f"{name}.csv", columns, lines)
     by = "regularizer.lam" if number == 3 else "label"
     drawn = figures.sweep(swept, by, "regularizer.c")
-    return _drawn(target, name, "Accuracy against rho2", drawn)
+    return _drawn(target, name, f"Accuracy against rho2, seed {seed}", drawn)
 
 
 def _drawn(target: Path, name: str, title: str, figure: Any) -> list[str]:
