@@ -64,7 +64,8 @@ def sweep(runs: list[Run], by: str, along: str) -> Figure:
         runs: of finetune.py.
         by: option that makes a line of its own (regularizer.lam: Figure 3), or ``label`` (a
             masked layer named in the label: Figure 4).
-        along: option whose values are the points of a line, written beside them.
+        along: option whose values are the points of a line, written beside them where there is
+            room.
     """
     figure, (axis,) = _figure(1)
     rho = rho_name(runs[0].summary["definition"])
@@ -77,9 +78,10 @@ def sweep(runs: list[Run], by: str, along: str) -> Figure:
     for (line, points), look in zip(sorted(lines.items()), cycle(_LOOKS), strict=False):
         points.sort()
         name = str(line) if by == "label" else f"{by.split('.')[-1]} {line}"
-        value, x, y = zip(*points, strict=True)
+        _, x, y = zip(*points, strict=True)
         axis.plot(x, y, label=name, gid=f"line: {name}", **look)
-        for text, *place in zip(value, x, y, strict=True):
+        ends = points[:: max(1, len(points) - 1)]  # first, since `_thin` keeps the earlier
+        for text, *place in [*ends, *points[1:-1]]:
             axis.annotate(
                 f"{text:g}" if isinstance(text, int | float) else str(text),
                 place,
@@ -89,7 +91,20 @@ def sweep(runs: list[Run], by: str, along: str) -> Figure:
             )
     _name(axis, _tex(rho), "accuracy, %")
     axis.legend(fontsize=8, title=f"along a line: {along.split('.')[-1]}", title_fontsize=7)
+    _thin(figure, axis)
     return figure
+
+
+def _thin(figure: Figure, axis: Axes) -> None:
+    """Remove each text that would be written over an earlier one."""
+    figure.draw_without_rendering()  # so that places are known
+    kept = []
+    for text in list(axis.texts):
+        box = text.get_window_extent()
+        if any(box.overlaps(other) for other in kept):
+            text.remove()
+        else:
+            kept.append(box)
 
 
 def ratios(runs: list[Run]) -> Figure:
