@@ -99,10 +99,10 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
     try:
         yield Ranks(rank, size, local_rank, local_size, device)
     except UserError as error:
-        _end(store, rank, f"error: {error}")
+        _end(store, rank, size, f"error: {error}")
     except (RuntimeError, MemoryError) as error:
         if ran_out(error):
-            _end(store, rank, f"error: out of memory ({brief(error)}); {LESS_MEMORY}")
+            _end(store, rank, size, f"error: out of memory ({brief(error)}); {LESS_MEMORY}")
         if _another_failed(store, rank):
             raise SystemExit(USER_ERROR_EXIT_CODE) from None
         if size > 1 and _is_lost(error):
@@ -114,7 +114,11 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
             )
             os._exit(LOST_EXIT_CODE)  # the process group's threads may wait for the lost one
         raise
-    dist.destroy_process_group()
+    finally:
+        if size == 1 and dist.is_initialized():  # nobody to wait for, whatever ended the run
+            dist.destroy_process_group()
+    if size > 1:
+        dist.destroy_process_group()
 
 
 LESS_MEMORY = (
@@ -226,8 +230,11 @@ def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> dist.Store:
         raise SystemExit(USER_ERROR_EXIT_CODE) from None
 
 
-def _end(store: dist.Store, rank: int, message: str) -> NoReturn:
+def _end(store: dist.Store, rank: int, size: int, message: str) -> NoReturn:
     """Leave without collectives, since other ranks may wait in one; torchrun ends them."""
+    if size == 1:
+        print(message, file=sys.stderr, flush=True)
+        raise SystemExit(USER_ERROR_EXIT_CODE)
     winner = store.compare_set("failed", "", str(rank)).decode()
     if winner == str(rank):
         print(message, file=sys.stderr, flush=True)

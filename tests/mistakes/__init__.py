@@ -1,0 +1,1 @@
+"""Users' mistakes, one table a subject: the command, its exit code, and the line that it prints."""
