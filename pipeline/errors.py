@@ -30,9 +30,25 @@ def brief(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def warn(message: str) -> None:
+    """Print a warning as one line. All ranks get the same one; only rank 0 prints it."""
+    if _is_rank_0():
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def note(message: str) -> None:
+    """Print one line on stdout, on rank 0."""
+    if _is_rank_0():
+        print(message, flush=True)
+
+
+def _is_rank_0() -> bool:
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def refuse(message: str) -> NoReturn:
     """Print a mistake as one line and exit. Every rank meets it, so rank 0 alone speaks."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if _is_rank_0():
         print(f"error: {message}", file=sys.stderr, flush=True)
     else:
         time.sleep(5)  # torchrun ends all ranks when one ends: let rank 0 speak first
