@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline import torch_file
-from pipeline.checkpoint import write
-from pipeline.config import ModelConfig
+from pipeline.checkpoint import read, write
+from pipeline.config import FinetuneConfig, ModelConfig
 from pipeline.errors import UserError
 from pipeline.head import head_keys
 from pipeline.models import build, portable_state
@@ -151,6 +151,8 @@ def test_damage_to_a_file_is_noticed(tmp_path: Path, part: str) -> None:
     path.write_bytes(data)
     with pytest.raises(torch_file.UnreadableFile, match="is damaged"):
         torch_file.load(path)
+    with pytest.raises(UserError, match=r"the checkpoint .*w\.pth is damaged.*; remove it"):
+        read(path, FinetuneConfig(), "")
 
 
 def test_a_table_of_nets_without_perturbations(capsys: pytest.CaptureFixture[str]) -> None:
