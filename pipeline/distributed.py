@@ -5,7 +5,6 @@ rest of the program asks for its rank, its device and the few collectives it nee
 """
 
 import os
-import platform
 import signal
 import socket
 import sys
@@ -23,6 +22,7 @@ from pipeline.attendance import Attendance, meet
 from pipeline.config import RuntimeConfig
 from pipeline.errors import LOST_EXIT_CODE, USER_ERROR_EXIT_CODE, Stopped, UserError, brief
 from pipeline.memory import keep_freed, ran_out
+from pipeline.reproducibility import cpu_name, use_reproducible_kernels
 
 Result = TypeVar("Result")
 
@@ -47,7 +47,7 @@ class Ranks:
         """The device's name, for reports."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return platform.processor() or platform.machine()
+        return cpu_name()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all ranks, in place."""
@@ -90,6 +90,7 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
     """
     rank, size, local_rank, local_size = _place()
     device = _device(config, local_rank)
+    use_reproducible_kernels()
     if device.type == "cpu":
         keep_freed()
     torch.backends.cuda.matmul.allow_tf32 = config.tf32

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import cli, evaluation, merge, models, setup
+from pipeline import cli, evaluation, merge, models, setup, spaces
 from pipeline.config import EvaluateConfig, FgsConfig
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.definition import definition, fingerprint, input_of
@@ -27,6 +27,12 @@ from pipeline.distributed import Ranks, StopRequest, session
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded
 from pipeline.evaluation import Found
 from pipeline.monitor import Monitor
+from pipeline.reproducibility import (
+    images_at_once,
+    kernels,
+    largest_difference,
+    relative_tolerance,
+)
 from pipeline.results import Manifest, ResultsFolder
 
 
@@ -44,13 +50,14 @@ def main() -> None:
         monitor.warn(models.preprocessing_advice(config.model, config.data))
         if config.dry_run:
             return
+        net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
+        manifest.about.update(check_batches(config, net, ranks, monitor))
         folder = setup.open_folder(config, ranks, foreign="checkpoints")
         store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
         if ranks.first:
             cli.save(config, folder / "config.yaml")
             store.keep_mean(config.data.mean)
             monitor.status = store.place / "progress.json"
-        net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
         try:
             evaluate(config, index, net, rows, store, ranks, monitor)
         except Stopped:
@@ -96,14 +103,33 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
     return Manifest(identity, {"index": index.path, "class_names": index.class_names})
 
 
+def check_batches(
+    config: EvaluateConfig, net: torch.nn.Module, ranks: Ranks, monitor: Monitor
+) -> dict[str, Any]:
+    """Check that an image's results do not depend on its batch; what is stored beside results."""
+    view = spaces.view_of(net, config.data, config.evaluation, ranks.device)
+    shape = (config.data.channels, config.data.crop, config.data.crop)
+    size = images_at_once(config.evaluation.batch_size, ranks.device)
+    difference = max(ranks.gather(largest_difference(view, shape, size, ranks.device)))
+    if difference > 0:
+        monitor.warn(
+            f"warning: logits and gradients of an image depend on its batch (relative "
+            f"{difference:.1g}, {ranks.device_name}): evaluations that are divided otherwise "
+            f"agree to {relative_tolerance(difference):.0e}, not to the last bit; see "
+            "docs/reproducibility.md"
+        )
+    return {"batch_difference": difference, "kernels": kernels(ranks.device)}
+
+
 def announce(config: EvaluateConfig, means: dict[str, Any], rows: np.ndarray, ranks: Ranks) -> str:
     """What will run, in a few lines."""
     fgs = config.evaluation.fgs
     asked = [f"FGS at {len(fgs.measured)} eps"] * bool(fgs.measured) + ["eps_ref"] * fgs.search
     part = f", shard {config.shard}" if config.part.of > 1 else ""
+    size = images_at_once(config.evaluation.batch_size, ranks.device)
     return (
         f"{config.model.name} on {ranks.size} x {ranks.device.type}{part}: {len(rows)} images in "
-        f"batches of {config.evaluation.batch_size}\naccuracy, DeepFool (p {means['norm']}, "
+        f"batches of {size}\naccuracy, DeepFool (p {means['norm']}, "
         f"q {means['num_candidates']}, at most {means['max_iterations']} iterations, "
         f"{means['space']}){''.join(', ' + what for what in asked)}; in {config.output}"
     )

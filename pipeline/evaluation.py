@@ -24,6 +24,7 @@ from pipeline.errors import Stopped, UserError
 from pipeline.fgs import correct_at, signs, smallest_eps
 from pipeline.monitor import Monitor
 from pipeline.norms import lengths
+from pipeline.reproducibility import images_at_once
 from pipeline.samples import Example, Samples
 from pipeline.view import AttackView, upcast
 
@@ -227,7 +228,7 @@ def measure(
         This rank's results, and the rows of images that did not decode and were left out.
     """
     share = rows[ranks.rank :: ranks.size]
-    size = config.evaluation.batch_size
+    size = images_at_once(config.evaluation.batch_size, ranks.device)
     data = spaces.data_options(config.data, config.evaluation)
     view = spaces.view_of(net, config.data, config.evaluation, ranks.device)
     specs = evaluation_specs(index, share, data, size)

@@ -83,6 +83,7 @@ def publish(folder: Path, merged: Merged) -> dict[str, Any]:
         "num_missing": len(merged.missing),
         "num_skipped": len(stored.skipped),
         "skipped": sorted(stored.skipped.values()),
+        "batch_difference": stored.batch_difference,
         **identity,
         "runs": stored.runs,
     }

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from pipeline.cli import differences
 from pipeline.config import Shard
 from pipeline.distributed import Ranks, restarted
 from pipeline.errors import UserError
+from pipeline.reproducibility import IMAGE_TOLERANCE, relative_tolerance
 from pipeline.samples import Example, Samples
 
-# Between two measurements of one image: relative, and what fp32 resolves of the image itself.
-TOLERANCE, FP32_RESOLUTION = 1e-5, 1e-7
 WHOLE = Shard(0, 1)
 _MANIFEST = "manifest.json"
 _MEAN = "mean.npy"
 _FLOATS = ("image_norm", "perturbation_norm", "fgs_eps")
+_INPUTS = ("row", "id", "label")  # equal on every machine
+_FP32_EPSILON = 2.0**-23
 
 Row = dict[str, Any]
 
@@ -46,6 +47,11 @@ class Manifest:
         fgs = self.identity["definition"]["fgs"]
         return len(fgs["eps"]) if fgs else 0
 
+    @property
+    def batch_difference(self) -> float:
+        """By how much an image's logits and gradients depended on its batch; 0: not at all."""
+        return self.about.get("batch_difference", 0.0)
+
     def differences(self, other: "Manifest") -> str:
         """Where the identities differ, as ``what: mine -> theirs``; empty if nowhere."""
         return "; ".join(differences(self.identity, other.identity, ()))
@@ -59,6 +65,7 @@ class Stored:
     samples: Samples
     ids: dict[int, str]  # of every row found
     skipped: dict[int, str]  # rows that did not decode, and their ids
+    batch_difference: float  # the largest of any shard's manifest
     runs: list[dict[str, Any]]  # of jobs that ended
     shards: list[Shard]
 
@@ -98,7 +105,14 @@ class ResultsFolder:
         ranks.barrier()
         if ranks.first:
             (store.place / "examples").mkdir(parents=True, exist_ok=True)
-            write_json(store.place / _MANIFEST, vars(manifest))
+            path = store.place / _MANIFEST
+            if path.exists():  # some results may be of a job on another machine
+                before = _read_manifest(path).batch_difference
+                difference = max(before, manifest.batch_difference)
+                manifest = replace(
+                    manifest, about=manifest.about | {"batch_difference": difference}
+                )
+            write_json(path, vars(manifest))
         ranks.barrier()
         return store
 
@@ -130,6 +144,7 @@ class ResultsFolder:
                     f"{paths[0].parent} and {path.parent} are of different evaluations: "
                     f"{changed}; move one of them away"
                 )
+        difference = _difference(manifests)
         done: dict[int, Row] = {}
         skipped: dict[int, str] = {}
         for path in sorted(self.folder.glob("*/rank*.jsonl")):
@@ -138,7 +153,7 @@ class ResultsFolder:
                 if values.get("skipped"):
                     skipped[row] = values["id"]
                 elif row in done:
-                    _agree(done[row], values, path)
+                    _agree(done[row], values, path, difference)
                 else:
                     done[row] = values
         columns = {f.name: [r[f.name] for r in done.values()] for f in fields(Samples)}
@@ -148,6 +163,7 @@ class ResultsFolder:
             Samples.concat([samples]),
             {row: values["id"] for row, values in done.items()},
             {row: name for row, name in skipped.items() if row not in done},
+            max(manifest.batch_difference for manifest in manifests),
             [run for path in sorted(self.folder.glob("*/runs.jsonl")) for run in _lines(path)],
             [Shard(*map(int, path.parent.name.split("-of-"))) for path in paths],
         )
@@ -262,14 +278,34 @@ def _lines(path: Path) -> Iterable[Row]:
             ) from None
 
 
-def _agree(one: Row, two: Row, path: Path) -> None:
-    """Hold two measurements of one image against each other."""
-    resolution = FP32_RESOLUTION * one["image_norm"]
+def _difference(manifests: list[Manifest]) -> float:
+    """By how much two measurements of an image's logits and gradients may differ, relative."""
+    kernels = [manifest.about.get("kernels") for manifest in manifests]
+    same_kernels = all(other == kernels[0] for other in kernels)
+    differences = [manifest.batch_difference for manifest in manifests]
+    return max(*differences, 0.0 if same_kernels else _FP32_EPSILON)
+
+
+def _agree(one: Row, two: Row, path: Path, difference: float) -> None:
+    """Compare two measurements of one image.
+
+    Args:
+        one, two: lines of results.
+        path: the second one's file.
+        difference: of logits and gradients, which results enlarge. Unless it is 0, the attack may
+            have taken another step, so that its counts and classes are not compared.
+    """
+    limits = {
+        "rtol": relative_tolerance(difference),
+        "atol": IMAGE_TOLERANCE * one["image_norm"],
+        "equal_nan": True,
+    }
     for name, value in one.items():
         same = two[name] == value
         if not same and name in _FLOATS:
-            slack = {"rtol": TOLERANCE, "atol": resolution, "equal_nan": True}
-            same = bool(np.isclose(two[name], value, **slack))
+            same = bool(np.isclose(two[name], value, **limits))
+        elif name not in _INPUTS:
+            same |= difference > 0
         if not same:
             raise UserError(
                 f"two results of {one['id']} disagree: {name} is {value}, and {two[name]} in "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.config import DataConfig, EvaluationConfig
 from pipeline.data.mean import mean_of
+from pipeline.reproducibility import images_at_once, min_batch_size
 from pipeline.view import AttackView
 
 
@@ -35,16 +36,12 @@ def data_options(data: DataConfig, evaluation: EvaluationConfig) -> DataConfig:
     return replace(data, mean=[0.0] * data.channels, std=[1.0] * data.channels)
 
 
-# On CPUs nets were seen to give each image the same bits in any batch of at least so many.
-_LEAST = 16
-
-
 def view_of(
     net: nn.Module, data: DataConfig, evaluation: EvaluationConfig, device: torch.device
 ) -> AttackView:
     """The net as it is attacked in that space, an image's results the same in any batch."""
-    size = evaluation.batch_size
-    least = size if device.type == "cuda" else min(size, _LEAST)
+    size = images_at_once(evaluation.batch_size, device)
+    least = min_batch_size(size, device)
     if evaluation.space == "input":
         return AttackView(net, least=least)
     bounds = (0.0, 1.0) if evaluation.clip else None

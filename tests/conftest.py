@@ -13,10 +13,12 @@ import torch
 
 from pipeline.data import index, scan
 from pipeline.data.index import Index
+from pipeline.reproducibility import use_reproducible_kernels
 from tests import images
 from tests.runs import ROOT, SCRIPT, SMALL, Run, command, environment
 from tests.slurm import NEEDED, PLAIN, processes
 
+use_reproducible_kernels()  # before the first matrix product
 torch.set_num_threads(1)
 
 

@@ -5,6 +5,7 @@
     python tools/benchmark.py evaluation --weights W.pth --data val.parquet  # likewise
     python tools/benchmark.py loader --data train.parquet
     python tools/benchmark.py step --device cuda --model resnet18 --precision bf16 --num-images 256
+    python tools/benchmark.py batches     # do an image's last bits depend on its batch?
     python tools/benchmark.py data        # index, plan and scan at ILSVRC-2012's size
 
 Each prints a table; --json FILE writes device, versions and rows. Benchmarks, not tests: variants
@@ -14,7 +15,7 @@ are run in turn and compared within one run, since other work on the machine mov
 import argparse
 from pathlib import Path
 
-from benchmarks import common, data, deepfool, evaluation, loader, regularizer, step
+from benchmarks import batches, common, data, deepfool, evaluation, loader, regularizer, step
 
 from pipeline.errors import guarded
 
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "evaluation": evaluation.benchmark,
     "loader": loader.benchmark,
     "step": step.benchmark,
+    "batches": batches.benchmark,
     "data": data.benchmark,
 }
 DEFAULT_IMAGES = (

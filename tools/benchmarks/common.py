@@ -20,6 +20,7 @@ from pipeline.data import index
 from pipeline.data.batches import TrainingPlan, evaluation_specs
 from pipeline.data.loader import Loader
 from pipeline.errors import UserError
+from pipeline.reproducibility import use_reproducible_kernels
 
 Row = dict[str, Any]
 
@@ -40,6 +41,7 @@ def prepare(options: argparse.Namespace) -> torch.device:
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch sees no GPU on this machine")
+    use_reproducible_kernels()
     if options.device == "cpu":
         memory.keep_freed()
     torch.manual_seed(0)

@@ -1,0 +1,124 @@
+"""Whether an image's results depend on its batch, by kernels, batch sizes, threads and shards."""
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import evaluation, models, setup, spaces
+from pipeline.cli import parse
+from pipeline.config import DEFAULT_CONFIG, EvaluateConfig
+from pipeline.data.index import Index
+from pipeline.distributed import Ranks
+from pipeline.reproducibility import images_at_once, largest_difference, use_reproducible_kernels
+from pipeline.samples import Samples
+
+from .common import Row
+
+# Variables that choose kernels; libraries read them when they are loaded.
+KERNELS: dict[str, dict[str, str]] = {
+    "as a run": {},
+    "MKL's default mode": {"MKL_CBWR": "OFF"},
+    "MKL AVX2": {"MKL_CBWR": "AVX2,STRICT"},
+    "MKL AVX-512": {"MKL_CBWR": "AVX512,STRICT"},
+    "MKL limited to AVX2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "ATen AVX2": {"ATEN_CPU_CAPABILITY": "avx2"},
+    "oneDNN AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "ATen and oneDNN SSE": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+}
+BATCH_SIZES, THREADS, SHARDS = (8, 32, 100), (1, 2), (1, 3, 5, 7)
+
+
+def divided(
+    config: EvaluateConfig, net: torch.nn.Module, index: Index, batch_size: int, shards: int
+) -> Samples:
+    """Evaluate an index in shards, one after the other, in this process."""
+    config = replace(config, evaluation=replace(config.evaluation, batch_size=batch_size))
+    rows = index.subset(config.evaluation.num_images)
+    parts = []
+    for number in range(shards):
+        ranks = Ranks(number, shards, 0, 1, torch.device("cpu"))
+        parts.append(evaluation.measure(net, index, rows, config, ranks, threads=2)[0])
+    return Samples.concat(parts)
+
+
+def compare(model: str, weights: str | None, data: str | None, num_images: int) -> Row:
+    """Evaluate the same images divided in many ways; how many results differ from the first way.
+
+    Args:
+        model, weights: as model.name and model.weights.
+        data: an index; None: the embedded digits.
+        num_images: to evaluate, evenly spaced in the index.
+    """
+    use_reproducible_kernels()
+    config = _config(model, weights, data, num_images)
+    index = setup.open_index(config, "val")
+    torch.manual_seed(0)
+    net = models.build(config.model, config.model.num_classes or index.num_classes).eval()
+    net = net.to(memory_format=torch.channels_last)
+    reference, differing, largest = None, 0, 0.0
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        for batch_size in BATCH_SIZES:
+            for shards in SHARDS:
+                samples = divided(config, net, index, batch_size, shards)
+                reference = reference or samples
+                norms, expected = samples.perturbation_norm, reference.perturbation_norm
+                differing = max(differing, int(np.sum(norms != expected)))
+                largest = max(largest, float(np.max(np.abs(norms / expected - 1))))
+    size = images_at_once(max(BATCH_SIZES), torch.device("cpu"))
+    view = spaces.view_of(net, config.data, config.evaluation, torch.device("cpu"))
+    shape = (config.data.channels, config.data.crop, config.data.crop)
+    return {
+        "num_images": len(reference),
+        "num_differing": differing,
+        "largest_relative": largest,
+        "self_check": largest_difference(view, shape, size, torch.device("cpu")),
+    }
+
+
+def _config(model: str, weights: str | None, data: str | None, num_images: int) -> EvaluateConfig:
+    words = ["--config", str(DEFAULT_CONFIG)] if data is None else ["--data.val", data]
+    words += ["--model.name", model, "--evaluation.num_images", str(num_images)]
+    words += ["--model.weights", weights] if weights else []
+    return parse(EvaluateConfig, "", words)
+
+
+@contextmanager
+def _variables(values: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    for name in {name for kernels in KERNELS.values() for name in kernels}:
+        os.environ.pop(name, None)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def with_kernels(kernels: str, *arguments: Any) -> Row:
+    """`compare` in a new process, whose libraries read the variables of `KERNELS`."""
+    context = multiprocessing.get_context("spawn")
+    with _variables(KERNELS[kernels]), context.Pool(1) as pool:
+        return pool.apply(compare, arguments)
+
+
+def benchmark(options: argparse.Namespace) -> list[Row]:
+    """A row for each choice of kernels. Without --data the digits, with MLP and LeNet."""
+    nets = [options.model] if options.data else ["mlp", "lenet"]
+    number = options.num_images or 400
+    return [
+        {"name": kernels, "net": net}
+        | with_kernels(
+            kernels, net, options.weights if options.data else None, options.data, number
+        )
+        for kernels in KERNELS
+        for net in nets
+    ]
