@@ -28,7 +28,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pipeline.atomic import replacing
+from pipeline.atomic import check_writable, replacing, writable
 from pipeline.config import DataConfig
 from pipeline.data import index, scan
 from pipeline.data.scan import Scan
@@ -53,6 +53,9 @@ def ilsvrc(options: argparse.Namespace) -> None:
     """ILSVRC-2012's archives as downloaded."""
     if options.train is None and options.val is None:
         raise UserError("ilsvrc: give --train ARCHIVE, --val ARCHIVE or both")
+    for part in ("train", "val"):
+        if getattr(options, part) is not None:
+            check_writable(options.out / f"{part}.parquet")
     kit = scan.read_development_kit(options.devkit)
     found: dict[str, tuple[Path, Scan]] = {}
     if options.train is not None:
@@ -79,25 +82,30 @@ def ilsvrc(options: argparse.Namespace) -> None:
 def folder(options: argparse.Namespace) -> None:
     """An ImageFolder tree."""
     root = options.root.resolve()
+    out = options.out or Path(f"{root.name}.parquet")
+    check_writable(out)
     total = sum(1 for path in root.rglob("*") if path.is_file()) if root.is_dir() else 0
     with progress_bar("folder", total, in_bytes=False) as progress:
         rows, classes = scan.scan_folder(root, options.verify, progress)
     name_rejected(rows)
-    write(options.out or Path(f"{root.name}.parquet"), rows, root, classes, None)
+    write(out, rows, root, classes, None)
 
 
 def tar(options: argparse.Namespace) -> None:
     """A tar with one folder a class."""
     archive = options.archive.resolve()
+    out = options.out or Path(f"{archive.stem}.parquet")
+    check_writable(out)
     with progress_bar("tar", size(archive), in_bytes=True) as progress:
         rows, classes = scan.scan_tar(archive, options.verify, progress)
     name_rejected(rows)
-    write(options.out or Path(f"{archive.stem}.parquet"), rows, archive.parent, classes, archive)
+    write(out, rows, archive.parent, classes, archive)
 
 
 def join(options: argparse.Namespace) -> None:
     """Several indices as one, for example of images and of adversarial examples."""
-    number = index.join(options.indices, options.out)
+    with writable(options.out):
+        number = index.join(options.indices, options.out)
     print(f"{options.out}: {number:,} images")
 
 
@@ -109,6 +117,7 @@ def mean(options: argparse.Namespace) -> None:
     from pipeline.data.batches import evaluation_specs
     from pipeline.data.loader import Loader
 
+    check_writable(options.out)
     found = index.read(str(options.index), options.root, option="index")
     if found.arrays.any():
         raise UserError(f"{options.index} holds arrays, which have no mean taken from them")
@@ -123,12 +132,8 @@ def mean(options: argparse.Namespace) -> None:
             total = total + batch.images.double().sum(dim=0)
             done += len(batch.rows)
             progress(done)
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(options.out) as partial, partial.open("wb") as file:
-            np.save(file, (total / done).float().numpy())
-    except OSError as error:
-        raise UserError(f"cannot write {options.out}: {error.strerror}; give another") from None
+    with writable(options.out), replacing(options.out) as partial, partial.open("wb") as file:
+        np.save(file, (total / done).float().numpy())
     print(
         f"{options.out}: the mean of {done:,} images, {channels} x {options.crop} x {options.crop}"
     )
@@ -152,10 +157,8 @@ def write(path: Path, rows: Scan, root: Path, classes: list[str], archive: Path 
     if len(rows) == 0:
         raise UserError(f"{root if archive is None else archive} holds no images in class folders")
     archives = {} if archive is None else {archive.name: archive}
-    try:
+    with writable(path):
         index.write(path, rows.table(), root, classes, archives)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give another --out") from None
     kinds = Counter(zip(rows.columns["format"], rows.columns["mode"], strict=True))
     shown = ", ".join(f"{count:,} {kind} {mode}" for (kind, mode), count in kinds.most_common())
     print(f"{path}: {len(rows):,} images of {len(classes):,} classes ({shown})")

@@ -205,7 +205,10 @@ def join(paths: list[Path], target: Path) -> int:
         position = table.schema.get_field_index("file")
         tables.append(table.set_column(position, "file", pa.array(files)).replace_schema_metadata())
         for name in each.file_sizes:
-            archives[os.path.normpath(os.path.join(place, name))] = each.root / name
+            archive = each.root / name
+            if not archive.is_file():
+                raise UserError(f"no file {archive}, named in {path}; index it where it is now")
+            archives[os.path.normpath(os.path.join(place, name))] = archive
     rows = pa.concat_tables([table.cast(_PLAIN) for table in tables])
     write(target, rows, root, found[0].class_names, archives)
     return len(rows)
