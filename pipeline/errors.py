@@ -8,7 +8,7 @@ program and keeps its traceback.
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -30,9 +30,25 @@ def brief(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def first_few(names: Sequence[str], limit: int = 8) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def warn(message: str) -> None:
+    """Print a warning as one line. All ranks get the same one; only rank 0 prints it."""
+    if _is_rank_0():
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def _is_rank_0() -> bool:
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def refuse(message: str) -> NoReturn:
     """Print a mistake as one line and exit. Every rank meets it, so rank 0 alone speaks."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if _is_rank_0():
         print(f"error: {message}", file=sys.stderr, flush=True)
     else:
         time.sleep(5)  # torchrun ends all ranks when one ends: let rank 0 speak first
