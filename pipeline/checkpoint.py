@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline import cli
+from pipeline import cli, torch_file
 from pipeline.atomic import replacing
 from pipeline.config import CheckpointConfig
 from pipeline.distributed import restarted
@@ -24,7 +24,7 @@ State = dict[str, Any]
 # neither the weights that come out nor what is measured. Indices are compared by content.
 FREE = (
     *("output", "resume", "dry_run", "log", "checkpoint", "runtime"),
-    *("train.accumulation", "regularizer.max_images", "model.weights"),
+    *("train.accumulation", "regularizer.max_images", "model.weights", "model.new_head"),
     *("data.train", "data.val", "data.root", "data.threads", "data.prefetch", "data.on_error"),
     *("data.half_input", "evaluation.batch_size"),
 )
@@ -113,11 +113,10 @@ def read(path: Path, config: Any, fingerprint: str) -> State:
         UserError: it is cut short, of another version, or of a run with other options.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and tensor errors of many types: all mean one thing
+        state = torch_file.load(path)
+    except torch_file.UnreadableFile as error:
         raise UserError(
-            f"the checkpoint {path} cannot be read, it may be cut short "
-            f"({brief(error)}); remove it to go on from the one before, "
+            f"the checkpoint {path} {error}; remove it to go on from the one before, "
             "or name one with --resume PATH"
         ) from None
     if not isinstance(state, dict) or state.get("version") != VERSION:

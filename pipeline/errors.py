@@ -42,6 +42,12 @@ def warn(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
+def note(message: str) -> None:
+    """Print one line on stdout, on rank 0."""
+    if _is_rank_0():
+        print(message, flush=True)
+
+
 def _is_rank_0() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 

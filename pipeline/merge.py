@@ -116,6 +116,8 @@ def tell(summary: dict[str, Any]) -> str:
         none = "none: fewer than half are right without a perturbation"
         lines.append(f"eps_ref {found:.6g}" if found else f"eps_ref {none}")
     apart = {
+        "num_nonfinite": "have logits or perturbations that are not finite (NaN or infinity) and "
+        "are not in the mean",
         "num_without_gradient": "had no gradient to follow and are not in the mean",
         "num_zero_images": "have norm zero and are not in the mean",
         "num_skipped": "did not decode: see summary.json",

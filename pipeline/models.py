@@ -3,8 +3,9 @@
 In: `ModelConfig`. Out: an ``nn.Module`` from images to logits.
 """
 
+import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline import nets
+from pipeline import nets, torch_file
 from pipeline.config import DataConfig, ModelConfig
-from pipeline.errors import UserError, brief
-from pipeline.importing import import_callable
+from pipeline.errors import UserError, brief, note
+from pipeline.head import head_keys, resized_keys
+from pipeline.importing import import_callable, report_exceptions
+from pipeline.second_derivative import make_twice_differentiable
 
 State = dict[str, Tensor]
-
 
 _OWN = {
     "mlp": nets.mlp,
@@ -37,11 +39,13 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
         UserError: no such net, or weights that are missing or do not fit.
     """
     net = _construct(config.name, num_classes)
-    _make_twice_differentiable(net)
+    make_twice_differentiable(net)
     if config.init_std is not None:
         _draw_weights(net, config.init_std)
     if config.weights is not None:
-        load_weights(net, config)
+        load_weights(net, config, num_classes)
+    elif config.new_head:
+        raise UserError("model.new_head: there are no weights to keep; give model.weights")
     if config.freeze_batch_norm:
         for module in batch_norms(net):
             module.requires_grad_(False)
@@ -55,14 +59,21 @@ def _construct(name: str, num_classes: int) -> nn.Module:
         return _own(name, num_classes)
     known = _zoo().list_models(module=_zoo())
     if name not in known:
-        raise UserError(
-            f"model.name: no net {name!r}; use {', '.join(_OWN)}, package.module:callable, or one "
-            f"of torchvision's: {', '.join(known)}"
-        )
+        raise UserError(f"model.name: no net {name!r}; {_suggestion(name, [*_OWN, *known])}")
     options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     if options:
         options["init_weights"] = True
     return _zoo().get_model(name, weights=None, num_classes=num_classes, **options)
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    similar = difflib.get_close_matches(name, known, n=5)
+    if similar:
+        return f"did you mean {', '.join(similar)}?"
+    return (
+        f"use {', '.join(_OWN)}, a classifier of torchvision (resnet18, ...), "
+        "or package.module:callable"
+    )
 
 
 def _zoo() -> Any:
@@ -80,63 +91,114 @@ def _draw_weights(net: nn.Module, std: float) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class _Hardsigmoid(nn.Module):
-    """nn.Hardsigmoid by operations whose second derivatives torch knows."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.relu6(x + 3) / 6
-
-
-def _make_twice_differentiable(net: nn.Module) -> None:
-    """Replace the layers of torchvision's nets that the unrolled attack could not pass."""
-    for module in list(net.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Hardsigmoid):
-                setattr(module, name, _Hardsigmoid())
-
-
 def _own(name: str, num_classes: int) -> nn.Module:
     function = import_callable(name, "model.name")
-    takes = "num_classes" in inspect.signature(function).parameters
-    net = function(num_classes=num_classes) if takes else function()
+    with report_exceptions(name, "model.name"):
+        net = _call_factory(function, num_classes)
     if not isinstance(net, nn.Module):
         raise UserError(f"model.name: {name} returned a {type(net).__name__}, not an nn.Module")
     return net
 
 
-def load_weights(net: nn.Module, config: ModelConfig) -> None:
+def _call_factory(function: Callable[..., Any], num_classes: int) -> Any:
+    """Call with num_classes=N, or without where the function does not take it."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # functions written in C may have none
+        return function()
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if not takes_any and "num_classes" not in parameters:
+        return function()
+    try:
+        return function(num_classes=num_classes)
+    except TypeError as error:
+        # **kwargs may be handed on to a function that does not take it.
+        if not takes_any or "unexpected keyword argument 'num_classes'" not in str(error):
+            raise
+    return function()
+
+
+def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
     """Load ``config.weights``, a local file or the name of torchvision's weights.
 
+    With ``config.new_head`` the last layer keeps the values that it has.
+
     Raises:
-        UserError: no such file or name, an unreadable file, or a mismatch, key by key.
+        UserError: no such file or name, an unreadable file, numbers that are not finite, or a
+            mismatch, key by key.
     """
     name = config.weights
     state = read_state(Path(name)) if _is_file_name(name) else _torchvision_state(config)
     expected = net.state_dict()
+    if config.new_head:
+        head = head_keys(net, state, num_classes)
+        state = {**state, **{key: expected[key] for key in head}}
+        note(f"a new head of {num_classes} classes: {', '.join(head)}; other weights from {name}")
+    resized = resized_keys(expected, state, num_classes)
     problems = _mismatches(expected, state)
     if problems:
-        more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
+        message = f"model.weights: {name} does not fit {config.name}: {first_few(problems, '; ')}"
+        if len(problems) == len(resized):
+            message += (
+                f"; its head is for {len(state[resized[0]])} classes: use an index of those "
+                f"classes, or fine-tune with model.new_head true for {num_classes} other classes"
+            )
+        raise UserError(message)
+    damaged = _nonfinite_keys(expected, state)
+    if damaged:
         raise UserError(
-            f"model.weights: {name} does not fit {config.name}: {'; '.join(problems[:8])}{more}"
+            f"model.weights: {name} holds numbers that are not finite in {first_few(damaged)}; "
+            "it is damaged, or of a run that diverged: use another file"
         )
     net.load_state_dict(state)
 
 
+def _nonfinite_keys(expected: State, state: State) -> list[str]:
+    """Names of the tensors with NaN or infinity where the net itself has none. A buffer may well
+    hold infinity: masks of attention do."""
+    return [
+        key
+        for key, value in state.items()
+        if value.is_floating_point()
+        and not value.isfinite().all()
+        and (expected[key].isfinite() & ~value.isfinite()).any()
+    ]
+
+
+def first_few(items: list[str], separator: str = ", ") -> str:
+    """The first eight items, and the number of the others."""
+    more = f"{separator.rstrip()} and {len(items) - 8} more" if len(items) > 8 else ""
+    return separator.join(items[:8]) + more
+
+
+def portable_state(net: nn.Module) -> State:
+    """The net's state dict with tensors that any program can read: contiguous, on the CPU, each
+    with memory of its own."""
+    state = net.state_dict()
+    for key, value in state.items():
+        state[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return state
+
+
 def read_state(path: Path) -> State:
-    """A state dict from .safetensors or a torch file: bare, or under ``model``/``state_dict``."""
+    """A state dict from .safetensors or a torch file: bare, or under ``model``/``state_dict``.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds other things than tensors.
+    """
     if not path.is_file():
         raise UserError(f"model.weights: no file {path}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"model.weights: {path} cannot be read: {brief(error)}") from None
-    except Exception as error:  # torch raises pickle.UnpicklingError for what it refuses to run
+        state = load_file(path) if path.suffix == ".safetensors" else torch_file.load(path)
+    except torch_file.ForeignObject as error:
         raise UserError(
-            f"model.weights: {path} is not a file of plain tensors ({brief(error)}); "
-            "save the net's state_dict(), or convert it to .safetensors"
+            f"model.weights: {path} {error}; save the net's state_dict(), or convert it to "
+            ".safetensors"
         ) from None
+    except torch_file.UnreadableFile as error:
+        raise UserError(f"model.weights: {path} {error}; fetch or write it again") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model.weights: {path} cannot be read: {brief(error)}") from None
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -161,9 +161,13 @@ class Monitor:
             table.add_column(name, justify="right")
         table.add_row("accuracy", f"{before['accuracy']:.2%}", f"{after['accuracy']:.2%}")
         table.add_row("rho2", f"{before['rho2']:.4g}", f"{after['rho2']:.4g}")
-        gain = after["rho2"] / before["rho2"]
-        table.add_row("rho2, relative", "1", f"{gain:.2f}")
+        gain = f"{after['rho2'] / before['rho2']:.2f}" if before["rho2"] else "-"
+        table.add_row("rho2, relative", "1", gain)
         table.add_row("never flipped", str(before["num_unflipped"]), str(after["num_unflipped"]))
+        # Evaluations of older checkpoints do not hold this number.
+        nonfinite = [str(summary.get("num_nonfinite", 0)) for summary in (before, after)]
+        if nonfinite != ["0", "0"]:
+            table.add_row("not finite", *nonfinite)
         self.console.print(table)
 
 

@@ -77,10 +77,16 @@ class Samples:
         return self.prediction == self.label
 
     @property
+    def nonfinite(self) -> np.ndarray:
+        """(N,) bool: the logits, the image or the perturbation hold NaN or infinity."""
+        norms = self.image_norm + self.perturbation_norm
+        return (self.prediction < 0) | ~np.isfinite(norms) & ~self.stuck
+
+    @property
     def counted(self) -> np.ndarray:
         """(N,) bool: what rho2 is the mean over. All, never flipped ones too, but those without a
-        gradient and images of norm zero."""
-        return ~self.stuck & (self.image_norm > 0) & np.isfinite(self.perturbation_norm)
+        gradient, images of norm zero, and where numbers are not finite."""
+        return ~self.stuck & ~self.nonfinite & (self.image_norm > 0)
 
     @property
     def ratio(self) -> np.ndarray:
@@ -112,7 +118,7 @@ def summarize(samples: Samples, definition: dict[str, Any]) -> dict[str, Any]:
         samples: at least one.
         definition: of `pipeline.evaluation.definition`.
     """
-    ratio, counted = samples.ratio, samples.counted
+    ratio, counted, nonfinite = samples.ratio, samples.counted, samples.nonfinite
     summary = {
         "accuracy": float(np.mean(samples.correct)),
         "top5_accuracy": float(np.mean(samples.label_rank < 5)),
@@ -122,13 +128,25 @@ def summarize(samples: Samples, definition: dict[str, Any]) -> dict[str, Any]:
         "num_samples": len(samples),
         "num_correct": int(np.sum(samples.correct)),
         "num_unflipped": int(np.sum(~samples.flipped & counted)),
-        "num_without_gradient": int(np.sum(samples.stuck)),
-        "num_zero_images": int(np.sum(~counted & ~samples.stuck)),
+        "num_without_gradient": int(np.sum(samples.stuck & ~nonfinite)),
+        "num_zero_images": int(np.sum(~counted & ~samples.stuck & ~nonfinite)),
+        "num_nonfinite": int(np.sum(nonfinite)),
         "mean_steps": float(np.mean(samples.steps)),
     }
     if definition["fgs"]:
         summary["fgs"] = _summarize_fgs(samples, definition["fgs"])
     return summary
+
+
+def nonfinite_warning(summary: dict[str, Any]) -> str:
+    """A line for an evaluation in training in which numbers were not finite; else empty."""
+    if not summary["num_nonfinite"]:
+        return ""
+    return (
+        f"warning: {summary['num_nonfinite']} of {summary['num_samples']} images have logits or "
+        "perturbations that are not finite (NaN or infinity) and are not in the mean; try a lower "
+        "optim.lr"
+    )
 
 
 def _summarize_fgs(samples: Samples, fgs: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What both entry points do first: the output folder, the indices, the net, the threads."""
 
+import dataclasses
 import os
 import platform
 import tempfile
@@ -10,12 +11,12 @@ import torch
 from torch import nn
 
 from pipeline import lock, models
-from pipeline.config import DataConfig, RunConfig, RuntimeConfig
+from pipeline.config import DataConfig, FinetuneConfig, RunConfig, RuntimeConfig
 from pipeline.data import demo, index
 from pipeline.data.index import Index
 from pipeline.distributed import Ranks
-from pipeline.errors import UserError, brief
-from pipeline.view import AttackView
+from pipeline.errors import UserError
+from pipeline.trial import check_net
 
 
 def open_folder(config: RunConfig, ranks: Ranks, foreign: str, alone: bool = False) -> Path:
@@ -71,7 +72,8 @@ def build_net(config: RunConfig, *indices: Index) -> nn.Module:
     """The net with as many classes as asked for, or as the first index has.
 
     Raises:
-        UserError: no such net, weights that do not fit, or labels outside its classes.
+        UserError: no such net, weights that do not fit, labels outside its classes, or a net that
+            cannot be attacked.
     """
     num_classes = config.model.num_classes or indices[0].num_classes
     if num_classes < 2:
@@ -80,22 +82,11 @@ def build_net(config: RunConfig, *indices: Index) -> nn.Module:
         )
     for each in indices:
         index.check_labels(each, num_classes)
-    net = models.build(config.model, num_classes)
-    data = config.data
-    images = torch.zeros(1, data.channels, data.crop, data.crop)
-    try:
-        with torch.no_grad():
-            logits = AttackView(net)(images)
-    except RuntimeError as error:
-        raise UserError(
-            f"model.name: {config.model.name} does not take images of {data.channels} x "
-            f"{data.crop} x {data.crop} (data.channels, data.crop): {brief(error)}"
-        ) from None
-    if logits.shape != (1, num_classes):
-        raise UserError(
-            f"model.name: {config.model.name} gives logits of shape {tuple(logits.shape[1:])} for "
-            f"an image, not ({num_classes},); see model.num_classes"
-        )
+    model = config.model
+    if not isinstance(config, FinetuneConfig):  # evaluation measures the head that the weights have
+        model = dataclasses.replace(model, new_head=False)
+    net = models.build(model, num_classes)
+    check_net(net, config, num_classes)
     return net
 
 

@@ -27,9 +27,10 @@ from pipeline.definition import definition
 from pipeline.distributed import Ranks, StopRequest
 from pipeline.errors import Stopped, UserError
 from pipeline.memory import Budget
+from pipeline.models import portable_state
 from pipeline.monitor import Monitor, peak_memory_mib
 from pipeline.objective import Losses, Objective
-from pipeline.samples import Example, summarize
+from pipeline.samples import Example, nonfinite_warning, summarize
 from pipeline.schedule import Schedule, seed_of
 from pipeline.tally import Tally, broken, sums
 
@@ -282,6 +283,7 @@ class Trainer:
             f"epoch {epoch:g}: accuracy {summary['accuracy']:.2%}, rho2 {summary['rho2']:.4g}, "
             f"{summary['num_unflipped']} of {summary['num_samples']} never flipped"
         )
+        monitor.warn(nonfinite_warning(summary))
         if not tuned:
             self.export("reference.pth")
         self._save(best=tuned and all(summary[metric] > value for value in earlier))
@@ -308,7 +310,7 @@ class Trainer:
     def export(self, name: str) -> None:
         """Write the net's weights alone, for any program that reads a state dict."""
         if self.ranks.first:
-            write(self.folder / name, self.net.state_dict())
+            write(self.folder / name, portable_state(self.net))
 
 
 def _wrap(objective: Objective, ranks: Ranks, sync_buffers: bool) -> DistributedDataParallel:

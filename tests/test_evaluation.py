@@ -150,7 +150,8 @@ def test_images_without_a_gradient_are_counted_apart() -> None:
     assert ((samples.prediction == -1) == (kind == 2)).all()
     assert np.isfinite(samples.perturbation_norm).all()
     summary = summarize(samples, definition(config, RuntimeConfig(), 10))
-    assert summary["num_without_gradient"] == 30
+    assert summary["num_without_gradient"] == 20
+    assert summary["num_nonfinite"] == 10
     assert summary["accuracy"] == 0.75
     ratio = samples.perturbation_norm[kind == 0] / samples.image_norm[kind == 0]
     assert summary["rho2"] == pytest.approx(ratio.mean())

@@ -13,13 +13,17 @@ class ModelConfig:
     name: str = "resnet18"
     """A torchvision classifier (resnet18, alexnet, squeezenet1_1, ...), mlp, lenet, convnet, nin or
     caffe_alexnet (the paper's), or your own as package.module:callable (given num_classes=N if it
-    takes it)."""
+    takes it), found in the working folder first."""
     weights: str | None = None
     """A .pth or .safetensors file, a checkpoint or weights.pth of a run, or the name of
     torchvision's weights (DEFAULT, IMAGENET1K_V1), which downloads. Default: a random start."""
     init_std: float | None = None
     """A random start draws weights from a normal distribution with this standard deviation, biases
     0, as Caffe and MatConvNet do. Default: as the net's layers draw them."""
+    new_head: bool = False
+    """Fine-tuning: the last layer, which has a row for each class, starts anew (from train.seed)
+    and only the other weights are loaded: for classes other than those of the weights. Evaluation
+    loads all weights."""
     num_classes: int | None = None
     """Number of classes of the net. Default: that of the index."""
     freeze_batch_norm: bool = True

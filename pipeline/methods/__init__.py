@@ -6,7 +6,7 @@ after each optimiser step. ``objective.method`` names them, joined by +.
 
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
-from pipeline.importing import import_callable
+from pipeline.importing import import_callable, report_exceptions
 from pipeline.view import AttackView
 
 from .adversarial import AdversarialTraining
@@ -31,8 +31,16 @@ def make(config: FinetuneConfig, view: AttackView) -> list[Method]:
         UserError: there is no such method, or its options are missing.
     """
     names = [name for name in config.objective.method.split("+") if name != CLEAN]
-    methods = [_class(name)(config, view) for name in names]
+    methods = [_construct(name, config, view) for name in names]
     return [method for method in methods if method.active]
+
+
+def _construct(name: str, config: FinetuneConfig, view: AttackView) -> Method:
+    cls = _class(name)
+    if name in METHODS:
+        return cls(config, view)
+    with report_exceptions(name, "objective.method"):
+        return cls(config, view)
 
 
 def _class(name: str) -> type[Method]:

@@ -98,7 +98,7 @@ class Clock:
     def _net(self, config: RunConfig) -> torch.nn.Module:
         weights = config.model.weights
         if weights is not None and not Path(weights).exists():
-            config = replace(config, model=replace(config.model, weights=None))
+            config = replace(config, model=replace(config.model, weights=None, new_head=False))
         with torch.random.fork_rng(devices=[]):
             net = models.build(config.model, self.classes)
         layout = setup.memory_format(config.runtime, torch.device("cpu"))

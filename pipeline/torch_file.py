@@ -1,0 +1,64 @@
+"""Files of torch.save: nothing in them is run, and damaged ones are refused.
+
+In: a path. Out: tensors in plain containers.
+"""
+
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from pipeline.errors import brief
+
+
+class UnreadableFile(Exception):
+    """A file that is damaged or of another kind; the message is one line, without the path."""
+
+
+class ForeignObject(UnreadableFile):
+    """A file that holds other Python objects than tensors in plain containers."""
+
+
+def load(path: Path) -> Any:
+    """Read what torch.save wrote to a file; tensors are put on the CPU.
+
+    Raises:
+        UnreadableFile: it is damaged, cut short, of another kind, or cannot be opened.
+        ForeignObject: it holds other Python objects.
+    """
+    try:
+        _check_records(path)
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UnreadableFile:
+        raise
+    except UnpicklingError as error:
+        global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if global_name is None:
+            raise UnreadableFile("is no file of torch.save") from None
+        raise ForeignObject(f"holds a Python object besides tensors ({global_name[1]})") from None
+    except (OSError, EOFError, RuntimeError) as error:
+        reason = brief(error).partition(". This is an internal")[0]
+        raise UnreadableFile(f"cannot be read, it may be cut short ({reason})") from None
+    except Exception as error:  # damaged pickles end in errors of many types
+        raise UnreadableFile(f"is no file of torch.save ({type(error).__name__})") from None
+
+
+def _check_records(path: Path) -> None:
+    """Compare the records of a zip file with their checksums, which torch.load does not do."""
+    if not zipfile.is_zipfile(path):  # the old format has no checksums
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.serialization.set_crc32_options(False) writes zeros instead of checksums.
+            if not any(record.CRC for record in archive.infolist()):
+                return
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise UnreadableFile(f"is damaged ({brief(error)})") from None
+    if damaged is not None:
+        raise UnreadableFile(f"is damaged: the checksum of its record {damaged} is wrong")
