@@ -95,23 +95,23 @@ def _describe(actual: Sequence[str], expected: Sequence[str]) -> str:
     return text
 
 
-def is_shifted(index: Classes, categories: Sequence[str]) -> str:
-    """Evidence that names of an index stand at other labels than in torchvision's categories.
+def shifted_name(index: Classes, categories: Sequence[str]) -> str:
+    """Evidence that the labels of an index are not the outputs of torchvision's weights.
 
-    Names differ in spelling between lists, so only those that occur once in both count, and
-    most of them must be at another label.
+    Names are spelled differently in different lists, so only those that occur once in both count,
+    and most of them must have another label.
 
     Args:
         index: the classes of an index.
         categories: names in the order of the net's outputs.
 
     Returns:
-        The first such name, in words; empty if there is no evidence.
+        The first such name and where it stands, in words; empty if there is no evidence.
     """
-    unique = {name: k for k, name in enumerate(categories) if categories.count(name) == 1}
-    known = [(k, name) for k, name in enumerate(index.names) if name in unique]
-    moved = [(k, name) for k, name in known if unique[name] != k]
+    output = {name: k for k, name in enumerate(categories) if categories.count(name) == 1}
+    known = [(label, name) for label, name in enumerate(index.names) if name in output]
+    moved = [(label, name) for label, name in known if output[name] != label]
     if not moved or 2 * len(moved) <= len(known):
         return ""
     label, name = moved[0]
-    return f"{name!r} has label {label} in the index and is output {unique[name]} of the net"
+    return f"{name!r} is label {label} of the index and output {output[name]} of the net"
