@@ -165,6 +165,8 @@ def mean(options: argparse.Namespace) -> None:
     from pipeline.data.batches import evaluation_specs
     from pipeline.data.loader import Loader
 
+    if options.out.suffix != ".npy":
+        raise UserError(f"--out {options.out}: a mean image is a .npy file; name it so")
     check_writable(options.out)
     found = index.read(str(options.index), options.root, option="index")
     if found.arrays.any():

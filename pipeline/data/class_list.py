@@ -11,25 +11,35 @@ from pipeline.errors import UserError
 _PARQUET = b"PAR1"  # a Parquet file's first bytes
 
 
-def read_class_list(path: Path, folders: Sequence[str] = ()) -> Classes:
+def read_class_list(path: Path, folders: Sequence[str]) -> Classes:
     """Read the classes of ``--classes``: a text file with a class a line, or another index.
-
-    A line is a class id, or an id, a tab or a space, and a name. Where a folder of the data is
-    named by a whole line with blanks in it, lines without a tab are ids as a whole.
 
     Args:
         path: the file.
         folders: names of the data's class folders.
 
     Raises:
-        UserError: no such file, no text, no classes, or a class twice.
+        UserError: no such file, no text, no classes, a class twice, or a folder that is not among
+            the classes.
     """
     if not path.is_file():
         raise UserError(f"--classes: no file {path}; it is a list of class ids, or an index")
     with path.open("rb") as file:
         is_parquet = file.read(len(_PARQUET)) == _PARQUET
     if is_parquet:
-        return index.read(str(path), option="--classes").classes
+        classes = index.read(str(path), option="--classes").classes
+    else:
+        classes = _read_text(path, folders)
+    _check_folders(classes, folders, path)
+    return classes
+
+
+def _read_text(path: Path, folders: Sequence[str]) -> Classes:
+    """Read a class a line.
+
+    A line is a class id, or an id, a tab or a space, and a name. Where a folder of the data is
+    named by a whole line with blanks in it, lines without a tab are ids as a whole.
+    """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -52,25 +62,18 @@ def read_class_list(path: Path, folders: Sequence[str] = ()) -> Classes:
     return Classes(list(classes.values()), list(classes))
 
 
-def labels_of(classes: Classes, folders: Sequence[str], source: Path) -> dict[str, int]:
-    """Label of each class.
-
-    Args:
-        classes: of ``--classes``.
-        folders: class folders of the data.
-        source: the data, for messages.
-
-    Raises:
-        UserError: a folder is not among the classes.
-    """
-    labels = {class_id: label for label, class_id in enumerate(classes.identities)}
-    unknown = sorted(set(folders) - labels.keys())
+def _check_folders(classes: Classes, folders: Sequence[str], path: Path) -> None:
+    known = set(classes.identities)
+    if len(known) < len(classes):
+        raise UserError(
+            f"--classes: two classes of {path} have one name, and it records no ids; {index.REMEDY}"
+        )
+    unknown = sorted(set(folders) - known)
     if unknown:
-        near = get_close_matches(unknown[0], labels, n=3)
+        near = get_close_matches(unknown[0], known, n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"{source}: the class folder {unknown[0]!r}{more} is not among the {len(labels)} "
-            f"classes of --classes{hint}"
+            f"--classes: the class folder {unknown[0]!r}{more} is not among the {len(classes)} "
+            f"classes of {path}{hint}"
         )
-    return labels

@@ -1,6 +1,5 @@
 """An index while it is made: what is in it, what is left out of it, and its file."""
 
-import os
 import re
 import tempfile
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path
 from pipeline.data import index
 from pipeline.data.classes import Classes
 from pipeline.data.scan import Progress, Scan
+from pipeline.data.scan_rows import printable
 
 _NAMED = 8  # members that are named for each reason to leave them out
 
@@ -55,7 +55,7 @@ class NewIndex:
             by_reason.setdefault(re.sub(r"\d+", "", why), []).append((member, why))
         lines = []
         for members in by_reason.values():
-            lines += [f"left out {_printable(name)}: {why}" for name, why in members[:_NAMED]]
+            lines += [f"left out {printable(name)}: {why}" for name, why in members[:_NAMED]]
             if len(members) > _NAMED:
                 lines.append(f"left out {len(members) - _NAMED:,} more: {members[-1][1]}")
         return lines
@@ -77,7 +77,3 @@ class NewIndex:
 
 def _counted(number: int, one: str, several: str) -> str:
     return f"{number:,} {one if number == 1 else several}"
-
-
-def _printable(name: str) -> str:
-    return os.fsencode(name).decode(errors="backslashreplace")

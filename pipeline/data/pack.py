@@ -86,6 +86,7 @@ def write_tar(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     number = 0
+    empty = set(range(len(class_names)))
     with replacing(path) as partial, tarfile.open(partial, "w") as archive:
         for number, (image, label) in enumerate(zip(images, labels, strict=True), 1):
             png = io.BytesIO()
@@ -94,5 +95,10 @@ def write_tar(
             member.size = png.tell()
             png.seek(0)
             archive.addfile(member, png)
+            empty.discard(label)
             progress(number)
+        for label in sorted(empty):  # an empty folder, so that the other classes keep their labels
+            folder = tarfile.TarInfo(class_names[label])
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
     return number

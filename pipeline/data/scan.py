@@ -13,9 +13,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline.data.class_list import labels_of
 from pipeline.data.classes import Classes
-from pipeline.data.scan_rows import Member, Scan, is_utf8
+from pipeline.data.scan_rows import Member, Scan, is_utf8, printable
 from pipeline.data.tar_members import check_complete, file_size, tar_members
 from pipeline.errors import UserError, first_few, warn
 
@@ -77,8 +76,8 @@ def scan_tar(
     Args:
         path: the tar.
         progress: called with the number of bytes passed so far.
-        read_classes: the classes and their order, from the names of the class folders; by default
-            these folders, sorted.
+        read_classes: takes the names of the class folders and gives the classes in their order,
+            all of these folders among them; by default these folders, sorted.
 
     Returns:
         The scan and the classes.
@@ -88,7 +87,7 @@ def scan_tar(
     """
     members, folders, size = [], set(), file_size(path)
     if not is_utf8(path.name):
-        raise UserError(f"{_shown(path)}: the name of an archive must be UTF-8; rename it")
+        raise UserError(f"{printable(path)}: the name of an archive must be UTF-8; rename it")
     for info in tar_members(path, folders=True):
         name = info.name.removeprefix("./")
         if info.isdir():
@@ -188,7 +187,10 @@ def _classes(
     found = sorted(by_file | {name for name in by_folder if not name.startswith(".")})
     for name in found:
         if not is_utf8(name):
-            raise UserError(f"{_shown(source)}: the class folder {name!a} is not UTF-8; rename it")
+            raise UserError(
+                f"{printable(source)}: the name of the class folder {printable(name)} is not "
+                "UTF-8; rename it"
+            )
     if not by_file:
         raise UserError(
             f"{source} holds {len(names):,} files and no images in class folders; images must lie "
@@ -196,7 +198,7 @@ def _classes(
         )
     if read_classes is not None:
         classes = read_classes(found)
-        return labels_of(classes, found, source), classes
+        return {name: label for label, name in enumerate(classes.identities)}, classes
     depths = [len(part) for part in parts if len(part) > 1]
     if {name.lower() for name in by_file} <= _SPLITS and max(depths) > 2:
         raise UserError(
@@ -215,10 +217,6 @@ def _classes(
 def _label(labels: dict[str, int], name: str) -> int | None:
     parts = PurePosixPath(name).parts
     return labels[parts[0]] if len(parts) > 1 else None
-
-
-def _shown(path: Path) -> str:
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Rows of an index while it is made: images by their headers, and what is left out."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -75,3 +76,8 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """A file's name with bytes that are not UTF-8 as ``\\x..``."""
+    return os.fsencode(name).decode(errors="backslashreplace")

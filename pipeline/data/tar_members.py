@@ -54,8 +54,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     for mark, (kind, program) in _COMPRESSED.items():
         if begin.startswith(mark):
             return (
-                f"{path} is compressed with {kind}, and images are read from it in place; unpack "
-                f"it with {program}"
+                f"{path} is compressed with {kind}, and images are read in place; unpack it first: "
+                f"{program} {path.name}"
             )
     if begin.startswith(b"PK\x03\x04"):
         return f"{path} is a ZIP archive; unpack it, and use tools/index.py folder"
