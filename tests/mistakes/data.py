@@ -123,7 +123,11 @@ CASES: list[Case] = [
         "B-27, negative", damaged(column("offset", [0, -1, 1, 1])), r"photos\.parquet: 1 of 4 imag"
     ),
     Case("B-27, size", damaged(column("width", [0, 1, 1, 1], pa.int32())), r"no width or height"),
-    Case("B-27, column", damaged(lambda t, _: t.drop_columns(["mode"])), r"lacks the columns mode"),
+    Case(
+        "B-27, column",
+        damaged(lambda t, _: t.drop_columns(["mode"])),
+        r"columns mode; make it again",
+    ),
     Case("tar.gz", compressed_tar, r"compressed with gzip.*: gunzip x\.tar\.gz"),
     Case("several tars", lambda _: (INDEX, "tar", "a.tar", "b.tar"), r"one archive at a time"),
     Case(
