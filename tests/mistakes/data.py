@@ -16,6 +16,7 @@ from tests.mistakes.index_files import (
     finetune,
     folder_of,
     folder_with_link,
+    index_into_a_pipe,
     join,
     mean,
     metadata,
@@ -70,7 +71,7 @@ CASES: list[Case] = [
         "a new head of 10 classes",
         0,
     ),
-    Case("B-9", folder_of("a/x.png", more=("--out", "/dev/full")), r"/dev/full: .*regular file"),
+    Case("B-9", index_into_a_pipe, r"cannot write .*pipe: .*not a regular file"),
     Case("B-12", folder_with_link, r"of 3 classes(.*\n)*.*2 classes have no images: b, c", 0),
     Case(
         "B-12, no image decodes",

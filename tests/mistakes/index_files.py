@@ -130,6 +130,12 @@ def folder_with_link(folder: Path) -> Sequence[object]:
     return (INDEX, "folder", root)
 
 
+def index_into_a_pipe(folder: Path) -> Sequence[object]:
+    """A pipe stands for a device, which a failing test must not replace."""
+    os.mkfifo(folder / "pipe")
+    return (INDEX, "folder", tree(folder, "a/x.png"), "--out", folder / "pipe")
+
+
 def non_utf8(name: bytes) -> Callable[[Path], Sequence[object]]:
     def words(folder: Path) -> Sequence[object]:
         root = tree(folder, "a/x.png")
