@@ -31,6 +31,11 @@ _OWN = {
     "caffe_alexnet": nets.caffe_alexnet,
 }
 
+# torchvision's nets with auxiliary classifiers, which are left out. Their named weights come with
+# them, and were made for pixels from -1 to 1.
+_WITH_AUXILIARY = ("googlenet", "inception_v3")
+_AUXILIARY_KEYS = ("aux1.", "aux2.", "AuxLogits.")
+
 
 def build(config: ModelConfig, num_classes: int) -> nn.Module:
     """Make the net of ``config`` with ``num_classes`` outputs and load its weights, if any.
@@ -60,9 +65,7 @@ def _construct(name: str, num_classes: int) -> nn.Module:
     known = _zoo().list_models(module=_zoo())
     if name not in known:
         raise UserError(f"model.name: no net {name!r}; {_suggestion(name, [*_OWN, *known])}")
-    options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-    if options:
-        options["init_weights"] = True
+    options = {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY else {}
     return _zoo().get_model(name, weights=None, num_classes=num_classes, **options)
 
 
@@ -129,6 +132,8 @@ def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
     """
     name = config.weights
     state = read_state(Path(name)) if is_file_name(name) else _torchvision_state(config)
+    if config.name in _WITH_AUXILIARY:
+        state = {key: v for key, v in state.items() if not key.startswith(_AUXILIARY_KEYS)}
     expected = net.state_dict()
     if config.new_head:
         head = head_keys(net, state, num_classes)
@@ -243,12 +248,13 @@ def preprocessing_advice(model: ModelConfig, data: DataConfig) -> str:
     if model.weights is None or is_file_name(model.weights):
         return ""
     made = _zoo().get_model_weights(model.name)[model.weights].transforms()
+    from_minus_1_to_1 = model.name in _WITH_AUXILIARY
     wanted = {
         "resize": made.resize_size[0],
         "crop": made.crop_size[0],
         "interpolation": made.interpolation.value,
-        "mean": list(made.mean),
-        "std": list(made.std),
+        "mean": [0.5] * 3 if from_minus_1_to_1 else list(made.mean),
+        "std": [0.5] * 3 if from_minus_1_to_1 else list(made.std),
     }
     options = [
         f"--data.{name} {str(value).replace(' ', '')}"

@@ -53,6 +53,13 @@ def exploding(num_classes: int = 10) -> nn.Module:
     return Exploding(nn.Flatten(), nn.Linear(784, num_classes))
 
 
+def masked(num_classes: int = 10) -> nn.Module:
+    """With infinity in a buffer."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))
+    net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    return net
+
+
 def linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
     """Logits weight @ x + bias."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(weight.shape[1], len(weight))).to(weight.dtype)

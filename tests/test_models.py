@@ -173,6 +173,9 @@ def test_named_weights_say_what_they_were_made_for() -> None:
     assert wanted.endswith("--data.interpolation bicubic")
     assert advice("efficientnet_b0", "IMAGENET1K_V1", interpolation="bicubic") == ""
     assert "--data.resize 232" in advice("resnet50", "IMAGENET1K_V2")
+    assert advice("googlenet", "DEFAULT").endswith(
+        "--data.mean [0.5,0.5,0.5] --data.std [0.5,0.5,0.5]"
+    )
 
 
 @pytest.mark.parametrize("kind", ["bare.pth", "model.pt", "w.safetensors", "none.pth"])

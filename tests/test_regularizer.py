@@ -236,7 +236,7 @@ def test_batches_of_one_kind(labels: str) -> None:
     [
         *("alexnet", "vgg11_bn", "densenet121", "googlenet", "mobilenet_v2", "mobilenet_v3_small"),
         *("mnasnet0_5", "shufflenet_v2_x0_5", "efficientnet_b0", "regnet_x_400mf"),
-        *("convnext_tiny", "vit_b_32", "swin_t", "resnext50_32x4d"),
+        *("convnext_tiny", "vit_b_32", "swin_t", "swin_v2_t", "resnext50_32x4d"),
     ],
 )
 def test_torchvisions_nets_have_second_derivatives(name: str) -> None:

@@ -43,6 +43,7 @@ class SometimesNan(nn.Sequential):
 def net():
     return SometimesNan(nn.Flatten(), nn.Linear(784, 10))
 """
+NAN_IN_EVALUATION = SOMETIMES_NAN.replace("> 0)", "> 0) & (not self.training)")
 
 
 def with_net(
@@ -96,6 +97,13 @@ def evaluate_sometimes_nan(folder: Path) -> Sequence[object]:
     return (*words, "--evaluation.num_images", 20, "--num_examples", 0, "--output", folder / "e")
 
 
+def finetune_nan_in_evaluation(folder: Path) -> Sequence[object]:
+    words = with_net("nan_in_evaluation", NAN_IN_EVALUATION)(folder)[:-2]
+    short = ("--train.clean_epochs", 0, "--train.epochs", 1, "--train.batch_size", 3000)
+    few = ("--evaluation.num_images", 20, "--log.panel_images", 0)
+    return (*words, "--objective.method", "clean", *short, *few)
+
+
 CASES: list[Case] = [
     Case("B-4 NaN", with_weights(save_nan), r"w\.pth holds numbers .* not finite in 3\.weight;"),
     Case("B-4 damaged", with_weights(save_damaged), r"w\.pth is damaged: the checksum of"),
@@ -108,6 +116,12 @@ CASES: list[Case] = [
         "B-4 some images",
         evaluate_sometimes_nan,
         r"(?s)^(?!.*no gradient).*\d images have logits .* not finite",
+        code=0,
+    ),
+    Case(
+        "B-4 in an evaluation of training",
+        finetune_nan_in_evaluation,
+        r"(?s)not finite │ +10 │ +10 │.*warning: 10 of 20 images have logits .* not finite",
         code=0,
     ),
     Case("B-26 no_grad", with_net("under_no_grad", NO_GRAD), "have no gradient with respect to"),
