@@ -24,11 +24,14 @@ def idx(options: argparse.Namespace) -> None:
     """MNIST-like IDX files."""
     check_writable(options.out)
     images, labels = pack.read_idx(options.images), pack.read_idx(options.labels)
-    if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
+    pictures = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
+    if not pictures or labels.shape != images.shape[:1]:
         raise UserError(
             f"{options.images} has shape {images.shape} and {options.labels} {labels.shape}: "
-            "expected (N, height, width) and (N,)"
+            "expected (N, height, width) or (N, height, width, 3), and (N,)"
         )
+    if images.size == 0:
+        raise UserError(f"{options.images} holds no images: its shape is {images.shape}")
     write(options.out, images, labels, [str(k) for k in range(int(labels.max()) + 1)])
 
 

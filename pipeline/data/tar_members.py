@@ -41,6 +41,10 @@ def tar_members(
                     last = member.offset_data + member.size
                     if end is not None and last > end:
                         raise tarfile.ReadError("a class archive is longer than its place")
+                # tarfile takes a damaged header for the end; the end is a block of zeros.
+                file.seek(archive.offset)
+                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    raise tarfile.ReadError(f"no member's header at byte {archive.offset:,}")
     except (tarfile.TarError, OSError) as error:
         raise UserError(_why_unreadable(path, error)) from None
 
