@@ -121,7 +121,7 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         described = table.replace_schema_metadata({METADATA_KEY: metadata.to_json()})
-        pq.write_table(described, partial, compression="zstd")
+        pq.write_table(described, partial, compression="zstd", write_page_checksum=True)
 
 
 def refuse_other_file(path: Path) -> None:
@@ -159,8 +159,10 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
     if not Path(path).is_file():
         raise UserError(f"{option}: no file {path}; make an index with tools/index.py")
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+        _ = table.column_names  # decoded only now
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where} cannot be read as an index ({brief(error)}); {REMEDY}") from None
     metadata = read_metadata(table.schema, where)
     table = check_columns(table, where)

@@ -89,7 +89,8 @@ def read_metadata(schema: pa.Schema, where: str) -> Metadata:
     problems = {
         "root": not isinstance(values.get("root"), str),
         "classes": not is_list_of_strings(names) or not names,
-        "class_ids": ids is not None and not (is_list_of_strings(ids) and len(ids) == len(names)),
+        "class_ids": ids is not None
+        and not (is_list_of_strings(ids) and is_list_of_strings(names) and len(ids) == len(names)),
         "file_sizes": not isinstance(sizes, dict)
         or not all(isinstance(size, int) and size >= 0 for size in sizes.values()),
     }
