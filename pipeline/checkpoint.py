@@ -14,6 +14,7 @@ import torch
 from pipeline import cli, torch_file
 from pipeline.atomic import replacing
 from pipeline.config import CheckpointConfig
+from pipeline.data.classes import Classes, difference
 from pipeline.distributed import restarted
 from pipeline.errors import UserError, brief
 
@@ -26,7 +27,7 @@ FREE = (
     *("output", "resume", "dry_run", "log", "checkpoint", "runtime"),
     *("train.accumulation", "regularizer.max_images", "model.weights", "model.new_head"),
     *("data.train", "data.val", "data.root", "data.threads", "data.prefetch", "data.on_error"),
-    *("data.half_input", "evaluation.batch_size"),
+    *("data.half_input", "data.check_classes", "evaluation.batch_size"),
 )
 
 
@@ -101,13 +102,14 @@ def write(path: Path, state: State) -> None:
         ) from None
 
 
-def read(path: Path, config: Any, fingerprint: str) -> State:
+def read(path: Path, config: Any, fingerprint: str, classes: Classes | None = None) -> State:
     """Read a checkpoint and hold it against the configuration of this run.
 
     Args:
         path: the file.
         config: of this run.
         fingerprint: of this run's training index and mean image.
+        classes: of this run's training index; checkpoints from before they were recorded have none.
 
     Raises:
         UserError: it is cut short, of another version, or of a run with other options.
@@ -127,6 +129,9 @@ def read(path: Path, config: Any, fingerprint: str) -> State:
     changed = cli.differences(state["config"], cli.to_dict(config), free)
     if state["index"] != fingerprint:
         changed.append("data.train, data.mean: other images, labels or mean image than before")
+    recorded = Classes.from_dict(state.get("classes"))
+    if recorded is not None and classes is not None and difference(classes, recorded):
+        changed.append(f"data.train: other classes: {difference(classes, recorded)}")
     if changed:
         raise UserError(
             f"the checkpoint {path} is of a run with other options ({'; '.join(changed)}); "

@@ -8,7 +8,7 @@ program and keeps its traceback.
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -28,6 +28,12 @@ class Stopped(Exception):
 def brief(error: BaseException) -> str:
     """The first line of another library's error, or its type's name if it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def first_few(names: Sequence[str], limit: int = 8) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def warn(message: str) -> None:

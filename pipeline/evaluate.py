@@ -100,7 +100,12 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
         "input": input_of(config.data),
         "definition": definition(config.evaluation, config.runtime, num_classes),
     }
-    return Manifest(identity, {"index": index.path, "class_names": index.class_names})
+    about = {
+        "index": index.path,
+        "class_names": index.class_names,
+        "class_ids": index.classes.identities,
+    }
+    return Manifest(identity, about)
 
 
 def check_batches(

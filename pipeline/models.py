@@ -131,7 +131,7 @@ def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
             mismatch, key by key.
     """
     name = config.weights
-    state = read_state(Path(name)) if _is_file_name(name) else _torchvision_state(config)
+    state = read_state(Path(name)) if is_file_name(name) else _torchvision_state(config)
     if config.name in _WITH_AUXILIARY:
         state = {key: v for key, v in state.items() if not key.startswith(_AUXILIARY_KEYS)}
     expected = net.state_dict()
@@ -145,8 +145,9 @@ def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
         message = f"model.weights: {name} does not fit {config.name}: {first_few(problems, '; ')}"
         if len(problems) == len(resized):
             message += (
-                f"; its head is for {len(state[resized[0]])} classes: use an index of those "
-                f"classes, or fine-tune with model.new_head true for {num_classes} other classes"
+                f"; its head is for {len(state[resized[0]])} classes: index the images with all "
+                "of them, in their order (tools/index.py folder|tar ... --classes FILE), or "
+                f"fine-tune with model.new_head true for {num_classes} other classes"
             )
         raise UserError(message)
     damaged = _nonfinite_keys(expected, state)
@@ -212,7 +213,8 @@ def read_state(path: Path) -> State:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def _is_file_name(name: str) -> bool:
+def is_file_name(name: str) -> bool:
+    """Whether ``model.weights`` is a file, not the name of torchvision's weights."""
     return Path(name).suffix != "" or "/" in name or Path(name).exists()
 
 
@@ -232,9 +234,18 @@ def _torchvision_state(config: ModelConfig) -> State:
         ) from None
 
 
+def torchvision_categories(config: ModelConfig) -> list[str]:
+    """Class names of torchvision's named weights, in the order of the net's outputs; empty if
+    there are no such weights."""
+    try:
+        return list(_zoo().get_model_weights(config.name)[config.weights].meta["categories"])
+    except (KeyError, ValueError):
+        return []
+
+
 def preprocessing_advice(model: ModelConfig, data: DataConfig) -> str:
     """Where the data options are not those that torchvision's named weights were made for."""
-    if model.weights is None or _is_file_name(model.weights):
+    if model.weights is None or is_file_name(model.weights):
         return ""
     made = _zoo().get_model_weights(model.name)[model.weights].transforms()
     from_minus_1_to_1 = model.name in _WITH_AUXILIARY

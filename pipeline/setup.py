@@ -17,6 +17,7 @@ from pipeline.data.index import Index
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
 from pipeline.trial import check_net
+from pipeline.weight_classes import check_indices, check_weights
 
 
 def open_folder(config: RunConfig, ranks: Ranks, foreign: str, alone: bool = False) -> Path:
@@ -73,7 +74,7 @@ def build_net(config: RunConfig, *indices: Index) -> nn.Module:
 
     Raises:
         UserError: no such net, weights that do not fit, labels outside its classes, or a net that
-            cannot be attacked.
+            cannot be attacked; the indices or the weights are of different classes.
     """
     num_classes = config.model.num_classes or indices[0].num_classes
     if num_classes < 2:
@@ -85,6 +86,10 @@ def build_net(config: RunConfig, *indices: Index) -> nn.Module:
     model = config.model
     if not isinstance(config, FinetuneConfig):  # evaluation measures the head that the weights have
         model = dataclasses.replace(model, new_head=False)
+    for other in indices[1:]:
+        check_indices(config, indices[0], other)
+    if not model.new_head:
+        check_weights(config, indices[0])
     net = models.build(model, num_classes)
     check_net(net, config, num_classes)
     return net

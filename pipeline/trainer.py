@@ -33,6 +33,7 @@ from pipeline.objective import Losses, Objective
 from pipeline.samples import Example, nonfinite_warning, summarize
 from pipeline.schedule import Schedule, seed_of
 from pipeline.tally import Tally, broken, sums
+from pipeline.weight_classes import with_classes
 
 
 class Trainer:
@@ -108,7 +109,7 @@ class Trainer:
         # All ranks take what the first one sees, should the folder change meanwhile.
         path = self.ranks.gather(self.checkpoints.find(self.config.resume))[0]
         if path is not None:
-            state = read(path, self.config, self.fingerprint)
+            state = read(path, self.config, self.fingerprint, self.train_index.classes)
             self.net.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
@@ -291,7 +292,7 @@ class Trainer:
     def _save(self, best: bool = False) -> None:
         if self.ranks.first:
             state: State = {
-                "model": self.net.state_dict(),
+                "model": with_classes(self.net.state_dict(), self.train_index.classes),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "step": self.step,
@@ -299,6 +300,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "config": cli.to_dict(self.config),
                 "index": self.fingerprint,
+                "classes": self.train_index.classes.to_dict(),
             }
             self.checkpoints.save(self.step, state, best)
 
@@ -310,7 +312,8 @@ class Trainer:
     def export(self, name: str) -> None:
         """Write the net's weights alone, for any program that reads a state dict."""
         if self.ranks.first:
-            write(self.folder / name, portable_state(self.net))
+            state = with_classes(portable_state(self.net), self.train_index.classes)
+            write(self.folder / name, state)
 
 
 def _wrap(objective: Objective, ranks: Ranks, sync_buffers: bool) -> DistributedDataParallel:

@@ -1,6 +1,7 @@
 """Indexing archives and folders, and reading indices back."""
 
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -12,8 +13,14 @@ import pytest
 from scipy.io import loadmat, savemat
 
 from pipeline.data import index, scan
+from pipeline.data.class_list import read_class_list
+from pipeline.data.classes import Classes, difference, shifted_name
 from pipeline.data.files import Files
+from pipeline.data.image_check import DECODABLE
 from pipeline.data.index import Index
+from pipeline.data.index_format import METADATA_KEY
+from pipeline.data.pack import write_tar as write_arrays
+from pipeline.data.verify import undecodable_rows
 from pipeline.errors import UserError
 from tests.images import encode, picture, write_tar
 from tests.runs import Run
@@ -90,6 +97,7 @@ def test_ilsvrc_archives_as_downloaded(run: Run, ilsvrc: Path) -> None:
     assert val.label.tolist() == [2, 0, 1]
     assert [val.id(k) for k in range(3)] == [f"ILSVRC2012_val_{k:08d}.JPEG" for k in (1, 2, 3)]
     assert train.class_names == ["n01 thing", "n02 thing", "n03 thing"]
+    assert train.classes.ids == val.classes.ids == ["n01", "n02", "n03"]
     by_id = {train.id(row): row for row in range(len(train))}
     assert train.label[by_id["n02/n02_1.JPEG"]] == 1
     table = pq.read_table(train.path).to_pylist()
@@ -218,3 +226,125 @@ def test_changed_archive(tmp_path: Path, photos: Index, change: int, word: str) 
 def test_scan_forgets_members_as_it_goes(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {f"c/{k}": b"x" for k in range(5)})
     assert [m.name for m in scan.tar_members(path)] == [f"c/{k}" for k in range(5)]
+
+
+def test_indices_and_classes_of_older_versions(tmp_path: Path, photos: Index) -> None:
+    table = pq.read_table(photos.path)
+    metadata = json.loads(table.schema.metadata[METADATA_KEY])
+    assert metadata["class_ids"] == ["a", "b"]
+    del metadata["class_ids"]
+    old = tmp_path / "old.parquet"
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)}), old)
+    read = index.read(str(old))
+    assert read.classes == Classes(["a", "b"], None)
+    assert read.fingerprint == photos.fingerprint
+    assert difference(read.classes, photos.classes) == ""
+
+
+def test_where_classes_differ() -> None:
+    ids = Classes(["tench", "goldfish"], ["n1", "n2"])
+    assert difference(Classes(["n1", "n2"], ["n1", "n2"]), ids) == ""
+    assert difference(Classes(["n1", "n2"]), ids) == ""  # made before ids were recorded
+    assert difference(Classes(["tench", "goldfish"]), ids) == ""
+    assert difference(Classes(["tench", "goldfish"], ["n2", "n1"]), ids) == (
+        "label 0 is 'n2', not 'n1'"
+    )
+    assert difference(Classes(["n2"], ["n2"]), ids) == (
+        "label 0 is 'n2', not 'n1'; 1 classes, not 2; missing: 'n1'"
+    )
+
+
+def test_names_of_torchvision_are_evidence_only_where_most_are_elsewhere() -> None:
+    categories = ["tench", "goldfish", "crane", "hen", "crane"]
+    assert shifted_name(Classes(["tench", "gold fish", "crane", "hen"]), categories) == ""
+    assert shifted_name(Classes(["n1", "n2"]), categories) == ""
+    assert shifted_name(Classes(["goldfish", "crane", "hen"]), categories) == (
+        "'goldfish' is label 0 of the index and output 1 of the net"
+    )
+
+
+def test_a_list_of_classes_fixes_the_labels(tmp_path: Path) -> None:
+    for name in ("great white shark", "hen"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        (tmp_path / "tree" / name / "x.jpg").write_bytes(encode(picture(9, 9), "JPEG"))
+    path = tmp_path / "classes.txt"
+
+    def labels(text: str) -> tuple[dict[str, int], Classes]:
+        path.write_text(text)
+        rows, classes = scan.scan_folder(
+            tmp_path / "tree", read_classes=lambda folders: read_class_list(path, folders)
+        )
+        return dict(zip(rows.columns["id"], rows.columns["label"], strict=True)), classes
+
+    expected = {"great white shark/x.jpg": 1, "hen/x.jpg": 2}
+    found, classes = labels("tench\ngreat white shark\nhen\n")
+    assert (found, classes.ids) == (expected, ["tench", "great white shark", "hen"])
+    found, classes = labels("n1\ttench fish\ngreat white shark\thai\n\nhen\tHuhn\n")
+    assert (found, classes.names) == (expected, ["tench fish", "hai", "Huhn"])
+    (tmp_path / "tree" / "great white shark").rename(tmp_path / "tree" / "n2")
+    found, classes = labels("n1 tench, Tinca tinca\nn2 shark, hai\nhen\n")
+    assert (found, classes.ids) == ({"n2/x.jpg": 1, "hen/x.jpg": 2}, ["n1", "n2", "hen"])
+    assert classes.names[0] == "tench, Tinca tinca"
+
+
+def test_links_to_class_folders_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "all" / "n1").mkdir(parents=True)
+    (tmp_path / "all" / "n1" / "x.jpg").write_bytes(encode(picture(9, 9), "JPEG"))
+    (tmp_path / "part" / "n1").parent.mkdir()
+    (tmp_path / "part" / "n1").symlink_to("../all/n1")
+    (tmp_path / "all" / "n1" / "loop").symlink_to("../../part")
+    rows, classes = scan.scan_folder(tmp_path / "part")
+    assert (rows.columns["id"], classes.ids) == (["n1/x.jpg"], ["n1"])
+
+
+def test_classes_without_images_of_a_tar_and_of_packed_arrays(tmp_path: Path) -> None:
+    digits = np.zeros((2, 4, 4), np.uint8)
+    write_arrays(tmp_path / "x.tar", digits, [0, 2], ["0", "1", "2"])
+    rows, classes = scan.scan_tar(tmp_path / "x.tar")
+    assert rows.columns["label"] == [0, 2]
+    assert rows.empty_classes(classes) == ["1"]
+
+
+def test_verify_decodes_as_the_loader_does(run: Run, tmp_path: Path) -> None:
+    broken = bytearray(encode(picture(100, 100), "PNG"))
+    middle = len(broken) // 2
+    broken[middle : middle + 50] = bytes(50)
+    members = {f"a/{k:03d}.png": bytes(broken) for k in range(40)}  # a whole batch
+    members |= {f"b/{k:03d}.png": encode(picture(30, 20, k), "PNG") for k in range(40)}
+    members["b/017.png"] = bytes(broken)
+    path = write_tar(tmp_path / "x.tar", members)
+    for options, number in ((), 80), (("--verify",), 39):
+        done = run("tools/index.py", "tar", path, "--out", tmp_path / "i.parquet", *options)
+        assert done.returncode == 0, done.stderr
+        assert len(index.read(str(tmp_path / "i.parquet"))) == number
+    assert "left out x.tar: a/007.png: does not decode\nleft out 33 more" in done.stderr
+    assert "1 class has no images: a" in done.stderr
+
+
+def test_formats_that_are_indexed_decode(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for kind in sorted(DECODABLE | {"GIF", "ICO", "TGA"}):
+        picture(40, 30).save(tmp_path / "a" / kind, kind)
+    rows, classes = scan.scan_folder(tmp_path)
+    assert {name for name, _ in rows.rejected} == {"a/GIF", "a/ICO", "a/TGA"}
+    target = tmp_path / "i.parquet"
+    index.write(target, rows.table(), tmp_path, classes)
+    assert undecodable_rows(index.read(str(target)), threads=1) == []
+
+
+def test_damaged_bytes_never_pass_unseen(tmp_path: Path, photos: Index) -> None:
+    data, path = Path(photos.path).read_bytes(), tmp_path / "damaged.parquet"
+    rng = np.random.default_rng(0)
+    num_read = 0
+    for _ in range(200):
+        changed = bytearray(data)
+        changed[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        path.write_bytes(changed)
+        try:
+            read = index.read(str(path))
+        except UserError:
+            continue
+        num_read += 1  # a byte of the file's metadata that nothing depends on
+        assert read.fingerprint == photos.fingerprint
+        assert len(read.classes) == 2
+    assert num_read < 100

@@ -1,5 +1,6 @@
 """Networks by name, weights in, and what the attack sees of a net."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.config import DataConfig, ModelConfig, RegularizerConfig
+from pipeline.data.classes import Classes
 from pipeline.errors import UserError
-from pipeline.models import batch_norms, build, load_weights, preprocessing_advice
+from pipeline.models import (
+    batch_norms,
+    build,
+    load_weights,
+    preprocessing_advice,
+    torchvision_categories,
+)
 from pipeline.objective import deep_defense
 from pipeline.view import AttackView
+from pipeline.weight_classes import KEY, recorded_classes, with_classes
 from tests import nets
 
 
@@ -167,3 +176,31 @@ def test_named_weights_say_what_they_were_made_for() -> None:
     assert advice("googlenet", "DEFAULT").endswith(
         "--data.mean [0.5,0.5,0.5] --data.std [0.5,0.5,0.5]"
     )
+
+
+@pytest.mark.parametrize("kind", ["bare.pth", "model.pt", "w.safetensors", "none.pth"])
+def test_weights_record_their_classes(tmp_path: Path, kind: str) -> None:
+    classes = Classes(["tench", "hen"], ["n1", "n2"])
+    state = nn.Linear(3, 2).state_dict()
+    path = tmp_path / kind
+    described = with_classes(state, classes)
+    if kind == "w.safetensors":
+        save_file(state, path, {KEY: json.dumps(classes.to_dict())})
+    else:
+        torch.save({"model": described} if kind == "model.pt" else described, path)
+    if kind == "none.pth":
+        torch.save(state, path)
+    assert recorded_classes(path) == (None if kind == "none.pth" else classes)
+    if kind == "bare.pth":  # any program can read it
+        loaded = torch.load(path, weights_only=True)
+        assert nn.Linear(3, 2).load_state_dict(loaded, strict=True)
+        assert list(loaded) == ["weight", "bias"]
+        save_file(loaded, tmp_path / "converted.safetensors")
+    path.write_bytes(path.read_bytes()[:50])
+    assert recorded_classes(path) is None
+
+
+def test_categories_of_named_weights() -> None:
+    config = ModelConfig(name="resnet18", weights="IMAGENET1K_V1")
+    assert torchvision_categories(config)[:2] == ["tench", "goldfish"]
+    assert torchvision_categories(ModelConfig(name="resnet18", weights="NONE")) == []

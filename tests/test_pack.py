@@ -82,7 +82,7 @@ def test_real_cifar10(run: Run, real_data: Path, tmp_path: Path) -> None:
     for part, count in (("train", 5085), ("val", 1017)):
         rows, classes = scan.scan_tar(tmp_path / f"{part}.tar")
         assert len(rows) == count
-        assert classes[0] == "airplane"
+        assert classes.ids[0] == "airplane"
 
 
 def test_embedded_digits_reach_the_net_exactly() -> None:

@@ -20,6 +20,7 @@ from pipeline.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from pipeline.data.classes import Classes
 from pipeline.distributed import _place
 from pipeline.errors import UserError
 from pipeline.monitor import Monitor
@@ -186,3 +187,16 @@ def test_what_takes_long_to_import_is_imported_where_it_is_needed() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment()
     )
     assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
+    config, classes = FinetuneConfig(), Classes(["cat", "dog"], ["n1", "n2"])
+    state = {"version": 1, "config": cli.to_dict(config), "index": "f", "step": 3}
+    path = tmp_path / "step.pt"
+    torch.save(state | {"classes": classes.to_dict()}, path)
+    assert read(path, config, "f", classes)["step"] == 3
+    with pytest.raises(UserError, match=r"data\.train: other classes: label 1 is 'n3', not 'n2'"):
+        read(path, config, "f", Classes(["cat", "fox"], ["n1", "n3"]))
+    del state["config"]["data"]["check_classes"]  # made before classes were recorded
+    torch.save(state, path)
+    assert read(path, config, "f", Classes(["cat", "fox"], ["n1", "n3"]))["step"] == 3

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks import batches, common, data, deepfool, evaluation, loader, regularizer, step
 
+from pipeline.atomic import check_writable
 from pipeline.errors import guarded
 
 BENCHMARKS = {
@@ -64,5 +65,7 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     options = parser().parse_args()
     with guarded():
+        if options.json is not None:
+            check_writable(options.json, common.JSON_REMEDY)
         device = common.prepare(options)
         common.report(BENCHMARKS[options.what](options), device, options)

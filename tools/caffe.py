@@ -22,10 +22,11 @@ import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
-from pipeline.atomic import replacing
+from pipeline.atomic import check_writable, replacing, writable
 from pipeline.errors import UserError, guarded
 
 Arrays = dict[str, list[np.ndarray]]
+_REMEDY = "give another target"
 
 # Of caffe.proto, as far as weights need it: message -> (field, number, type, repeated).
 _FIELD = descriptor_pb2.FieldDescriptorProto
@@ -157,10 +158,12 @@ def main() -> None:
     )
     options = parser.parse_args()
     with guarded():
+        check_writable(options.target, _REMEDY)
         read = read_npz if options.source.suffix == ".npz" else read_caffemodel
         state = state_dict(read(options.source), options.first)
-        with replacing(options.target) as partial:
-            torch.save(state, partial)
+        target = options.target
+        with writable(target, _REMEDY), replacing(target) as partial, partial.open("wb") as file:
+            torch.save(state, file)
     for name, value in state.items():
         print(f"{name:<16} {tuple(value.shape)}")
     print(options.target, file=sys.stderr)

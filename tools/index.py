@@ -4,16 +4,17 @@
         --devkit ILSVRC2012_devkit_t12.tar.gz --out DIR    # DIR/train.parquet, DIR/val.parquet
     python tools/index.py folder ROOT --out FILE.parquet   # ROOT/class/image, as ImageFolder
     python tools/index.py tar ARCHIVE --out FILE.parquet   # class/image members
+    python tools/index.py folder ROOT --classes TRAIN.parquet --out VAL.parquet
     python tools/index.py join A.parquet B.parquet --out BOTH.parquet
     python tools/index.py mean TRAIN.parquet --out mean.npy --crop 28 --resize 28 --channels 1
 
 One pass over the headers: some thousand images a second. Members that are no decodable images are
-named and left out.
+named and left out. A class without images keeps its label. --classes fixes which classes there are
+and in which order, for a part of a data set that lacks some.
 """
 
 import argparse
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,13 +29,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pipeline.atomic import replacing
+from pipeline.atomic import check_writable, replacing, writable
 from pipeline.config import DataConfig
 from pipeline.data import index, scan
+from pipeline.data.class_list import read_class_list
+from pipeline.data.classes import Classes
+from pipeline.data.new_index import NewIndex
 from pipeline.data.scan import Scan
-from pipeline.errors import UserError, guarded
+from pipeline.errors import UserError, first_few, guarded
 
 ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}
+MAX_SIDE = 4096  # of a mean image, in pixels
 console = Console(stderr=True, soft_wrap=True)
 
 
@@ -53,52 +58,103 @@ def ilsvrc(options: argparse.Namespace) -> None:
     """ILSVRC-2012's archives as downloaded."""
     if options.train is None and options.val is None:
         raise UserError("ilsvrc: give --train ARCHIVE, --val ARCHIVE or both")
+    archives = {"train": options.train, "val": options.val}
+    archives = {part: archive for part, archive in archives.items() if archive is not None}
+    for part in archives:
+        check_out(options.out / f"{part}.parquet")
     kit = scan.read_development_kit(options.devkit)
-    found: dict[str, tuple[Path, Scan]] = {}
-    if options.train is not None:
-        labels = {wnid: label for label, wnid in enumerate(kit.wnids)}
-        with progress_bar("train", size(options.train), in_bytes=True) as progress:
-            rows = scan.scan_ilsvrc_train(options.train, labels, options.verify, progress)
-        found["train"] = options.train, rows
-    if options.val is not None:
-        with progress_bar("val", size(options.val), in_bytes=True) as progress:
-            labels_in_order = kit.validation_labels
-            rows = scan.scan_ilsvrc_val(options.val, labels_in_order, options.verify, progress)
-        found["val"] = options.val, rows
-    for part, (_, rows) in found.items():
-        name_rejected(rows)
-        if len(rows) != ILSVRC_COUNTS[part] and not options.partial:
+    labels = {wnid: label for label, wnid in enumerate(kit.wnids)}
+    scans: dict[str, Scan] = {}
+    for part, archive in archives.items():
+        with progress_bar(part, scan.file_size(archive), in_bytes=True) as progress:
+            if part == "train":
+                scans[part] = scan.scan_ilsvrc_train(archive, labels, progress)
+            else:
+                scans[part] = scan.scan_ilsvrc_val(archive, kit.validation_labels, progress)
+    made = {
+        part: NewIndex(options.out / f"{part}.parquet", rows, kit.classes, archives[part])
+        for part, rows in scans.items()
+    }
+    for part, one in made.items():
+        finish_scan(one, options.verify)
+        if len(one.rows) != ILSVRC_COUNTS[part] and not options.partial:
             raise UserError(
-                f"{part}: {len(rows):,} images, ILSVRC-2012 has {ILSVRC_COUNTS[part]:,}; "
+                f"{part}: {len(one.rows):,} images, ILSVRC-2012 has {ILSVRC_COUNTS[part]:,}; "
                 "is the download complete? --partial accepts other counts"
             )
-    for part, (archive, rows) in found.items():
-        write(options.out / f"{part}.parquet", rows, archive.resolve().parent, kit.names, archive)
+    for one in made.values():
+        write(one)
 
 
 def folder(options: argparse.Namespace) -> None:
     """An ImageFolder tree."""
     root = options.root.resolve()
-    total = sum(1 for path in root.rglob("*") if path.is_file()) if root.is_dir() else 0
+    out = options.out or Path(f"{root.name}.parquet")
+    check_out(out)
+    total = len(scan.list_folder(root)[0]) if root.is_dir() else 0
     with progress_bar("folder", total, in_bytes=False) as progress:
-        rows, classes = scan.scan_folder(root, options.verify, progress)
-    name_rejected(rows)
-    write(options.out or Path(f"{root.name}.parquet"), rows, root, classes, None)
+        rows, classes = scan.scan_folder(root, progress, classes_option(options))
+    made = NewIndex(out, rows, classes, root)
+    finish_scan(made, options.verify)
+    write(made)
 
 
 def tar(options: argparse.Namespace) -> None:
     """A tar with one folder a class."""
-    archive = options.archive.resolve()
-    with progress_bar("tar", size(archive), in_bytes=True) as progress:
-        rows, classes = scan.scan_tar(archive, options.verify, progress)
-    name_rejected(rows)
-    write(options.out or Path(f"{archive.stem}.parquet"), rows, archive.parent, classes, archive)
+    if len(options.archive) > 1:
+        raise UserError(
+            "tar: one archive at a time; index each with the same --classes, then: "
+            "tools/index.py join A.parquet B.parquet --out BOTH.parquet"
+        )
+    archive = options.archive[0].resolve()
+    out = options.out or Path(f"{archive.stem}.parquet")
+    check_out(out)
+    with progress_bar("tar", scan.file_size(archive), in_bytes=True) as progress:
+        rows, classes = scan.scan_tar(archive, progress, classes_option(options))
+    made = NewIndex(out, rows, classes, archive)
+    finish_scan(made, options.verify)
+    write(made)
+
+
+def classes_option(options: argparse.Namespace) -> Callable[[list[str]], Classes] | None:
+    """Reads the classes of --classes once the names of the class folders are known."""
+    if options.classes is None:
+        return None
+    return lambda folders: read_class_list(options.classes, folders)
+
+
+def check_out(path: Path) -> None:
+    """Refuse an output that cannot be written, before the long work."""
+    check_writable(path)
+    index.refuse_other_file(path)
 
 
 def join(options: argparse.Namespace) -> None:
     """Several indices as one, for example of images and of adversarial examples."""
-    number = index.join(options.indices, options.out)
+    with writable(options.out):
+        number = index.join(options.indices, options.out)
     print(f"{options.out}: {number:,} images")
+
+
+def preprocessing(options: argparse.Namespace) -> DataConfig:
+    """The centre crops of `mean`, not normalised; images that do not decode are left out.
+
+    Raises:
+        UserError: sizes that cannot be.
+    """
+    if not 1 <= options.crop <= options.resize <= MAX_SIDE:
+        raise UserError(
+            f"--crop and --resize must be from 1 to {MAX_SIDE} pixels, --resize at least --crop; "
+            f"got {options.crop} and {options.resize}"
+        )
+    return DataConfig(
+        crop=options.crop,
+        resize=options.resize,
+        channels=options.channels,
+        mean=[0.0] * options.channels,
+        std=[1.0] * options.channels,
+        on_error="skip",
+    )
 
 
 def mean(options: argparse.Namespace) -> None:
@@ -109,12 +165,14 @@ def mean(options: argparse.Namespace) -> None:
     from pipeline.data.batches import evaluation_specs
     from pipeline.data.loader import Loader
 
+    if options.out.suffix != ".npy":
+        raise UserError(f"--out {options.out}: a mean image is a .npy file; name it so")
+    check_writable(options.out)
     found = index.read(str(options.index), options.root, option="index")
     if found.arrays.any():
         raise UserError(f"{options.index} holds arrays, which have no mean taken from them")
     channels = options.channels
-    none = {"mean": [0.0] * channels, "std": [1.0] * channels}
-    data = DataConfig(crop=options.crop, resize=options.resize, channels=channels, **none)
+    data = preprocessing(options)
     total, done, size = 0.0, 0, 250
     specs = evaluation_specs(found, np.arange(len(found)), data, size)
     loader = Loader(found, specs, data, torch.device("cpu"), size, setup.decoding_threads(data))
@@ -123,42 +181,42 @@ def mean(options: argparse.Namespace) -> None:
             total = total + batch.images.double().sum(dim=0)
             done += len(batch.rows)
             progress(done)
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(options.out) as partial, partial.open("wb") as file:
-            np.save(file, (total / done).float().numpy())
-    except OSError as error:
-        raise UserError(f"cannot write {options.out}: {error.strerror}; give another") from None
+    with writable(options.out), replacing(options.out) as partial, partial.open("wb") as file:
+        np.save(file, (total / done).float().numpy())
     print(
         f"{options.out}: the mean of {done:,} images, {channels} x {options.crop} x {options.crop}"
     )
 
 
-def size(path: Path) -> int:
-    """Size of a file that must be there."""
-    if not path.is_file():
-        raise UserError(f"no file {path}")
-    return path.stat().st_size
+def finish_scan(made: NewIndex, verify: bool) -> None:
+    """Decode the images if that is asked for, and name what is left out.
+
+    Raises:
+        UserError: no image is left.
+    """
+    if verify and len(made.rows):
+        with progress_bar("verify", len(made.rows), in_bytes=False) as progress:
+            made.verify(progress)
+    for line in made.rejected_lines():
+        say(line)
+    if len(made.rows) == 0:
+        raise UserError(f"{made.source} holds no images in class folders")
+    empty = made.rows.empty_classes(made.classes)
+    if empty:
+        have = "class has" if len(empty) == 1 else "classes have"
+        say(f"warning: {len(empty):,} {have} no images: {first_few(empty)}")
 
 
-def name_rejected(rows: Scan) -> None:
-    """Name every member that is no decodable image."""
-    for member, why in rows.rejected:
-        console.print(f"left out {member}: {why}", highlight=False, markup=False)
+def say(line: str) -> None:
+    """Print a line beside the progress bar."""
+    console.print(line, highlight=False, markup=False)
 
 
-def write(path: Path, rows: Scan, root: Path, classes: list[str], archive: Path | None) -> None:
+def write(made: NewIndex) -> None:
     """Write one index and say what is in it."""
-    if len(rows) == 0:
-        raise UserError(f"{root if archive is None else archive} holds no images in class folders")
-    archives = {} if archive is None else {archive.name: archive}
-    try:
-        index.write(path, rows.table(), root, classes, archives)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give another --out") from None
-    kinds = Counter(zip(rows.columns["format"], rows.columns["mode"], strict=True))
-    shown = ", ".join(f"{count:,} {kind} {mode}" for (kind, mode), count in kinds.most_common())
-    print(f"{path}: {len(rows):,} images of {len(classes):,} classes ({shown})")
+    with writable(made.path):
+        made.write()
+    print(made.summary())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -181,12 +239,25 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, help="index to write (default: ROOT's name .parquet)")
     one.set_defaults(run=folder)
     one = commands.add_parser("tar", help=tar.__doc__)
-    one.add_argument("archive", type=Path, help="tar with one folder a class, not compressed")
+    one.add_argument(
+        "archive", type=Path, nargs="+", help="tar with one folder a class, not compressed"
+    )
     one.add_argument("--out", type=Path, help="index to write (default: the tar's name .parquet)")
     one.set_defaults(run=tar)
+    for name in ("folder", "tar"):
+        commands.choices[name].add_argument(
+            "--classes",
+            type=Path,
+            metavar="FILE",
+            help="the classes and their order: a text file with a class id a line (and, after a "
+            "tab or space, a name), as LOC_synset_mapping.txt; or an index. Give the index of the "
+            "training images when indexing those to evaluate on. Default: the folders, sorted",
+        )
     for command in commands.choices.values():
         command.add_argument(
-            "--verify", action="store_true", help="decode every image, not only its header (slow)"
+            "--verify",
+            action="store_true",
+            help="decode every image with DALI, as training does, not only its header (slow)",
         )
     one = commands.add_parser("join", help=join.__doc__)
     one.add_argument("indices", type=Path, nargs="+", help="indices to join, in this order")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from pipeline.atomic import check_writable, writable
 from pipeline.data import pack
 from pipeline.errors import UserError, guarded
 
@@ -21,18 +22,24 @@ CIFAR10_CLASSES = [
 
 def idx(options: argparse.Namespace) -> None:
     """MNIST-like IDX files."""
+    check_writable(options.out)
     images, labels = pack.read_idx(options.images), pack.read_idx(options.labels)
-    if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
+    pictures = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
+    if not pictures or labels.shape != images.shape[:1]:
         raise UserError(
             f"{options.images} has shape {images.shape} and {options.labels} {labels.shape}: "
-            "expected (N, height, width) and (N,)"
+            "expected (N, height, width) or (N, height, width, 3), and (N,)"
         )
+    if images.size == 0:
+        raise UserError(f"{options.images} holds no images: its shape is {images.shape}")
     write(options.out, images, labels, [str(k) for k in range(int(labels.max()) + 1)])
 
 
 def cifar10(options: argparse.Namespace) -> None:
     """CIFAR-10's python batches."""
     parts = {"train": [f"data_batch_{k}" for k in range(1, 6)], "val": ["test_batch"]}
+    for part in parts:
+        check_writable(options.out / f"{part}.tar")
     for part, names in parts.items():
         batches = [pack.read_cifar10(options.folder / name) for name in names]
         images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
@@ -42,10 +49,8 @@ def cifar10(options: argparse.Namespace) -> None:
 def write(path: Path, images: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
     """Write one tar and say so."""
     shown = track(images, f"{path}", total=len(images), transient=True)
-    try:
+    with writable(path):
         count = pack.write_tar(path, shown, labels.tolist(), classes)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give another --out") from None
     print(f"{path}: {count:,} images; next: python tools/index.py tar {path}")
 
 

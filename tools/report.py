@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from pipeline import merge
+from pipeline.atomic import replacing, writable
 from pipeline.errors import UserError, guarded
 from pipeline.reports import chain, figures, runs, table
 
@@ -86,8 +87,9 @@ def tabulate(options: argparse.Namespace) -> None:
     text = table.FORMATS[options.format](table.rows_of(found, options.eps_ref))
     if options.out is None:
         sys.stdout.write(text)
-    else:
-        options.out.write_text(text)
+        return
+    with writable(options.out), replacing(options.out) as partial:
+        partial.write_text(text)
 
 
 def draw(options: argparse.Namespace) -> None:

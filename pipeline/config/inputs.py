@@ -48,6 +48,9 @@ class DataConfig:
     root: str | None = None
     """Folder that holds the archives or images named in the indices, if they have been moved.
     Default: the folder recorded in each index."""
+    check_classes: bool = True
+    """Refuse data of other classes than the weights', and training and evaluation images of
+    different classes. false: warn only."""
     crop: int = 224
     """Side of the square input, in pixels."""
     resize: int = 256

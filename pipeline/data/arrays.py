@@ -92,9 +92,7 @@ def write_index(folder: Path, source: Index) -> int:
     if not columns:
         raise UserError(f"{folder}: no image was flipped; is this the net that it was trained for?")
     archives = {path.name: path for path in paths}
-    write(
-        folder / "index.parquet", pa.table(columns), folder.resolve(), source.class_names, archives
-    )
+    write(folder / "index.parquet", pa.table(columns), folder.resolve(), source.classes, archives)
     return len(columns["id"])
 
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -23,9 +24,18 @@ def size(encoded: np.ndarray) -> tuple[int, int] | None:
             return _jpeg(data)
         if data[:8] == _PNG:
             return struct.unpack_from(">II", data, 16)
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, IndexError, struct.error):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                return image.size
+    except (
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        IndexError,
+        struct.error,
+    ):
         return None
 
 

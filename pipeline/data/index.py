@@ -6,13 +6,11 @@ tools/index.py through `pipeline.data.scan`; read by every rank.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,32 +18,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.atomic import replacing
-from pipeline.errors import UserError, brief
+from pipeline.data import classes as class_lists
+from pipeline.data.classes import Classes
+from pipeline.data.index_format import (
+    METADATA_KEY,
+    PLAIN,
+    REMEDY,
+    SCHEMA,
+    Metadata,
+    check_columns,
+    check_rows,
+    read_metadata,
+)
+from pipeline.errors import UserError, brief, warn
 
-VERSION = 1
-METADATA_KEY = b"deep_defense_index"
 ARRAY = "FLOAT32"  # format of rows whose bytes are a (C, height, width) array, normalised already
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),  # unique; the member's or file's path
-        ("file", pa.dictionary(pa.int32(), pa.string())),  # relative to the metadata's root
-        ("offset", pa.int64()),  # of the image's first byte in that file
-        ("length", pa.int32()),  # in bytes
-        ("label", pa.int32()),  # 0..num_classes-1
-        ("width", pa.int32()),  # in pixels, as stored (EXIF orientation is not applied)
-        ("height", pa.int32()),
-        ("format", pa.dictionary(pa.int32(), pa.string())),  # what the bytes are: JPEG, PNG, ...
-        ("mode", pa.dictionary(pa.int32(), pa.string())),  # RGB, L (greyscale), CMYK, ...
-    ]
-)
-# The same without dictionaries, which differ between files.
-_PLAIN = pa.schema(
-    [
-        (field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
-        for field in SCHEMA
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -57,7 +44,7 @@ class Index:
 
     path: str
     root: Path
-    class_names: list[str]
+    classes: Classes  # K, in the order of the labels
     files: list[str]  # F distinct names, relative to root
     file_sizes: dict[str, int]  # of archives only, in bytes, when they were indexed
     file: np.ndarray  # (N,) int32, position in files
@@ -75,7 +62,12 @@ class Index:
     @property
     def num_classes(self) -> int:
         """Number of classes that labels count over."""
-        return len(self.class_names)
+        return len(self.classes)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name of each label, for people."""
+        return self.classes.names
 
     def id(self, row: int) -> str:
         """Id of one image."""
@@ -105,7 +97,7 @@ def write(
     path: Path,
     rows: pa.Table,
     root: Path,
-    class_names: list[str],
+    classes: Classes | list[str],
     archives: Mapping[str, Path] | None = None,
 ) -> None:
     """Write an index atomically.
@@ -114,20 +106,42 @@ def write(
         path: the Parquet file to write.
         rows: a table with the columns of `SCHEMA`.
         root: folder that the ``file`` column is relative to.
-        class_names: name of each label, in order.
+        classes: of each label, in order; plain names are the classes' ids too.
         archives: which of the files are archives, and where they are now: sizes are recorded.
+
+    Raises:
+        UserError: ``path`` holds something else than an index.
     """
-    metadata = {
-        "version": VERSION,
-        "root": str(root),
-        "classes": class_names,
-        "file_sizes": {n: os.path.getsize(a) for n, a in (archives or {}).items()},
-    }
-    schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
-    table = rows.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(schema.metadata)
+    refuse_other_file(path)
+    sizes = {name: os.path.getsize(archive) for name, archive in (archives or {}).items()}
+    if not isinstance(classes, Classes):
+        classes = Classes(classes)
+    metadata = Metadata(str(root), classes, sizes)
+    table = rows.select(SCHEMA.names).cast(SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+        described = table.replace_schema_metadata({METADATA_KEY: metadata.to_json()})
+        pq.write_table(described, partial, compression="zstd", write_page_checksum=True)
+
+
+def refuse_other_file(path: Path) -> None:
+    """Refuse to replace a file that is no index, such as the archive itself.
+
+    Raises:
+        UserError: there is such a file.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    if is_parquet:
+        try:
+            metadata = pq.read_schema(path).metadata or {}
+        except (pa.ArrowException, OSError):
+            return  # an index that is damaged: it is made again
+        is_parquet = METADATA_KEY in metadata
+    if not is_parquet:
+        raise UserError(f"{path} exists and is not an index; remove it, or give another --out")
 
 
 def read(path: str, root: str | None = None, option: str = "data.train") -> Index:
@@ -139,30 +153,32 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
         option: name of the option that gave ``path``, for messages.
 
     Raises:
-        UserError: the file is missing, empty, cut short, or not an index of this version.
+        UserError: the file is missing, empty, damaged, or not an index of this version.
     """
+    where = f"{option}: {path}"
     if not Path(path).is_file():
         raise UserError(f"{option}: no file {path}; make an index with tools/index.py")
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{option}: {path} cannot be read as an index ({brief(error)}); "
-            "make it again with tools/index.py"
-        ) from None
-    metadata = _metadata(table.schema, path, option)
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+        _ = table.column_names  # decoded only now
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where} cannot be read as an index ({brief(error)}); {REMEDY}") from None
+    metadata = read_metadata(table.schema, where)
+    table = check_columns(table, where)
     if len(table) == 0:
-        raise UserError(f"{option}: {path} holds no images; make it again with tools/index.py")
+        raise UserError(f"{where} holds no images; {REMEDY}")
+    check_rows(table, metadata, where)
     file = table["file"].combine_chunks()
     column = {
         name: table[name].to_numpy() for name in ("offset", "length", "label", "width", "height")
     }
     return Index(
         path=str(path),
-        root=Path(root if root is not None else metadata["root"]),
-        class_names=metadata["classes"],
+        root=Path(root if root is not None else metadata.root),
+        classes=metadata.classes,
         files=file.dictionary.to_pylist(),
-        file_sizes=metadata["file_sizes"],
+        file_sizes=metadata.file_sizes,
         file=file.indices.to_numpy(),
         ids=table["id"],
         arrays=pc.equal(table["format"].cast(pa.string()), ARRAY).to_numpy(),
@@ -170,45 +186,51 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
     )
 
 
-def _metadata(schema: pa.Schema, path: str, option: str) -> dict[str, Any]:
-    raw = (schema.metadata or {}).get(METADATA_KEY)
-    if raw is None:
-        raise UserError(f"{option}: {path} is a Parquet file but no index of tools/index.py")
-    metadata = json.loads(raw)
-    if metadata["version"] != VERSION:
-        raise UserError(
-            f"{option}: {path} is an index of version {metadata['version']}, this program reads "
-            f"version {VERSION}; make it again with tools/index.py"
-        )
-    missing = [name for name in SCHEMA.names if name not in schema.names]
-    if missing:
-        raise UserError(f"{option}: {path} lacks the columns {', '.join(missing)}")
-    return metadata
-
-
 def join(paths: list[Path], target: Path) -> int:
     """Write an index of the images of several, in their order; the number of images.
 
     Raises:
-        UserError: one cannot be read, or their classes differ.
+        UserError: one cannot be read or is named twice, ``target`` is one of them, or their
+            classes differ.
     """
-    found = [read(str(path), option="index") for path in paths]
-    for path, other in zip(paths, found, strict=True):
-        if other.class_names != found[0].class_names:
-            raise UserError(f"{paths[0]} and {path} are of other classes; they cannot be joined")
-    root = Path(os.path.commonpath([each.root.resolve() for each in found]))
+    resolved = [path.resolve() for path in paths]
+    for position, path in enumerate(resolved):
+        if path in resolved[:position]:
+            raise UserError(f"{paths[position]} is named twice; each image would count twice")
+    if target.resolve() in resolved:
+        raise UserError(f"--out {target} is one of the indices to join; give another --out")
+    indices = [read(str(path), option="index") for path in paths]
+    for path, index in zip(paths, indices, strict=True):
+        changed = class_lists.difference(index.classes, indices[0].classes)
+        if changed:
+            raise UserError(
+                f"{paths[0]} and {path} are of other classes and cannot be joined: in {path} "
+                f"{changed}; index both with the same --classes"
+            )
+    root = Path(os.path.commonpath([index.root.resolve() for index in indices]))
     tables, archives = [], {}
-    for path, each in zip(paths, found, strict=True):
-        table = pq.read_table(path)
-        place = os.path.relpath(each.root.resolve(), root)
-        files = [os.path.normpath(os.path.join(place, name)) for name in table["file"].to_pylist()]
-        position = table.schema.get_field_index("file")
-        tables.append(table.set_column(position, "file", pa.array(files)).replace_schema_metadata())
-        for name in each.file_sizes:
-            archives[os.path.normpath(os.path.join(place, name))] = each.root / name
-    rows = pa.concat_tables([table.cast(_PLAIN) for table in tables])
-    write(target, rows, root, found[0].class_names, archives)
+    for path, index in zip(paths, indices, strict=True):
+        table = check_columns(pq.read_table(path), f"index: {path}").cast(PLAIN)
+        folder = os.path.relpath(index.root.resolve(), root)
+        files = [os.path.normpath(os.path.join(folder, name)) for name in table["file"].to_pylist()]
+        tables.append(table.set_column(table.column_names.index("file"), "file", pa.array(files)))
+        for name in index.file_sizes:
+            archive = index.root / name
+            if not archive.is_file():
+                raise UserError(f"no file {archive}, named in {path}; index it where it is now")
+            archives[os.path.normpath(os.path.join(folder, name))] = archive
+    rows = pa.concat_tables([table.cast(PLAIN) for table in tables])
+    _warn_of_repeats(rows, target)
+    write(target, rows, root, indices[0].classes, archives)
     return len(rows)
+
+
+def _warn_of_repeats(rows: pa.Table, target: Path) -> None:
+    """Say that some images are in several of the joined indices."""
+    images = rows.group_by(["file", "offset"]).aggregate([])
+    repeats = len(rows) - len(images)
+    if repeats:
+        warn(f"{target}: {repeats:,} images are in several of the joined indices, and count again")
 
 
 def check_labels(index: Index, num_classes: int) -> None:

@@ -9,6 +9,7 @@ import io
 import pickle
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.atomic import replacing
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 
 _IDX_UINT8 = 0x08
 
@@ -35,8 +36,8 @@ def read_idx(path: Path) -> np.ndarray:
         return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
-    except (OSError, EOFError, ValueError, struct.error) as error:
-        raise UserError(f"{path} cannot be read as IDX: {error}") from None
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as IDX: {brief(error)}") from None
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -53,16 +54,39 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One batch of CIFAR-10's python version: images (N, 32, 32, 3) uint8 and labels (N,)."""
+    """One batch of CIFAR-10's python version.
+
+    Returns:
+        images (N, 32, 32, 3) uint8, and labels (N,) int64 from 0 to 9.
+
+    Raises:
+        UserError: there is no such file, or it is none of CIFAR-10's or damaged.
+    """
     try:
         with path.open("rb") as file:
             batch = _ArraysOnly(file, encoding="bytes").load()
-        images = batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return images, np.array(batch[b"labels"])
+        images, labels = batch[b"data"], np.asarray(batch[b"labels"])
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
-    except (pickle.UnpicklingError, OSError, EOFError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a CIFAR-10 batch: {error}") from None
+    except Exception as error:  # a damaged pickle raises errors of any type
+        raise UserError(f"{path} cannot be read as a CIFAR-10 batch: {brief(error)}") from None
+    problem = _cifar10_problem(images, labels)
+    if problem:
+        raise UserError(f"{path} cannot be read as a CIFAR-10 batch: {problem}")
+    return images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int64)
+
+
+def _cifar10_problem(images: Any, labels: np.ndarray) -> str:
+    """What is wrong with the contents of a batch; empty if nothing is."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        return "its data are no bytes"
+    if images.ndim != 2 or images.shape[1] != 3 * 32 * 32:
+        return f"its data have the shape {images.shape}, not (N, 3072)"
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        return f"its labels are not {len(images)} whole numbers"
+    if len(labels) and not 0 <= labels.min() <= labels.max() <= 9:
+        return "its labels are not from 0 to 9"
+    return ""
 
 
 def write_tar(
@@ -86,6 +110,7 @@ def write_tar(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     number = 0
+    empty = set(range(len(class_names)))
     with replacing(path) as partial, tarfile.open(partial, "w") as archive:
         for number, (image, label) in enumerate(zip(images, labels, strict=True), 1):
             png = io.BytesIO()
@@ -94,5 +119,10 @@ def write_tar(
             member.size = png.tell()
             png.seek(0)
             archive.addfile(member, png)
+            empty.discard(label)
             progress(number)
+        for label in sorted(empty):  # an empty folder, so that the other classes keep their labels
+            folder = tarfile.TarInfo(class_names[label])
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
     return number

@@ -7,237 +7,216 @@ Out: a `Scan` of rows for `pipeline.data.index.write`, and the members that are 
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import UserError, brief
+from pipeline.data.classes import Classes
+from pipeline.data.scan_rows import Member, Scan, is_utf8, printable
+from pipeline.data.tar_members import check_complete, file_size, tar_members
+from pipeline.errors import UserError, first_few, warn
 
-_HEAD = 16 * 1024  # bytes read of each member; longer headers (EXIF, ICC) take the whole member
-_TAIL = 64  # bytes in which the end mark is looked for
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 Progress = Callable[[int], None]
 
 
-class Member(NamedTuple):
-    """Where one image's bytes are."""
-
-    id: str
-    file: str
-    offset: int
-    length: int
-    label: int
-
-
-@dataclass
-class Scan:
-    """Rows found so far, as columns, and what was no image."""
-
-    columns: dict[str, list] = field(
-        default_factory=lambda: {
-            name: []
-            for name in (
-                *Member._fields,
-                *("width", "height", "format", "mode"),
-            )
-        }
-    )
-    rejected: list[tuple[str, str]] = field(default_factory=list)  # (member, why)
-
-    def __len__(self) -> int:
-        return len(self.columns["id"])
-
-    def table(self) -> pa.Table:
-        """The rows as an Arrow table with the index's column names."""
-        return pa.table(self.columns)
-
-    def add(self, member: Member, source: BinaryIO, verify: bool) -> None:
-        """Look at one member; with ``verify`` decode all of it."""
-        try:
-            facts = _look(source, member.offset, member.length, verify)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            why = brief(error)
-            if isinstance(error, UnidentifiedImageError):
-                why = "not an image" if member.length else "empty"
-            self.rejected.append((f"{member.file}: {member.id}", why))
-            return
-        for name, value in zip(self.columns, (*member, *facts), strict=True):
-            self.columns[name].append(value)
-
-
-def _look(source: BinaryIO, offset: int, length: int, verify: bool) -> tuple[int, int, str, str]:
-    """Width, height, format and mode from an image's header; its end is checked too."""
-    descriptor = source.fileno()
-    head = os.pread(descriptor, length if verify else min(length, _HEAD), offset)
-    try:
-        image = Image.open(io.BytesIO(head))
-    except (UnidentifiedImageError, OSError, SyntaxError):
-        if len(head) == length:
-            raise
-        head = os.pread(descriptor, length, offset)
-        image = Image.open(io.BytesIO(head))
-    if verify:
-        image.load()
-        return image.width, image.height, image.format, image.mode
-    tail = min(length, _TAIL)
-    if not _ends(image.format, os.pread(descriptor, tail, offset + length - tail)):
-        # Some writers pad the end: only a full decode tells padding from a missing end.
-        Image.open(io.BytesIO(os.pread(descriptor, length, offset))).load()
-    return image.width, image.height, image.format, image.mode
-
-
-def _ends(kind: str | None, tail: bytes) -> bool:
-    """Whether the last bytes hold the format's end mark, where it has one."""
-    marks = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-    return kind not in marks or marks[kind] in tail
-
-
-def tar_members(path: Path, start: int = 0, end: int | None = None) -> Iterator[tarfile.TarInfo]:
-    """Regular files of the tar that begins at byte ``start``; offsets count from the file's 0."""
-    try:
-        with path.open("rb", buffering=_HEAD) as file:
-            file.seek(start)
-            # Members are not kept: a million TarInfo objects would cost gigabytes.
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                while (member := archive.next()) is not None:
-                    archive.members.clear()
-                    if member.isfile():
-                        yield member
-                    last = member.offset_data + member.size
-                    if end is not None and last > end:
-                        raise tarfile.ReadError("a class archive is longer than its place")
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as a tar: {error}; is the download complete?"
-        ) from None
-
-
-def _check_size(path: Path, member: tarfile.TarInfo, size: int) -> None:
-    if member.offset_data + member.size > size:
-        raise UserError(
-            f"{path} ends inside its member {member.name}; the download is not complete"
-        )
-
-
 def scan_ilsvrc_train(
-    path: Path, labels: dict[str, int], verify: bool = False, progress: Progress = lambda n: None
+    path: Path, labels: dict[str, int], progress: Progress = lambda n: None
 ) -> Scan:
     """The training tar: a tar of one tar a class, named by its WordNet id.
 
     Args:
         path: ILSVRC2012_img_train.tar as downloaded.
         labels: label of each WordNet id.
-        verify: decode every image, not only its header.
         progress: called with the number of bytes passed so far.
     """
-    scan, size = Scan(), _size(path)
+    scan, size = Scan(), file_size(path)
     with path.open("rb") as source:
         for outer in tar_members(path):
-            _check_size(path, outer, size)
+            check_complete(path, outer, size)
             wnid = PurePosixPath(outer.name).stem
             if wnid not in labels:
                 raise UserError(f"{path} holds {outer.name}, a class the development kit lacks")
             end = outer.offset_data + outer.size
             for inner in tar_members(path, outer.offset_data, end):
                 name = f"{wnid}/{inner.name}"
-                scan.add(
-                    Member(name, path.name, inner.offset_data, inner.size, labels[wnid]),
-                    source,
-                    verify,
-                )
+                member = Member(name, path.name, inner.offset_data, inner.size, labels[wnid])
+                scan.add(member, source)
                 progress(inner.offset_data + inner.size)
     return scan
 
 
-def scan_ilsvrc_val(
-    path: Path, labels: list[int], verify: bool = False, progress: Progress = lambda n: None
-) -> Scan:
+def scan_ilsvrc_val(path: Path, labels: list[int], progress: Progress = lambda n: None) -> Scan:
     """The validation tar: flat, ILSVRC2012_val_00000001.JPEG being the first of ``labels``."""
-    scan, size = Scan(), _size(path)
+    scan, size = Scan(), file_size(path)
     with path.open("rb") as source:
         for info in tar_members(path):
-            _check_size(path, info, size)
+            check_complete(path, info, size)
             name = PurePosixPath(info.name).name
             digits = PurePosixPath(name).stem.rpartition("_")[2]
             if not digits.isdigit() or not 1 <= int(digits) <= len(labels):
-                scan.rejected.append((f"{path.name}: {info.name}", "no label in the kit"))
+                scan.reject(info.name, path.name, "no label in the kit")
                 continue
             label = labels[int(digits) - 1]
-            member = Member(name, path.name, info.offset_data, info.size, label)
-            scan.add(member, source, verify)
+            scan.add(Member(name, path.name, info.offset_data, info.size, label), source)
             progress(info.offset_data + info.size)
     return scan
 
 
 def scan_tar(
-    path: Path, verify: bool = False, progress: Progress = lambda n: None
-) -> tuple[Scan, list[str]]:
-    """A tar with one folder a class; the scan and the class names, sorted."""
-    members, size = [], _size(path)
-    for info in tar_members(path):
-        _check_size(path, info, size)
-        members.append((info.name.removeprefix("./"), info.offset_data, info.size))
-    scan, classes = Scan(), _classes(name for name, _, _ in members)
+    path: Path,
+    progress: Progress = lambda n: None,
+    read_classes: Callable[[list[str]], Classes] | None = None,
+) -> tuple[Scan, Classes]:
+    """A tar with one folder a class.
+
+    Args:
+        path: the tar.
+        progress: called with the number of bytes passed so far.
+        read_classes: takes the names of the class folders and gives the classes in their order,
+            all of these folders among them; by default these folders, sorted.
+
+    Returns:
+        The scan and the classes.
+
+    Raises:
+        UserError: the tar cannot be read, or a folder is not among the classes.
+    """
+    members, folders, size = [], set(), file_size(path)
+    if not is_utf8(path.name):
+        raise UserError(f"{printable(path)}: the name of an archive must be UTF-8; rename it")
+    for info in tar_members(path, folders=True):
+        name = info.name.removeprefix("./")
+        if info.isdir():
+            folders.add(name)
+            continue
+        check_complete(path, info, size)
+        members.append((name, info.offset_data, info.size))
+    labels, classes = _classes(path, [name for name, _, _ in members], folders, read_classes)
+    scan = Scan()
     with path.open("rb") as source:
         for name, offset, length in members:
-            label = _label(classes, name)
+            label = _label(labels, name)
             if label is None:
-                scan.rejected.append((f"{path.name}: {name}", "lies in no class folder"))
+                scan.reject(name, path.name, "lies in no class folder")
                 continue
-            scan.add(Member(name, path.name, offset, length, label), source, verify)
+            scan.add(Member(name, path.name, offset, length, label), source)
             progress(offset + length)
-    return scan, list(classes)
+    return scan, classes
 
 
 def scan_folder(
-    root: Path, verify: bool = False, progress: Progress = lambda n: None
-) -> tuple[Scan, list[str]]:
-    """An ImageFolder tree, ROOT/class/image; the scan and the class names, sorted."""
+    root: Path,
+    progress: Progress = lambda n: None,
+    read_classes: Callable[[list[str]], Classes] | None = None,
+) -> tuple[Scan, Classes]:
+    """An ImageFolder tree, ROOT/class/image; links are followed.
+
+    Args:
+        root: the folder.
+        progress: called with the number of files passed so far.
+        read_classes: as of `scan_tar`.
+
+    Returns:
+        The scan and the classes.
+
+    Raises:
+        UserError: no such folder, or a class folder is not among the classes.
+    """
     if not root.is_dir():
         raise UserError(f"no folder {root}")
-    names = sorted(
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.parts[-2:])
-    )
-    scan, classes = Scan(), _classes(names)
-    for number, name in enumerate(names):
-        label = _label(classes, name)
+    names, folders = list_folder(root)
+    labels, classes = _classes(root, names, folders, read_classes)
+    scan = Scan()
+    for number, name in enumerate(names, 1):
+        label = _label(labels, name)
         if label is None:
-            scan.rejected.append((name, "lies in no class folder"))
+            scan.reject(name, name, "lies in no class folder")
             continue
         try:
             with (root / name).open("rb") as source:
                 length = os.fstat(source.fileno()).st_size
-                scan.add(Member(name, name, 0, length, label), source, verify)
+                scan.add(Member(name, name, 0, length, label), source)
         except OSError as error:
-            scan.rejected.append((name, str(error)))
-        progress(number + 1)
-    return scan, list(classes)
+            scan.reject(name, name, error.strerror or str(error))
+        progress(number)
+    return scan, classes
 
 
-def _classes(names: Iterable[str]) -> dict[str, int]:
-    """Label of each first-level folder that holds a file, in sorted order, as ImageFolder does."""
-    folders = {parts[0] for name in names if len(parts := PurePosixPath(name).parts) > 1}
-    return {folder: label for label, folder in enumerate(sorted(folders))}
+def list_folder(root: Path) -> tuple[list[str], list[str]]:
+    """Files below a folder, sorted, and its folders of the first level; hidden ones are left out.
+
+    Links to folders are followed, but not into a folder that holds them.
+    """
+    names, folders = [], []
+    above = {str(root): {os.path.realpath(root)}}  # real paths of a folder and those it lies in
+    for folder, below, files in os.walk(root, followlinks=True):
+        relative = PurePosixPath(os.path.relpath(folder, root))
+        enclosing = above.pop(folder)
+        real = {name: os.path.realpath(f"{folder}/{name}") for name in below}
+        below[:] = [n for n in below if not n.startswith(".") and real[n] not in enclosing]
+        above |= {os.path.join(folder, name): enclosing | {real[name]} for name in below}
+        if folder == str(root):
+            folders = sorted(below)
+        names += [
+            (relative / name).as_posix()
+            for name in files
+            if not name.startswith(".") and os.path.isfile(f"{folder}/{name}")
+        ]
+    return sorted(names), folders
 
 
-def _label(classes: dict[str, int], name: str) -> int | None:
+def _classes(
+    source: Path,
+    names: list[str],
+    folders: Iterable[str],
+    read_classes: Callable[[list[str]], Classes] | None,
+) -> tuple[dict[str, int], Classes]:
+    """Label of each folder of the first level, in sorted order, as ImageFolder does; one without
+    files has a label too. Or the labels of the classes that are asked for.
+
+    Raises:
+        UserError: folders are the parts of a data set, or cannot be classes.
+    """
+    parts = [PurePosixPath(name).parts for name in names]
+    by_file = {part[0] for part in parts if len(part) > 1}
+    by_folder = {PurePosixPath(name).parts[0] for name in folders if name not in ("", ".")}
+    found = sorted(by_file | {name for name in by_folder if not name.startswith(".")})
+    for name in found:
+        if not is_utf8(name):
+            raise UserError(
+                f"{printable(source)}: the name of the class folder {printable(name)} is not "
+                "UTF-8; rename it"
+            )
+    if not by_file:
+        raise UserError(
+            f"{source} holds {len(names):,} files and no images in class folders; images must lie "
+            "in one folder a class, CLASS/IMAGE"
+        )
+    if read_classes is not None:
+        classes = read_classes(found)
+        return {name: label for label, name in enumerate(classes.identities)}, classes
+    depths = [len(part) for part in parts if len(part) > 1]
+    if {name.lower() for name in by_file} <= _SPLITS and max(depths) > 2:
+        raise UserError(
+            f"{source} holds {', '.join(sorted(by_file))}, which are parts of a data set and not "
+            "classes; index each part by itself (a folder CLASS/IMAGE), or name these classes "
+            "with --classes"
+        )
+    if min(depths) > 2:
+        warn(
+            f"the images of {source} lie deeper than CLASS/IMAGE; its {len(found)} folders are "
+            f"taken as classes: {first_few(found)}"
+        )
+    return {name: label for label, name in enumerate(found)}, Classes(found, found)
+
+
+def _label(labels: dict[str, int], name: str) -> int | None:
     parts = PurePosixPath(name).parts
-    return classes[parts[0]] if len(parts) > 1 else None
-
-
-def _size(path: Path) -> int:
-    if not path.is_file():
-        raise UserError(f"no file {path}")
-    return path.stat().st_size
+    return labels[parts[0]] if len(parts) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -252,12 +231,17 @@ class DevelopmentKit:
     names: list[str]  # of each label, for people
     validation_labels: list[int]  # of each validation image, in file order
 
+    @property
+    def classes(self) -> Classes:
+        """The classes, identified by their WordNet ids."""
+        return Classes(self.names, self.wnids)
+
 
 def read_development_kit(path: Path) -> DevelopmentKit:
     """Read meta.mat and the validation ground truth from the kit's tar.gz."""
     from scipy.io import loadmat  # for this alone
 
-    _size(path)
+    file_size(path)
     try:
         with tarfile.open(path, "r:gz") as archive:
             wanted = {"meta.mat": b"", "ILSVRC2012_validation_ground_truth.txt": b""}

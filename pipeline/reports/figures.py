@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pipeline.atomic import replacing, writable
 from pipeline.errors import UserError
 from pipeline.merge import contact_sheet
 from pipeline.results import ResultsFolder
@@ -140,13 +141,19 @@ def sheet(run: Run) -> Figure:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write STEM.png and STEM.svg."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    """Write STEM.png and STEM.svg.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    if not stem.name:
+        raise UserError(f"cannot write {stem}: it is a folder; give another --out")
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "deep defense"}):
         for path in paths:
             dated = {"Date": None} if path.suffix == ".svg" else {}
-            figure.savefig(path, dpi=200, metadata=dated)
+            with writable(path), replacing(path) as partial:
+                figure.savefig(partial, format=path.suffix[1:], dpi=200, metadata=dated)
     return paths
 
 

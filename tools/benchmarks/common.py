@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pipeline import memory, models, setup
-from pipeline.atomic import write_json
+from pipeline.atomic import writable, write_json
 from pipeline.config import DataConfig, ModelConfig, RuntimeConfig, TrainConfig
 from pipeline.data import index
 from pipeline.data.batches import TrainingPlan, evaluation_specs
@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.reproducibility import use_reproducible_kernels
 
 Row = dict[str, Any]
+JSON_REMEDY = "give another --json"
 
 
 def positive(text: str) -> int:
@@ -163,7 +164,8 @@ def report(rows: list[Row], device: torch.device, options: argparse.Namespace) -
             "versions": setup.versions(),
             "rows": rows,
         }
-        write_json(options.json, result)
+        with writable(options.json, JSON_REMEDY):
+            write_json(options.json, result)
 
 
 def _shown(value: Any) -> str:

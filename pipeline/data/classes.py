@@ -1,0 +1,117 @@
+"""Classes in the order of their labels: what they are called, and their identity.
+
+A class is identified by the name of its folder, which for ILSVRC is its WordNet id. Indices and
+weights record the identities, so that labels of the one are never read as labels of the other.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import first_few
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of an index or of weights; label k is the k-th.
+
+    Attributes:
+        names: K names, for people.
+        ids: K identities; None where they were not recorded (older files), and then names are
+            compared instead.
+    """
+
+    names: list[str]
+    ids: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def identities(self) -> list[str]:
+        """The ids, or the names where no ids were recorded."""
+        return self.names if self.ids is None else self.ids
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """Plain values, for files."""
+        return {"names": list(self.names), "ids": list(self.identities)}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Classes | None":
+        """The classes of `to_dict`; None for anything else."""
+        if not isinstance(values, dict):
+            return None
+        names, ids = values.get("names"), values.get("ids")
+        if not (is_list_of_strings(names) and is_list_of_strings(ids) and len(names) == len(ids)):
+            return None
+        return cls(names, ids)
+
+    @classmethod
+    def from_json(cls, text: str | None) -> "Classes | None":
+        """The classes of `to_dict` as JSON; None for anything else."""
+        try:
+            return cls.from_dict(json.loads(text or "null"))
+        except ValueError:
+            return None
+
+
+def is_list_of_strings(value: Any) -> bool:
+    """Whether a value from a file is a list of strings."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def difference(actual: Classes, expected: Classes) -> str:
+    """Where two lists of classes differ, in words; empty if they are the same.
+
+    Args:
+        actual: the classes that the text speaks of.
+        expected: what they should be.
+    """
+    pairs = [(actual.identities, expected.identities)]
+    if actual.ids is None or expected.ids is None:
+        pairs += [(actual.names, expected.names)]
+        pairs += [(actual.names, expected.identities), (actual.identities, expected.names)]
+    if any(list(one) == list(two) for one, two in pairs):
+        return ""
+    return _describe(*max(pairs, key=lambda pair: len({*pair[0]} & {*pair[1]})))
+
+
+def _describe(actual: Sequence[str], expected: Sequence[str]) -> str:
+    shared = min(len(actual), len(expected))
+    label = next((k for k in range(shared) if actual[k] != expected[k]), shared)
+    if label < shared:
+        text = f"label {label} is {actual[label]!r}, not {expected[label]!r}"
+    else:
+        text = f"the first {label} are the same"
+    if len(actual) != len(expected):
+        text += f"; {len(actual)} classes, not {len(expected)}"
+    missing = [repr(name) for name in expected if name not in set(actual)]
+    extra = [repr(name) for name in actual if name not in set(expected)]
+    if missing:
+        text += f"; missing: {first_few(missing, 3)}"
+    if extra:
+        text += f"; unexpected: {first_few(extra, 3)}"
+    return text
+
+
+def shifted_name(index: Classes, categories: Sequence[str]) -> str:
+    """Evidence that the labels of an index are not the outputs of torchvision's weights.
+
+    Names are spelled differently in different lists, so only those that occur once in both count,
+    and most of them must have another label.
+
+    Args:
+        index: the classes of an index.
+        categories: names in the order of the net's outputs.
+
+    Returns:
+        The first such name and where it stands, in words; empty if there is no evidence.
+    """
+    output = {name: k for k, name in enumerate(categories) if categories.count(name) == 1}
+    known = [(label, name) for label, name in enumerate(index.names) if name in output]
+    moved = [(label, name) for label, name in known if output[name] != label]
+    if not moved or 2 * len(moved) <= len(known):
+        return ""
+    label, name = moved[0]
+    return f"{name!r} is label {label} of the index and output {output[name]} of the net"

@@ -1,0 +1,79 @@
+"""An index while it is made: what is in it, what is left out of it, and its file."""
+
+import re
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data import index
+from pipeline.data.classes import Classes
+from pipeline.data.scan import Progress, Scan
+from pipeline.data.scan_rows import printable
+
+_NAMED = 8  # members that are named for each reason to leave them out
+
+
+@dataclass(frozen=True)
+class NewIndex:
+    """A scan, and where its index goes."""
+
+    path: Path
+    rows: Scan
+    classes: Classes
+    source: Path  # the archive, or the folder of class folders
+
+    @property
+    def root(self) -> Path:
+        """The folder that files are named from."""
+        return self.source if self.source.is_dir() else self.source.resolve().parent
+
+    @property
+    def archives(self) -> dict[str, Path]:
+        """The archive, by its name."""
+        return {} if self.source.is_dir() else {self.source.name: self.source}
+
+    def verify(self, progress: Progress) -> None:
+        """Decode every image as training will, and leave out those that fail.
+
+        Args:
+            progress: called with the number of images decoded so far.
+        """
+        from pipeline import setup  # with torch and DALI, seconds that others need not wait for
+        from pipeline.data.verify import undecodable_rows
+
+        with tempfile.TemporaryDirectory() as folder:
+            draft = Path(folder) / "draft.parquet"
+            index.write(draft, self.rows.table(), self.root, self.classes, self.archives)
+            images = index.read(str(draft), option="--verify")
+        self.rows.drop(undecodable_rows(images, setup.cores() + 1, progress), "does not decode")
+
+    def rejected_lines(self) -> list[str]:
+        """A line for each member that is left out; the first few for each reason."""
+        by_reason: dict[str, list[tuple[str, str]]] = {}
+        for member, why in self.rows.rejected:
+            by_reason.setdefault(re.sub(r"\d+", "", why), []).append((member, why))
+        lines = []
+        for members in by_reason.values():
+            lines += [f"left out {printable(name)}: {why}" for name, why in members[:_NAMED]]
+            if len(members) > _NAMED:
+                lines.append(f"left out {len(members) - _NAMED:,} more: {members[-1][1]}")
+        return lines
+
+    def summary(self) -> str:
+        """The index in one line."""
+        columns = self.rows.columns
+        kinds = Counter(zip(columns["format"], columns["mode"], strict=True))
+        shown = ", ".join(f"{count:,} {kind} {mode}" for (kind, mode), count in kinds.most_common())
+        return (
+            f"{self.path}: {_counted(len(self.rows), 'image', 'images')} of "
+            f"{_counted(len(self.classes), 'class', 'classes')} ({shown})"
+        )
+
+    def write(self) -> None:
+        """Write the file."""
+        index.write(self.path, self.rows.table(), self.root, self.classes, self.archives)
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"

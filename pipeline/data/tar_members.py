@@ -1,0 +1,93 @@
+"""Members of a tar, by one pass over its headers."""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+_BUFFER = 16 * 1024  # bytes read at once
+_COMPRESSED = {  # a file's first bytes: what it is, and how to unpack it
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+}
+
+
+def tar_members(
+    path: Path, start: int = 0, end: int | None = None, folders: bool = False
+) -> Iterator[tarfile.TarInfo]:
+    """Regular files of a tar; their offsets count from the file's first byte.
+
+    Args:
+        path: the file.
+        start: byte at which the tar begins in it.
+        end: byte at which it must have ended.
+        folders: yield folders too.
+
+    Raises:
+        UserError: no such file, not a tar, or one that is compressed or cut short.
+    """
+    try:
+        with path.open("rb", buffering=_BUFFER) as file:
+            file.seek(start)
+            # Members are not kept: a million TarInfo objects would cost gigabytes.
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    archive.members.clear()
+                    if member.isfile() or (folders and member.isdir()):
+                        yield member
+                    last = member.offset_data + member.size
+                    if end is not None and last > end:
+                        raise tarfile.ReadError("a class archive is longer than its place")
+                # tarfile takes a damaged header for the end; the end is a block of zeros.
+                file.seek(archive.offset)
+                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    raise tarfile.ReadError(f"no member's header at byte {archive.offset:,}")
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(_why_unreadable(path, error)) from None
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    try:
+        with path.open("rb") as file:
+            begin = file.read(8)
+    except OSError as reading_error:
+        return f"{path} cannot be read ({reading_error.strerror})"
+    for mark, (kind, program) in _COMPRESSED.items():
+        if begin.startswith(mark):
+            return (
+                f"{path} is compressed with {kind}, and images are read in place; unpack it first: "
+                f"{program} {path.name}"
+            )
+    if begin.startswith(b"PK\x03\x04"):
+        return f"{path} is a ZIP archive; unpack it, and use tools/index.py folder"
+    return f"{path} cannot be read as a tar: {error}; is the download complete?"
+
+
+def file_size(path: Path) -> int:
+    """Size of an archive, in bytes.
+
+    Raises:
+        UserError: no such file, or a folder.
+    """
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder, not an archive; for unpacked images: tools/index.py folder {path}"
+        )
+    if not path.is_file():
+        raise UserError(f"no file {path}")
+    return path.stat().st_size
+
+
+def check_complete(path: Path, member: tarfile.TarInfo, size: int) -> None:
+    """Refuse a member whose bytes lie beyond the end of the file.
+
+    Raises:
+        UserError: they do.
+    """
+    if member.offset_data + member.size > size:
+        raise UserError(
+            f"{path} ends inside its member {member.name}; the download is not complete"
+        )

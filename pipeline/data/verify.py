@@ -1,0 +1,65 @@
+"""Decode every image of an index with the loader's own decoder, and name those that fail."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from pipeline.config import DataConfig
+from pipeline.data.index import Index
+from pipeline.data.loader import BatchSpec, Loader
+from pipeline.data.plan import Windows
+
+_BATCH = 32  # images; a few are in memory at once, decoded whole
+
+
+class _NoImageLeft(Exception):
+    """No image of a batch decodes."""
+
+
+class _Verifier(Loader):
+    """A loader that collects the images that do not decode, in silence."""
+
+    def _source(self, step: int) -> tuple:
+        while True:
+            try:
+                return super()._source(step)
+            except _NoImageLeft:
+                continue  # with the next batch
+
+    def _without_bad(self, spec: BatchSpec) -> BatchSpec:
+        if all(int(row) in self._bad_rows for row in spec.rows):
+            raise _NoImageLeft
+        return super()._without_bad(spec)
+
+    def _leave_out(self, bad: list[int]) -> None:
+        self.skipped += bad
+        self._bad_rows.update(bad)
+
+
+def undecodable_rows(
+    index: Index, threads: int, progress: Callable[[int], None] = lambda n: None
+) -> list[int]:
+    """Rows whose image the loader cannot decode, sorted.
+
+    Args:
+        index: of images; every image is decoded whole.
+        threads: DALI's.
+        progress: called with the number of images decoded so far.
+    """
+    data = DataConfig(crop=8, resize=8, mean=[0.0] * 3, std=[1.0] * 3)
+    verifier = _Verifier(index, _whole_images(index), data, torch.device("cpu"), _BATCH, threads)
+    done = 0
+    for batch in verifier:
+        done += len(batch.rows)
+        progress(done + len(verifier.skipped))
+    return sorted(set(verifier.skipped))
+
+
+def _whole_images(index: Index) -> Iterator[BatchSpec]:
+    for start in range(0, len(index), _BATCH):
+        rows = np.arange(start, min(start + _BATCH, len(index)))
+        shape = np.stack([index.height[rows], index.width[rows]], axis=1).astype(np.float32)
+        corner = np.zeros_like(shape)
+        mirror = np.zeros(len(rows), np.int32)
+        yield BatchSpec(rows, Windows(corner, shape, corner, shape, mirror))
