@@ -1,4 +1,4 @@
-"""Measure how accurate and how robust a classifier is, over ranks and over jobs.
+r"""Measure how accurate and how robust a classifier is, over ranks and over jobs.
 
     torchrun --standalone --nproc_per_node=2 pipeline/evaluate.py \
         --config runs/demo/config.yaml --model.weights runs/demo/weights.pth

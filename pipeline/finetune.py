@@ -1,4 +1,4 @@
-"""Fine-tune a classifier with Deep Defense, and show its accuracy and rho2 before and after.
+r"""Fine-tune a classifier with Deep Defense, and show its accuracy and rho2 before and after.
 
     torchrun --standalone --nproc_per_node=2 pipeline/finetune.py
     torchrun --nproc_per_node=8 pipeline/finetune.py --config configs/imagenet_resnet18.yaml \

@@ -56,9 +56,12 @@ def test_saved_configuration_reads_back(tmp_path: Path) -> None:
         ("model: {nam: x}", "nam"),
         ("optim: {lr: fast}", "optim.lr"),
         ("train: {batch_size: 0}", "train.batch_size must be at least 1, got 0"),
-        ("data: {mean: [1, 2]}", "data.mean must be 3 numbers"),
-        ("model: [", "config"),
-        ("regularizer: {attack: {num_candidates: 1}}", "num_candidates must be at least 2"),
+        ("data: {mean: [0.5, 0.5]}", "data.mean must be 3 numbers"),
+        ("model: [", "bad.yaml, line 1: no valid YAML"),
+        (
+            "regularizer: {attack: {num_candidates: 1}}",
+            "bad.yaml: regularizer.attack.num_candidates must be at least 2, got 1",
+        ),
     ],
 )
 def test_mistakes_in_yaml(
