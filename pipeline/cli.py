@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -29,7 +29,7 @@ from pipeline.errors import UserError, guarded
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
-_PROGRAMS = {FinetuneConfig: "pipeline/finetune.py", EvaluateConfig: "pipeline/evaluate.py"}
+PROGRAMS = {FinetuneConfig: "pipeline/finetune.py", EvaluateConfig: "pipeline/evaluate.py"}
 _CONFIG = "--config"
 _YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 
@@ -60,7 +60,7 @@ def parse(
     parser.description = description
     with guarded():
         if words.isdisjoint({"-h", "--help"}):
-            _check_names(cls, argv)
+            check_names(cls, argv)
         files = {path: read_yaml(path, [CONFIGS]) for path in _config_files(argv)}
         for path, values in files.items():
             _check_file(cls, path, values)
@@ -119,11 +119,11 @@ def option_names(cls: type[RunConfig]) -> set[str]:
 
 def _sections_of_others(cls: type[RunConfig]) -> set[str]:
     """The top-level names that only the other entry point has."""
-    both = {f.name for other in _PROGRAMS for f in dataclasses.fields(other)}
+    both = {f.name for other in PROGRAMS for f in dataclasses.fields(other)}
     return both - {f.name for f in dataclasses.fields(cls)}
 
 
-def _check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
+def check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
     """Refuse options that there are not.
 
     Raises:
@@ -133,15 +133,12 @@ def _check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
     mappings = tuple(f"--{n}." for n, o in all_options(cls).items() if "dict" in str(o.hint))
     for word in argv:
         name = word.partition("=")[0]
-        if (
-            not word.startswith("--")
-            or name.removesuffix("+") in known
-            or name.startswith(mappings)
-        ):
+        is_known = name.removesuffix("+") in known or name.startswith(mappings)
+        if is_known or not word.startswith("--"):
             continue
         if name == "--":
             raise UserError("-- separates the options of a launcher; leave it out here")
-        for other, program in _PROGRAMS.items():
+        for other, program in PROGRAMS.items():
             if name.removeprefix("--") in option_names(other):
                 raise UserError(f"no option {name} here; it is one of {program}")
         names = sorted(option_names(cls))
@@ -151,10 +148,12 @@ def _check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
 
 def _config_files(argv: Sequence[str]) -> list[Path]:
     """The values of ``--config``, in their order."""
-    pairs = zip(argv, [*argv[1:], None], strict=True)
-    files = [value for word, value in pairs if word == _CONFIG and value is not None]
-    joined = [word.partition("=")[2] for word in argv if word.startswith(f"{_CONFIG}=")]
-    return [Path(file) for file in [*files, *joined]]
+    files = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == _CONFIG and (equals or following):
+            files.append(Path(value if equals else following))
+    return files
 
 
 def _check_file(cls: type[RunConfig], path: Path, values: dict[str, Any]) -> None:
@@ -191,6 +190,8 @@ def _check_keys(section: type, values: dict[str, Any], prefix: str = "") -> None
 
 def _explain(cls: type[RunConfig], error: Exception) -> str:
     """A mistake that jsonargparse found, in one line of this project's words."""
+    if isinstance(error, OverflowError):
+        return f"a number is too large: {error}"
     text = " ".join(str(error).split())
     option = re.search(r'Parser key "([\w.]+)":', text)
     value = re.search(r"(?:Got value|Given value):(.*)", text)
@@ -221,7 +222,8 @@ def _construct(cls: type, values: Any) -> Any:
 
 def _origin(option: str, argv: Sequence[str], files: dict[Path, dict[str, Any]]) -> str:
     """The YAML file that an option's value is from, as a prefix of a message."""
-    if any(word.partition("=")[0].rstrip("+") == f"--{option}" for word in argv):
+    names = {word.partition("=")[0].removeprefix("--").rstrip("+") for word in argv}
+    if any(option == name or option.startswith(f"{name}.") for name in names):
         return ""
     return next((f"{path}: " for path, v in reversed(files.items()) if option in flatten(v)), "")
 

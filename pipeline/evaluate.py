@@ -16,11 +16,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline import cli
+from pipeline.config import EvaluateConfig, FgsConfig, warn_ignored
+
+if __name__ == "__main__":  # refuse mistakes before importing torch, which takes seconds
+    cli.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
+
 import numpy as np
 import torch
 
-from pipeline import cli, evaluation, merge, models, setup
-from pipeline.config import EvaluateConfig, FgsConfig
+from pipeline import evaluation, merge, models, setup
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.definition import definition, fingerprint, input_of
 from pipeline.distributed import Ranks, StopRequest, session
@@ -41,7 +46,8 @@ def main() -> None:
         manifest = describe(config, index, net)
         rows = index.subset(config.evaluation.num_images)[config.part.number :: config.part.of]
         monitor.say(announce(config, manifest.identity["definition"], rows, ranks))
-        monitor.warn(models.preprocessing_advice(config.model, config.data))
+        advice = models.preprocessing_advice(config.model, config.data)
+        monitor.warn(*warn_ignored(config, ranks.device.type), advice)
         if config.dry_run:
             return
         folder = setup.open_folder(config, ranks, foreign="checkpoints")

@@ -1,4 +1,4 @@
-"""Index images where they are, for --data.train and --data.val; nothing is unpacked.
+r"""Index images where they are, for --data.train and --data.val; nothing is unpacked.
 
     python tools/index.py ilsvrc --train ILSVRC2012_img_train.tar --val ILSVRC2012_img_val.tar \
         --devkit ILSVRC2012_devkit_t12.tar.gz --out DIR    # DIR/train.parquet, DIR/val.parquet
@@ -28,13 +28,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline import arguments
 from pipeline.atomic import replacing
-from pipeline.config import DataConfig
+from pipeline.config import DataConfig, rule
 from pipeline.data import index, scan
 from pipeline.data.scan import Scan
 from pipeline.errors import UserError, guarded
 
 ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}
+SIDE = arguments.Number(int, rule.options(DataConfig)["crop"].range)
 console = Console(stderr=True, soft_wrap=True)
 
 
@@ -161,11 +163,9 @@ def write(path: Path, rows: Scan, root: Path, classes: list[str], archive: Path 
     print(f"{path}: {len(rows):,} images of {len(classes):,} classes ({shown})")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = arguments.Parser(description=__doc__)
     commands = top.add_subparsers(required=True, metavar="ilsvrc | folder | tar | join | mean")
     one = commands.add_parser("ilsvrc", help=ilsvrc.__doc__)
     one.add_argument("--train", type=Path, help="ILSVRC2012_img_train.tar, a tar of class tars")
@@ -196,9 +196,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("index", type=Path, help="of the images to train on")
     one.add_argument("--out", type=Path, required=True, help=".npy file to write")
     one.add_argument("--root", help="folder of the archives or images, if they have been moved")
-    one.add_argument("--crop", type=int, default=224, help="side, in pixels (%(default)s)")
+    one.add_argument("--crop", type=SIDE, default=224, help="side, in pixels (%(default)s)")
     one.add_argument(
-        "--resize", type=int, default=256, help="of the shorter side, in pixels (%(default)s)"
+        "--resize", type=SIDE, default=256, help="of the shorter side, in pixels (%(default)s)"
     )
     one.add_argument(
         "--channels", type=int, choices=(1, 3), default=3, help="1: grey (%(default)s)"

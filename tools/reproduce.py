@@ -1,4 +1,4 @@
-"""The paper's experiments: every method of Table 1 on one net, and Figures 2 to 4, by one command.
+r"""The paper's experiments: every method of Table 1 on one net, and Figures 2 to 4, by one command.
 
     python tools/reproduce.py mnist_mlp --data DIR --seeds 0 1 2 --at-once 2
     python tools/reproduce.py mnist_lenet --data DIR --figure 3
@@ -26,14 +26,13 @@ from rich.table import Table
 
 from launchers import options, submission
 from launchers.options import Resources
+from pipeline import arguments
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, guarded
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line up to --."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = arguments.Parser(description=__doc__)
     top.add_argument("experiment", choices=EXPERIMENTS)
     top.add_argument(
         "--data", type=Path, metavar="DIR", help="folder of the downloads, or one above them"
@@ -41,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--output", type=Path, help="folder of all runs (default: runs/reproduce/EXPERIMENT)"
     )
-    top.add_argument("--seeds", type=int, nargs="+", default=[0], help="(0)")
+    top.add_argument("--seeds", type=arguments.SEED, nargs="+", default=[0], help="(0)")
     top.add_argument(
         "--methods", nargs="+", metavar="METHOD", help="only these (default: all; see --dry-run)"
     )

@@ -120,7 +120,7 @@ def options(section: type) -> dict[str, Option]:
         allowed = entry.metadata.get(_RANGE)
         if (float in kinds or int in kinds) != (allowed is not None):
             raise TypeError(
-                f"{section.__name__}.{entry.name}: numbers, and only they, need a Range"
+                f"{section.__name__}.{entry.name}: a Range is for numbers, which need it"
             )
         if not is_dataclass(hints[entry.name]):
             found[entry.name] = Option(hints[entry.name], type(None) in kinds, allowed)
