@@ -7,6 +7,7 @@ logs). Edits made while a job waits change nothing.
 
 import contextlib
 import dataclasses
+import io
 import os
 import shlex
 import shutil
@@ -132,8 +133,10 @@ def submit(
     )
     executor.update_parameters(**_parameters(folder, resources, dependency))
     try:
-        with contextlib.chdir(folder / "code"), _silent(resources.cluster == "local"):
-            # The folder is where the jobs find their modules.
+        # The folder is where the jobs find their modules. What submitit prints of a failed sbatch
+        # is in its error too.
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with contextlib.chdir(folder / "code"), _silent(resources.cluster == "local"), quiet:
             if len(tasks) == 1:
                 return [executor.submit(tasks[0])]
             with executor.batch():
@@ -148,7 +151,7 @@ def _refusal(words: Sequence[str]) -> str:
     text = " ".join("; ".join(words).split())
     if any(sign in text.lower() for sign in _NO_CONTROLLER):
         return (
-            f"--cluster slurm: sbatch does not reach SLURM's controller ({words[0]}); submit from "
+            f"--cluster slurm: sbatch does not reach SLURM's controller ({words[-1]}); submit from "
             "a login node, or use --cluster local to run on this machine"
         )
     return text

@@ -84,4 +84,6 @@ class Parser(argparse.ArgumentParser):
             names = [name.strip("'") for name in choice[2].split(", ")]
             hint = did_you_mean(choice[1], names)
             message = f"{message[: choice.start()]}no {choice[1]}; use {', '.join(names)}{hint}"
+        if "are required" in message:
+            message += "; --help shows the usage"
         refuse(message.removeprefix("argument "))

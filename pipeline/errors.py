@@ -32,7 +32,10 @@ def brief(error: BaseException) -> str:
 
 def refuse(message: str) -> NoReturn:
     """Print a mistake as one line and exit. Every rank meets it, so rank 0 alone speaks."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    size = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))
+    is_other = rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size)
+    if not is_other:
         print(f"error: {message}", file=sys.stderr, flush=True)
     else:
         time.sleep(5)  # torchrun ends all ranks when one ends: let rank 0 speak first

@@ -44,7 +44,10 @@ def main() -> None:
         index = setup.open_index(config, "val")
         net = setup.build_net(config, index)
         manifest = describe(config, index, net)
-        rows = index.subset(config.evaluation.num_images)[config.part.number :: config.part.of]
+        rows = index.subset(config.evaluation.num_images)
+        if config.part.of > len(rows):
+            raise UserError(f"shard: {config.shard} of {len(rows)} images; give at most as many")
+        rows = rows[config.part.number :: config.part.of]
         monitor.say(announce(config, manifest.identity["definition"], rows, ranks))
         advice = models.preprocessing_advice(config.model, config.data)
         monitor.warn(*warn_ignored(config, ranks.device.type), advice)
@@ -89,7 +92,7 @@ def resolve_reference(fgs: FgsConfig) -> None:
 
 def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
     """What tells this evaluation from others; results of different ones do not mix."""
-    num_classes = config.model.num_classes or index.num_classes
+    num_classes = setup.num_classes_of(config, index)
     identity = {
         "model": config.model.name,
         "weights": fingerprint(net),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline import nets
 from pipeline.config import DataConfig, ModelConfig
+from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError, brief
 from pipeline.importing import import_callable
 
@@ -55,10 +56,10 @@ def _construct(name: str, num_classes: int) -> nn.Module:
         return _own(name, num_classes)
     known = _zoo().list_models(module=_zoo())
     if name not in known:
-        raise UserError(
-            f"model.name: no net {name!r}; use {', '.join(_OWN)}, package.module:callable, or one "
-            f"of torchvision's: {', '.join(known)}"
-        )
+        near = did_you_mean(name, [*_OWN, *known])
+        names = f"{', '.join(_OWN)}, package.module:callable, or one of torchvision's: "
+        names += ", ".join(known)
+        raise UserError(f"model.name: no net {name!r}{near or f'; use {names}'}")
     options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     if options:
         options["init_weights"] = True

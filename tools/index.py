@@ -109,8 +109,10 @@ def mean(options: argparse.Namespace) -> None:
 
     from pipeline import setup
     from pipeline.data.batches import evaluation_specs
-    from pipeline.data.loader import Loader
+    from pipeline.data.loader import Loader, UndecodableImages
 
+    if options.resize < options.crop:
+        raise UserError(f"--resize {options.resize} must be at least --crop, {options.crop}")
     found = index.read(str(options.index), options.root, option="index")
     if found.arrays.any():
         raise UserError(f"{options.index} holds arrays, which have no mean taken from them")
@@ -121,10 +123,14 @@ def mean(options: argparse.Namespace) -> None:
     specs = evaluation_specs(found, np.arange(len(found)), data, size)
     loader = Loader(found, specs, data, torch.device("cpu"), size, setup.decoding_threads(data))
     with progress_bar("mean", len(found), in_bytes=False) as progress:
-        for batch in loader:
-            total = total + batch.images.double().sum(dim=0)
-            done += len(batch.rows)
-            progress(done)
+        try:
+            for batch in loader:
+                total = total + batch.images.double().sum(dim=0)
+                done += len(batch.rows)
+                progress(done)
+        except UndecodableImages as error:  # its remedies are those of a run
+            what = str(error).partition("; ")[0]
+            raise UserError(f"{what}; repair them, or leave them out of the index") from None
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(options.out) as partial, partial.open("wb") as file:

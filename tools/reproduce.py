@@ -153,10 +153,13 @@ def main() -> None:
         output = (asked.output or Path("runs/reproduce") / experiment.name).absolute()
         asked.at_once = asked.at_once or (256 if asked.cluster == "slurm" else 1)
         resources = options.resources(asked)
+        if asked.data is not None and not asked.data.is_dir():
+            raise UserError(f"--data: no folder {asked.data}")
         units = plan(asked, output, words)
         done = {unit.name for unit in units if unit.done()}
         todo = [unit for unit in units if unit.name not in done]
         if asked.dry_run:
+            print("timing a few steps of each kind here; minutes for large nets", file=sys.stderr)
             slurm = resources.cluster == "slurm"  # whose machines are not this one
             ranks, at_once = (1, 1) if slurm else (resources.tasks_per_node, resources.at_once)
             seconds = estimate.Clock(experiment, output / "data", ranks, at_once).seconds(units)

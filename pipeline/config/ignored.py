@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
+from .rule import shown
 from .runs import FinetuneConfig, RunConfig
 
 BUILT_IN_METHODS = ("clean", "deep_defense", "adversarial_2", "parseval")
@@ -22,7 +23,7 @@ def warn_ignored(
     """
     defaults = type(config)()
     lines = [
-        f"warning: {option} {_value(config, option)} has no effect: {reason}"
+        f"warning: {option} {shown(_value(config, option))} has no effect: {reason}"
         for option, reason in _without_effect(config, device)
         if _value(config, option) != _value(defaults, option)
     ]
@@ -93,5 +94,5 @@ def _beyond_the_end(config: FinetuneConfig, steps_per_epoch: int | None) -> list
         )
     late = [f"{milestone:g}" for milestone in schedule.milestones if milestone >= length]
     if schedule.kind == "step" and late:
-        lines.append(f"warning: schedule.milestones {', '.join(late)} not before the end of {run}")
+        lines.append(f"warning: schedule.milestones {', '.join(late)}: not reached in {run}")
     return lines

@@ -107,7 +107,8 @@ def nearest(word: str, names: Iterable[str]) -> list[str]:
 
     equal = [name for name in names if plain(name) == plain(word)]
     same_end = [name for name in names if plain(name).split(".")[-1] == plain(word)]
+    begin = [name for name in names if len(word) > 2 and plain(name).startswith(plain(word))]
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
     ends = {name.split(".")[-1]: name for name in names}
     close_end = [ends[end] for end in difflib.get_close_matches(plain(word), ends, n=1, cutoff=0.8)]
-    return (equal or same_end or close or close_end)[:3]
+    return (equal or same_end or close or close_end or begin)[:3]

@@ -37,7 +37,7 @@ def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[Row]:
         networks.setdefault(_network(run), []).append(run)
     rows: list[Row] = []
     for network, members in networks.items():
-        reference = eps_ref or _reference(members)
+        reference = _reference(members) if eps_ref is None else eps_ref
         for run in members:
             rows += _rows(network, run, reference)
     return rows
@@ -95,6 +95,23 @@ def warn(runs: list[Run]) -> None:
                 f"{'; '.join(changed)}",
                 file=sys.stderr,
             )
+    _warn_of_data_sets(runs)
+
+
+def _warn_of_data_sets(runs: list[Run]) -> None:
+    """Say on stderr where a network's rows are of different images."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        earlier = first.setdefault(_network(run), run)
+        for name in ("index", "num_indexed", "num_images"):
+            both = [r.summary.get(name) for r in (earlier, run)]
+            if earlier.is_evaluation and run.is_evaluation and both[0] != both[1]:
+                print(
+                    f"warning: {earlier.folder} and {run.folder} are of different images "
+                    f"({name} {both[0]} and {both[1]}), but in one table as {_network(run)}",
+                    file=sys.stderr,
+                )
+                break
 
 
 COLUMNS = (  # of what a row measures, in CSV
