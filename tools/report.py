@@ -99,6 +99,8 @@ def draw(options: argparse.Namespace) -> None:
     elif options.kind == "sweep":
         figure = figures.sweep(found, options.by, options.along)
     else:
+        if options.kind == "ratios":
+            table.warn_of_data_sets(found)
         figure = {"epochs": figures.epochs, "ratios": figures.ratios}[options.kind](found)
     print(*figures.save(figure, options.out), sep="\n")
 
