@@ -31,6 +31,7 @@ from launchers.options import Resources
 from launchers.submissions import Submission
 from pipeline import arguments, cli
 from pipeline.errors import guarded
+from pipeline.results import Manifest
 
 # What is evaluated: the folder, and the weights that the fine-tuning writes.
 PARTS = {"before": "reference.pth", "after": "weights.pth"}
@@ -54,9 +55,10 @@ def parser() -> arguments.Parser:
 
 
 def evaluations_of(
-    tuning: FinetuneConfig, words: list[str], shards: int
-) -> dict[str, EvaluateConfig]:
-    """The options of each part: those of the fine-tuning, a search for eps_ref, and ``words``.
+    tuning: FinetuneConfig, words: list[str]
+) -> tuple[dict[str, EvaluateConfig], Manifest]:
+    """The options of each part: those of the fine-tuning, a search for eps_ref, and ``words``; and
+    what they evaluate.
 
     Raises:
         SystemExit: an option that pipeline/evaluate.py would refuse.
@@ -70,8 +72,7 @@ def evaluations_of(
         config = cli.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *words])
     config = submission.absolute(config)
     manifest = evaluate.check(dataclasses.replace(config, model=tuning.model))  # weights are there
-    evaluate.check_shards(shards, manifest)
-    return {
+    evaluations = {
         part: dataclasses.replace(
             config,
             output=str(folder / part),
@@ -79,6 +80,7 @@ def evaluations_of(
         )
         for part, weights in PARTS.items()
     }
+    return evaluations, manifest
 
 
 def is_done(tuning: FinetuneConfig) -> bool:
@@ -145,8 +147,9 @@ def main() -> None:
         resources = options.resources(asked)
         _, (tuning,) = finetune.parse([], tuning_words)
         submission.warn(finetune.check(tuning, resources))
-        shards = asked.shards or (8 if resources.cluster == "slurm" else 1)
-        evaluations = evaluations_of(tuning, evaluation_words, shards)
+        evaluations, manifest = evaluations_of(tuning, evaluation_words)
+        default = 8 if resources.cluster == "slurm" else 1
+        shards = evaluate.num_shards(asked.shards, default, manifest)
         gpus = 1 if resources.gpus_per_node else None
         for_shards = dataclasses.replace(
             resources, nodes=1, tasks_per_node=1, gpus_per_node=gpus, minutes=asked.shard_time

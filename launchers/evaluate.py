@@ -33,9 +33,7 @@ from pipeline.results import Manifest, refuse_other
 def parser() -> arguments.Parser:
     """The command line up to --."""
     top = arguments.Parser(description=__doc__)
-    top.add_argument(
-        "--shards", type=arguments.POSITIVE, default=8, help="jobs of the array (%(default)s)"
-    )
+    top.add_argument("--shards", type=arguments.POSITIVE, help="jobs of the array (8)")
     options.add_resources(top)
     return top
 
@@ -56,16 +54,17 @@ def check(config: EvaluateConfig) -> Manifest:
     return entry.describe(config, index, net)
 
 
-def check_shards(shards: int, manifest: Manifest) -> None:
-    """Refuse shards without images.
+def num_shards(asked: int | None, default: int, manifest: Manifest) -> int:
+    """Jobs of an evaluation: as asked for; by default no more than there are images.
 
     Raises:
-        UserError: there are more shards than images.
+        UserError: there would be shards without images.
     """
     indexed, limit = manifest.identity["num_indexed"], manifest.identity["num_images"]
     num_images = indexed if limit is None else min(indexed, limit)
-    if shards > num_images:
-        raise UserError(f"--shards {shards}: there are {num_images} images; give at most as many")
+    if asked is not None and asked > num_images:
+        raise UserError(f"--shards {asked}: there are {num_images} images; give at most as many")
+    return min(default, num_images) if asked is None else asked
 
 
 def undone(folder: Path, shards: int) -> list[Shard]:
@@ -115,18 +114,18 @@ def main() -> None:
     with guarded():
         resources = options.resources(asked)
         manifest = check(config)
-        check_shards(asked.shards, manifest)
+        of = num_shards(asked.shards, 8, manifest)
         submission.warn(warn_ignored(config))
         config = submission.absolute(config)
         folder = Path(config.output)
         refuse_other(folder / "results", manifest)
-        shards = undone(folder, asked.shards)
+        shards = undone(folder, of)
         if not shards:
             print(f"all images are done; python tools/report.py merge {folder} joins them")
             return
         names = f"shards       {', '.join(map(str, shards))}"
         if config.dry_run:
-            print(f"would submit {len(shards)} of {asked.shards} jobs, into {folder}\n{names}")
+            print(f"would submit {len(shards)} of {of} jobs, into {folder}\n{names}")
             return
         jobs = launch(config, shards, resources)
         tasks = jobs[: len(shards)]

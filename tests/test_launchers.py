@@ -1,6 +1,7 @@
 """Launchers on this machine, and what they refuse."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -9,10 +10,26 @@ import pytest
 
 from launchers.options import grid, minutes, name_of, split
 from pipeline.errors import UserError
+from tests.mistakes.case import call
 from tests.runs import Run, expect_error
 from tests.slurm import PLAIN, SCRIPT, at_step, log_of, until
 
 JOBS = "launchers/jobs.py"
+
+
+def test_sbatch_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text(
+            "#!/bin/sh\necho 'sbatch: error: fetch_config failed\n"
+            "sbatch: fatal: Could not establish a configuration source' >&2\nexit 1\n"
+        )
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    ended = call(SCRIPT, "--", *PLAIN, "--output", tmp_path / "run")
+    assert ended.code == 2
+    (line,) = ended.stderr.splitlines()
+    assert "does not reach SLURM's controller" in line
+    assert "--cluster local" in line
 
 
 @pytest.mark.parametrize(("where", "ranks"), [("local", 2), ("debug", 1)])

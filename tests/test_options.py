@@ -107,7 +107,7 @@ def test_help_shows_units_and_ranges(capsys: pytest.CaptureFixture[str]) -> None
     assert "Path to a configuration file" not in text
     plain = " ".join(text.split())
     for name, _, _ in numeric_options(FinetuneConfig):
-        described = plain[plain.index(f"--{name} ", 500) :].partition(" --")[0]
+        described = plain[plain.index(f"--{name} ", 500) :].partition("(type:")[0]
         assert str(options_of(name).range) in described, name
     assert "[range: from 1 to 4096; unit: pixels]" in plain
 
