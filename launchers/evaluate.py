@@ -114,18 +114,18 @@ def main() -> None:
     with guarded():
         resources = options.resources(asked)
         manifest = check(config)
-        of = num_shards(asked.shards, 8, manifest)
+        total = num_shards(asked.shards, 8, manifest)
         submission.warn(warn_ignored(config))
         config = submission.absolute(config)
         folder = Path(config.output)
         refuse_other(folder / "results", manifest)
-        shards = undone(folder, of)
+        shards = undone(folder, total)
         if not shards:
             print(f"all images are done; python tools/report.py merge {folder} joins them")
             return
         names = f"shards       {', '.join(map(str, shards))}"
         if config.dry_run:
-            print(f"would submit {len(shards)} of {of} jobs, into {folder}\n{names}")
+            print(f"would submit {len(shards)} of {total} jobs, into {folder}\n{names}")
             return
         jobs = launch(config, shards, resources)
         tasks = jobs[: len(shards)]

@@ -55,11 +55,11 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def check_names(argv: list[str], *entry_points: type[RunConfig]) -> None:
-    """Refuse options that there are not, and a forgotten ``--``, by one line and exit code 2.
+    """Refuse unknown options after ``--``, and a forgotten ``--``; one line and exit code 2.
 
     Args:
-        argv: all words of a launcher.
-        entry_points: the options after each ``--``.
+        argv: the launcher's command line.
+        entry_points: whose options follow the first ``--``, the second, ...
     """
     launcher_words, *rest = split(argv)
     program, inner = cli.PROGRAMS[entry_points[0]], {*cli.option_names(entry_points[0]), "config"}

@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 PROJECT = Path(__file__).resolve().parent.parent
 SUBMITTED = "submitted.yaml"  # in a run's folder: the options that it was given
 _CODE = ("pipeline", "launchers", "configs", "tools")
-_NO_CONTROLLER = ("controller", "could not establish a configuration source", "slurm.conf")
+_NO_CONTROLLER = ("controller", "could not establish a configuration source")
 _DEATHS = 5  # after which a run that is killed again stays dead
 _REQUEUES = 1000  # submitit counts the times a limit was reached, and would stop at 3
 

@@ -21,10 +21,10 @@ class Number:
     range: Range
 
     def __call__(self, text: str) -> int | float:
-        """The number that a word stands for.
+        """Parse a word of the command line.
 
         Raises:
-            ArgumentTypeError: it is none, or out of range.
+            ArgumentTypeError: it is no number, or out of range.
         """
         try:
             value = self.kind(text)
@@ -40,7 +40,7 @@ SEED = Number(int, Range(minimum=0, maximum=2**63 - 1))
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no abbreviations, refuses a mistake in one line, and names near options."""
+    """Takes no abbreviations; reports a mistake in one line, with the nearest option."""
 
     def __init__(self, **settings: Any) -> None:
         """As argparse's, with the line breaks of the description kept."""
@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*names, **settings)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's; an option that there is not is named with the nearest one."""
+        """As argparse's; an unknown option is reported with the nearest known one."""
         parsed, unknown = self.parse_known_args(args, namespace)
         for word in unknown:
             if word.startswith("-"):

@@ -1,7 +1,7 @@
 """Command line and YAML for the dataclasses of `pipeline.config`, by jsonargparse.
 
-Mistakes are told in this project's words: the option with its sections, its rule, the value, and
-the file if the value is a file's.
+A mistake is reported in one line: the option with its sections, its rule, the value, and the YAML
+file if the value comes from one.
 """
 
 import argparse
@@ -124,10 +124,10 @@ def _sections_of_others(cls: type[RunConfig]) -> set[str]:
 
 
 def check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
-    """Refuse options that there are not.
+    """Refuse unknown options.
 
     Raises:
-        UserError: names the nearest ones.
+        UserError: names the nearest options.
     """
     known = set(_parser(cls)._option_string_actions)
     mappings = tuple(f"--{n}." for n, o in all_options(cls).items() if "dict" in str(o.hint))
@@ -163,10 +163,10 @@ def _check_file(cls: type[RunConfig], path: Path, values: dict[str, Any]) -> Non
         UserError: names the file and the key.
     """
     others = _sections_of_others(cls)
-    mine = {key: value for key, value in values.items() if key not in others}
+    used = {key: value for key, value in values.items() if key not in others}
     try:
-        _check_keys(cls, mine)
-        _parser(cls).parse_object(mine)
+        _check_keys(cls, used)
+        _parser(cls).parse_object(used)
     except (ArgumentError, ValueError, TypeError, OverflowError, UserError) as error:
         raise UserError(f"{path}: {_explain(cls, error)}") from None
 
@@ -189,7 +189,7 @@ def _check_keys(section: type, values: dict[str, Any], prefix: str = "") -> None
 
 
 def _explain(cls: type[RunConfig], error: Exception) -> str:
-    """A mistake that jsonargparse found, in one line of this project's words."""
+    """An error of jsonargparse as one line that names the option and its rule."""
     if isinstance(error, OverflowError):
         return f"a number is too large: {error}"
     text = " ".join(str(error).split())

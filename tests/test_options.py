@@ -12,7 +12,6 @@ from pipeline.config import (
     AttackConfig,
     EvaluateConfig,
     FinetuneConfig,
-    RegularizerConfig,
     RunConfig,
     ScheduleConfig,
     TrainConfig,
@@ -48,7 +47,7 @@ def numeric_options(
 
 
 def words(name: str, default: Any, number: str) -> str:
-    """The option with the number, in a list in place of the list's first."""
+    """The option with the number; in a list it replaces the first number."""
     if isinstance(default, list):
         number = f"[{', '.join([number, *map(str, default[1:])])}]"
     return f"--{name}={number}"
@@ -87,7 +86,7 @@ def test_numbers_out_of_range_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize("cls", ENTRY_POINTS)
-def test_numbers_stated_as_valid_are_taken(cls: type[RunConfig]) -> None:
+def test_valid_numbers_are_accepted(cls: type[RunConfig]) -> None:
     chosen = [(name, default) for name, _, default in numeric_options(cls)]
     zeros = [words(name, default, "0") for name, default in chosen if name in ZERO_IS_VALID]
     infinite = [
@@ -120,7 +119,7 @@ def options_of(name: str) -> Any:
     return options(section)[last]
 
 
-def test_errors_name_the_option_as_seen_from_where_it_is() -> None:
+def test_a_section_alone_names_its_option() -> None:
     with pytest.raises(OptionError, match=r"^overshoot must be at least 0, got -1"):
         AttackConfig(overshoot=-1)
 
@@ -136,7 +135,7 @@ def test_the_demonstration_ignores_nothing() -> None:
     assert ignored() == []
 
 
-def test_a_schedule_longer_than_the_run_is_told() -> None:
+def test_a_schedule_longer_than_the_run_prints_a_warning() -> None:
     train = TrainConfig(epochs=2)
     assert not ignored(train=train, schedule=ScheduleConfig(warmup=2))
     assert (
@@ -148,16 +147,40 @@ def test_a_schedule_longer_than_the_run_is_told() -> None:
     assert "schedule.milestones 120: not reached in the run's 120 steps" in line
 
 
-def test_options_without_effect_are_told() -> None:
-    attack = AttackConfig(visit="all", safety=2)
-    lines = ignored(
-        regularizer=RegularizerConfig(attack=attack),
-        schedule=ScheduleConfig(kind="cosine", gamma=0.1),
-    )
-    assert [line.split()[1] for line in lines] == ["regularizer.attack.safety", "schedule.gamma"]
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("--evaluation.attack.safety 2", "evaluation.attack.safety"),
+        (
+            "--regularizer.attack.visit all --regularizer.attack.safety 2",
+            "regularizer.attack.safety",
+        ),
+        ("--schedule.kind cosine --schedule.gamma 0.1", "schedule.gamma"),
+        ("--schedule.kind linear --schedule.milestones [1]", "schedule.milestones"),
+        ("--schedule.gamma 0.1", "schedule.gamma"),
+        ("--train.clean_epochs 0 --train.clean_lr 1", "train.clean_lr"),
+        ("--data.area [0.5,1] --data.aspect [1,1]", "data.area data.aspect"),
+        ('--objective.options {"a":1}', "objective.options"),
+        ("--objective.method clean --regularizer.layers [1.*]", "regularizer.layers"),
+        ("--objective.method parseval --regularizer.gradient boundary", "regularizer.gradient"),
+        ("--objective.adversarial.eps 1", "objective.adversarial.eps"),
+        ("--objective.adversarial.weight 1", "objective.adversarial.weight"),
+        ("--objective.parseval.beta 1", "objective.parseval.beta"),
+        ("--objective.parseval.columns 1", "objective.parseval.columns"),
+        ("--data.half_input true --runtime.precision bf16 --runtime.device cpu", "data.half_input"),
+        ("--data.half_input true --runtime.precision bf16", ""),
+        ("--objective.method clean+parseval --objective.parseval.beta 1", ""),
+        ("--schedule.milestones [8] --schedule.gamma 0.1", ""),
+    ],
+)
+def test_options_without_effect_print_a_warning(words: str, options: str) -> None:
+    config = cli.parse(FinetuneConfig, "", words.split())
+    lines = warn_ignored(config, steps_per_epoch=60)
+    assert [line.split()[1] for line in lines] == options.split()
+    assert all(" has no effect: " in line for line in lines)
 
 
-def test_a_method_of_ones_own_may_read_every_option() -> None:
+def test_a_users_method_may_read_every_option() -> None:
     config = cli.parse(FinetuneConfig, "", [])
     config.objective.method, config.objective.options = "my:Method", {"a": 1}
     config.objective.parseval.beta = 0.5

@@ -234,7 +234,7 @@ def test_rows_that_mean_something_else_are_told(run: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("command", ["table", "figures ratios"])
-def test_rows_of_different_images_are_told(tmp_path: Path, command: str) -> None:
+def test_rows_of_different_images_print_a_warning(tmp_path: Path, command: str) -> None:
     one, two, other = (evaluation(tmp_path / name, 1.0) for name in ("one", "two", "other"))
     summary = json.loads((two / "summary.json").read_text())
     for folder, changes in ((two, {"index": "another"}), (other, {"index": "x", "model": "lenet"})):

@@ -172,7 +172,7 @@ def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("RANK", "a"), ("RANK", "2"), ("RANK", ""), ("WORLD_SIZE", "0")]
 )
-def test_a_rank_that_is_none_is_one_line(
+def test_a_wrong_rank_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
 ) -> None:
     monkeypatch.setenv("RANK", "0")

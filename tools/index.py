@@ -37,6 +37,7 @@ from pipeline.errors import UserError, guarded
 
 ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}
 SIDE = arguments.Number(int, rule.options(DataConfig)["crop"].range)
+_BATCH_VALUES = 2**28  # of a batch's images: 1 GiB
 console = Console(stderr=True, soft_wrap=True)
 
 
@@ -119,7 +120,8 @@ def mean(options: argparse.Namespace) -> None:
     channels = options.channels
     none = {"mean": [0.0] * channels, "std": [1.0] * channels}
     data = DataConfig(crop=options.crop, resize=options.resize, channels=channels, **none)
-    total, done, size = 0.0, 0, 250
+    total, done = 0.0, 0
+    size = min(250, max(1, _BATCH_VALUES // (channels * options.crop**2)))
     specs = evaluation_specs(found, np.arange(len(found)), data, size)
     loader = Loader(found, specs, data, torch.device("cpu"), size, setup.decoding_threads(data))
     with progress_bar("mean", len(found), in_bytes=False) as progress:

@@ -14,7 +14,7 @@ class OptionError(ValueError):
     """An option has a value that it must not have.
 
     Attributes:
-        option: its name; inside of sections with their names, as section.option.
+        option: its name, with the names of the sections it is in, as section.option.
         rule: what the value must be.
         value: what it is.
     """
@@ -24,7 +24,7 @@ class OptionError(ValueError):
         self.option, self.rule, self.value = option, rule, value
 
     def within(self, section: str) -> "OptionError":
-        """The same error, as seen from outside of a section."""
+        """The same error with the name of the section that the option is in."""
         return OptionError(f"{section}.{self.option}", self.rule, self.value)
 
 
@@ -49,7 +49,7 @@ def _is_word(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers an option takes. None of them takes NaN."""
+    """Which numbers an option takes; NaN is in no range."""
 
     minimum: float | None = None  # itself allowed
     maximum: float | None = None  # itself allowed
@@ -114,7 +114,7 @@ def options(section: type) -> dict[str, Option]:
     Raises:
         TypeError: a numeric option was declared without a range.
     """
-    hints, found = get_type_hints(section), {}
+    hints, declared = get_type_hints(section), {}
     for entry in fields(section):
         kinds = leaf_types(hints[entry.name])
         allowed = entry.metadata.get(_RANGE)
@@ -123,8 +123,8 @@ def options(section: type) -> dict[str, Option]:
                 f"{section.__name__}.{entry.name}: a Range is for numbers, which need it"
             )
         if not is_dataclass(hints[entry.name]):
-            found[entry.name] = Option(hints[entry.name], type(None) in kinds, allowed)
-    return found
+            declared[entry.name] = Option(hints[entry.name], type(None) in kinds, allowed)
+    return declared
 
 
 def leaf_types(hint: Any) -> set[Any]:
@@ -142,15 +142,15 @@ def sections(section: type) -> dict[str, type]:
 
 def all_options(section: type, prefix: str = "") -> dict[str, Option]:
     """The options of a section and of all sections in it, by their full names."""
-    found = {prefix + name: option for name, option in options(section).items()}
+    declared = {prefix + name: option for name, option in options(section).items()}
     for name, inner in sections(section).items():
-        found |= all_options(inner, f"{prefix}{name}.")
-    return found
+        declared |= all_options(inner, f"{prefix}{name}.")
+    return declared
 
 
 @dataclass(kw_only=True)
 class Section:
-    """Base of all sections: a dataclass whose options obey their rules, or it is not made."""
+    """Base of all sections: a dataclass that refuses values which break the options' rules."""
 
     def __post_init__(self) -> None:
         for name, option in options(type(self)).items():

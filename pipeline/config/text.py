@@ -1,4 +1,4 @@
-"""Experiments' YAML files, and names that are nearly right."""
+"""Reading YAML files of experiments, and suggestions for misspelt names."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ _EXAMPLE = "sections of options, as 'train: {epochs: 3}'"
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which a key may stand only once."""
+    """YAML in which a mapping must not repeat a key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping.
@@ -25,7 +25,7 @@ class Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = key_node.value
             if isinstance(key, str) and key in lines and key != "<<":
-                problem = f"{key} stands in line {lines[key]} already"
+                problem = f"{key} is in line {lines[key]} already"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if isinstance(key, str):
                 lines[key] = key_node.start_mark.line + 1
@@ -45,8 +45,8 @@ def read_yaml(path: Path, folders: Iterable[Path] = ()) -> dict[str, Any]:
     """The sections that a YAML file holds.
 
     Args:
-        path: of the file.
-        folders: where to look for a file of a similar name, besides the file's own folder.
+        path: the file.
+        folders: searched for a file of a similar name, besides the file's own folder.
 
     Raises:
         UserError: the file cannot be read, or holds no sections; names the file and the line.
@@ -87,9 +87,9 @@ def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     """A hint at the names nearest to a word: "; did you mean A or B?", or nothing.
 
     Args:
-        word: that is none of the names.
-        names: that there are; an option's section may be left out of the word.
-        prefix: of each name in the hint.
+        word: the misspelt name; an option's section may be missing.
+        names: all valid names.
+        prefix: put before each name of the hint.
     """
     return _question([prefix + name for name in nearest(word, names)])
 
@@ -99,7 +99,7 @@ def _question(names: Sequence[object]) -> str:
 
 
 def nearest(word: str, names: Iterable[str]) -> list[str]:
-    """At most three of the names, as `did_you_mean` says them."""
+    """At most three names that the word may stand for; see `did_you_mean`."""
     names = list(dict.fromkeys(names))
 
     def plain(name: str) -> str:

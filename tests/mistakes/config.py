@@ -9,8 +9,8 @@ DRY = ("--dry_run", "true")
 LAUNCH = "launchers/finetune.py"
 
 
-def given(*words: object) -> Callable[[Path], tuple[object, ...]]:
-    """The words of a command that needs no files."""
+def command(*words: object) -> Callable[[Path], tuple[object, ...]]:
+    """A command that needs no files."""
     return lambda _: words
 
 
@@ -27,7 +27,7 @@ def of_yaml(text: str | bytes) -> Callable[[Path], tuple[object, ...]]:
 
 def refused(number: str, line: str, *words: object) -> Case:
     """A command that is refused."""
-    return Case(number, given(*words), f"^error: {line}")
+    return Case(number, command(*words), f"^error: {line}")
 
 
 def tuning(number: str, line: str, *words: object) -> Case:
@@ -40,9 +40,9 @@ def yaml(number: str, line: str, text: str | bytes) -> Case:
     return Case(number, of_yaml(text), rf"^error: mine\.yaml{line}")
 
 
-def told(number: str, line: str, *words: object) -> Case:
-    """A fine-tuning that is not refused, but warned of."""
-    return Case(number, given(FINETUNE, *words, *DRY), f"(?m)^warning: {line}", code=0)
+def warned(number: str, line: str, *words: object) -> Case:
+    """A fine-tuning that prints a warning."""
+    return Case(number, command(FINETUNE, *words, *DRY), f"(?m)^warning: {line}", code=0)
 
 
 RANGES = [
@@ -112,9 +112,9 @@ YAML = [
     yaml("empty", " is empty; it must hold sections of options", ""),
     yaml("list", " holds a list; it must hold sections of options", "- a\n- b\n"),
     yaml("word", " holds hello; it must hold sections of options", "hello"),
-    yaml("B-16 section", ", line 3: .* train stands in line 1 already",
+    yaml("B-16 section", ", line 3: .* train is in line 1 already",
          "train:\n  epochs: 1\ntrain:\n  seed: 1\n"),
-    yaml("B-16 key", ", line 1: .* epochs stands in line 1", "train: {epochs: 1, epochs: 2}"),
+    yaml("B-16 key", ", line 1: .* epochs is in line 1", "train: {epochs: 1, epochs: 2}"),
     yaml("syntax", ", line 3: no valid YAML: ", "train:\n  epochs: [1\nx: y: z"),
     yaml("encoding", r" is not UTF-8 text \(byte 21\)", b"train: {epochs: 1} # \xff"),
     yaml("key", r": no option train\.epoch; did you mean train\.epochs\?", "train: {epoch: 1}"),
@@ -127,16 +127,16 @@ YAML = [
 ]  # fmt: skip
 
 EFFECT = [
-    told("B-7", r"data\.half_input true has no effect: the run is on a CPU",
+    warned("B-7", r"data\.half_input true has no effect: the run is on a CPU",
          "--data.half_input", "true", "--runtime.precision", "bf16"),
-    told("B-7 options", r"objective\.options .* no effect", "--objective.options", "{a: 1}"),
-    told("B-5 long warmup", r"schedule\.warmup 99 is longer than the run", "--schedule.warmup", 99),
-    told("D5", r"train\.clean_lr 3\.0 has no effect: train\.clean_epochs is 0",
+    warned("B-7 options", r"objective\.options .* no effect", "--objective.options", "{a: 1}"),
+    warned("B-5 long", r"schedule\.warmup 99 is longer than", "--schedule.warmup", 99),
+    warned("D5", r"train\.clean_lr 3\.0 has no effect: train\.clean_epochs is 0",
          "--train.clean_epochs", 0, "--train.clean_lr", 3),
-    Case("D5 evaluate", given(EVALUATE, "--evaluation.attack.safety", 2, *DRY),
+    Case("D5 evaluate", command(EVALUATE, "--evaluation.attack.safety", 2, *DRY),
          r"(?m)^warning: evaluation\.attack\.safety 2\.0 has no effect", code=0),
     Case("D5 launcher",
-         given(LAUNCH, "--cluster", "local", "--", "--schedule.kind", "cosine",
+         command(LAUNCH, "--cluster", "local", "--", "--schedule.kind", "cosine",
                "--schedule.gamma", 0.1, *DRY),
          r"(?m)^warning: schedule\.gamma 0\.1 has no effect", code=0),
 ]  # fmt: skip
