@@ -20,7 +20,8 @@ from launchers import options
 from pipeline.config import EvaluateConfig, FinetuneConfig
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
-    options.check_names(sys.argv[1:], FinetuneConfig, EvaluateConfig)
+    own = ["shards", "shard-time"]
+    options.check_names(sys.argv[1:], own, FinetuneConfig, EvaluateConfig)
 
 import submitit
 import yaml
@@ -39,7 +40,10 @@ PARTS = {"before": "reference.pth", "after": "weights.pth"}
 
 def parser() -> arguments.Parser:
     """The command line up to the first --."""
-    top = arguments.Parser(description=__doc__)
+    top = arguments.Parser(
+        description=__doc__,
+        usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/finetune.py] [-- OF pipeline/evaluate.py]",
+    )
     top.add_argument(
         "--shards", type=arguments.POSITIVE, help="jobs of each evaluation (8; 1 on this machine)"
     )

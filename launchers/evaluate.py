@@ -15,7 +15,7 @@ from launchers import options
 from pipeline.config import EvaluateConfig, Shard, warn_ignored
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
-    options.check_names(sys.argv[1:], EvaluateConfig)
+    options.check_names(sys.argv[1:], ["shards"], EvaluateConfig)
 
 import submitit
 import torch
@@ -32,7 +32,9 @@ from pipeline.results import Manifest, refuse_other
 
 def parser() -> arguments.Parser:
     """The command line up to --."""
-    top = arguments.Parser(description=__doc__)
+    top = arguments.Parser(
+        description=__doc__, usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/evaluate.py]"
+    )
     top.add_argument("--shards", type=arguments.POSITIVE, help="jobs of the array (8)")
     options.add_resources(top)
     return top

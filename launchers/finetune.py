@@ -19,7 +19,7 @@ from launchers import options
 from pipeline.config import FinetuneConfig, warn_ignored
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
-    options.check_names(sys.argv[1:], FinetuneConfig)
+    options.check_names(sys.argv[1:], ["sweep"], FinetuneConfig)
 
 import submitit
 import torch
@@ -35,7 +35,9 @@ from pipeline.errors import guarded
 
 def parser() -> arguments.Parser:
     """The command line up to --."""
-    top = arguments.Parser(description=__doc__)
+    top = arguments.Parser(
+        description=__doc__, usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/finetune.py]"
+    )
     top.add_argument(
         "--sweep",
         action="append",

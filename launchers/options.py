@@ -8,12 +8,14 @@ import argparse
 import itertools
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline import cli
 from pipeline.arguments import POSITIVE, Number, Parser
 from pipeline.config import RunConfig
 from pipeline.config.rule import Range
+from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError, guarded
 
 
@@ -54,20 +56,30 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[:place], argv[place + 1 :]
 
 
-def check_names(argv: list[str], *entry_points: type[RunConfig]) -> None:
-    """Refuse unknown options after ``--``, and a forgotten ``--``; one line and exit code 2.
+def check_names(argv: list[str], own: Sequence[str], *entry_points: type[RunConfig]) -> None:
+    """Refuse unknown options and a forgotten ``--``, by one line and exit code 2.
 
     Args:
         argv: the launcher's command line.
+        own: the launcher's options, without dashes, besides those that all launchers have.
         entry_points: whose options follow the first ``--``, the second, ...
     """
-    launcher_words, *rest = split(argv)
+    common = Parser()
+    add_resources(common)
+    names = [*own, *common.long_names()]
     program, inner = cli.PROGRAMS[entry_points[0]], {*cli.option_names(entry_points[0]), "config"}
+    launcher_words, *rest = split(argv)
     with guarded():
         for word in launcher_words:
-            name = word.partition("=")[0]
-            if name.startswith("--") and name.removeprefix("--") in inner:
-                raise UserError(f"{name} belongs to {program}: put it after --, as -- {name} ...")
+            name = word.partition("=")[0].removeprefix("--")
+            if not word.startswith("--") or name in names:
+                continue
+            if name in inner:
+                raise UserError(
+                    f"--{name} belongs to {program}: put it after --, as -- --{name} ..."
+                )
+            hint = did_you_mean(name, names, prefix="--")
+            raise UserError(f"no option --{name}{hint or '; --help lists all'}")
         for entry_point in entry_points:
             words, *rest = split(rest[0]) if rest else [[]]
             cli.check_names(entry_point, words)

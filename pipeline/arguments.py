@@ -61,19 +61,19 @@ class Parser(argparse.ArgumentParser):
         for word in unknown:
             if word.startswith("-"):
                 name = word.partition("=")[0]
-                hint = did_you_mean(name.lstrip("-"), self._long_names(), prefix="--")
+                hint = did_you_mean(name.lstrip("-"), self.long_names(), prefix="--")
                 self.error(f"no option {name}{hint or '; --help lists all'}")
         if unknown:
             self.error(f"{unknown[0]}: one word too many; --help shows the usage")
         return parsed
 
-    def _long_names(self) -> list[str]:
-        """The options, without their dashes; those of subcommands too."""
+    def long_names(self) -> list[str]:
+        """The options' names without dashes, those of subcommands too."""
         names = [n.removeprefix("--") for n in self._option_string_actions if n.startswith("--")]
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 for command in action.choices.values():
-                    names += command._long_names()
+                    names += command.long_names()
         return names
 
     def error(self, message: str) -> NoReturn:

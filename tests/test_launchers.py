@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,10 +12,20 @@ import pytest
 from launchers.options import grid, minutes, name_of, split
 from pipeline.errors import UserError
 from tests.mistakes.case import call
-from tests.runs import Run, expect_error
+from tests.runs import ROOT, Run, expect_error
 from tests.slurm import PLAIN, SCRIPT, at_step, log_of, until
 
 JOBS = "launchers/jobs.py"
+
+
+@pytest.mark.parametrize("name", ["finetune", "evaluate"])
+def test_a_batch_script_outside_of_slurm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    words = ["bash", ROOT / "slurm" / f"{name}.sbatch"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: this script runs as a job: sbatch slurm/{name}.sbatch")
 
 
 def test_sbatch_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

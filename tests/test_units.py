@@ -194,7 +194,7 @@ def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:
 )
 def test_a_misspelt_option_is_refused_before_torch_is_imported(script: str) -> None:
     lines = (
-        f"import runpy, sys; sys.argv = [{script!r}, '--', '--optim.lrr', '1']",
+        f"import runpy, sys; sys.argv = [{script!r}, '--optim.lrr', '1']",
         *("try:", f"    runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"),
         *("except SystemExit as end:", "    print(end.code, 'torch' in sys.modules)"),
     )
