@@ -42,7 +42,7 @@ def parser() -> arguments.Parser:
     """The command line up to the first --."""
     top = arguments.Parser(
         description=__doc__,
-        usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/finetune.py] [-- OF pipeline/evaluate.py]",
+        usage="%(prog)s [OPTIONS] -- [OF pipeline/finetune.py] [-- OF pipeline/evaluate.py]",
     )
     top.add_argument(
         "--shards", type=arguments.POSITIVE, help="jobs of each evaluation (8; 1 on this machine)"
