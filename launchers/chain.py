@@ -1,4 +1,4 @@
-"""Fine-tune, evaluate before and after, report: all submitted at once, each after what it needs.
+r"""Fine-tune, evaluate before and after, report: all submitted at once, each after what it needs.
 
     python launchers/chain.py --nodes 4 --gpus-per-node 8 --shards 16 --partition P --time 24h -- \
         --config configs/imagenet_resnet18.yaml --data.train train.parquet --data.val val.parquet \
@@ -10,35 +10,42 @@ OUTPUT/after, tables and figures to OUTPUT/report. What waits for a job that fai
 same command again goes on with what is not done.
 """
 
-import argparse
 import dataclasses
 import shlex
 import sys
 import tempfile
 from pathlib import Path
 
+from launchers import options
+from pipeline.config import EvaluateConfig, FinetuneConfig
+
+if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
+    own = ["shards", "shard-time"]
+    options.check_names(sys.argv[1:], own, FinetuneConfig, EvaluateConfig)
+
 import submitit
 import yaml
 
-from launchers import evaluate, finetune, options, submission
+from launchers import evaluate, finetune, submission
 from launchers.job import Report
 from launchers.options import Resources
 from launchers.submissions import Submission
-from pipeline import cli
-from pipeline.config import EvaluateConfig, FinetuneConfig
+from pipeline import arguments, cli
 from pipeline.errors import guarded
+from pipeline.results import Manifest
 
 # What is evaluated: the folder, and the weights that the fine-tuning writes.
 PARTS = {"before": "reference.pth", "after": "weights.pth"}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line up to the first --."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    top = arguments.Parser(
+        description=__doc__,
+        usage="%(prog)s [OPTIONS] -- [OF pipeline/finetune.py] [-- OF pipeline/evaluate.py]",
     )
     top.add_argument(
-        "--shards", type=options.positive, help="jobs of each evaluation (8; 1 on this machine)"
+        "--shards", type=arguments.POSITIVE, help="jobs of each evaluation (8; 1 on this machine)"
     )
     top.add_argument(
         "--shard-time",
@@ -51,8 +58,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def evaluations_of(tuning: FinetuneConfig, words: list[str]) -> dict[str, EvaluateConfig]:
-    """The options of each part: those of the fine-tuning, a search for eps_ref, and ``words``.
+def evaluations_of(
+    tuning: FinetuneConfig, words: list[str]
+) -> tuple[dict[str, EvaluateConfig], Manifest]:
+    """The options of each part: those of the fine-tuning, a search for eps_ref, and ``words``; and
+    what they evaluate.
 
     Raises:
         SystemExit: an option that pipeline/evaluate.py would refuse.
@@ -65,8 +75,8 @@ def evaluations_of(tuning: FinetuneConfig, words: list[str]) -> dict[str, Evalua
         search = ["--evaluation.fgs.search", "true"]
         config = cli.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *words])
     config = submission.absolute(config)
-    evaluate.check(dataclasses.replace(config, model=tuning.model))  # those weights are there
-    return {
+    manifest = evaluate.check(dataclasses.replace(config, model=tuning.model))  # weights are there
+    evaluations = {
         part: dataclasses.replace(
             config,
             output=str(folder / part),
@@ -74,6 +84,7 @@ def evaluations_of(tuning: FinetuneConfig, words: list[str]) -> dict[str, Evalua
         )
         for part, weights in PARTS.items()
     }
+    return evaluations, manifest
 
 
 def is_done(tuning: FinetuneConfig) -> bool:
@@ -139,9 +150,10 @@ def main() -> None:
     with guarded():
         resources = options.resources(asked)
         _, (tuning,) = finetune.parse([], tuning_words)
-        finetune.check(tuning, resources)
-        evaluations = evaluations_of(tuning, evaluation_words)
-        shards = asked.shards or (8 if resources.cluster == "slurm" else 1)
+        submission.warn(finetune.check(tuning, resources))
+        evaluations, manifest = evaluations_of(tuning, evaluation_words)
+        default = 8 if resources.cluster == "slurm" else 1
+        shards = evaluate.num_shards(asked.shards, default, manifest)
         gpus = 1 if resources.gpus_per_node else None
         for_shards = dataclasses.replace(
             resources, nodes=1, tasks_per_node=1, gpus_per_node=gpus, minutes=asked.shard_time

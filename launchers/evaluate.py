@@ -1,4 +1,4 @@
-"""Submit pipeline/evaluate.py as a job array, and a job that joins the shards.
+r"""Submit pipeline/evaluate.py as a job array, and a job that joins the shards.
 
     python launchers/evaluate.py --shards 16 --gpus-per-node 1 --partition P --time 2h -- \
         --data.val val.parquet --model.name resnet18 --model.weights resnet18.pth --output runs/eval
@@ -7,33 +7,35 @@ What follows -- are the options of pipeline/evaluate.py; they are checked before
 submitted. The same command again submits only the shards that are not done.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launchers import options
+from pipeline.config import EvaluateConfig, Shard, warn_ignored
+
+if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
+    options.check_names(sys.argv[1:], ["shards"], EvaluateConfig)
+
 import submitit
 import torch
 
-from launchers import options, submission
+from launchers import submission
 from launchers.job import Merge, Task
 from launchers.options import Resources
 from launchers.submissions import Submission
-from pipeline import cli, merge, setup
+from pipeline import arguments, cli, merge, setup
 from pipeline import evaluate as entry
-from pipeline.config import EvaluateConfig, Shard
 from pipeline.errors import UserError, guarded
 from pipeline.results import Manifest, refuse_other
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line up to --."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    top = arguments.Parser(
+        description=__doc__, usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/evaluate.py]"
     )
-    top.add_argument(
-        "--shards", type=options.positive, default=8, help="jobs of the array (%(default)s)"
-    )
+    top.add_argument("--shards", type=arguments.POSITIVE, help="jobs of the array (8)")
     options.add_resources(top)
     return top
 
@@ -52,6 +54,19 @@ def check(config: EvaluateConfig) -> Manifest:
         torch.manual_seed(0)  # as the jobs do
         net = setup.build_net(config, index)
     return entry.describe(config, index, net)
+
+
+def num_shards(asked: int | None, default: int, manifest: Manifest) -> int:
+    """Jobs of an evaluation: as asked for; by default no more than there are images.
+
+    Raises:
+        UserError: there would be shards without images.
+    """
+    indexed, limit = manifest.identity["num_indexed"], manifest.identity["num_images"]
+    num_images = indexed if limit is None else min(indexed, limit)
+    if asked is not None and asked > num_images:
+        raise UserError(f"--shards {asked}: there are {num_images} images; give at most as many")
+    return min(default, num_images) if asked is None else asked
 
 
 def undone(folder: Path, shards: int) -> list[Shard]:
@@ -101,16 +116,18 @@ def main() -> None:
     with guarded():
         resources = options.resources(asked)
         manifest = check(config)
+        total = num_shards(asked.shards, 8, manifest)
+        submission.warn(warn_ignored(config))
         config = submission.absolute(config)
         folder = Path(config.output)
         refuse_other(folder / "results", manifest)
-        shards = undone(folder, asked.shards)
+        shards = undone(folder, total)
         if not shards:
             print(f"all images are done; python tools/report.py merge {folder} joins them")
             return
         names = f"shards       {', '.join(map(str, shards))}"
         if config.dry_run:
-            print(f"would submit {len(shards)} of {asked.shards} jobs, into {folder}\n{names}")
+            print(f"would submit {len(shards)} of {total} jobs, into {folder}\n{names}")
             return
         jobs = launch(config, shards, resources)
         tasks = jobs[: len(shards)]

@@ -1,4 +1,4 @@
-"""Submit pipeline/finetune.py to SLURM: one task a GPU, requeued and resumed when it is cut.
+r"""Submit pipeline/finetune.py to SLURM: one task a GPU, requeued and resumed when it is cut.
 
     python launchers/finetune.py --nodes 4 --gpus-per-node 8 --partition P --time 24h -- \
         --config configs/imagenet_resnet18.yaml --data.train train.parquet --output runs/r18
@@ -11,28 +11,32 @@ submitted. The code and the options are copied into the run's folder. A sweep is
 run for each combination, in a folder of its own below --output.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launchers import options
+from pipeline.config import FinetuneConfig, warn_ignored
+
+if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
+    options.check_names(sys.argv[1:], ["sweep"], FinetuneConfig)
+
 import submitit
 import torch
 
-from launchers import options, submission
+from launchers import submission
 from launchers.job import Task
 from launchers.options import Resources
 from launchers.submissions import Submission
-from pipeline import cli, setup
-from pipeline.config import FinetuneConfig
+from pipeline import arguments, cli, setup
 from pipeline.data.batches import TrainingPlan
 from pipeline.errors import guarded
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line up to --."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    top = arguments.Parser(
+        description=__doc__, usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/finetune.py]"
     )
     top.add_argument(
         "--sweep",
@@ -62,16 +66,18 @@ def parse(sweeps: list[list[str]], words: list[str]) -> tuple[Path, list[Finetun
     return folder, configs
 
 
-def check(config: FinetuneConfig, resources: Resources) -> None:
-    """Refuse what the run would refuse: data, weights, a batch that the ranks cannot share.
+def check(config: FinetuneConfig, resources: Resources) -> list[str]:
+    """Refuse what the run would refuse: data, weights, a batch that the ranks cannot share; the
+    warnings that it would print.
 
     Raises:
         UserError: names the option.
     """
     indices = setup.open_index(config, "train"), setup.open_index(config, "val")
-    TrainingPlan(indices[0], config.data, config.train, 0, resources.ranks)
+    plan = TrainingPlan(indices[0], config.data, config.train, 0, resources.ranks)
     with torch.random.fork_rng(devices=[]):
         setup.build_net(config, *indices)
+    return warn_ignored(config, steps_per_epoch=plan.steps_per_epoch)
 
 
 def launch(
@@ -93,8 +99,7 @@ def main() -> None:
     with guarded():
         folder, configs = parse(asked.sweep, theirs)
         resources = options.resources(asked)
-        for config in configs:
-            check(config, resources)
+        submission.warn(line for config in configs for line in check(config, resources))
         if configs[0].dry_run:
             shape = f"{resources.nodes} x {resources.tasks_per_node} task(s)"
             print(f"would submit {shape} for each of:")

@@ -24,16 +24,16 @@ from rich.table import Table
 from launchers import states, submissions
 from launchers.states import State
 from launchers.submissions import Submission
+from pipeline import arguments
+from pipeline.config.rule import Range
 from pipeline.errors import UserError, guarded
 
 COMMANDS = ("list", "cancel", "logs")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = arguments.Parser(description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listed = commands.add_parser("list", help="the runs; without a command, this is done")
     listed.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], metavar="FOLDER")
@@ -43,14 +43,20 @@ def parser() -> argparse.ArgumentParser:
         help="until interrupted",
     )
     listed.add_argument(
-        "--every", type=float, default=10.0, metavar="SECONDS", help="between looks (%(default)s)"
+        "--every",
+        type=arguments.Number(float, Range(minimum=0.1, maximum=86_400, unit="seconds")),
+        default=10.0,
+        metavar="SECONDS",
+        help="between looks (%(default)s)",
     )
     ended = commands.add_parser("cancel", help="let a run save and end; also what is below it")
     ended.add_argument("folders", nargs="+", type=Path, metavar="RUN")
     shown = commands.add_parser("logs", help="the end of a run's logs")
     shown.add_argument("folders", nargs="+", type=Path, metavar="RUN")
     shown.add_argument("--follow", action="store_true", help="until interrupted")
-    shown.add_argument("--lines", type=int, default=20, help="of each log (%(default)s)")
+    shown.add_argument(
+        "--lines", type=arguments.POSITIVE, default=20, help="of each log (%(default)s)"
+    )
     return top
 
 

@@ -8,9 +8,15 @@ import argparse
 import itertools
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.errors import UserError
+from pipeline import cli
+from pipeline.arguments import POSITIVE, Number, Parser
+from pipeline.config import RunConfig
+from pipeline.config.rule import Range
+from pipeline.config.text import did_you_mean
+from pipeline.errors import UserError, guarded
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,36 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[:place], argv[place + 1 :]
 
 
-def add_resources(parser: argparse.ArgumentParser) -> None:
+def check_names(argv: list[str], own: Sequence[str], *entry_points: type[RunConfig]) -> None:
+    """Refuse unknown options and a forgotten ``--``, by one line and exit code 2.
+
+    Args:
+        argv: the launcher's command line.
+        own: the launcher's options, without dashes, besides those that all launchers have.
+        entry_points: whose options follow the first ``--``, the second, ...
+    """
+    common = Parser()
+    add_resources(common)
+    names = [*own, *common.long_names()]
+    program, inner = cli.PROGRAMS[entry_points[0]], {*cli.option_names(entry_points[0]), "config"}
+    launcher_words, *rest = split(argv)
+    with guarded():
+        for word in launcher_words:
+            name = word.partition("=")[0].removeprefix("--")
+            if not word.startswith("--") or name in names:
+                continue
+            if name in inner:
+                raise UserError(
+                    f"--{name} belongs to {program}: put it after --, as -- --{name} ..."
+                )
+            hint = did_you_mean(name, names, prefix="--")
+            raise UserError(f"no option --{name}{hint or '; --help lists all'}")
+        for entry_point in entry_points:
+            words, *rest = split(rest[0]) if rest else [[]]
+            cli.check_names(entry_point, words)
+
+
+def add_resources(parser: Parser) -> None:
     """The options of `Resources`."""
     parser.add_argument(
         "--cluster",
@@ -59,13 +94,15 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
         help="slurm; local: processes of this machine, in the background; debug: this process "
         "(%(default)s)",
     )
-    parser.add_argument("--nodes", type=positive, default=1, help="(%(default)s)")
-    parser.add_argument("--gpus-per-node", type=positive, help="and as many tasks, one a GPU")
+    parser.add_argument("--nodes", type=POSITIVE, default=1, help="(%(default)s)")
+    parser.add_argument("--gpus-per-node", type=POSITIVE, help="and as many tasks, one a GPU")
     parser.add_argument(
-        "--tasks-per-node", type=positive, help="ranks a node (default: as GPUs, else 1)"
+        "--tasks-per-node", type=POSITIVE, help="ranks a node (default: as GPUs, else 1)"
     )
-    parser.add_argument("--cpus-per-task", type=positive, help="cores of a rank")
-    parser.add_argument("--mem-gb", type=float, help="memory of a node, GB")
+    parser.add_argument("--cpus-per-task", type=POSITIVE, help="cores of a rank")
+    parser.add_argument(
+        "--mem-gb", type=Number(float, Range(above=0, unit="GB")), help="memory of a node"
+    )
     parser.add_argument(
         "--time",
         type=minutes,
@@ -81,12 +118,12 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", metavar="NODES", help="nodes to do without")
     parser.add_argument(
         "--grace",
-        type=positive,
+        type=POSITIVE,
         default=90,
         help="seconds before the time limit at which the run is told to save (%(default)s)",
     )
     parser.add_argument(
-        "--at-once", type=positive, default=256, help="jobs of an array that may run at once (256)"
+        "--at-once", type=POSITIVE, default=256, help="jobs of an array that may run at once (256)"
     )
     parser.add_argument("--wait", action="store_true", help="until the jobs end, with their logs")
 
@@ -119,14 +156,6 @@ def minutes(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90m, 24h, 2d or 1-12:00:00")
     days, hours, mins, seconds = (int(part or 0) for part in long.groups())
     return max(days * 1440 + hours * 60 + mins + (seconds > 0), 1)
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 Point = tuple[tuple[str, str], ...]  # options and their values

@@ -7,12 +7,13 @@ logs). Edits made while a job waits change nothing.
 
 import contextlib
 import dataclasses
+import io
 import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pipeline.errors import UserError
 PROJECT = Path(__file__).resolve().parent.parent
 SUBMITTED = "submitted.yaml"  # in a run's folder: the options that it was given
 _CODE = ("pipeline", "launchers", "configs", "tools")
+_NO_CONTROLLER = ("controller", "could not establish a configuration source")
 _DEATHS = 5  # after which a run that is killed again stays dead
 _REQUEUES = 1000  # submitit counts the times a limit was reached, and would stop at 3
 
@@ -78,6 +80,12 @@ def ready(folder: Path, resources: Resources) -> None:
                 )
 
 
+def warn(lines: Iterable[str]) -> None:
+    """Print warnings, each once."""
+    for line in dict.fromkeys(lines):
+        print(line, file=sys.stderr, flush=True)
+
+
 def absolute(config: RunConfig) -> RunConfig:
     """The configuration with paths that mean the same everywhere."""
     data, model = config.data, config.model
@@ -125,15 +133,28 @@ def submit(
     )
     executor.update_parameters(**_parameters(folder, resources, dependency))
     try:
-        with contextlib.chdir(folder / "code"), _silent(resources.cluster == "local"):
-            # The folder is where the jobs find their modules.
+        # The folder is where the jobs find their modules. What submitit prints of a failed sbatch
+        # is in its error too.
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with contextlib.chdir(folder / "code"), _silent(resources.cluster == "local"), quiet:
             if len(tasks) == 1:
                 return [executor.submit(tasks[0])]
             with executor.batch():
                 return [executor.submit(task) for task in tasks]
     except (FailedJobError, FailedSubmissionError) as error:
         words = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
-        raise UserError("; ".join(words) or str(error)) from None
+        raise UserError(_refusal(words or [str(error)])) from None
+
+
+def _refusal(words: Sequence[str]) -> str:
+    """Why sbatch submitted nothing, in one line."""
+    text = " ".join("; ".join(words).split())
+    if any(sign in text.lower() for sign in _NO_CONTROLLER):
+        return (
+            f"--cluster slurm: sbatch does not reach SLURM's controller ({words[-1]}); submit from "
+            "a login node, or use --cluster local to run on this machine"
+        )
+    return text
 
 
 @contextlib.contextmanager

@@ -223,7 +223,7 @@ def deepfool(
         at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
-    size = at_once or len(images)
+    size = len(images) if at_once is None else at_once
     if len(images) <= size:
         return _sweep(view, images, config, labels, graph, record, keep_graph)
     given = itertools.repeat(None) if labels is None else labels.split(size)

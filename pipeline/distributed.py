@@ -151,22 +151,33 @@ class StopRequest:
 
 
 def _place() -> tuple[int, int, int, int]:
+    """Rank, number of ranks, and both on this node.
+
+    Raises:
+        UserError: an environment variable holds no such number.
+    """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        rank, size, local_rank, local_size = (
-            int(env.get(n, d)) for n, d in zip(names, "0101", strict=True)
-        )
-        return rank, size, local_rank, local_size
-    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:  # srun, one task a rank
-        local_size = int(env["SLURM_NTASKS"]) // int(env.get("SLURM_NNODES", "1"))
-        return (
-            int(env["SLURM_PROCID"]),
-            int(env["SLURM_NTASKS"]),
-            int(env["SLURM_LOCALID"]),
-            max(local_size, 1),
-        )
+        size, local_size = _whole("WORLD_SIZE", 1), _whole("LOCAL_WORLD_SIZE", 1, 1)
+        local_rank = _whole("LOCAL_RANK", 0, 0)
+        return _whole("RANK", 0, below=size), size, local_rank, local_size
+    if _whole("SLURM_NTASKS", 1, 1) > 1 and "SLURM_PROCID" in env:  # srun, one task a rank
+        size = _whole("SLURM_NTASKS", 1)
+        local_size = max(size // _whole("SLURM_NNODES", 1, 1), 1)
+        return _whole("SLURM_PROCID", 0, below=size), size, _whole("SLURM_LOCALID", 0), local_size
     return 0, 1, 0, 1
+
+
+def _whole(name: str, minimum: int, default: int | None = None, below: int | None = None) -> int:
+    """A whole number from the environment."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) < minimum or (below is not None and int(text) >= below):
+        end = "" if below is None else f" and below {below}"
+        raise UserError(
+            f"the environment variable {name} must be a whole number of at least {minimum}{end}, "
+            f"got {text!r}; torchrun and srun set it: unset it for a single process"
+        )
+    return int(text)
 
 
 def _device(config: RuntimeConfig, local_rank: int) -> torch.device:

@@ -49,7 +49,10 @@ def note(message: str) -> None:
 
 
 def _is_rank_0() -> bool:
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    """True too where the variables are not numbers, so that somebody prints that error."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    size = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))
+    return not (rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size))
 
 
 def refuse(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Measure how accurate and how robust a classifier is, over ranks and over jobs.
+r"""Measure how accurate and how robust a classifier is, over ranks and over jobs.
 
     torchrun --standalone --nproc_per_node=2 pipeline/evaluate.py \
         --config runs/demo/config.yaml --model.weights runs/demo/weights.pth
@@ -16,11 +16,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline import cli
+from pipeline.config import EvaluateConfig, FgsConfig, warn_ignored
+
+if __name__ == "__main__":  # refuse mistakes before importing torch, which takes seconds
+    cli.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
+
 import numpy as np
 import torch
 
-from pipeline import cli, evaluation, merge, models, setup, spaces
-from pipeline.config import EvaluateConfig, FgsConfig
+from pipeline import evaluation, merge, models, setup, spaces
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.definition import definition, fingerprint, input_of
 from pipeline.distributed import Ranks, StopRequest, session
@@ -45,9 +50,13 @@ def main() -> None:
         index = setup.open_index(config, "val")
         net = setup.build_net(config, index)
         manifest = describe(config, index, net)
-        rows = index.subset(config.evaluation.num_images)[config.part.number :: config.part.of]
+        rows = index.subset(config.evaluation.num_images)
+        if config.part.of > len(rows):
+            raise UserError(f"shard: {config.shard} of {len(rows)} images; give at most as many")
+        rows = rows[config.part.number :: config.part.of]
         monitor.say(announce(config, manifest.identity["definition"], rows, ranks))
-        monitor.warn(models.preprocessing_advice(config.model, config.data))
+        advice = models.preprocessing_advice(config.model, config.data)
+        monitor.warn(*warn_ignored(config, ranks.device.type), advice)
         if config.dry_run:
             return
         net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
@@ -90,7 +99,7 @@ def resolve_reference(fgs: FgsConfig) -> None:
 
 def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
     """What tells this evaluation from others; results of different ones do not mix."""
-    num_classes = config.model.num_classes or index.num_classes
+    num_classes = setup.num_classes_of(config, index)
     identity = {
         "model": config.model.name,
         "weights": fingerprint(net),

@@ -1,4 +1,4 @@
-"""Fine-tune a classifier with Deep Defense, and show its accuracy and rho2 before and after.
+r"""Fine-tune a classifier with Deep Defense, and show its accuracy and rho2 before and after.
 
     torchrun --standalone --nproc_per_node=2 pipeline/finetune.py
     torchrun --nproc_per_node=8 pipeline/finetune.py --config configs/imagenet_resnet18.yaml \
@@ -10,11 +10,16 @@ Without --config the embedded demonstration runs: MNIST digits, on CPUs or GPUs.
 from pathlib import Path
 from typing import Any
 
+from pipeline import cli
+from pipeline.config import FinetuneConfig, warn_ignored
+
+if __name__ == "__main__":  # refuse mistakes before importing torch, which takes seconds
+    cli.parse(FinetuneConfig, __doc__)
+
 import torch
 
-from pipeline import cli, models, setup
+from pipeline import models, setup
 from pipeline.atomic import write_json
-from pipeline.config import FinetuneConfig
 from pipeline.distributed import session
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, guarded
 from pipeline.monitor import Monitor
@@ -36,13 +41,19 @@ def main() -> None:
         )
         trainer = Trainer(config, ranks, net, indices, threads)
         resumed = trainer.resume()
+        steps_per_epoch = trainer.plan.steps_per_epoch
+        warnings = [
+            *warn_ignored(config, ranks.device.type, steps_per_epoch),
+            models.preprocessing_advice(config.model, config.data),
+        ]
         if config.dry_run:
-            if ranks.first:
-                print(describe(trainer))
+            with Monitor(None, ranks.first) as monitor:
+                monitor.say(describe(trainer))
+                monitor.warn(*warnings)
             return
         with Monitor(folder, ranks.first, trainer.step) as monitor:
             monitor.say(describe(trainer))
-            monitor.warn(models.preprocessing_advice(config.model, config.data))
+            monitor.warn(*warnings)
             monitor.say(where(folder, resumed, trainer))
             if ranks.first:
                 cli.save(config, folder / "config.yaml")

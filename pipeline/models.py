@@ -3,7 +3,6 @@
 In: `ModelConfig`. Out: an ``nn.Module`` from images to logits.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline import nets, torch_file
 from pipeline.config import DataConfig, ModelConfig
+from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError, brief, note
 from pipeline.head import head_keys, resized_keys
 from pipeline.importing import import_callable, report_exceptions
@@ -64,19 +64,12 @@ def _construct(name: str, num_classes: int) -> nn.Module:
         return _own(name, num_classes)
     known = _zoo().list_models(module=_zoo())
     if name not in known:
-        raise UserError(f"model.name: no net {name!r}; {_suggestion(name, [*_OWN, *known])}")
+        near = did_you_mean(name, [*_OWN, *known])
+        names = f"{', '.join(_OWN)}, package.module:callable, or one of torchvision's: "
+        names += ", ".join(known)
+        raise UserError(f"model.name: no net {name!r}{near or f'; use {names}'}")
     options = {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY else {}
     return _zoo().get_model(name, weights=None, num_classes=num_classes, **options)
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    similar = difflib.get_close_matches(name, known, n=5)
-    if similar:
-        return f"did you mean {', '.join(similar)}?"
-    return (
-        f"use {', '.join(_OWN)}, a classifier of torchvision (resnet18, ...), "
-        "or package.module:callable"
-    )
 
 
 def _zoo() -> Any:

@@ -66,10 +66,10 @@ class Monitor:
         """Print a line."""
         self.console.print(text, highlight=False, markup=False)
 
-    def warn(self, text: str) -> None:
-        """Print a line on stderr, if there is one."""
-        if self.shown and text:
-            print(text, file=sys.stderr, flush=True)
+    def warn(self, *lines: str) -> None:
+        """Print lines on stderr, but for empty ones."""
+        for line in filter(None, lines if self.shown else ()):
+            print(line, file=sys.stderr, flush=True)
 
     def hyper_parameters(self, options: dict[str, Any], metrics: dict[str, float]) -> None:
         """Enter the run into TensorBoard's table of hyper-parameters."""

@@ -57,7 +57,9 @@ def robustness(
         keep_graph=config.gradient == "boundary",
         at_once=at_once,
     )
-    replay = Replay(view, images, found, config.attack, at_once or len(images), view.masks)
+    replay = Replay(
+        view, images, found, config.attack, len(images) if at_once is None else at_once, view.masks
+    )
     p = config.attack.norm
     by_steps = config.gradient == "unrolled"
     norm = lengths(unrolled(replay), p) if by_steps else boundary(replay)

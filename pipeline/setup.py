@@ -69,14 +69,20 @@ def open_index(config: RunConfig, part: str) -> Index:
     return found
 
 
+def num_classes_of(config: RunConfig, first: Index) -> int:
+    """Outputs of the net: as many as asked for, or as the first index has classes."""
+    asked = config.model.num_classes
+    return first.num_classes if asked is None else asked
+
+
 def build_net(config: RunConfig, *indices: Index) -> nn.Module:
-    """The net with as many classes as asked for, or as the first index has.
+    """The net with `num_classes` outputs.
 
     Raises:
         UserError: no such net, weights that do not fit, labels outside its classes, or a net that
             cannot be attacked; the indices or the weights are of different classes.
     """
-    num_classes = config.model.num_classes or indices[0].num_classes
+    num_classes = num_classes_of(config, indices[0])
     if num_classes < 2:
         raise UserError(
             f"{indices[0].path} has one class, and a classifier needs two; set model.num_classes"
@@ -106,7 +112,9 @@ def memory_format(runtime: RuntimeConfig, device: torch.device) -> torch.memory_
 def decoding_threads(config: DataConfig, local_size: int = 1) -> int:
     """DALI's threads for this rank: as asked for, or one more than its share of the cores, so that
     small operators of one batch do not wait for the decoder of another."""
-    return config.threads or max(1, cores() // local_size) + 1
+    if config.threads is not None:
+        return config.threads
+    return max(1, cores() // local_size) + 1
 
 
 def cores() -> int:

@@ -87,7 +87,7 @@ class Trainer:
         fp16 = config.runtime.precision == "fp16"
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=fp16)
         self.definition = definition(
-            config.evaluation, config.runtime, config.model.num_classes or indices[0].num_classes
+            config.evaluation, config.runtime, setup.num_classes_of(config, indices[0])
         )
         self.step = 0
         self.history: list[dict[str, Any]] = []

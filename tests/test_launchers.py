@@ -1,7 +1,9 @@
 """Launchers on this machine, and what they refuse."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,10 +11,36 @@ import pytest
 
 from launchers.options import grid, minutes, name_of, split
 from pipeline.errors import UserError
-from tests.runs import Run, expect_error
+from tests.mistakes.case import call
+from tests.runs import ROOT, Run, expect_error
 from tests.slurm import PLAIN, SCRIPT, at_step, log_of, until
 
 JOBS = "launchers/jobs.py"
+
+
+@pytest.mark.parametrize("name", ["finetune", "evaluate"])
+def test_a_batch_script_outside_of_slurm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    words = ["bash", ROOT / "slurm" / f"{name}.sbatch"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: this script runs as a job: sbatch slurm/{name}.sbatch")
+
+
+def test_sbatch_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text(
+            "#!/bin/sh\necho 'sbatch: error: fetch_config failed\n"
+            "sbatch: fatal: Could not establish a configuration source' >&2\nexit 1\n"
+        )
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    ended = call(SCRIPT, "--", *PLAIN, "--output", tmp_path / "run")
+    assert ended.code == 2
+    (line,) = ended.stderr.splitlines()
+    assert "does not reach SLURM's controller" in line
+    assert "--cluster local" in line
 
 
 @pytest.mark.parametrize(("where", "ranks"), [("local", 2), ("debug", 1)])

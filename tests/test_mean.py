@@ -20,7 +20,9 @@ from pipeline.data.plan import training_windows
 from pipeline.errors import UserError
 from pipeline.models import build
 from pipeline.spaces import data_options, view_of
+from tests.mistakes.case import call
 from tests.runs import SMALL, Run, expect_error
+from tests.test_loader import broken_archive
 
 pytest.importorskip("nvidia.dali")
 CPU = torch.device("cpu")
@@ -87,7 +89,7 @@ def test_weights_are_drawn_as_asked() -> None:
             assert not parameter.any()
         else:
             assert parameter.std().item() == pytest.approx(0.01, rel=0.1)
-    with pytest.raises(ValueError, match=r"model\.init_std must be above 0"):
+    with pytest.raises(ValueError, match=r"init_std must be above 0"):
         ModelConfig(init_std=0.0)
 
 
@@ -104,7 +106,7 @@ def test_mistakes(mean: Path, tmp_path: Path) -> None:
     refused(tmp_path / "objects.npy", "is no .npy file of numbers")
     np.save(tmp_path / "large.npy", 255 * np.load(mean))
     refused(tmp_path / "large.npy", "with pixels from 0 to 1")
-    with pytest.raises(ValueError, match=r"data\.mean must be 3 numbers.*or a \.npy file"):
+    with pytest.raises(ValueError, match=r"mean must be 3 numbers.*or a \.npy file"):
         DataConfig(mean="mean.png")
 
 
@@ -132,3 +134,14 @@ def test_runs_know_it_by_its_content(run: Run, mean: Path, tmp_path: Path) -> No
     moved.unlink()  # pictures need the copy alone
     sheet = ("figures", "sheet", tmp_path / "evaluation", "--out", tmp_path / "sheet")
     assert run("tools/report.py", *sheet).returncode == 0
+
+
+def test_images_that_do_not_decode_have_remedies_of_this_program(tmp_path: Path) -> None:
+    photos = broken_archive(tmp_path)
+    words = ("mean", photos.path, "--out", tmp_path / "m.npy", "--crop", 8, "--resize", 8)
+    ended = call("tools/index.py", *words)
+    assert ended.code == 2
+    (line,) = [line for line in ended.stderr.splitlines() if "error: " in line]
+    assert "c/11.jpg" in line
+    assert "repair them, or leave them out of the index" in line
+    assert "--data.on_error" not in line

@@ -177,7 +177,7 @@ def test_mistakes(run: Run, net: nn.Module, tmp_path: Path) -> None:
         objective(net, "tests.nets:nothing")
     with pytest.raises(UserError, match="no subclass"):
         objective(net, "tests.nets:linear")
-    with pytest.raises(ValueError, match=r"objective\.adversarial\.weight must be from 0 to 1"):
+    with pytest.raises(ValueError, match=r"weight must be from 0 to 1"):
         AdversarialConfig(weight=1.5)
     line = expect_error(run, "--output", tmp_path / "x", "--regularizer.layers", "[fc9.*]")
     assert "regularizer.layers: fc9.* matches none" in line

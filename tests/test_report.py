@@ -15,6 +15,7 @@ import yaml
 from pipeline import merge
 from pipeline.reports import figures, runs, table
 from pipeline.samples import Example
+from tests.mistakes.case import call
 from tests.runs import Run, expect_error
 from tests.test_results import manifest, shard
 
@@ -230,6 +231,20 @@ def test_rows_that_mean_something_else_are_told(run: Run, tmp_path: Path) -> Non
     assert done.returncode == 0
     assert "warning" in done.stderr
     assert "max_iterations: 5 -> 50" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["table", "figures ratios"])
+def test_rows_of_different_images_print_a_warning(tmp_path: Path, command: str) -> None:
+    one, two, other = (evaluation(tmp_path / name, 1.0) for name in ("one", "two", "other"))
+    summary = json.loads((two / "summary.json").read_text())
+    for folder, changes in ((two, {"index": "another"}), (other, {"index": "x", "model": "lenet"})):
+        (folder / "summary.json").write_text(json.dumps(summary | changes))
+    out = ("--out", tmp_path / "x") if "figures" in command else ()
+    ended = call(SCRIPT, *command.split(), one, two, other, *out)
+    assert ended.code == 0, ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if "different images" in line]
+    assert "-> another" in line
+    assert f"{one} and {two}" in line
 
 
 def test_mistakes(run: Run, tmp_path: Path) -> None:

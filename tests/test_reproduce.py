@@ -95,6 +95,7 @@ def test_every_experiment_can_be_listed(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"seed0/deep_defense +[\d.]+ (s|min|h) *\n", done.stdout)
     assert re.search(r"about [\d.]+ (min|h) here, 1 at once", done.stdout)
+    assert "timing" in done.stderr  # which takes minutes for large nets
     assert not (tmp_path / "mlp").exists()
     for experiment in EXPERIMENTS.values():
         names = [method.name for method in experiment.methods]

@@ -22,10 +22,10 @@ from pipeline.config import (
 )
 from pipeline.data.classes import Classes
 from pipeline.distributed import _place
-from pipeline.errors import UserError
+from pipeline.errors import UserError, guarded
 from pipeline.monitor import Monitor
 from pipeline.schedule import Schedule
-from tests.runs import environment
+from tests.runs import ROOT, environment
 
 
 def test_every_shipped_configuration_is_valid() -> None:
@@ -57,9 +57,12 @@ def test_saved_configuration_reads_back(tmp_path: Path) -> None:
         ("model: {nam: x}", "nam"),
         ("optim: {lr: fast}", "optim.lr"),
         ("train: {batch_size: 0}", "train.batch_size must be at least 1, got 0"),
-        ("data: {mean: [1, 2]}", "data.mean must be 3 numbers"),
-        ("model: [", "config"),
-        ("regularizer: {attack: {num_candidates: 1}}", "num_candidates must be at least 2"),
+        ("data: {mean: [0.5, 0.5]}", "data.mean must be 3 numbers"),
+        ("model: [", "bad.yaml, line 1: no valid YAML"),
+        (
+            "regularizer: {attack: {num_candidates: 1}}",
+            "bad.yaml: regularizer.attack.num_candidates must be at least 2, got 1",
+        ),
     ],
 )
 def test_mistakes_in_yaml(
@@ -167,9 +170,39 @@ def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _place() == (3, 4, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("RANK", "a"), ("RANK", "2"), ("RANK", ""), ("WORLD_SIZE", "0")]
+)
+def test_a_wrong_rank_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended, guarded():
+        _place()
+    assert ended.value.code == 2
+    assert f"environment variable {name} must be a whole number" in capsys.readouterr().err
+
+
 def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:
     cli.save(FinetuneConfig(), tmp_path / "c.yaml")
     assert yaml.safe_load((tmp_path / "c.yaml").read_text())["regularizer"]["c"] == 500
+
+
+@pytest.mark.parametrize(
+    "script", ["pipeline/finetune.py", "pipeline/evaluate.py", "launchers/finetune.py"]
+)
+def test_a_misspelt_option_is_refused_before_torch_is_imported(script: str) -> None:
+    lines = (
+        f"import runpy, sys; sys.argv = [{script!r}, '--optim.lrr', '1']",
+        *("try:", f"    runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"),
+        *("except SystemExit as end:", "    print(end.code, 'torch' in sys.modules)"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, env=environment()
+    )
+    assert done.stdout.strip() == "2 False", done.stdout + done.stderr
 
 
 def test_what_takes_long_to_import_is_imported_where_it_is_needed() -> None:

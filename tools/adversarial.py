@@ -1,4 +1,4 @@
-"""A fixed set of DeepFool examples of a net, for adversarial training I: made once, by any ranks.
+r"""A fixed set of DeepFool examples of a net, for adversarial training I: made once, by any ranks.
 
     torchrun --standalone --nproc_per_node=2 tools/adversarial.py --config runs/ref/config.yaml \
         --model.weights runs/ref/weights.pth --data.val train.parquet --output adversarial
@@ -15,11 +15,16 @@ The same command goes on where it was cut, on any number of ranks.
 import json
 from pathlib import Path
 
+from pipeline import cli
+from pipeline.config import EvaluateConfig, warn_ignored
+
+if __name__ == "__main__":  # refuse mistakes before importing torch, which takes seconds
+    cli.parse(EvaluateConfig, __doc__, output_suffix="-adversarial")
+
 import torch
 
-from pipeline import cli, evaluation, setup
+from pipeline import evaluation, setup
 from pipeline.atomic import write_json
-from pipeline.config import EvaluateConfig
 from pipeline.data import arrays
 from pipeline.data.index import Index, join
 from pipeline.distributed import Ranks, StopRequest, session
@@ -39,6 +44,7 @@ def main() -> None:
         if config.evaluation.space != "input":
             raise UserError("evaluation.space: examples are stored in the net's input space: input")
         identity = describe(config, index, net).identity
+        monitor.warn(*warn_ignored(config, ranks.device.type))
         if config.dry_run:
             monitor.say(f"{len(index):,} images to attack, into {config.output}")
             return

@@ -12,12 +12,13 @@ Each prints a table; --json FILE writes device, versions and rows. Benchmarks, n
 are run in turn and compared within one run, since other work on the machine moves the figures.
 """
 
-import argparse
 from pathlib import Path
 
 from benchmarks import batches, common, data, deepfool, evaluation, loader, regularizer, step
 
+from pipeline import arguments
 from pipeline.atomic import check_writable
+from pipeline.config.rule import Range
 from pipeline.errors import guarded
 
 BENCHMARKS = {
@@ -34,30 +35,30 @@ DEFAULT_IMAGES = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = arguments.Parser(description=__doc__)
     top.add_argument("what", choices=BENCHMARKS)
     top.add_argument("--json", type=Path, help="write device, versions and rows to this file")
     top.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     top.add_argument("--model", default="squeezenet1_1", help="net, as model.name (%(default)s)")
     top.add_argument("--weights", help="its weights, as model.weights (default: random)")
     top.add_argument("--data", help="index of images (default: generated images)")
-    top.add_argument("--num-images", type=common.positive, help=f"(default: {DEFAULT_IMAGES})")
+    top.add_argument("--num-images", type=arguments.POSITIVE, help=f"(default: {DEFAULT_IMAGES})")
     top.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     top.add_argument("--channels-last", choices=("auto", "yes", "no"), default="auto")
     top.add_argument(
-        "--repeats", type=common.positive, default=5, help="timed runs a variant (%(default)s)"
+        "--repeats", type=arguments.POSITIVE, default=5, help="timed runs a variant (%(default)s)"
     )
     top.add_argument(
         "--max-images",
-        type=lambda text: text if text == "auto" else common.positive(text),
+        type=lambda text: text if text == "auto" else arguments.POSITIVE(text),
         help="as regularizer.max_images (default: no limit)",
     )
     top.add_argument(
-        "--peak-tflops", type=float, help="of the GPU, for step (default: by name and precision)"
+        "--peak-tflops",
+        type=arguments.Number(float, Range(above=0)),
+        help="of the GPU, for step (default: by name and precision)",
     )
     return top
 

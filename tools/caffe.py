@@ -12,7 +12,6 @@ which changes neither logits nor norms. Their values go from 0 to 255, minus the
     --data.std '[0.003921569, 0.003921569, 0.003921569]'
 """
 
-import argparse
 import sys
 import zipfile
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
+from pipeline import arguments
 from pipeline.atomic import check_writable, replacing, writable
 from pipeline.errors import UserError, guarded
 
@@ -148,9 +148,7 @@ def state_dict(arrays: Arrays, first: str) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Read, convert, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments.Parser(description=__doc__)
     parser.add_argument("source", type=Path, help=".caffemodel or .npz")
     parser.add_argument("target", type=Path, help=".pth to write")
     parser.add_argument(

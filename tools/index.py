@@ -1,4 +1,4 @@
-"""Index images where they are, for --data.train and --data.val; nothing is unpacked.
+r"""Index images where they are, for --data.train and --data.val; nothing is unpacked.
 
     python tools/index.py ilsvrc --train ILSVRC2012_img_train.tar --val ILSVRC2012_img_val.tar \
         --devkit ILSVRC2012_devkit_t12.tar.gz --out DIR    # DIR/train.parquet, DIR/val.parquet
@@ -29,8 +29,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline import arguments
 from pipeline.atomic import check_writable, replacing, writable
-from pipeline.config import DataConfig
+from pipeline.config import DataConfig, rule
 from pipeline.data import index, scan
 from pipeline.data.class_list import read_class_list
 from pipeline.data.classes import Classes
@@ -39,7 +40,8 @@ from pipeline.data.scan import Scan
 from pipeline.errors import UserError, first_few, guarded
 
 ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}
-MAX_SIDE = 4096  # of a mean image, in pixels
+SIDE = arguments.Number(int, rule.options(DataConfig)["crop"].range)
+_BATCH_VALUES = 2**28  # of a batch's images: 1 GiB
 console = Console(stderr=True, soft_wrap=True)
 
 
@@ -137,16 +139,7 @@ def join(options: argparse.Namespace) -> None:
 
 
 def preprocessing(options: argparse.Namespace) -> DataConfig:
-    """The centre crops of `mean`, not normalised; images that do not decode are left out.
-
-    Raises:
-        UserError: sizes that cannot be.
-    """
-    if not 1 <= options.crop <= options.resize <= MAX_SIDE:
-        raise UserError(
-            f"--crop and --resize must be from 1 to {MAX_SIDE} pixels, --resize at least --crop; "
-            f"got {options.crop} and {options.resize}"
-        )
+    """The centre crops of `mean`, not normalised; images that do not decode are left out."""
     return DataConfig(
         crop=options.crop,
         resize=options.resize,
@@ -168,12 +161,15 @@ def mean(options: argparse.Namespace) -> None:
     if options.out.suffix != ".npy":
         raise UserError(f"--out {options.out}: a mean image is a .npy file; name it so")
     check_writable(options.out)
+    if options.resize < options.crop:
+        raise UserError(f"--resize {options.resize} must be at least --crop, {options.crop}")
     found = index.read(str(options.index), options.root, option="index")
     if found.arrays.any():
         raise UserError(f"{options.index} holds arrays, which have no mean taken from them")
     channels = options.channels
     data = preprocessing(options)
-    total, done, size = 0.0, 0, 250
+    total, done = 0.0, 0
+    size = min(250, max(1, _BATCH_VALUES // (channels * options.crop**2)))
     specs = evaluation_specs(found, np.arange(len(found)), data, size)
     loader = Loader(found, specs, data, torch.device("cpu"), size, setup.decoding_threads(data))
     with progress_bar("mean", len(found), in_bytes=False) as progress:
@@ -219,11 +215,9 @@ def write(made: NewIndex) -> None:
     print(made.summary())
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = arguments.Parser(description=__doc__)
     commands = top.add_subparsers(required=True, metavar="ilsvrc | folder | tar | join | mean")
     one = commands.add_parser("ilsvrc", help=ilsvrc.__doc__)
     one.add_argument("--train", type=Path, help="ILSVRC2012_img_train.tar, a tar of class tars")
@@ -267,9 +261,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("index", type=Path, help="of the images to train on")
     one.add_argument("--out", type=Path, required=True, help=".npy file to write")
     one.add_argument("--root", help="folder of the archives or images, if they have been moved")
-    one.add_argument("--crop", type=int, default=224, help="side, in pixels (%(default)s)")
+    one.add_argument("--crop", type=SIDE, default=224, help="side, in pixels (%(default)s)")
     one.add_argument(
-        "--resize", type=int, default=256, help="of the shorter side, in pixels (%(default)s)"
+        "--resize", type=SIDE, default=256, help="of the shorter side, in pixels (%(default)s)"
     )
     one.add_argument(
         "--channels", type=int, choices=(1, 3), default=3, help="1: grey (%(default)s)"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from pipeline import arguments
 from pipeline.atomic import check_writable, writable
 from pipeline.data import pack
 from pipeline.errors import UserError, guarded
@@ -54,11 +55,9 @@ def write(path: Path, images: np.ndarray, labels: np.ndarray, classes: list[str]
     print(f"{path}: {count:,} images; next: python tools/index.py tar {path}")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = arguments.Parser(description=__doc__)
     commands = top.add_subparsers(required=True, metavar="idx | cifar10")
     one = commands.add_parser("idx", help=idx.__doc__)
     one.add_argument("images", type=Path, help="IDX file of images, plain or .gz")

@@ -15,19 +15,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline import merge
+from pipeline import arguments, merge
 from pipeline.atomic import replacing, writable
+from pipeline.config.rule import Range
 from pipeline.errors import UserError, guarded
 from pipeline.reports import chain, figures, runs, table
 
 FIGURES = ("epochs", "sweep", "ratios", "sheet")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = arguments.Parser(description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     joined = commands.add_parser("merge", help="join the shards of an evaluation")
     joined.add_argument("folder", type=Path, help="the OUTPUT that the shards were given")
@@ -39,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     listed.add_argument("--format", choices=table.FORMATS, default="markdown", help="(%(default)s)")
     listed.add_argument(
         "--eps-ref",
-        type=float,
+        type=arguments.Number(float, Range(above=0)),
         help="for every row (default: the one that a network's runs were evaluated at, or that of "
         "its last run that searched for one: put the Deep Defense model last)",
     )
@@ -102,6 +101,8 @@ def draw(options: argparse.Namespace) -> None:
     elif options.kind == "sweep":
         figure = figures.sweep(found, options.by, options.along)
     else:
+        if options.kind == "ratios":
+            table.warn_of_data_sets(found)
         figure = {"epochs": figures.epochs, "ratios": figures.ratios}[options.kind](found)
     print(*figures.save(figure, options.out), sep="\n")
 

@@ -1,4 +1,4 @@
-"""The paper's experiments: every method of Table 1 on one net, and Figures 2 to 4, by one command.
+r"""The paper's experiments: every method of Table 1 on one net, and Figures 2 to 4, by one command.
 
     python tools/reproduce.py mnist_mlp --data DIR --seeds 0 1 2 --at-once 2
     python tools/reproduce.py mnist_lenet --data DIR --figure 3
@@ -26,15 +26,14 @@ from rich.table import Table
 
 from launchers import options, submission
 from launchers.options import Resources
+from pipeline import arguments
 from pipeline.atomic import check_writable
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, guarded
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line up to --."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = arguments.Parser(description=__doc__)
     top.add_argument("experiment", choices=EXPERIMENTS)
     top.add_argument(
         "--data", type=Path, metavar="DIR", help="folder of the downloads, or one above them"
@@ -42,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--output", type=Path, help="folder of all runs (default: runs/reproduce/EXPERIMENT)"
     )
-    top.add_argument("--seeds", type=int, nargs="+", default=[0], help="(0)")
+    top.add_argument("--seeds", type=arguments.SEED, nargs="+", default=[0], help="(0)")
     top.add_argument(
         "--methods", nargs="+", metavar="METHOD", help="only these (default: all; see --dry-run)"
     )
@@ -158,10 +157,13 @@ def main() -> None:
         check_writable(output / "report" / "report.md", "give another --output")
         asked.at_once = asked.at_once or (256 if asked.cluster == "slurm" else 1)
         resources = options.resources(asked)
+        if asked.data is not None and not asked.data.is_dir():
+            raise UserError(f"--data: no folder {asked.data}")
         units = plan(asked, output, words)
         done = {unit.name for unit in units if unit.done()}
         todo = [unit for unit in units if unit.name not in done]
         if asked.dry_run:
+            print("timing a few steps of each kind here; minutes for large nets", file=sys.stderr)
             slurm = resources.cluster == "slurm"  # whose machines are not this one
             ranks, at_once = (1, 1) if slurm else (resources.tasks_per_node, resources.at_once)
             seconds = estimate.Clock(experiment, output / "data", ranks, at_once).seconds(units)

@@ -7,6 +7,7 @@ the YAML of an experiment serves both: each passes over the sections that only t
 from pathlib import Path
 
 from .evaluation import EPS_REF_FRACTIONS, AttackConfig, EvaluationConfig, FgsConfig
+from .ignored import warn_ignored
 from .inputs import DataConfig, ModelConfig, RuntimeConfig
 from .runs import EvaluateConfig, FinetuneConfig, RunConfig, Shard
 from .training import (
@@ -47,4 +48,5 @@ __all__ = [
     "ScheduleConfig",
     "Shard",
     "TrainConfig",
+    "warn_ignored",
 ]

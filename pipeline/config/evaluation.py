@@ -3,23 +3,23 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .rule import require
+from .rule import Range, Section, number, require
 
 # Where the paper's Table 1 reads accuracies.
 EPS_REF_FRACTIONS = (0.2, 0.5, 1.0)
 
 
 @dataclass(kw_only=True)
-class AttackConfig:
+class AttackConfig(Section):
     """DeepFool."""
 
-    num_candidates: int = 10
+    num_candidates: int = number(10, Range(minimum=2, unit="classes"))
     """q: the classes of highest logit at the clean image that are considered, its own included."""
-    max_iterations: int = 5
+    max_iterations: int = number(5, Range(minimum=1, unit="iterations"))
     """Iterations after which a sample that has not flipped is given up (the paper's 5)."""
-    overshoot: float = 0.02
+    overshoot: float = number(0.02, Range(minimum=0))
     """The perturbation is multiplied by 1 + this at the end, and in the test for a flip."""
-    norm: float | Literal["inf"] = 2.0
+    norm: float | Literal["inf"] = number(2.0, Range(above=1, infinity=True))
     """p: the norm that the perturbation is smallest in; above 1, or inf. The paper: 2."""
     direction: Literal["normal", "loss"] = "normal"
     """Each step's direction: the normal of the nearest linearised boundary (DeepFool); or the
@@ -34,16 +34,12 @@ class AttackConfig:
     visit: Literal["all", "lazy"] = "all"
     """Compute every candidate's gradient, or visit candidates in the order of their expected
     distance and stop when none could be nearer unless it is safety times nearer than expected."""
-    safety: float = 1.15
+    safety: float = number(1.15, Range(minimum=1))
     """For visit lazy: how much nearer than expected a candidate may be (a factor, 1 or above)."""
 
     def __post_init__(self) -> None:
-        require(self.safety >= 1, "safety", "at least 1", self.safety)
-        require(self.num_candidates >= 2, "num_candidates", "at least 2", self.num_candidates)
-        require(self.max_iterations >= 1, "max_iterations", "at least 1", self.max_iterations)
-        require(self.overshoot >= 0, "overshoot", "0 or above", self.overshoot)
         self.norm = float(self.norm)
-        require(self.norm > 1, "norm", "above 1, or inf", self.norm)
+        super().__post_init__()
 
     @property
     def reach(self) -> float:
@@ -52,24 +48,17 @@ class AttackConfig:
 
 
 @dataclass(kw_only=True)
-class FgsConfig:
+class FgsConfig(Section):
     """The fast gradient sign attack; eps is in units of evaluation.space."""
 
-    eps: list[float] = field(default_factory=list)
+    eps: list[float] = number([], Range(minimum=0))
     """Measure the accuracy after FGS with each of these."""
-    reference: float | str | None = None
+    reference: float | str | None = number(None, Range(above=0))
     """A given eps_ref, at whose 0.2, 0.5 and 1.0 the accuracy is measured: a number, or the folder
     of an evaluation that searched for it."""
     search: bool = False
     """Find the smallest eps that each image needs, and so this model's eps_ref: the smallest eps
     that leaves at most half of the images classified correctly."""
-
-    def __post_init__(self) -> None:
-        rule = "numbers of 0 or above"
-        require(all(eps >= 0 for eps in self.eps), "evaluation.fgs.eps", rule, self.eps)
-        given = self.reference
-        above = not isinstance(given, float) or given > 0
-        require(above, "evaluation.fgs.reference", "above 0, or a folder", given)
 
     @property
     def measured(self) -> list[float]:
@@ -85,7 +74,7 @@ class FgsConfig:
 
 
 @dataclass(kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Section):
     """Accuracy and rho2, in training and in evaluate.py."""
 
     attack: AttackConfig = field(default_factory=AttackConfig)
@@ -97,17 +86,14 @@ class EvaluationConfig:
     in the paper; or pixels in [0, 1], with the normalisation inside the model."""
     clip: bool = False
     """Space pixels: cut perturbed images to [0, 1], so that they are images."""
-    batch_size: int = 100
+    batch_size: int = number(100, Range(minimum=1, unit="images"))
     """Images a rank in one batch."""
-    num_images: int | None = None
+    num_images: int | None = number(None, Range(minimum=1, unit="images"))
     """Evaluate on this many images, evenly spaced in the index. Default: all."""
-    every_epochs: int = 1
+    every_epochs: int = number(1, Range(minimum=1, unit="epochs"))
     """Fine-tuning: evaluate after every so many epochs (and always before and after)."""
 
-    def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "evaluation.batch_size", "at least 1", self.batch_size)
-        require(self.every_epochs >= 1, "evaluation.every_epochs", "at least 1", self.every_epochs)
-        enough = self.num_images is None or self.num_images >= 1
-        require(enough, "evaluation.num_images", "at least 1", self.num_images)
+    def check(self) -> None:
+        """Cutting to [0, 1] has a meaning for pixels alone."""
         clips = self.clip and self.space != "pixels"
-        require(not clips, "evaluation.clip", "false where evaluation.space is input", self.clip)
+        require(not clips, "clip", "false where evaluation.space is input", self.clip)

@@ -1,13 +1,16 @@
 """Options of the net, the images and the devices."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from .rule import require
+from .rule import Range, Section, number, require
+
+_SIDE = Range(minimum=1, maximum=4096, unit="pixels")
+_PATIENCE = Range(minimum=1, maximum=604_800, unit="seconds")  # a week
 
 
 @dataclass(kw_only=True)
-class ModelConfig:
+class ModelConfig(Section):
     """The network."""
 
     name: str = "resnet18"
@@ -17,14 +20,14 @@ class ModelConfig:
     weights: str | None = None
     """A .pth or .safetensors file, a checkpoint or weights.pth of a run, or the name of
     torchvision's weights (DEFAULT, IMAGENET1K_V1), which downloads. Default: a random start."""
-    init_std: float | None = None
+    init_std: float | None = number(None, Range(above=0))
     """A random start draws weights from a normal distribution with this standard deviation, biases
     0, as Caffe and MatConvNet do. Default: as the net's layers draw them."""
     new_head: bool = False
     """Fine-tuning: the last layer, which has a row for each class, starts anew (from train.seed)
     and only the other weights are loaded: for classes other than those of the weights. Evaluation
     loads all weights."""
-    num_classes: int | None = None
+    num_classes: int | None = number(None, Range(minimum=2, unit="classes"))
     """Number of classes of the net. Default: that of the index."""
     freeze_batch_norm: bool = True
     """Batch norm runs on its stored statistics and its parameters do not train, as in the paper."""
@@ -32,13 +35,9 @@ class ModelConfig:
     """Leave dropout on inside the attack: masks are drawn once an image and held through its
     cross-entropy and its attack, as for the paper's NIN. Its other nets: off."""
 
-    def __post_init__(self) -> None:
-        enough = self.init_std is None or self.init_std > 0
-        require(enough, "model.init_std", "above 0", self.init_std)
-
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(Section):
     """Where the images are and how they become the network's input."""
 
     train: str = "demo"
@@ -51,56 +50,54 @@ class DataConfig:
     check_classes: bool = True
     """Refuse data of other classes than the weights', and training and evaluation images of
     different classes. false: warn only."""
-    crop: int = 224
+    crop: int = number(224, _SIDE)
     """Side of the square input, in pixels."""
-    resize: int = 256
+    resize: int = number(256, _SIDE)
     """Evaluation: the shorter side is resized to this many pixels before the centre crop."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Filter of the resize, with antialiasing, as torchvision's weights name it."""
     channels: Literal[1, 3] = 3
     """Channels of the input: 3 (RGB) or 1 (grey)."""
-    mean: list[float] | str = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    mean: list[float] | str = number([0.485, 0.456, 0.406], Range(minimum=0, maximum=1))
     """Subtracted from each channel, in units of pixel values in [0, 1]; or a mean image (.npy, from
     tools/index.py mean), subtracted before the flip."""
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    std: list[float] = number([0.229, 0.224, 0.225], Range(above=0))
     """Divides each channel after the mean; in units of pixel values in [0, 1]."""
     random_crop: bool = True
     """Train on random resized crops; otherwise on the centre crop of evaluation."""
-    area: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    area: list[float] = number([0.08, 1.0], Range(above=0, maximum=1))
     """Random crops: least and largest share of the image's area."""
-    aspect: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    aspect: list[float] = number([3 / 4, 4 / 3], Range(above=0))
     """Random crops: least and largest width / height."""
     flip: bool = True
     """Train on random horizontal flips, with probability 1/2."""
     on_error: Literal["raise", "skip"] = "raise"
     """An image that does not decode: stop and name it, or count it and go on without it."""
-    threads: int | None = None
+    threads: int | None = number(None, Range(minimum=1, maximum=1024, unit="threads"))
     """Decoding threads a rank. Default: its share of the machine's cores, and one more."""
-    prefetch: int = 3
+    prefetch: int = number(3, Range(minimum=1, maximum=1024, unit="batches"))
     """Batches decoded ahead of the step."""
     half_input: bool = False
     """On a GPU hand the net half-precision channels_last input (half the memory traffic)."""
 
-    def __post_init__(self) -> None:
-        rule = f"{self.channels} numbers, one a channel"
+    def check(self) -> None:
+        """Lists have as many numbers as they must, in order."""
+        rule = "1 number" if self.channels == 1 else f"{self.channels} numbers, one a channel"
         if isinstance(self.mean, str):  # its image is looked at where it is used
             named = self.mean.endswith(".npy")
-            require(named, "data.mean", f"{rule}, or a .npy file", self.mean)
+            require(named, "mean", f"{rule}, or a .npy file", self.mean)
         else:
-            require(len(self.mean) == self.channels, "data.mean", rule, self.mean)
-        require(len(self.std) == self.channels, "data.std", rule, self.std)
-        require(min(self.std) > 0, "data.std", "above 0", self.std)
-        require(self.crop >= 1, "data.crop", "at least 1 pixel", self.crop)
-        require(self.resize >= self.crop, "data.resize", "at least data.crop", self.resize)
-        require(self.prefetch >= 1, "data.prefetch", "at least 1", self.prefetch)
-        ordered = len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1
-        require(ordered, "data.area", "two numbers, 0 < least <= largest <= 1", self.area)
-        ordered = len(self.aspect) == 2 and 0 < self.aspect[0] <= self.aspect[1]
-        require(ordered, "data.aspect", "two numbers, 0 < least <= largest", self.aspect)
+            require(len(self.mean) == self.channels, "mean", rule, self.mean)
+        require(len(self.std) == self.channels, "std", rule, self.std)
+        require(self.resize >= self.crop, "resize", f"at least crop ({self.crop})", self.resize)
+        ordered = len(self.area) == 2 and self.area[0] <= self.area[1]
+        require(ordered, "area", "two numbers, 0 < least <= largest <= 1", self.area)
+        ordered = len(self.aspect) == 2 and self.aspect[0] <= self.aspect[1]
+        require(ordered, "aspect", "two numbers, 0 < least <= largest", self.aspect)
 
 
 @dataclass(kw_only=True)
-class RuntimeConfig:
+class RuntimeConfig(Section):
     """Devices and precision."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -113,7 +110,7 @@ class RuntimeConfig:
     channels_last: bool | Literal["auto"] = "auto"
     """Keep the net and its input in channels_last memory format. auto: on the CPU, and on a GPU
     with half precision, where it is faster."""
-    connect_timeout: int = 60
+    connect_timeout: int = number(60, _PATIENCE)
     """Seconds after which ranks that do not find one another at the start give up."""
-    timeout: int = 600
+    timeout: int = number(600, _PATIENCE)
     """Seconds after which ranks that wait for one another give up."""

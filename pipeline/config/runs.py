@@ -1,11 +1,13 @@
 """All options of each entry point."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from .evaluation import EvaluationConfig
 from .inputs import DataConfig, ModelConfig, RuntimeConfig
-from .rule import require
+from .rule import Range, Section, number, require
 from .training import (
     CheckpointConfig,
     LogConfig,
@@ -16,9 +18,11 @@ from .training import (
     TrainConfig,
 )
 
+_LONGEST_NAME = 255  # bytes of a file's or folder's name, on the usual file systems
+
 
 @dataclass(kw_only=True)
-class RunConfig:
+class RunConfig(Section):
     """Options of both entry points."""
 
     output: str | None = None
@@ -33,6 +37,14 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def check(self) -> None:
+        """Paths are not empty; names in OUTPUT are not longer than file systems allow."""
+        for name in ("output", "resume"):
+            require(getattr(self, name) != "", name, "a path", "''")
+        longest = max((len(os.fsencode(part)) for part in Path(self.output or "").parts), default=0)
+        rule = f"a path whose names have at most {_LONGEST_NAME} bytes"
+        require(longest <= _LONGEST_NAME, "output", rule, f"one of {longest}")
 
 
 class Shard(NamedTuple):
@@ -52,21 +64,22 @@ class EvaluateConfig(RunConfig):
     shard: str = "0/1"
     """i/n, i from 0 to n - 1: evaluate only the i-th of n parts of the images. The n jobs, which
     need not know of one another, are given the same OUTPUT."""
-    num_examples: int = 8
+    num_examples: int = number(8, Range(minimum=0, unit="images"))
     """Images, evenly spaced in the index, whose perturbations are kept for the contact sheet."""
 
-    def __post_init__(self) -> None:
-        number, _, of = self.shard.partition("/")
-        numbers = number.isdecimal() and of.isdecimal()
-        valid = numbers and int(number) < int(of)
+    def check(self) -> None:
+        """The shard is one of its parts."""
+        super().check()
+        part, _, of = self.shard.partition("/")
+        numbers = part.isdecimal() and of.isdecimal()
+        valid = numbers and int(part) < int(of)
         require(valid, "shard", "i/n with i from 0 to n - 1", self.shard)
-        require(self.num_examples >= 0, "num_examples", "0 or above", self.num_examples)
 
     @property
     def part(self) -> Shard:
         """The shard, as numbers."""
-        number, of = self.shard.split("/")
-        return Shard(int(number), int(of))
+        part, of = self.shard.split("/")
+        return Shard(int(part), int(of))
 
 
 @dataclass(kw_only=True)
@@ -81,6 +94,8 @@ class FinetuneConfig(RunConfig):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Half-precision input needs a net that takes it."""
+        super().check()
         half = self.data.half_input and self.runtime.precision == "fp32"
         require(not half, "data.half_input", "false with runtime.precision fp32", True)

@@ -4,19 +4,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .evaluation import AttackConfig
-from .rule import require
+from .rule import Range, Section, number, require
 
 
 @dataclass(kw_only=True)
-class RegularizerConfig:
+class RegularizerConfig(Section):
     """The Deep Defense term, equation (5) of the paper: lam times the sum of exp(-c ratio) over
     the correctly classified samples and of exp(d ratio) over the others, ratio = ||dx|| / ||x||."""
 
-    lam: float = 5.0
+    lam: float = number(5.0, Range(minimum=0))
     """lambda: weight of the term. 0 is plain fine-tuning."""
-    c: float = 500.0
+    c: float = number(500.0, Range(minimum=0))
     """Steepness for correctly classified samples."""
-    d: float = 5.0
+    d: float = number(5.0, Range(minimum=0))
     """Steepness for misclassified samples."""
     gradient: Literal["unrolled", "boundary"] = "unrolled"
     """Of the perturbation's norm: exact, through every step of the attack; or by the implicit
@@ -28,52 +28,34 @@ class RegularizerConfig:
     layers: list[str] = field(default_factory=list)
     """Patterns of names of parameters (7.*, layer4.*) that the term's gradient reaches, as in the
     paper's Figure 4; the cross-entropy's reaches all. Default: all."""
-    max_images: int | Literal["auto"] | None = None
+    max_images: int | Literal["auto"] | None = number(None, Range(minimum=1, unit="images"))
     """Largest number of images in the net at once, if a pass is larger: the attack, its gradient
     and (where batch norm is frozen) the cross-entropy take the pass in parts, so memory is that
     of the parts. auto: found from free memory. Default: all images of a pass."""
 
-    def __post_init__(self) -> None:
-        for name in ("lam", "c", "d"):
-            value = getattr(self, name)
-            require(value >= 0, f"regularizer.{name}", "0 or above", value)
-        most = self.max_images
-        enough = most is None or most == "auto" or most >= 1
-        require(enough, "regularizer.max_images", "at least 1, or auto", most)
-
 
 @dataclass(kw_only=True)
-class AdversarialConfig:
+class AdversarialConfig(Section):
     """Adversarial training II: (1 - weight) CE(x) + weight CE(x + eps sign(grad_x CE))."""
 
-    eps: float | None = None
+    eps: float | None = number(None, Range(above=0))
     """Of the FGS examples, in units of the net's input; adversarial_2 needs it."""
-    weight: float = 0.5
+    weight: float = number(0.5, Range(minimum=0, maximum=1))
     """Share of the FGS examples in the cross-entropy."""
 
-    def __post_init__(self) -> None:
-        require(self.eps is None or self.eps > 0, "objective.adversarial.eps", "above 0", self.eps)
-        share = 0 <= self.weight <= 1
-        require(share, "objective.adversarial.weight", "from 0 to 1", self.weight)
-
 
 @dataclass(kw_only=True)
-class ParsevalConfig:
+class ParsevalConfig(Section):
     """Parseval training: after each step W <- (1 + beta) W - beta W W^T W."""
 
-    beta: float = 1e-4
+    beta: float = number(1e-4, Range(minimum=0))
     """How far the weights are moved. The paper: 0.0001 on MNIST, 0.0003 on CIFAR-10."""
-    columns: float = 0.3
+    columns: float = number(0.3, Range(above=0, maximum=1))
     """Share of a matrix's columns, drawn anew in each step."""
-
-    def __post_init__(self) -> None:
-        require(self.beta >= 0, "objective.parseval.beta", "0 or above", self.beta)
-        share = 0 < self.columns <= 1
-        require(share, "objective.parseval.columns", "above 0, at most 1", self.columns)
 
 
 @dataclass(kw_only=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Section):
     """What is trained for, beside the cross-entropy of the clean images."""
 
     method: str = "deep_defense"
@@ -88,85 +70,75 @@ class ObjectiveConfig:
 
 
 @dataclass(kw_only=True)
-class OptimConfig:
+class OptimConfig(Section):
     """SGD."""
 
-    lr: float = 5e-4
+    lr: float = number(5e-4, Range(minimum=0))
     """Learning rate while fine-tuning with the regulariser, before the schedule's factor."""
-    momentum: float = 0.9
+    momentum: float = number(0.9, Range(minimum=0, below=1))
     """Momentum."""
-    weight_decay: float = 5e-4
+    weight_decay: float = number(5e-4, Range(minimum=0))
     """L2 penalty on every trained parameter."""
-    clip_norm: float | None = None
+    clip_norm: float | None = number(None, Range(above=0))
     """Clip the gradient's global L2 norm to this. Default: no clipping."""
 
 
 @dataclass(kw_only=True)
-class ScheduleConfig:
+class ScheduleConfig(Section):
     """Factor on optim.lr; counted from the first step with the regulariser."""
 
     kind: Literal["constant", "step", "cosine", "linear"] = "step"
     """step: times gamma at each milestone; cosine and linear: down to 0 at the end."""
     unit: Literal["epochs", "steps"] = "epochs"
     """Unit of warmup and milestones."""
-    warmup: float = 0.0
+    warmup: float = number(0.0, Range(minimum=0, unit="epochs or steps"))
     """Linear rise from 0, in units."""
-    milestones: list[float] = field(default_factory=list)
+    milestones: list[float] = number([], Range(minimum=0, unit="epochs or steps"))
     """For kind step, in units."""
-    gamma: float = 0.5
+    gamma: float = number(0.5, Range(above=0, maximum=1))
     """For kind step: the factor at each milestone."""
 
+    def check(self) -> None:
+        """Milestones come one after the other."""
+        ascend = self.milestones == sorted(set(self.milestones))
+        require(ascend, "milestones", "in ascending order, each once", self.milestones)
+
 
 @dataclass(kw_only=True)
-class TrainConfig:
+class TrainConfig(Section):
     """Length, batch and seed of a run."""
 
-    epochs: int = 1
+    epochs: int = number(1, Range(minimum=0, unit="epochs"))
     """Epochs with the regulariser."""
-    clean_epochs: int = 0
+    clean_epochs: int = number(0, Range(minimum=0, unit="epochs"))
     """Epochs before them without it, which make the reference net when there are no weights."""
-    clean_lr: float = 0.01
+    clean_lr: float = number(0.01, Range(minimum=0))
     """Learning rate of the clean epochs (constant)."""
-    batch_size: int = 256
+    batch_size: int = number(256, Range(minimum=1, unit="images"))
     """Images an optimiser step, over all ranks and accumulation."""
-    accumulation: int = 1
+    accumulation: int = number(1, Range(minimum=1, unit="passes"))
     """Forward-backward passes an optimiser step; each takes batch_size / ranks / this images."""
-    seed: int = 0
+    seed: int = number(0, Range(minimum=0, maximum=2**63 - 1))
     """Of the order, crops, flips, dropout and the random initialisation."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation"):
-            value = getattr(self, name)
-            require(value >= 1, f"train.{name}", "at least 1", value)
-        for name in ("epochs", "clean_epochs", "seed"):
-            value = getattr(self, name)
-            require(value >= 0, f"train.{name}", "0 or above", value)
 
 
 @dataclass(kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """Files to resume from, in OUTPUT/checkpoints."""
 
-    every_steps: int = 500
+    every_steps: int = number(500, Range(minimum=1, unit="steps"))
     """Steps between checkpoints; one is also written after each evaluation and at the end."""
-    keep: int = 2
+    keep: int = number(2, Range(minimum=1, unit="files"))
     """How many of the newest to keep."""
     best: Literal["accuracy", "rho2"] = "accuracy"
     """What best.pt is the best of, among the evaluations with the regulariser."""
 
-    def __post_init__(self) -> None:
-        require(self.every_steps >= 1, "checkpoint.every_steps", "at least 1", self.every_steps)
-        require(self.keep >= 1, "checkpoint.keep", "at least 1", self.keep)
-
 
 @dataclass(kw_only=True)
-class LogConfig:
+class LogConfig(Section):
     """What is written while training runs."""
 
-    every_steps: int = 10
+    every_steps: int = number(10, Range(minimum=1, unit="steps"))
     """Steps between rows of metrics.jsonl and points in TensorBoard."""
-    panel_images: int = 6
+    panel_images: int = number(6, Range(minimum=0, unit="images"))
     """Images in the panel of perturbations made at each evaluation; 0: no panel."""
-
-    def __post_init__(self) -> None:
-        require(self.every_steps >= 1, "log.every_steps", "at least 1", self.every_steps)

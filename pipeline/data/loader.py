@@ -52,6 +52,10 @@ class Batch:
     rows: np.ndarray  # (B,) int64, rows of the index
 
 
+class UndecodableImages(UserError):
+    """Images do not decode, and ``data.on_error`` is raise."""
+
+
 class Loader:
     """Decodes a stream of batches ahead of their use.
 
@@ -114,7 +118,7 @@ class Loader:
         """Yield the batches of the stream, in its order.
 
         Raises:
-            UserError: an image does not decode; names it (``data.on_error: raise``).
+            UndecodableImages: names them (``data.on_error: raise``).
         """
         self._pipeline = self._build(self._source)
         try:
@@ -206,7 +210,7 @@ class Loader:
         """Go on without these rows, or raise an error that names them."""
         names = [self.index.id(row) for row in bad]
         if self._config.on_error == "raise":
-            raise UserError(
+            raise UndecodableImages(
                 f"{len(bad)} image(s) in {self.index.path} do not decode: {', '.join(names[:8])}; "
                 "repair them, make the index again with tools/index.py --verify, "
                 "or go on without them by --data.on_error skip"

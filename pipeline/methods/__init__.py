@@ -5,6 +5,7 @@ after each optimiser step. ``objective.method`` names them, joined by +.
 """
 
 from pipeline.config import FinetuneConfig
+from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError
 from pipeline.importing import import_callable, report_exceptions
 from pipeline.view import AttackView
@@ -49,7 +50,7 @@ def _class(name: str) -> type[Method]:
     if ":" not in name:
         raise UserError(
             f"objective.method: no method {name!r}; use {', '.join([CLEAN, *METHODS])}, several "
-            "joined by +, or package.module:Class"
+            f"joined by +, or package.module:Class{did_you_mean(name, [CLEAN, *METHODS])}"
         )
     found = import_callable(name, "objective.method")
     if not (isinstance(found, type) and issubclass(found, Method)):

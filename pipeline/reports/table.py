@@ -6,7 +6,7 @@ In: `Run`s labelled NETWORK:METHOD. Out: the table as Markdown, CSV or LaTeX.
 import csv
 import io
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.cli import differences
 from pipeline.config import EPS_REF_FRACTIONS
@@ -37,7 +37,7 @@ def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[Row]:
         networks.setdefault(_network(run), []).append(run)
     rows: list[Row] = []
     for network, members in networks.items():
-        reference = eps_ref or _reference(members)
+        reference = _reference(members) if eps_ref is None else eps_ref
         for run in members:
             rows += _rows(network, run, reference)
     return rows
@@ -95,6 +95,32 @@ def warn(runs: list[Run]) -> None:
                 f"{'; '.join(changed)}",
                 file=sys.stderr,
             )
+    warn_of_data_sets(runs)
+
+
+def warn_of_data_sets(runs: list[Run]) -> None:
+    """Say on stderr where a network's runs are of different images."""
+    first: dict[tuple[str, bool], Run] = {}
+    for run in runs:
+        network = _network(run)
+        earlier = first.setdefault((network, run.is_evaluation), run)
+        if earlier is run:
+            continue
+        changed = differences(_images_of(earlier), _images_of(run), ())
+        if changed:
+            print(
+                f"warning: {earlier.folder} and {run.folder}, both of {network}, are of different "
+                f"images: {'; '.join(changed)}",
+                file=sys.stderr,
+            )
+
+
+def _images_of(run: Run) -> dict[str, Any]:
+    """What says which images a run was evaluated on."""
+    if run.is_evaluation:
+        names = ("index", "num_indexed", "num_images")
+        return {name: run.summary.get(name) for name in names}
+    return {name: run.option(name) for name in ("data.val", "evaluation.num_images")}
 
 
 COLUMNS = (  # of what a row measures, in CSV

@@ -99,10 +99,6 @@ CASES: list[Case] = [
         0,
     ),
     Case("B-22, class", non_utf8(b"cl\xe9/x.png"), r"class folder cl\\xe9 is not UTF-8; rename it"),
-    Case("B-25, crop 0", mean("--crop", 0), r"--crop and --resize must be from 1 to 4096"),
-    Case(
-        "B-25, resize", mean("--crop", 64, "--resize", 32), r"--resize at least --crop; got 64 and"
-    ),
     Case("a mean in place of an index", mean(out="x.parquet"), r"a mean image is a \.npy file"),
     Case("B-27, JSON", damaged(metadata(raw="{no")), r"photos\.parquet has damaged metadata"),
     Case("B-27, root", damaged(metadata(root=None)), r"photos\.parquet has damaged .*\(root\)"),

@@ -26,14 +26,6 @@ Row = dict[str, Any]
 JSON_REMEDY = "give another --json"
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
 def prepare(options: argparse.Namespace) -> torch.device:
     """The device asked for, set up as a run would.
 
@@ -68,7 +60,10 @@ def layout_of(options: argparse.Namespace) -> torch.memory_format:
 
 def load_images(options: argparse.Namespace, default: int) -> Tensor:
     """``--num-images`` centre crops of ``--data``, or generated ones; normalised, on the device."""
-    device, number = device_of(options), options.num_images or default
+    device, number = (
+        device_of(options),
+        default if options.num_images is None else options.num_images,
+    )
     if options.data is None:
         images = torch.randn(number, 3, 224, 224, device=device)
     else:

@@ -5,6 +5,7 @@ other numbers of iterations on generated images, and decoding is not counted.
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -88,6 +89,7 @@ class Clock:
     def _timed(self, kind: str, make: Callable[[int], Callable[[], None]], images: int) -> float:
         if kind not in self.known:
             number = min(_FEW, images)
+            print(f"timing {kind}", file=sys.stderr, flush=True)
             seconds = _least(make(number))
             if seconds < _SLOW and number < images:
                 number = images

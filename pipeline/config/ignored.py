@@ -1,0 +1,98 @@
+"""Options that have no effect beside the others."""
+
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any
+
+from .rule import shown
+from .runs import FinetuneConfig, RunConfig
+
+BUILT_IN_METHODS = ("clean", "deep_defense", "adversarial_2", "parseval")
+
+
+def warn_ignored(
+    config: RunConfig, device: str | None = None, steps_per_epoch: int | None = None
+) -> list[str]:
+    """A line for each option that was changed but has no effect, and for a schedule that does not
+    fit the run.
+
+    Args:
+        config: of the run.
+        device: type of the device that the run uses, if it is known: cpu or cuda.
+        steps_per_epoch: optimiser steps, if they are known.
+    """
+    defaults = type(config)()
+    lines = [
+        f"warning: {option} {shown(_value(config, option))} has no effect: {reason}"
+        for option, reason in _without_effect(config, device)
+        if _value(config, option) != _value(defaults, option)
+    ]
+    if isinstance(config, FinetuneConfig) and config.train.epochs > 0:
+        lines += _beyond_the_end(config, steps_per_epoch)
+    return lines
+
+
+def _value(config: RunConfig, option: str) -> Any:
+    return reduce(getattr, option.split("."), config)
+
+
+def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str, str]]:
+    """Options that these settings leave without effect, and why."""
+    attacks = {"evaluation.attack": config.evaluation.attack}
+    if isinstance(config, FinetuneConfig):
+        attacks["regularizer.attack"] = config.regularizer.attack
+    for section, attack in attacks.items():
+        if attack.visit == "all":
+            yield f"{section}.safety", f"it is for {section}.visit lazy"
+    if not isinstance(config, FinetuneConfig):
+        return
+    if config.schedule.kind != "step":
+        for name in ("gamma", "milestones"):
+            yield f"schedule.{name}", f"schedule.kind is {config.schedule.kind}, not step"
+    elif not config.schedule.milestones:
+        yield "schedule.gamma", "there are no schedule.milestones"
+    if config.train.clean_epochs == 0:
+        yield "train.clean_lr", "train.clean_epochs is 0"
+    if not config.data.random_crop:
+        for name in ("area", "aspect"):
+            yield f"data.{name}", "data.random_crop is false"
+    if "cpu" in (device, config.runtime.device):
+        yield "data.half_input", "the run is on a CPU"
+    yield from _of_other_methods(config)
+
+
+def _of_other_methods(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
+    """Options of methods that the run does not use. A user's own method may read all of them."""
+    names = config.objective.method.split("+")
+    if any(name not in BUILT_IN_METHODS for name in names):
+        return
+    reason = f"objective.method is {config.objective.method}"
+    yield "objective.options", f"{reason}; they are for a method given as package.module:Class"
+    owners = {
+        "deep_defense": ("regularizer.layers", "regularizer.gradient"),
+        "adversarial_2": ("objective.adversarial.eps", "objective.adversarial.weight"),
+        "parseval": ("objective.parseval.beta", "objective.parseval.columns"),
+    }
+    for method, options in owners.items():
+        for option in options if method not in names else ():
+            yield option, f"{reason}, without {method}"
+
+
+def _beyond_the_end(config: FinetuneConfig, steps_per_epoch: int | None) -> list[str]:
+    """Warm-up and milestones that the run does not reach."""
+    schedule, length = config.schedule, config.train.epochs
+    if schedule.unit == "steps":
+        if steps_per_epoch is None:
+            return []
+        length *= steps_per_epoch
+    run = f"the run's {length} {schedule.unit} with the regulariser"
+    lines = []
+    if schedule.warmup > length:
+        lines.append(
+            f"warning: schedule.warmup {schedule.warmup:g} is longer than {run}: the learning rate "
+            "does not reach optim.lr"
+        )
+    late = [f"{milestone:g}" for milestone in schedule.milestones if milestone >= length]
+    if schedule.kind == "step" and late:
+        lines.append(f"warning: schedule.milestones {', '.join(late)}: not reached in {run}")
+    return lines

@@ -1,0 +1,114 @@
+"""Reading YAML files of experiments, and suggestions for misspelt names."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import UserError
+
+_EXAMPLE = "sections of options, as 'train: {epochs: 3}'"
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which a mapping must not repeat a key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping.
+
+        Raises:
+            ConstructorError: a key occurs twice; with its line.
+        """
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = key_node.value
+            if isinstance(key, str) and key in lines and key != "<<":
+                problem = f"{key} is in line {lines[key]} already"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            if isinstance(key, str):
+                lines[key] = key_node.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that YAML text holds.
+
+    Raises:
+        yaml.YAMLError: bad syntax, or a key that occurs twice.
+    """
+    return yaml.load(text, Loader)  # a SafeLoader: it makes plain values alone
+
+
+def read_yaml(path: Path, folders: Iterable[Path] = ()) -> dict[str, Any]:
+    """The sections that a YAML file holds.
+
+    Args:
+        path: the file.
+        folders: searched for a file of a similar name, besides the file's own folder.
+
+    Raises:
+        UserError: the file cannot be read, or holds no sections; names the file and the line.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; --config takes a YAML file, as configs/demo.yaml")
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        files = [file for folder in (*folders, path.parent) for file in folder.glob("*.y*ml")]
+        named = {file.name: file for file in files}
+        near = [named[name] for name in nearest(path.name, named)]
+        raise UserError(f"--config: no file {path}{_question(near)}") from None
+    except OSError as error:
+        raise UserError(f"--config: {path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}{_where(error)}: no valid YAML: {_problem(error)}") from None
+    if not isinstance(values, dict):
+        holds = {type(None): "is empty", list: "holds a list"}.get(type(values), f"holds {values}")
+        raise UserError(f"{path} {holds}; it must hold {_EXAMPLE}")
+    return values
+
+
+def _where(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f", line {mark.line + 1}" if mark else ""
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+
+
+def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
+    """A hint at the names nearest to a word: "; did you mean A or B?", or nothing.
+
+    Args:
+        word: the misspelt name; an option's section may be missing.
+        names: all valid names.
+        prefix: put before each name of the hint.
+    """
+    return _question([prefix + name for name in nearest(word, names)])
+
+
+def _question(names: Sequence[object]) -> str:
+    return f"; did you mean {' or '.join(map(str, names))}?" if names else ""
+
+
+def nearest(word: str, names: Iterable[str]) -> list[str]:
+    """At most three names that the word may stand for; see `did_you_mean`."""
+    names = list(dict.fromkeys(names))
+
+    def plain(name: str) -> str:
+        return name.replace("-", "_").lower()
+
+    equal = [name for name in names if plain(name) == plain(word)]
+    same_end = [name for name in names if plain(name).split(".")[-1] == plain(word)]
+    begin = [name for name in names if len(word) > 2 and plain(name).startswith(plain(word))]
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+    ends = {name.split(".")[-1]: name for name in names}
+    close_end = [ends[end] for end in difflib.get_close_matches(plain(word), ends, n=1, cutoff=0.8)]
+    return (equal or same_end or close or close_end or begin)[:3]
