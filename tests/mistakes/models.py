@@ -185,5 +185,7 @@ CASES: list[Case] = [
         r"w\.pth holds a Python object besides tensors \(torch\.nn\.\S+ReLU\); save the net's "
         r"state_dict\(\), or convert it to \.safetensors\n",
     ),
-    Case("near miss of a net", with_name("resnet81"), r"no net 'resnet81'; did you mean resnet18\?"),
+    Case(
+        "near miss of a net", with_name("resnet81"), r"no net 'resnet81'; did you mean resnet18\?"
+    ),
 ]
