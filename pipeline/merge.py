@@ -20,6 +20,7 @@ from pipeline.atomic import replacing, write_json
 from pipeline.config import DataConfig, Shard
 from pipeline.data.index import evenly_spaced
 from pipeline.errors import UserError, brief
+from pipeline.manifest import identity_problem, num_eps
 from pipeline.monitor import Monitor
 from pipeline.results import Manifest, ResultsFolder, Stored
 from pipeline.samples import Samples, by_class, rho_name, summarize
@@ -139,10 +140,10 @@ def _show(folder: Path, merged: Merged, summary: dict[str, Any]) -> None:
 def contact_sheet(folder: Path, manifest: Manifest) -> Any:
     """The figure of the kept images, perturbations and perturbed images; None if none was kept."""
     store = ResultsFolder(folder / "results")
-    examples = store.examples()
+    names, inputs = manifest.about["class_names"], manifest.identity["input"]
+    examples = store.examples((inputs["channels"], inputs["crop"], inputs["crop"]))
     if not examples:
         return None
-    names, inputs = manifest.about["class_names"], manifest.identity["input"]
     data = DataConfig(**{**inputs, "mean": store.mean() or inputs["mean"]})
     if manifest.identity["definition"]["space"].startswith("pixels"):
         data.mean, data.std = [0.0] * data.channels, [1.0] * data.channels
@@ -171,14 +172,20 @@ def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
     try:
         table = pq.read_table(path)
         identity = json.loads(table.schema.metadata[_METADATA_KEY])
+        problem = identity_problem(identity)
+        if problem:
+            raise ValueError(f"its identity {problem}")
+        for name in table.column_names:
+            if table[name].null_count:
+                raise ValueError(f"it lacks values of {name}")
         columns = {f.name: table[f.name].to_pylist() for f in fields(Samples)}
+        samples = Samples.of_columns(columns, num_eps(identity))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({brief(error)}); make it again with tools/report.py merge "
             f"{path.parent}"
         ) from None
-    fgs = identity["definition"]["fgs"]
-    return Samples.of_columns(columns, len(fgs["eps"]) if fgs else 0), identity
+    return samples, identity
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
