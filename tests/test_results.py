@@ -184,7 +184,10 @@ def test_counts_of_overlaps_must_be_equal(tmp_path: Path) -> None:
         ({"model": "other"}, "model: net -> other"),
         ({"weights": "abc"}, "weights: None -> abc"),
         ({"num_indexed": 7}, "num_indexed: 6 -> 7"),
-        ({"definition": {"fgs": None, "norm": "inf"}}, r"definition\.norm: 2 -> inf"),
+        (
+            {"definition": manifest().identity["definition"] | {"norm": "inf"}},
+            r"definition\.norm: 2 -> inf",
+        ),
     ],
 )
 def test_different_evaluations_do_not_mix(tmp_path: Path, changes: dict, words: str) -> None:
