@@ -1,19 +1,17 @@
-"""The scripts in slurm/ where there is no SLURM."""
+"""slurm/evaluate.sbatch in a job that is no array."""
 
 import os
 import subprocess
 
-import pytest
-
 from tests.runs import ROOT
 
 
-@pytest.mark.parametrize("name", ["finetune", "evaluate"])
-def test_without_slurm_they_say_so_in_one_line(name: str) -> None:
+def test_a_job_that_is_no_array() -> None:
     outside = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
-    words = ("bash", f"slurm/{name}.sbatch", "--output", "x")
-    done = subprocess.run(words, cwd=ROOT, env=outside, capture_output=True, text=True)
+    words = ("bash", ROOT / "slurm" / "evaluate.sbatch")
+    done = subprocess.run(
+        words, env=outside | {"SLURM_JOB_ID": "1"}, capture_output=True, text=True
+    )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: this script runs in a job")
-    assert line.endswith(f"pipeline/{name}.py --output x")
+    assert line.startswith("error: this job is no array: sbatch --array")
