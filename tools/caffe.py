@@ -87,6 +87,8 @@ def read_caffemodel(path: Path) -> Arrays:
     except DecodeError:
         raise UserError(f"{path} is no .caffemodel, or is cut short") from None
     layers = {layer.name: layer for layer in (*net.layers, *net.layer) if layer.blobs}
+    if not all(isinstance(name, str) for name in layers):  # bytes, where they are not UTF-8
+        raise UserError(f"{path} is damaged: the name of a layer is no text")
     if not layers:
         raise UserError(f"{path} holds no weights; is it a .caffemodel?")
     return {
@@ -98,7 +100,7 @@ def read_caffemodel(path: Path) -> Arrays:
 def _array(blob: Message, where: str) -> np.ndarray:
     values = np.array(blob.data or blob.double_data, dtype=np.float32)
     shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
-    if values.size != np.prod(shape):
+    if min(shape, default=0) < 0 or values.size != np.prod(shape):
         raise UserError(f"{where} has {values.size} values for the shape {shape}")
     return values.reshape(shape)
 
@@ -135,7 +137,8 @@ def state_dict(arrays: Arrays, first: str, source: Path) -> dict[str, torch.Tens
         UserError: there is no such layer, or its weights take no channels.
     """
     if first not in arrays:
-        raise UserError(f"--first {first}: the layers are {', '.join(arrays)}")
+        layers = ", ".join(arrays)
+        raise UserError(f"{source} has no layer --first {first}: the layers are {layers}")
     shape = arrays[first][0].shape
     if len(shape) < 2:
         raise UserError(f"{source}: {first} has weights of the shape {shape}, which take no image")
