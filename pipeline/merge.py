@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import lock, panel
-from pipeline.atomic import replacing, write_json
+from pipeline.atomic import replacing, report_unwritable, write_json
 from pipeline.config import DataConfig, Shard
 from pipeline.data.index import evenly_spaced
 from pipeline.errors import UserError, brief
@@ -87,7 +87,11 @@ def publish(folder: Path, merged: Merged) -> dict[str, Any]:
         **identity,
         "runs": stored.runs,
     }
-    with lock.turn(folder / "results" / ".merge"):  # two shards may end at once
+    remedy = f"then run tools/report.py merge {folder}"
+    with (
+        report_unwritable(folder, remedy),
+        lock.turn(folder / "results" / ".merge"),  # two shards may end at once
+    ):
         write_samples(folder / "samples.parquet", stored)
         _write_csv(folder / "classes.csv", by_class(stored.samples, about["class_names"]))
         _show(folder, merged, summary)

@@ -195,12 +195,18 @@ def cut_mean(path: Path) -> None:
     whole.damage_file(path, whole.half)
 
 
+def broken_mean(path: Path) -> None:
+    np.save(path, np.zeros((1, 28, 28), np.float32))
+    whole.damage_file(path, whole.replaced(b"(1, 28, 28)", b"((1, 28, 28"))
+
+
 MEANS = [
     of_mean("mean: empty", lambda p: p.write_bytes(b""), "no .npy file of numbers"),
     of_mean("mean: cut", cut_mean, "no .npy file of numbers"),
     of_mean("mean: shape", lambda p: np.save(p, np.zeros((3, 28, 28))), "no image of the shape"),
     of_mean("mean: NaN", lambda p: np.save(p, np.full((1, 28, 28), np.nan)), "no image of"),
     of_mean("mean: pickle", lambda p: p.write_bytes(whole.code(p.parent)), "no .npy file of"),
+    of_mean("mean: header", broken_mean, "no .npy file of numbers"),
     of_mean(
         "mean: objects", lambda p: np.save(p, np.array([{}]), allow_pickle=True), "no .npy file"
     ),

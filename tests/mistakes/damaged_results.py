@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from tests.mistakes import whole
 from tests.mistakes.case import Case
+from tests.test_caffe import caffemodel
 
 REPORT, CAFFE, JOBS = "tools/report.py", "tools/caffe.py", "launchers/jobs.py"
 Words = Sequence[object]
@@ -235,7 +236,15 @@ def lone_array(path: Path) -> None:
         np.save(file, np.zeros(3))
 
 
+def renamed_layer(path: Path) -> None:
+    """With a name that is not UTF-8."""
+    layers = {"conv1": [np.ones((4, 3, 2, 2), np.float32), np.ones(4, np.float32)]}
+    path.write_bytes(caffemodel(layers, old=True))
+    whole.damage_file(path, whole.replaced(b"conv1", b"con\xff1"))
+
+
 CAFFES = [
+    of_caffe("caffe: a layer's name", "n.caffemodel", renamed_layer, "the name of a layer is no"),
     of_caffe("caffe: npz cut", "n.npz", cut_arrays, r"n\.npz cannot be read"),
     of_caffe("caffe: npz empty", "n.npz", lambda p: p.write_bytes(b""), r"n\.npz cannot be read"),
     of_caffe("caffe: npz is an npy", "n.npz", lone_array, r"n\.npz cannot be read"),
