@@ -162,7 +162,8 @@ def write_samples(path: Path, stored: Stored) -> None:
     table = pa.table({"id": [stored.ids[row] for row in samples.row.tolist()], **columns})
     metadata = {_METADATA_KEY: json.dumps(stored.manifest.identity).encode()}
     with replacing(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+        described = table.replace_schema_metadata(metadata)
+        pq.write_table(described, partial, compression="zstd", write_page_checksum=True)
 
 
 def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
@@ -174,7 +175,7 @@ def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"no file {path}; make it with tools/report.py merge {path.parent}")
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         identity = json.loads(table.schema.metadata[_METADATA_KEY])
         problem = identity_problem(identity)
         if problem:

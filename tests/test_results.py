@@ -266,6 +266,24 @@ def test_a_table_of_samples_that_is_cut_short(tmp_path: Path) -> None:
         merge.read_samples(path)
 
 
+def test_a_changed_byte_of_samples_is_no_other_result(tmp_path: Path) -> None:
+    shard(tmp_path, 0, 1, list(range(6)))
+    merge.publish(tmp_path, merge.join(tmp_path))
+    path = tmp_path / "samples.parquet"
+    whole, (expected, _) = path.read_bytes(), merge.read_samples(path)
+    refused = 0
+    for position in range(4, len(whole), 13):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        try:
+            changed, _ = merge.read_samples(path)
+        except UserError:
+            refused += 1
+            continue
+        for name, column in vars(expected).items():
+            assert np.array_equal(getattr(changed, name), column), (position, name)
+    assert refused > 100
+
+
 def test_resume_never_and_elsewhere(tmp_path: Path) -> None:
     shard(tmp_path, 0, 1, [0])
     results = tmp_path / "results"
