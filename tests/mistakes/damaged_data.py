@@ -272,6 +272,7 @@ TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 KITS = [
     of_kit("kit: cut", whole.half(whole.development_kit("meta.mat", TRUTH))),
     of_kit("kit: no meta.mat", whole.development_kit(TRUTH)),
+    of_kit("kit: another meta.mat", whole.development_kit("meta.mat", TRUTH)),
 ]
 
 CASES: list[Case] = [*INDICES, *ARCHIVES, *IMAGES, *MEANS, *ARRAYS, *KITS]
