@@ -280,8 +280,9 @@ def read_development_kit(path: Path) -> DevelopmentKit:
         label_of = {int(number): label for label, number in enumerate(leaves["ILSVRC2012_ID"])}
         numbers = [int(line) for line in truth.split()]
     except Exception as error:  # gzip, tar and scipy raise errors of many types: all mean one thing
+        why = " ".join(str(error).split())
         raise UserError(
-            f"{path} cannot be read as ILSVRC's development kit: {brief(error)}; download it again"
+            f"{path} cannot be read as ILSVRC's development kit: {why}; download it again"
         ) from None
     unknown = sorted(set(numbers) - label_of.keys())
     if unknown:

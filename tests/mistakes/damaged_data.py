@@ -24,13 +24,13 @@ def joined(path: Path) -> Words:
     return (INDEX, "join", path, "--out", path.with_name("joined.parquet"))
 
 
-def averaged(path: Path) -> Words:
-    """Reads every image."""
-    return (INDEX, "mean", path, *("--crop", 28, "--resize", 28), "--out", path.parent / "m.npy")
-
-
 def evaluated(path: Path, *options: object) -> Words:
     return (EVALUATE, "--data.val", path, *whole.NET, *options, "--dry_run", "true")
+
+
+def decoded(path: Path) -> Words:
+    """An evaluation, which reads every image."""
+    return (EVALUATE, "--data.val", path, *whole.NET, "--output", path.with_name("evaluation"))
 
 
 def of_index(number: str, damage: whole.Damage, line: str) -> Case:
@@ -83,7 +83,11 @@ INDICES = [
     of_table("index: no metadata", lambda t: t.replace_schema_metadata(), "no index of tools"),
     of_metadata("index: another version", "version 7", version=7),
     of_table("index: no column", lambda t: t.drop_columns(["width"]), "lacks the columns width"),
-    of_table("index: label too high", column("label", [0, 9]), "4 labels lie outside"),
+    of_table(
+        "index: label too high",
+        column("label", [0, 9]),
+        "(4 labels lie outside|4 of 8 .* label outside)",
+    ),
 ]
 
 
@@ -91,7 +95,7 @@ def of_archive(number: str, damage: whole.Damage, line: str) -> Case:
     def words(folder: Path) -> Words:
         path = whole.index(folder)
         whole.damage_file(folder / "photos.tar", damage)
-        return averaged(path)
+        return decoded(path)
 
     return Case(number, words, line)
 
@@ -99,14 +103,14 @@ def of_archive(number: str, damage: whole.Damage, line: str) -> Case:
 def without_archive(folder: Path) -> Words:
     path = whole.index(folder)
     (folder / "photos.tar").unlink()
-    return averaged(path)
+    return decoded(path)
 
 
 def offset_beyond(folder: Path) -> Words:
     path = whole.index(folder)
     table = pq.read_table(path)
     pq.write_table(column("offset", [1 << 30])(table), path)
-    return averaged(path)
+    return decoded(path)
 
 
 def broken_header(folder: Path) -> Words:
@@ -128,7 +132,11 @@ ARCHIVES = [
         lambda d: np.random.default_rng(0).bytes(len(d)),
         r"8 image\(s\) in .*photos\.parquet do not decode: a/0\.jpg",
     ),
-    Case("archive: offset beyond its end", offset_beyond, r"photos\.tar is shorter than its index"),
+    Case(
+        "archive: offset beyond its end",
+        offset_beyond,
+        r"photos\.tar is shorter than its index|photos\.parquet.* beyond the end of its archive",
+    ),
     Case("archive: a member's header", broken_header, r"photos\.tar cannot be read as a tar"),
 ]
 
@@ -164,7 +172,7 @@ def changed_since(number: str, damage: whole.Damage, line: str) -> Case:
         begin = tar.index(data, tar.index(b"a/2.jpg\0"))
         changed = changed[: len(data)].ljust(len(data), b"\0")
         (folder / "photos.tar").write_bytes(tar[:begin] + changed + tar[begin + len(data) :])
-        return averaged(folder / "photos.parquet")
+        return decoded(folder / "photos.parquet")
 
     return Case(number, words, line)
 

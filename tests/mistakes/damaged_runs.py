@@ -47,11 +47,20 @@ def safetensors() -> bytes:
     return save({name: value.contiguous() for name, value in loaded(whole.weights()).items()})
 
 
+UNREADABLE = "(cannot be read|is not a file|is no file|holds a Python object)"
 WEIGHTS = [
-    of_weights("weights: empty", lambda: b"", "cannot be read|is not a file of plain tensors"),
+    of_weights("weights: empty", lambda: b"", UNREADABLE),
     of_weights("weights: half", lambda: whole.half(whole.weights()), "cannot be read"),
-    of_weights("weights: garbage", lambda: whole.garbage(whole.weights()), "is not a file|cannot"),
-    of_weights("weights: code", lambda: whole.code(Path("/nowhere/file")), "is not a file|cannot"),
+    of_weights(
+        "weights: garbage",
+        lambda: whole.garbage(whole.weights()),
+        UNREADABLE,
+    ),
+    of_weights(
+        "weights: code",
+        lambda: whole.code(Path("/nowhere/file")),
+        UNREADABLE,
+    ),
     of_weights("weights: lack a layer", changed_weights(**{"1_bias": None}), "does not fit mlp"),
     of_weights(
         "weights: shape",
@@ -103,7 +112,7 @@ def changed_checkpoint(change: Callable[[State], object]) -> whole.Damage:
 CHECKPOINTS = [
     of_checkpoint("checkpoint: empty", whole.empty, "cannot be read"),
     of_checkpoint("checkpoint: half", whole.half, "cannot be read"),
-    of_checkpoint("checkpoint: garbage", whole.garbage, "cannot be read"),
+    of_checkpoint("checkpoint: garbage", whole.garbage, "(cannot be read|is no file)"),
     of_checkpoint(
         "checkpoint: version", changed_checkpoint(lambda s: s.update(version=9)), "version"
     ),

@@ -73,7 +73,7 @@ def below_a_file(name: str) -> Case:
 
     def words(folder: Path) -> Words:
         (folder / "file").touch()
-        return write(folder, folder / "file" / "x")
+        return write(folder, folder / "file" / "x.npy")
 
     return Case(
         f"B-24 {name}: below a file", words, f"cannot write .*file/x.*: Not a dir.*{remedy}"
@@ -83,17 +83,19 @@ def below_a_file(name: str) -> Case:
 def in_proc(name: str) -> Case:
     write, remedy = WRITERS[name]
     line = rf"cannot write /proc/x.*: No such file or directory; {remedy}"
-    return Case(f"B-24 {name}: in /proc", lambda folder: write(folder, "/proc/x"), line)
+    return Case(f"B-24 {name}: in /proc", lambda folder: write(folder, "/proc/x.npy"), line)
 
 
 def a_folder(name: str) -> Case:
     write, remedy = WRITERS[name]
 
     def words(folder: Path) -> Words:
-        (folder / "out").mkdir()
-        return write(folder, folder / "out")
+        (folder / "out.npy").mkdir()
+        return write(folder, folder / "out.npy")
 
-    return Case(f"B-24 {name}: a folder", words, rf"cannot write .*out: Is a directory; {remedy}")
+    return Case(
+        f"B-24 {name}: a folder", words, rf"cannot write .*out\.npy: Is a directory; {remedy}"
+    )
 
 
 def a_device(name: str) -> Case:
@@ -101,10 +103,10 @@ def a_device(name: str) -> Case:
     write, remedy = WRITERS[name]
 
     def words(folder: Path) -> Words:
-        (folder / "out").symlink_to("/dev/full")  # not itself: it would be replaced, too
-        return write(folder, folder / "out")
+        (folder / "out.npy").symlink_to("/dev/full")  # not itself: it would be replaced, too
+        return write(folder, folder / "out.npy")
 
-    line = rf"cannot write .*out: it is not a regular file; {remedy}"
+    line = rf"cannot write .*out\.npy: it is not a regular file; {remedy}"
     return Case(f"B-9 {name}: a device", words, line)
 
 
@@ -131,8 +133,8 @@ CASES: list[Case] = [
     no_folder("caffe.py", r"new/folder/x\.y"),
     Case(
         "B-24 reproduce.py: in /proc",
-        lambda folder: reproduced(folder, "/proc/x"),
-        "cannot write /proc/x/.*: No such file or directory; give another --output",
+        lambda folder: reproduced(folder, "/proc/x.npy"),
+        "cannot write /proc/x.*: No such file or directory; give another --output",
     ),
     Case(
         "B-24 report.py figures: no name",
