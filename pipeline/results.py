@@ -11,14 +11,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.atomic import replacing, report_unwritable, write_json
+from pipeline.atomic import replacing, write_json
 from pipeline.config import Shard
 from pipeline.distributed import Ranks, restarted
 from pipeline.errors import UserError
@@ -32,7 +31,6 @@ TOLERANCE, FP32_RESOLUTION = 1e-5, 1e-7
 WHOLE = Shard(0, 1)
 _MANIFEST = "manifest.json"
 _MEAN = "mean.npy"
-_REMEDY = "what is found so far is kept: free some space, then run the same command again"
 _FLOATS = ("image_norm", "perturbation_norm", "fgs_eps")
 
 
@@ -156,8 +154,7 @@ class ResultsFolder:
 
     def ended(self, run: dict[str, Any]) -> None:
         """Note how a job went."""
-        path = self.place / "runs.jsonl"
-        with report_unwritable(path, _REMEDY), path.open("a") as file:
+        with (self.place / "runs.jsonl").open("a") as file:
             file.write(json.dumps(run) + "\n")
 
 
@@ -181,7 +178,7 @@ class Appender:
 
     def __init__(self, folder: Path, rank: int) -> None:
         path = folder / f"rank{rank}.jsonl"
-        self._path, self._examples = path, folder / "examples"
+        self._examples = folder / "examples"
         self._file = path.open("a")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -197,42 +194,31 @@ class Appender:
     def append(self, samples: Samples, ids: list[str]) -> None:
         """Write results and hand them to the operating system."""
         columns = {f.name: getattr(samples, f.name).tolist() for f in fields(Samples)}
-        self._write(
-            {"id": image_id, **{name: column[number] for name, column in columns.items()}}
-            for number, image_id in enumerate(ids)
-        )
+        for number, image_id in enumerate(ids):
+            values = {name: column[number] for name, column in columns.items()}
+            self._file.write(json.dumps({"id": image_id, **values}) + "\n")
+        self._file.flush()
 
     def skip(self, rows: Iterable[int], ids: Iterable[str]) -> None:
         """Note images that did not decode."""
-        self._write(
-            {"id": image_id, "row": row, "skipped": True}
-            for row, image_id in zip(rows, ids, strict=True)
-        )
+        for row, image_id in zip(rows, ids, strict=True):
+            line = {"id": image_id, "row": row, "skipped": True}
+            self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
 
     def keep(self, examples: list[Example]) -> None:
         """Write perturbations for the contact sheet."""
         for example in examples:
             path = self._examples / f"{example.row}.npz"
-            classes = np.array([example.before, example.after])
-            with (
-                report_unwritable(path, _REMEDY),
-                replacing(path) as partial,
-                partial.open("wb") as file,
-            ):
+            with replacing(path) as partial, partial.open("wb") as file:
+                classes = np.array([example.before, example.after])
                 np.savez(file, image=example.image, delta=example.delta, classes=classes)
-
-    def _write(self, lines: Iterable[Row]) -> None:
-        with report_unwritable(self._path, _REMEDY):
-            self._file.writelines(json.dumps(line) + "\n" for line in lines)
-            self._file.flush()
 
     def __enter__(self) -> "Appender":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None = None, *_: Any) -> None:
-        # What could not be written is still in the buffer, which close would write once more.
-        with suppress(OSError) if kind else nullcontext():
-            self._file.close()
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
 
 
 def _manifests(folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import resource
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -303,22 +302,3 @@ def test_shards_that_begin_at_once_find_the_folder_writable(tmp_path: Path) -> N
         calls = [pool.submit(setup.open_folder, config, ALONE, "checkpoints") for _ in range(400)]
         assert {call.result() for call in calls} == {tmp_path / "x"}
     assert not list((tmp_path / "x").iterdir())
-
-
-def test_a_full_disk_ends_in_one_line_and_keeps_what_was_found(tmp_path: Path) -> None:
-    store = shard(tmp_path, 0, 1, [0])
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = (store.place / "rank0.jsonl").stat().st_size
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, limits[1]))
-    try:
-        with (
-            pytest.raises(UserError, match=r"cannot write .*rank0\.jsonl: File too large; .* kept"),
-            store.appender(0) as appender,
-        ):
-            appender.append(samples([1]), names([1]))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert store.read().samples.row.tolist() == [0]
-    with store.appender(0) as appender:
-        appender.append(samples([1]), names([1]))
-    assert store.read().samples.row.tolist() == [0, 1]

@@ -69,11 +69,7 @@ def begin(folder: Path, identity: dict, ranks: Ranks) -> None:
     """
     path = folder / "manifest.json"
     if path.exists():
-        try:
-            before = json.loads(path.read_text())
-            changed = cli.differences(before, identity, ())
-        except (OSError, ValueError, AttributeError):
-            raise UserError(f"{path} is damaged; give another --output") from None
+        changed = cli.differences(json.loads(path.read_text()), identity, ())
         if changed:
             raise UserError(
                 f"output: {folder} holds other examples ({'; '.join(changed)}); give another"
