@@ -92,9 +92,9 @@ def is_done(tuning: FinetuneConfig) -> bool:
     folder = Path(tuning.output)
     try:
         options_then = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError):
+        same = not cli.differences(options_then, cli.to_dict(tuning), ("resume", "dry_run"))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):  # missing, or damaged
         return False
-    same = not cli.differences(options_then, cli.to_dict(tuning), ("resume", "dry_run"))
     return same and (folder / "summary.json").exists()
 
 

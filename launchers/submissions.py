@@ -15,11 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import write_json
 from pipeline.errors import UserError
+from pipeline.json_checks import LIST, NOTHING, NUMBER, TEXT, Kinds, lacking
 
 if TYPE_CHECKING:  # launchers/jobs.py is to answer at once
     import submitit
 
 NAME = "submission.json"
+_KINDS: Kinds = {
+    **dict.fromkeys(("kind", "cluster", "host"), TEXT),
+    **dict.fromkeys(("jobs", "logs"), LIST),
+    "joined_by": TEXT + NOTHING,
+    "submitted": NUMBER,
+}
+_REQUIRED = ("kind", "cluster", "jobs", "logs")
+_PROGRESS: Kinds = {"doing": TEXT, **dict.fromkeys(("done", "total", "per_second"), NUMBER)}
 _RATE = "train/images_per_second"
 _INSIDE = {"code", "jobs", "checkpoints", "results", "tensorboard"}  # of a run: no runs in there
 
@@ -53,10 +62,13 @@ def read(path: Path) -> Submission:
     Raises:
         UserError: it is damaged.
     """
-    try:
-        return Submission(**{**json.loads(path.read_text()), "folder": path.parent})
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{path} is damaged; remove it") from None
+    values = _json(path)
+    # Of an older launcher: what has a default may be missing.
+    kinds = {name: kind for name, kind in _KINDS.items() if name in values or name in _REQUIRED}
+    damaged = lacking(values, kinds) or not values["jobs"]
+    if damaged or not all(isinstance(name, str) for name in values["jobs"] + values["logs"]):
+        raise UserError(f"{path} is damaged; remove it")
+    return Submission(folder=path.parent, **{name: values[name] for name in kinds})
 
 
 def find(roots: Iterable[Path]) -> list[Submission]:
@@ -92,7 +104,7 @@ def progress(submission: Submission) -> Progress:
     of_training = submission.kind == "finetune"
     summary = _json(folder / "summary.json")
     parts = [_json(path) for path in _progress_files(folder)]
-    parts = [part for part in parts if part]
+    parts = [part for part in parts if not lacking(part, _PROGRESS)]
     metrics = _bytes(folder / "metrics.jsonl") if of_training else b""
     rho = _rho(_last(metrics, b'"evaluation/') or summary)
     if not parts:
@@ -118,14 +130,20 @@ def _progress_files(folder: Path) -> list[Path]:
 
 def _rho(values: dict[str, Any]) -> float | None:
     named = (value for name, value in values.items() if name.split("/")[-1].startswith("rho"))
-    return next(named, None)
+    return next((value for value in named if isinstance(value, int | float)), None)
 
 
 def _json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it is missing or damaged."""
+    return _object(_bytes(path))
+
+
+def _object(text: bytes) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        values = json.loads(text)
+    except ValueError:
         return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _bytes(path: Path) -> bytes:
@@ -140,4 +158,4 @@ def _last(lines: bytes, having: bytes) -> dict[str, Any]:
     place = lines.rfind(having, 0, lines.rfind(b"\n") + 1)
     if place < 0:
         return {}
-    return json.loads(lines[lines.rfind(b"\n", 0, place) + 1 : lines.find(b"\n", place)])
+    return _object(lines[lines.rfind(b"\n", 0, place) + 1 : lines.find(b"\n", place)])

@@ -31,8 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writable(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
-    """Make the folder of an output that the user named, and report a failure to write the output.
+def report_unwritable(path: Path, remedy: str) -> Iterator[None]:
+    """Report a failure to write an output.
 
     Args:
         path: the output.
@@ -42,7 +42,21 @@ def writable(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
         UserError: the block raised an `OSError`, or a library's `RuntimeError` that one caused;
             names the path, the reason and the remedy.
     """
-    with _reporting(path, remedy):
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch's archive writer ends with an error of its own, after the system's.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or brief(cause)
+        raise UserError(f"cannot write {path}: {reason}; {remedy}") from None
+
+
+@contextmanager
+def writable(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
+    """As `report_unwritable`, for an output that the user named, whose folder is made."""
+    with report_unwritable(path, remedy):
         _probe(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -58,7 +72,7 @@ def check_writable(path: Path, remedy: str = _REMEDY) -> None:
     Raises:
         UserError: names the path, the reason and the remedy.
     """
-    with _reporting(path, remedy):
+    with report_unwritable(path, remedy):
         _probe(path)
 
 
@@ -66,19 +80,6 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")
-
-
-@contextmanager
-def _reporting(path: Path, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # torch's archive writer ends with an error of its own, after the system's.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        reason = cause.strerror or brief(cause)
-        raise UserError(f"cannot write {path}: {reason}; {remedy}") from None
 
 
 def _probe(path: Path) -> None:

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import lock, panel
-from pipeline.atomic import replacing, write_json
+from pipeline.atomic import replacing, report_unwritable, write_json
 from pipeline.config import DataConfig, Shard
 from pipeline.data.index import evenly_spaced
 from pipeline.errors import UserError, brief
+from pipeline.manifest import identity_problem, num_eps
 from pipeline.monitor import Monitor
 from pipeline.results import Manifest, ResultsFolder, Stored
 from pipeline.samples import Samples, by_class, rho_name, summarize
@@ -87,7 +88,11 @@ def publish(folder: Path, merged: Merged) -> dict[str, Any]:
         **identity,
         "runs": stored.runs,
     }
-    with lock.turn(folder / "results" / ".merge"):  # two shards may end at once
+    remedy = f"then run tools/report.py merge {folder}"
+    with (
+        report_unwritable(folder, remedy),
+        lock.turn(folder / "results" / ".merge"),  # two shards may end at once
+    ):
         write_samples(folder / "samples.parquet", stored)
         _write_csv(folder / "classes.csv", by_class(stored.samples, about["class_names"]))
         _show(folder, merged, summary)
@@ -142,10 +147,10 @@ def _show(folder: Path, merged: Merged, summary: dict[str, Any]) -> None:
 def contact_sheet(folder: Path, manifest: Manifest) -> Any:
     """The figure of the kept images, perturbations and perturbed images; None if none was kept."""
     store = ResultsFolder(folder / "results")
-    examples = store.examples()
+    names, inputs = manifest.about["class_names"], manifest.identity["input"]
+    examples = store.examples((inputs["channels"], inputs["crop"], inputs["crop"]))
     if not examples:
         return None
-    names, inputs = manifest.about["class_names"], manifest.identity["input"]
     data = DataConfig(**{**inputs, "mean": store.mean() or inputs["mean"]})
     if manifest.identity["definition"]["space"].startswith("pixels"):
         data.mean, data.std = [0.0] * data.channels, [1.0] * data.channels
@@ -160,7 +165,8 @@ def write_samples(path: Path, stored: Stored) -> None:
     table = pa.table({"id": [stored.ids[row] for row in samples.row.tolist()], **columns})
     metadata = {_METADATA_KEY: json.dumps(stored.manifest.identity).encode()}
     with replacing(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+        described = table.replace_schema_metadata(metadata)
+        pq.write_table(described, partial, compression="zstd", write_page_checksum=True)
 
 
 def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
@@ -172,16 +178,22 @@ def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"no file {path}; make it with tools/report.py merge {path.parent}")
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         identity = json.loads(table.schema.metadata[_METADATA_KEY])
+        problem = identity_problem(identity)
+        if problem:
+            raise ValueError(f"its identity {problem}")
+        for name in table.column_names:
+            if table[name].null_count:
+                raise ValueError(f"it lacks values of {name}")
         columns = {f.name: table[f.name].to_pylist() for f in fields(Samples)}
+        samples = Samples.of_columns(columns, num_eps(identity))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({brief(error)}); make it again with tools/report.py merge "
             f"{path.parent}"
         ) from None
-    fgs = identity["definition"]["fgs"]
-    return Samples.of_columns(columns, len(fgs["eps"]) if fgs else 0), identity
+    return samples, identity
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ is done. Lines survive a kill at any moment but for a torn last one, which is dr
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -16,45 +17,19 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.agreement import allowed_difference, check_agreement
 from pipeline.atomic import replacing, write_json
-from pipeline.cli import differences
 from pipeline.config import Shard
 from pipeline.distributed import Ranks, restarted
 from pipeline.errors import UserError
-from pipeline.reproducibility import IMAGE_TOLERANCE, relative_tolerance
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.npz import read_npz
+from pipeline.result_lines import Row, read_lines, read_rows
 from pipeline.samples import Example, Samples
 
 WHOLE = Shard(0, 1)
 _MANIFEST = "manifest.json"
 _MEAN = "mean.npy"
-_FLOATS = ("image_norm", "perturbation_norm", "fgs_eps")
-_INPUTS = ("row", "id", "label")  # equal on every machine
-_FP32_EPSILON = 2.0**-23
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a shard's results are of."""
-
-    identity: dict[str, Any]  # what tells this evaluation from others
-    about: dict[str, Any]  # what else a report needs to know: names of classes, the index's path
-
-    @property
-    def num_eps(self) -> int:
-        """Columns of `Samples.fgs_correct`."""
-        fgs = self.identity["definition"]["fgs"]
-        return len(fgs["eps"]) if fgs else 0
-
-    @property
-    def batch_difference(self) -> float:
-        """By how much an image's logits and gradients depended on its batch; 0: not at all."""
-        return self.about.get("batch_difference", 0.0)
-
-    def differences(self, other: "Manifest") -> str:
-        """Where the identities differ, as ``what: mine -> theirs``; empty if nowhere."""
-        return "; ".join(differences(self.identity, other.identity, ()))
 
 
 @dataclass(frozen=True)
@@ -107,7 +82,7 @@ class ResultsFolder:
             (store.place / "examples").mkdir(parents=True, exist_ok=True)
             path = store.place / _MANIFEST
             if path.exists():  # some results may be of a job on another machine
-                before = _read_manifest(path).batch_difference
+                before = read_manifest(path).batch_difference
                 difference = max(before, manifest.batch_difference)
                 manifest = replace(
                     manifest, about=manifest.about | {"batch_difference": difference}
@@ -136,7 +111,7 @@ class ResultsFolder:
         paths = _manifests(self.folder)
         if not paths:
             raise UserError(f"{self.folder} holds no results of pipeline/evaluate.py")
-        manifests = [_read_manifest(path) for path in paths]
+        manifests = [read_manifest(path) for path in paths]
         for path, manifest in zip(paths, manifests, strict=True):
             changed = manifests[0].differences(manifest)
             if changed:
@@ -144,16 +119,16 @@ class ResultsFolder:
                     f"{paths[0].parent} and {path.parent} are of different evaluations: "
                     f"{changed}; move one of them away"
                 )
-        difference = _difference(manifests)
+        difference = allowed_difference(manifests)
         done: dict[int, Row] = {}
         skipped: dict[int, str] = {}
         for path in sorted(self.folder.glob("*/rank*.jsonl")):
-            for values in _lines(path):
+            for values in read_rows(path, manifests[0]):
                 row = values["row"]
                 if values.get("skipped"):
                     skipped[row] = values["id"]
                 elif row in done:
-                    _agree(done[row], values, path, difference)
+                    check_agreement(done[row], values, path, difference)
                 else:
                     done[row] = values
         columns = {f.name: [r[f.name] for r in done.values()] for f in fields(Samples)}
@@ -164,19 +139,22 @@ class ResultsFolder:
             {row: values["id"] for row, values in done.items()},
             {row: name for row, name in skipped.items() if row not in done},
             max(manifest.batch_difference for manifest in manifests),
-            [run for path in sorted(self.folder.glob("*/runs.jsonl")) for run in _lines(path)],
+            [run for path in sorted(self.folder.glob("*/runs.jsonl")) for run in read_lines(path)],
             [Shard(*map(int, path.parent.name.split("-of-"))) for path in paths],
         )
 
-    def examples(self) -> list[Example]:
-        """The kept perturbations, by row."""
-        found = {}
-        for path in self.folder.glob("*/examples/*.npz"):
-            with np.load(path, allow_pickle=False) as values:
-                classes = values["classes"].tolist()
-                row = int(path.stem)
-                found[row] = Example(row, values["image"], values["delta"], *classes)
-        return [found[row] for row in sorted(found)]
+    def examples(self, shape: tuple[int, int, int]) -> list[Example]:
+        """The kept perturbations, by row.
+
+        Args:
+            shape: of an image: channels, height, width.
+
+        Raises:
+            UserError: a file of them is damaged, or of images of another shape.
+        """
+        paths = self.folder.glob("*/examples/*.npz")
+        by_row = {example.row: example for example in (_read_example(p, shape) for p in paths)}
+        return [by_row[row] for row in sorted(by_row)]
 
     def appender(self, rank: int) -> "Appender":
         """Where a rank appends; a torn last line of an earlier run is dropped."""
@@ -195,7 +173,7 @@ def refuse_other(folder: Path, manifest: Manifest) -> None:
         UserError: names what is different.
     """
     for path in _manifests(folder):
-        changed = manifest.differences(_read_manifest(path))
+        changed = manifest.differences(read_manifest(path))
         if changed:
             raise UserError(
                 f"{path.parent} holds results of another evaluation (here -> there: {changed})"
@@ -252,62 +230,25 @@ class Appender:
 
 
 def _manifests(folder: Path) -> list[Path]:
+    paths = list(folder.glob(f"*/{_MANIFEST}"))
+    for path in paths:
+        if not re.fullmatch(r"\d+-of-\d+", path.parent.name):
+            raise UserError(f"{path.parent} is no folder of a shard, as 0-of-1 is; move it away")
+
     def place(path: Path) -> list[int]:
         return [int(number) for number in reversed(path.parent.name.split("-of-"))]
 
-    return sorted(folder.glob(f"*-of-*/{_MANIFEST}"), key=place)
+    return sorted(paths, key=place)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_example(path: Path, shape: tuple[int, int, int]) -> Example:
+    remedy = "remove it: the contact sheet then lacks this image"
+    arrays = read_npz(path, remedy)
     try:
-        return Manifest(**json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged; move its folder away and evaluate again") from None
-
-
-def _lines(path: Path) -> Iterable[Row]:
-    """The whole lines of a file."""
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            return  # torn by a kill
-        try:
-            yield json.loads(line)
-        except ValueError:
-            raise UserError(
-                f"{path} is damaged in line {number}; delete that line and evaluate again"
-            ) from None
-
-
-def _difference(manifests: list[Manifest]) -> float:
-    """By how much two measurements of an image's logits and gradients may differ, relative."""
-    kernels = [manifest.about.get("kernels") for manifest in manifests]
-    same_kernels = all(other == kernels[0] for other in kernels)
-    differences = [manifest.batch_difference for manifest in manifests]
-    return max(*differences, 0.0 if same_kernels else _FP32_EPSILON)
-
-
-def _agree(one: Row, two: Row, path: Path, difference: float) -> None:
-    """Compare two measurements of one image.
-
-    Args:
-        one, two: lines of results.
-        path: the second one's file.
-        difference: of logits and gradients, which results enlarge. Unless it is 0, the attack may
-            have taken another step, so that its counts and classes are not compared.
-    """
-    limits = {
-        "rtol": relative_tolerance(difference),
-        "atol": IMAGE_TOLERANCE * one["image_norm"],
-        "equal_nan": True,
-    }
-    for name, value in one.items():
-        same = two[name] == value
-        if not same and name in _FLOATS:
-            same = bool(np.isclose(two[name], value, **limits))
-        elif name not in _INPUTS:
-            same |= difference > 0
-        if not same:
-            raise UserError(
-                f"two results of {one['id']} disagree: {name} is {value}, and {two[name]} in "
-                f"{path}; move one shard's folder away"
-            )
+        image, delta, (before, after) = arrays["image"], arrays["delta"], arrays["classes"].tolist()
+        row = int(path.stem)
+        if not image.shape == delta.shape == shape:
+            raise ValueError(f"images of the shape {image.shape}, not {shape}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as an example ({error}); {remedy}") from None
+    return Example(row, image, delta, before, after)

@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline.config import EPS_REF_FRACTIONS
 
-_KINDS: dict[str, type] = {"image_norm": float, "perturbation_norm": float, "fgs_eps": float}
-_KINDS |= {"flipped": bool, "stuck": bool, "fgs_correct": bool}
+KINDS: dict[str, type] = {"image_norm": float, "perturbation_norm": float, "fgs_eps": float}
+KINDS |= {"flipped": bool, "stuck": bool, "fgs_correct": bool}
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -50,7 +50,7 @@ class Samples:
         arrays = {}
         for name in (field.name for field in fields(cls)):
             shape = (number, num_eps) if name == "fgs_correct" else (number,)
-            values = np.asarray(columns.get(name, np.zeros(shape)), _KINDS.get(name, np.int64))
+            values = np.asarray(columns.get(name, np.zeros(shape)), KINDS.get(name, np.int64))
             arrays[name] = values.reshape(shape)
         return cls(**arrays)
 

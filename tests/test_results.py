@@ -184,7 +184,10 @@ def test_counts_of_overlaps_must_be_equal(tmp_path: Path) -> None:
         ({"model": "other"}, "model: net -> other"),
         ({"weights": "abc"}, "weights: None -> abc"),
         ({"num_indexed": 7}, "num_indexed: 6 -> 7"),
-        ({"definition": {"fgs": None, "norm": "inf"}}, r"definition\.norm: 2 -> inf"),
+        (
+            {"definition": manifest().identity["definition"] | {"norm": "inf"}},
+            r"definition\.norm: 2 -> inf",
+        ),
     ],
 )
 def test_different_evaluations_do_not_mix(tmp_path: Path, changes: dict, words: str) -> None:
@@ -260,6 +263,24 @@ def test_a_table_of_samples_that_is_cut_short(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"cannot be read .* tools/report\.py merge"):
         merge.read_samples(path)
+
+
+def test_a_changed_byte_of_samples_is_no_other_result(tmp_path: Path) -> None:
+    shard(tmp_path, 0, 1, list(range(6)))
+    merge.publish(tmp_path, merge.join(tmp_path))
+    path = tmp_path / "samples.parquet"
+    whole, (expected, _) = path.read_bytes(), merge.read_samples(path)
+    refused = 0
+    for position in range(4, len(whole), 13):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        try:
+            changed, _ = merge.read_samples(path)
+        except UserError:
+            refused += 1
+            continue
+        for name, column in vars(expected).items():
+            assert np.array_equal(getattr(changed, name), column), (position, name)
+    assert refused > 100
 
 
 def test_resume_never_and_elsewhere(tmp_path: Path) -> None:

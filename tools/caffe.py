@@ -13,7 +13,6 @@ which changes neither logits nor norms. Their values go from 0 to 255, minus the
 """
 
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from google.protobuf.message import DecodeError, Message
 from pipeline import arguments
 from pipeline.atomic import check_writable, replacing, writable
 from pipeline.errors import UserError, guarded
+from pipeline.npz import read_npz
 
 Arrays = dict[str, list[np.ndarray]]
 _REMEDY = "give another target"
@@ -87,6 +87,8 @@ def read_caffemodel(path: Path) -> Arrays:
     except DecodeError:
         raise UserError(f"{path} is no .caffemodel, or is cut short") from None
     layers = {layer.name: layer for layer in (*net.layers, *net.layer) if layer.blobs}
+    if not all(isinstance(name, str) for name in layers):  # bytes, where they are not UTF-8
+        raise UserError(f"{path} is damaged: the name of a layer is no text")
     if not layers:
         raise UserError(f"{path} holds no weights; is it a .caffemodel?")
     return {
@@ -98,22 +100,24 @@ def read_caffemodel(path: Path) -> Arrays:
 def _array(blob: Message, where: str) -> np.ndarray:
     values = np.array(blob.data or blob.double_data, dtype=np.float32)
     shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
-    if values.size != np.prod(shape):
+    if min(shape, default=0) < 0 or values.size != np.prod(shape):
         raise UserError(f"{where} has {values.size} values for the shape {shape}")
     return values.reshape(shape)
 
 
-def read_npz(path: Path) -> Arrays:
-    """The same from NAME_w and NAME_b.
+def read_arrays(path: Path) -> Arrays:
+    """The same from an .npz with NAME_w and NAME_b.
 
     Raises:
         UserError: no such file, or not of this form.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            named = {name: file[name].astype(np.float32) for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as .npz ({error})") from None
+    named = read_npz(path, "is the download complete?")
+    for name, values in named.items():
+        if values.dtype.kind not in "fiu":
+            raise UserError(f"{path}: the array {name} holds no numbers")
+    if not named:
+        raise UserError(f"{path} holds no weights; it needs NAME_w and NAME_b of each layer")
+    named = {name: values.astype(np.float32) for name, values in named.items()}
     layers = dict.fromkeys(name.rpartition("_")[0] for name in named)
     try:
         return {name: [named[f"{name}_w"], named[f"{name}_b"]] for name in layers}
@@ -121,18 +125,23 @@ def read_npz(path: Path) -> Arrays:
         raise UserError(f"{path} has no array {missing}; it needs NAME_w and NAME_b") from None
 
 
-def state_dict(arrays: Arrays, first: str) -> dict[str, torch.Tensor]:
+def state_dict(arrays: Arrays, first: str, source: Path) -> dict[str, torch.Tensor]:
     """Named as layers of `pipeline.nets.caffe_alexnet`, for RGB.
 
     Args:
         arrays: weight and bias of each layer.
         first: the layer that takes the image.
+        source: the file that they are from, for messages.
 
     Raises:
-        UserError: there is no such layer.
+        UserError: there is no such layer, or its weights take no channels.
     """
     if first not in arrays:
-        raise UserError(f"--first {first}: the layers are {', '.join(arrays)}")
+        layers = ", ".join(arrays)
+        raise UserError(f"{source} has no layer --first {first}: the layers are {layers}")
+    shape = arrays[first][0].shape
+    if len(shape) < 2:
+        raise UserError(f"{source}: {first} has weights of the shape {shape}, which take no image")
     state = {}
     for name, blobs in arrays.items():
         for part, blob in zip(("weight", "bias"), blobs, strict=False):
@@ -157,8 +166,9 @@ def main() -> None:
     options = parser.parse_args()
     with guarded():
         check_writable(options.target, _REMEDY)
-        read = read_npz if options.source.suffix == ".npz" else read_caffemodel
-        state = state_dict(read(options.source), options.first)
+        source = options.source
+        read = read_arrays if source.suffix == ".npz" else read_caffemodel
+        state = state_dict(read(source), options.first, source)
         target = options.target
         with writable(target, _REMEDY), replacing(target) as partial, partial.open("wb") as file:
             torch.save(state, file)

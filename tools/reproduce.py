@@ -152,8 +152,6 @@ def main() -> None:
     with guarded():
         experiment = EXPERIMENTS[asked.experiment]
         output = (asked.output or Path("runs/reproduce") / experiment.name).absolute()
-        if asked.data is not None and not asked.data.is_dir():
-            raise UserError(f"--data: no folder {asked.data}")
         check_writable(output / "report" / "report.md", "give another --output")
         asked.at_once = asked.at_once or (256 if asked.cluster == "slurm" else 1)
         resources = options.resources(asked)

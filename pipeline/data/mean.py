@@ -26,7 +26,7 @@ def mean_of(data: DataConfig) -> np.ndarray:
         raise UserError(
             f"data.mean: no file {data.mean}; make it with tools/index.py mean"
         ) from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header raises errors of many types
         raise UserError(
             f"data.mean: {data.mean} is no .npy file of numbers ({brief(error)}); make it again "
             "with tools/index.py mean"

@@ -4,6 +4,7 @@ In: ILSVRC-2012's archives as downloaded, an ImageFolder tree, or a tar with one
 Out: a `Scan` of rows for `pipeline.data.index.write`, and the members that are no images.
 """
 
+import gzip
 import io
 import os
 import tarfile
@@ -243,7 +244,9 @@ def read_development_kit(path: Path) -> DevelopmentKit:
 
     file_size(path)
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with gzip.open(path) as file:
+            content = file.read()  # to its end, where its checksum is
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             wanted = {"meta.mat": b"", "ILSVRC2012_validation_ground_truth.txt": b""}
             for member in archive:
                 if (name := PurePosixPath(member.name).name) in wanted and member.isfile():
@@ -252,12 +255,15 @@ def read_development_kit(path: Path) -> DevelopmentKit:
         if not meta or not truth:
             raise ValueError("meta.mat or the validation ground truth is missing")
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    except (tarfile.TarError, OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as ILSVRC's development kit: {error}") from None
-    leaves = synsets[synsets["num_children"] == 0]
-    leaves = leaves[np.argsort(leaves["WNID"].astype(str))]
-    label_of = {int(number): label for label, number in enumerate(leaves["ILSVRC2012_ID"])}
-    numbers = [int(line) for line in truth.split()]
+        leaves = synsets[synsets["num_children"] == 0]
+        leaves = leaves[np.argsort(leaves["WNID"].astype(str))]
+        label_of = {int(number): label for label, number in enumerate(leaves["ILSVRC2012_ID"])}
+        numbers = [int(line) for line in truth.split()]
+    except Exception as error:  # gzip, tar and scipy raise errors of many types: all mean one thing
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"{path} cannot be read as ILSVRC's development kit: {why}; download it again"
+        ) from None
     unknown = sorted(set(numbers) - label_of.keys())
     if unknown:
         raise UserError(f"{path}: the ground truth names classes {unknown[:5]} that meta.mat lacks")

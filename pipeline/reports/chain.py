@@ -5,7 +5,7 @@ In: RUN, RUN/before and RUN/after, as launchers/chain.py makes them. Out: RUN/re
 
 from pathlib import Path
 
-from pipeline.atomic import replacing
+from pipeline.atomic import check_writable, replacing
 
 from . import figures, runs, table
 
@@ -22,6 +22,7 @@ def write(folder: Path) -> Path:
     before = runs.read(folder / "before", "Reference")
     after = runs.read(folder / "after", "Deep Defense")
     target = folder / "report"
+    check_writable(target / "report.md", f"make {target} writable")
     target.mkdir(exist_ok=True)
     table.warn([before, after])
     rows = table.rows_of([before, after])

@@ -40,7 +40,7 @@ _BESIDE = 4  # labels that an axis has room for
 def epochs(runs: list[Run]) -> Figure:
     """Accuracy and rho2 after each epoch of fine-tuning (Figure 2)."""
     figure, (left, right) = _figure(2)
-    rho = rho_name(runs[0].summary["definition"])
+    rho = _rho_of_all(runs)
     for run, look in zip(runs, cycle(_LOOKS), strict=False):
         epoch = [entry["epoch"] for entry in run.history]
         for axis, name, factor in ((left, "accuracy", 100), (right, rho, 1)):
@@ -69,7 +69,7 @@ def sweep(runs: list[Run], by: str, along: str) -> Figure:
             room.
     """
     figure, (axis,) = _figure(1)
-    rho = rho_name(runs[0].summary["definition"])
+    rho = _rho_of_all(runs)
     lines: dict[Any, list[tuple[Any, float, float]]] = {}
     for run in runs:
         after = run.history[-1]
@@ -155,6 +155,22 @@ def save(figure: Figure, stem: Path) -> list[Path]:
             with writable(path), replacing(path) as partial:
                 figure.savefig(partial, format=path.suffix[1:], dpi=200, metadata=dated)
     return paths
+
+
+def _rho_of_all(runs: list[Run]) -> str:
+    """The name of what all runs measure.
+
+    Raises:
+        UserError: their norms differ.
+    """
+    names = [rho_name(run.summary["definition"]) for run in runs]
+    for run, name in zip(runs, names, strict=True):
+        if name != names[0]:
+            raise UserError(
+                f"{run.folder} measures {name}, and {runs[0].folder} {names[0]}: a figure needs "
+                "runs of one norm"
+            )
+    return names[0]
 
 
 def _figure(count: int) -> tuple[Figure, list[Axes]]:

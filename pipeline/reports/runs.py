@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
+from pipeline.json_checks import LIST, NOTHING, NUMBER, OBJECT, TEXT, lacking
 from pipeline.merge import read_samples
-from pipeline.samples import Samples
+from pipeline.samples import Samples, rho_name
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Run:
             value = yaml.safe_load(path.read_text())
             for key in name.split("."):
                 value = value[key]
-        except (OSError, yaml.YAMLError, KeyError, TypeError):
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
             raise UserError(f"{path} has no option {name}") from None
         return value
 
@@ -95,6 +96,40 @@ def read(folder: Path, label: str | None = None) -> Run:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if "definition" not in summary:
+    if not isinstance(summary, dict) or not isinstance(summary.get("definition"), dict):
         raise UserError(f"{path} is no summary of this project's runs")
+    problem = _problem(summary)
+    if problem:
+        raise UserError(f"{path} {problem}; run its command again, which writes it anew")
     return Run(label or folder.name, folder, summary)
+
+
+def _problem(summary: dict[str, Any]) -> str:
+    """What tables and figures would miss in a summary, as a phrase; empty if nothing."""
+    problem = lacking(summary["definition"], {"norm": TEXT})
+    if problem:
+        return f"{problem} of its definition"
+    measured = {"accuracy": NUMBER, rho_name(summary["definition"]): NUMBER}
+    if "history" not in summary:
+        return lacking(summary, measured) or _fgs_problem(summary.get("fgs"))
+    problem = lacking(summary, {"history": LIST, "before": OBJECT, "after": OBJECT})
+    if problem:
+        return problem
+    if not summary["history"]:
+        return "lacks history: no evaluation has ended"
+    entries = {f"evaluation {number}": e for number, e in enumerate(summary["history"])}
+    problems = {name: lacking(e, {"epoch": NUMBER, **measured}) for name, e in entries.items()}
+    problems |= {name: lacking(summary[name], measured) for name in ("before", "after")}
+    return next((f"{text} in {name}" for name, text in problems.items() if text), "")
+
+
+def _fgs_problem(fgs: Any) -> str:
+    if fgs is None:
+        return ""
+    problem = lacking(fgs, {"accuracy": LIST})
+    entries = [] if problem else fgs["accuracy"]
+    problems = (lacking(entry, {"eps": NUMBER, "accuracy": NUMBER}) for entry in entries)
+    problem = problem or next(filter(None, problems), "")
+    chosen = {name: NUMBER + NOTHING for name in ("reference", "eps_ref") if name in fgs}
+    problem = problem or lacking(fgs, chosen)
+    return f"{problem} of FGS" if problem else ""

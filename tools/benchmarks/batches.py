@@ -1,6 +1,7 @@
 """Whether an image's results depend on its batch, by kernels, batch sizes, threads and shards."""
 
 import argparse
+import itertools
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -11,13 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import evaluation, models, setup, spaces
+from pipeline import models, setup, spaces
 from pipeline.cli import parse
-from pipeline.config import DEFAULT_CONFIG, EvaluateConfig
+from pipeline.config import DEFAULT_CONFIG, EvaluateConfig, EvaluationConfig
+from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
-from pipeline.distributed import Ranks
+from pipeline.data.loader import Batch, Loader
+from pipeline.evaluation import Evaluator
 from pipeline.reproducibility import images_at_once, largest_difference, use_reproducible_kernels
 from pipeline.samples import Samples
+from pipeline.view import AttackView
 
 from .common import Row
 
@@ -35,16 +39,17 @@ KERNELS: dict[str, dict[str, str]] = {
 BATCH_SIZES, THREADS, SHARDS = (8, 32, 100), (1, 2), (1, 3, 5, 7)
 
 
-def divided(
-    config: EvaluateConfig, net: torch.nn.Module, index: Index, batch_size: int, shards: int
-) -> Samples:
-    """Evaluate an index in shards, one after the other, in this process."""
-    config = replace(config, evaluation=replace(config.evaluation, batch_size=batch_size))
-    rows = index.subset(config.evaluation.num_images)
+def divided(view: AttackView, config: EvaluationConfig, whole: Batch, shards: int) -> Samples:
+    """Evaluate images in shards, one after the other, in this process."""
+    size = images_at_once(config.batch_size, torch.device("cpu"))
     parts = []
     for number in range(shards):
-        ranks = Ranks(number, shards, 0, 1, torch.device("cpu"))
-        parts.append(evaluation.measure(net, index, rows, config, ranks, threads=2)[0])
+        positions = torch.arange(number, len(whole.rows), shards)
+        evaluator = Evaluator(view, config, size, frozenset())
+        for chosen in positions.split(size):
+            batch = Batch(whole.images[chosen], whole.labels[chosen], whole.rows[chosen.numpy()])
+            parts += [finished.samples for finished in evaluator.feed(batch)]
+        parts += [finished.samples for finished in evaluator.drain()]
     return Samples.concat(parts)
 
 
@@ -62,25 +67,36 @@ def compare(model: str, weights: str | None, data: str | None, num_images: int) 
     torch.manual_seed(0)
     net = models.build(config.model, config.model.num_classes or index.num_classes).eval()
     net = net.to(memory_format=torch.channels_last)
-    reference, differing, largest = None, 0, 0.0
-    for threads in THREADS:
+    images = _load(config, index)
+    reference, num_differing, largest, self_check = None, 0, 0.0, 0.0
+    for threads, batch_size in itertools.product(THREADS, BATCH_SIZES):
         torch.set_num_threads(threads)
-        for batch_size in BATCH_SIZES:
-            for shards in SHARDS:
-                samples = divided(config, net, index, batch_size, shards)
-                reference = reference or samples
-                norms, expected = samples.perturbation_norm, reference.perturbation_norm
-                differing = max(differing, int(np.sum(norms != expected)))
-                largest = max(largest, float(np.max(np.abs(norms / expected - 1))))
-    size = images_at_once(max(BATCH_SIZES), torch.device("cpu"))
-    view = spaces.view_of(net, config.data, config.evaluation, torch.device("cpu"))
-    shape = (config.data.channels, config.data.crop, config.data.crop)
+        evaluation = replace(config.evaluation, batch_size=batch_size)
+        view = spaces.view_of(net, config.data, evaluation, torch.device("cpu"))
+        for shards in SHARDS:
+            samples = divided(view, evaluation, images, shards)
+            reference = reference or samples
+            norms, expected = samples.perturbation_norm, reference.perturbation_norm
+            num_differing = max(num_differing, int(np.sum(norms != expected)))
+            largest = max(largest, float(np.max(np.abs(norms / expected - 1))))
+        size, shape = images_at_once(batch_size, torch.device("cpu")), images.images.shape[1:]
+        difference = largest_difference(view, tuple(shape), size, torch.device("cpu"))
+        self_check = max(self_check, difference)
     return {
-        "num_images": len(reference),
-        "num_differing": differing,
+        "num_images": len(images.rows),
+        "num_differing": num_differing,
         "largest_relative": largest,
-        "self_check": largest_difference(view, shape, size, torch.device("cpu")),
+        "self_check": self_check,
     }
+
+
+def _load(config: EvaluateConfig, index: Index) -> Batch:
+    """All images as one batch."""
+    rows, cpu = index.subset(config.evaluation.num_images), torch.device("cpu")
+    specs = evaluation_specs(index, rows, config.data, len(rows))
+    threads = setup.decoding_threads(config.data)
+    (batch,) = Loader(index, specs, config.data, cpu, len(rows), threads)
+    return batch
 
 
 def _config(model: str, weights: str | None, data: str | None, num_images: int) -> EvaluateConfig:

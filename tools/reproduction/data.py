@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 
 _TOOLS = Path(__file__).resolve().parent.parent
 _MNIST = {
@@ -97,9 +98,21 @@ def _run(tool: str, *words: object) -> None:
 
 
 def sizes(folder: Path) -> tuple[int, int]:
-    """Images to train on and to test on."""
-    train, val = (pq.read_metadata(folder / name).num_rows for name in (TRAIN, VAL))
-    return train, val
+    """Images to train on and to test on.
+
+    Raises:
+        UserError: an index is damaged.
+    """
+    return _size(folder / TRAIN), _size(folder / VAL)
+
+
+def _size(path: Path) -> int:
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as an index ({brief(error)}); remove it, and it is made again"
+        ) from None
 
 
 def is_cut(name: str, sizes: tuple[int, int]) -> bool:

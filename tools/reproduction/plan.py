@@ -57,7 +57,10 @@ class Unit:
         free, config = _FREE, self.config
         if isinstance(config, FinetuneConfig) and config.train.epochs == 0:
             free += _FREE_TOO
-        changed = cli.differences(yaml.safe_load(path.read_text()), cli.to_dict(config), free)
+        try:
+            changed = cli.differences(yaml.safe_load(path.read_text()), cli.to_dict(config), free)
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            raise UserError(f"{path} is damaged; remove {self.folder}") from None
         if changed:
             raise UserError(
                 f"{self.folder} was made with other options ({'; '.join(changed)}); give another "

@@ -4,7 +4,6 @@ In: units that are done. Out: OUTPUT/report/.
 """
 
 import csv
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -42,7 +41,7 @@ def rows(experiment: Experiment, output: Path, seeds: Sequence[int]) -> dict[str
             if (folder / "summary.json").exists()
         }
         last = evaluated.get(DEEP_DEFENSE)
-        eps_ref = last.summary["fgs"]["eps_ref"] if last else None
+        eps_ref = (last.summary.get("fgs") or {}).get("eps_ref") if last else None
         made = table.rows_of(list(evaluated.values()), eps_ref)
         for name, row in zip(evaluated, made, strict=True):
             found[name][seed] = row
@@ -108,7 +107,10 @@ def write(
 
 def _setting(experiment: Experiment, output: Path, seeds: Sequence[int], command: str) -> list[str]:
     """The command, the data, the versions."""
-    summary = json.loads(next(output.glob(f"seed{seeds[0]}/**/summary.json")).read_text())
+    path = next(output.glob(f"seed{seeds[0]}/**/summary.json"))
+    summary = runs.read(path.parent).summary
+    if "versions" not in summary:  # of an evaluation: its jobs have them
+        summary = summary["runs"][-1]
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     sizes = data.sizes(output / "data")
     cut = " (a cut of the data set: no reproduction)" if data.is_cut(experiment.data, sizes) else ""

@@ -1,0 +1,27 @@
+"""Reading .npz files, without running what they hold."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import UserError, brief
+
+
+def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """All arrays of a file, by name.
+
+    Args:
+        path: the file.
+        remedy: what the user can do, for the message.
+
+    Raises:
+        UserError: it is missing, damaged, or no .npz file.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                raise ValueError("not an .npz file")
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # zip, zlib and header errors of many types: all mean one thing
+        raise UserError(f"{path} cannot be read as .npz ({brief(error)}); {remedy}") from None
