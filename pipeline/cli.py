@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
+from pipeline.atomic import replacing
 from pipeline.config import DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig, RunConfig
 from pipeline.errors import refuse
 
@@ -81,7 +82,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save(config: Any, path: Path) -> None:
     """Write the merged configuration as YAML that ``--config`` reads back."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    with replacing(path) as partial:
+        partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -21,7 +21,15 @@ import torch.distributed as dist
 
 from pipeline.attendance import Attendance, meet
 from pipeline.config import RuntimeConfig
-from pipeline.errors import LOST_EXIT_CODE, USER_ERROR_EXIT_CODE, Stopped, UserError, brief
+from pipeline.errors import (
+    LOST_EXIT_CODE,
+    USER_ERROR_EXIT_CODE,
+    Stopped,
+    UserError,
+    brief,
+    disk_message,
+    is_disk_error,
+)
 from pipeline.memory import keep_freed, ran_out
 
 Result = TypeVar("Result")
@@ -86,7 +94,7 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
     """Join the other ranks; leave them at the end.
 
     The process group exists for a single process too, so that there is one way of running. A
-    `UserError` inside ends every rank: the rank that met it first prints it as one line.
+    `UserError` or a full disk inside ends every rank: the first rank to fail prints it as one line.
     """
     rank, size, local_rank, local_size = _place()
     device = _device(config, local_rank)
@@ -100,6 +108,10 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
         yield Ranks(rank, size, local_rank, local_size, device)
     except UserError as error:
         _end(store, rank, size, f"error: {error}")
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        _end(store, rank, size, f"error: {disk_message(error)}")
     except (RuntimeError, MemoryError) as error:
         if ran_out(error):
             _end(store, rank, size, f"error: out of memory ({brief(error)}); {LESS_MEMORY}")
@@ -150,22 +162,41 @@ class StopRequest:
 
 
 def _place() -> tuple[int, int, int, int]:
+    """Rank, number of ranks, rank on this node and ranks on this node.
+
+    Raises:
+        UserError: a variable is missing or has no valid value.
+    """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        rank, size, local_rank, local_size = (
-            int(env.get(n, d)) for n, d in zip(names, "0101", strict=True)
-        )
-        return rank, size, local_rank, local_size
-    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:  # srun, one task a rank
-        local_size = int(env["SLURM_NTASKS"]) // int(env.get("SLURM_NNODES", "1"))
+        size = _number("WORLD_SIZE", least=1)
+        alone = "0" if size == 1 else None
         return (
-            int(env["SLURM_PROCID"]),
-            int(env["SLURM_NTASKS"]),
-            int(env["SLURM_LOCALID"]),
-            max(local_size, 1),
+            _number("RANK", below=size),
+            size,
+            _number("LOCAL_RANK", alone, below=size),
+            _number("LOCAL_WORLD_SIZE", "1", least=1),
         )
+    if "SLURM_PROCID" in env and _number("SLURM_NTASKS", "1", least=1) > 1:  # srun, a task a rank
+        size = _number("SLURM_NTASKS", least=1)
+        local_size = size // _number("SLURM_NNODES", "1", least=1)
+        ranks = _number("SLURM_PROCID", below=size), size, _number("SLURM_LOCALID", below=size)
+        return *ranks, max(local_size, 1)
     return 0, 1, 0, 1
+
+
+def _number(name: str, default: str | None = None, least: int = 0, below: int = sys.maxsize) -> int:
+    """The whole number from ``least`` to below ``below`` that an environment variable holds."""
+    text = os.environ.get(name, default)
+    if text is not None and text.isdecimal() and least <= int(text) < below:
+        return int(text)
+    problem = "is not set" if text is None else f"is {text!r}"
+    upper = f" to {below - 1}" if below < sys.maxsize else " up"
+    raise UserError(
+        f"the environment variable {name} {problem}, and must be a whole number from {least}"
+        f"{upper}; start ranks with torchrun or the launchers; for one process, unset RANK and "
+        "WORLD_SIZE"
+    )
 
 
 def _device(config: RuntimeConfig, local_rank: int) -> torch.device:

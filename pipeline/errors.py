@@ -5,6 +5,7 @@ which prints it as one line on one rank and exits with code 2. Anything else is 
 program and keeps its traceback.
 """
 
+import errno
 import os
 import sys
 import time
@@ -30,9 +31,31 @@ def brief(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def is_first_process() -> bool:
+    """Whether this is rank 0 by the environment; also where the environment names no valid rank."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return not rank.isdecimal() or int(rank) == 0
+
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+def is_disk_error(error: BaseException | None) -> bool:
+    """Whether a file could not be written because the disk is full, read-only or over a limit."""
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+
+
+def disk_message(error: OSError) -> str:
+    """One line for an error that `is_disk_error` accepts."""
+    return (
+        f"cannot write {error.filename or 'a file'}: {os.strerror(error.errno or 0)}; results "
+        "written before are kept: free some space, then run the same command again to resume"
+    )
+
+
 def refuse(message: str) -> NoReturn:
-    """Print a mistake as one line and exit. Every rank meets it, so rank 0 alone speaks."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    """Print a mistake as one line and exit. All ranks fail alike; only rank 0 prints."""
+    if is_first_process():
         print(f"error: {message}", file=sys.stderr, flush=True)
     else:
         time.sleep(5)  # torchrun ends all ranks when one ends: let rank 0 speak first
@@ -41,8 +64,12 @@ def refuse(message: str) -> NoReturn:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Print a `UserError` from before the ranks have joined as one line, on rank 0."""
+    """Print a `UserError`, or a full disk, from before the ranks have joined as one line."""
     try:
         yield
     except UserError as error:
         refuse(str(error))
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        refuse(disk_message(error))
