@@ -24,7 +24,7 @@ from launchers import evaluate, finetune, options, submission
 from launchers.job import Report
 from launchers.options import Resources
 from launchers.submissions import Submission
-from pipeline import cli
+from pipeline import cli, setup
 from pipeline.config import EvaluateConfig, FinetuneConfig
 from pipeline.errors import guarded
 
@@ -64,7 +64,7 @@ def evaluations_of(tuning: FinetuneConfig, words: list[str]) -> dict[str, Evalua
         cli.save(dataclasses.replace(tuning, resume="auto"), base)
         search = ["--evaluation.fgs.search", "true"]
         config = cli.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *words])
-    config = submission.absolute(config)
+    config = submission.absolute(setup.resolve_reference(config))
     evaluate.check(dataclasses.replace(config, model=tuning.model))  # those weights are there
     return {
         part: dataclasses.replace(

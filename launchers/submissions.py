@@ -82,6 +82,7 @@ class Progress:
     images_per_second: float | None = None
     seconds_left: float | None = None
     rho: float | None = None  # rho2, or that of another norm, the last measured
+    at: str = ""  # the training step of an evaluation, as "step 24/48"
 
 
 def progress(submission: Submission) -> Progress:
@@ -107,6 +108,7 @@ def progress(submission: Submission) -> Progress:
         sum(rates) if parts[-1]["doing"] == "evaluating" else trained.get(_RATE),
         max(left, default=None),
         rho,
+        parts[-1].get("at", ""),
     )
 
 
@@ -140,4 +142,7 @@ def _last(lines: bytes, having: bytes) -> dict[str, Any]:
     place = lines.rfind(having, 0, lines.rfind(b"\n") + 1)
     if place < 0:
         return {}
-    return json.loads(lines[lines.rfind(b"\n", 0, place) + 1 : lines.find(b"\n", place)])
+    try:
+        return json.loads(lines[lines.rfind(b"\n", 0, place) + 1 : lines.find(b"\n", place)])
+    except ValueError:  # damaged; the run says so when it resumes
+        return {}

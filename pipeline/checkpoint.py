@@ -52,15 +52,47 @@ class Checkpoints:
         Raises:
             UserError: it cannot be written; the checkpoints before it stay.
         """
-        path = self.folder / f"step-{step:09d}.pt"
+        path = self._path(step)
         state = {"version": VERSION, **state}
-        write(path, state)
         if best:
+            # First, since the history in step-N.pt says that best.pt is of this step: a run killed
+            # between the two resumes from an earlier checkpoint, and writes both again.
             write(self.best_path, state)
-        cut_short = self.folder.glob(".step-*")  # by a kill
-        for old in (*self.all()[: -self.config.keep], *cut_short):
+        write(path, state)
+        for old in self.all()[: -self.config.keep]:
             old.unlink(missing_ok=True)
         return path
+
+    def restore_best(self, best_step: int, step: int) -> str:
+        """Write best.pt again where it is missing or of another step than the history says.
+
+        Args:
+            best_step: of the best evaluation in the history.
+            step: of the checkpoint that the run resumes from; a best.pt of a later step stays,
+                since the run comes to that step again.
+
+        Returns:
+            A warning if the checkpoint of that step is not there any more; empty if all is well.
+
+        Raises:
+            UserError: best.pt cannot be written.
+        """
+        present = _step_of(self.best_path)
+        if present is not None and (present == best_step or present > step):
+            return ""
+        source = self._path(best_step)
+        if _step_of(source) == best_step:
+            write(self.best_path, torch.load(source, map_location="cpu", weights_only=True))
+            return ""
+        state = "is missing or damaged" if present is None else f"is of step {present}"
+        return (
+            f"warning: {self.best_path} {state}, but the best {self.config.best} so far is that of "
+            f"step {best_step}, whose checkpoint is no longer kept: best.pt cannot be restored; "
+            "the next better evaluation writes it again"
+        )
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}.pt"
 
     def find(self, resume: str) -> Path | None:
         """The checkpoint to go on from, by the option ``resume``; the newest if this is a restart.
@@ -81,6 +113,14 @@ class Checkpoints:
                 "or go on with --resume auto"
             )
         return newest[0] if newest else None
+
+
+def _step_of(path: Path) -> int | None:
+    """The step of a checkpoint; None where there is none, or a damaged one."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
+    except Exception:  # zip, pickle and tensor errors of many types: all mean one thing
+        return None
 
 
 def write(path: Path, state: State) -> None:

@@ -7,11 +7,16 @@
     python pipeline/evaluate.py ... --output runs/r18 --shard 3/16    # one job of an array
 
 Takes the YAML files of pipeline/finetune.py; what only training reads is passed over. Results are
-written as they are found, so the same command goes on from where it was cut. Shards need not know
+written as they are found, so the same command resumes an interrupted run. Shards need not know
 of one another; the last one to end joins them, or tools/report.py merge does.
 """
 
-import json
+if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
+    from pipeline import messages
+    from pipeline.config import EvaluateConfig
+
+    messages.check_options(EvaluateConfig, __doc__, "-evaluation")
+
 import time
 from pathlib import Path
 from typing import Any
@@ -19,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import cli, evaluation, merge, models, setup
-from pipeline.config import EvaluateConfig, FgsConfig
+from pipeline import cli, evaluation, merge, messages, models, setup
+from pipeline.config import EvaluateConfig
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.definition import definition, fingerprint, input_of
 from pipeline.distributed import Ranks, StopRequest, session
-from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped, guarded
 from pipeline.evaluation import Found
 from pipeline.monitor import Monitor
 from pipeline.results import Manifest, ResultsFolder
@@ -35,16 +40,17 @@ def main() -> None:
     config = cli.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
     with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every part
-        resolve_reference(config.evaluation.fgs)
+        config = setup.resolve_reference(config)
         index = setup.open_index(config, "val")
         net = setup.build_net(config, index)
         manifest = describe(config, index, net)
         rows = index.subset(config.evaluation.num_images)[config.part.number :: config.part.of]
         monitor.say(announce(config, manifest.identity["definition"], rows, ranks))
         monitor.warn(models.preprocessing_advice(config.model, config.data))
+        setup.check_folder(config, "evaluation")
         if config.dry_run:
             return
-        folder = setup.open_folder(config, ranks, foreign="checkpoints")
+        folder = setup.open_folder(config, ranks, "evaluation")
         store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
         if ranks.first:
             cli.save(config, folder / "config.yaml")
@@ -54,31 +60,11 @@ def main() -> None:
         try:
             evaluate(config, index, net, rows, store, ranks, monitor)
         except Stopped:
-            monitor.say("stopped; the same command goes on")
+            monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
         if ranks.first:
             report(store.folder.parent, config, monitor)
         ranks.barrier()
-
-
-def resolve_reference(fgs: FgsConfig) -> None:
-    """Replace the folder of an evaluation by the eps_ref that it found.
-
-    Raises:
-        UserError: it found none.
-    """
-    if not isinstance(fgs.reference, str):
-        return
-    path = Path(fgs.reference) / "summary.json"
-    try:
-        fgs.reference = json.loads(path.read_text())["fgs"]["eps_ref"]
-    except (OSError, ValueError, KeyError, TypeError):
-        fgs.reference = None
-    if fgs.reference is None:
-        raise UserError(
-            f"evaluation.fgs.reference: {path} holds no eps_ref; evaluate that model with "
-            "--evaluation.fgs.search true, or give a number"
-        )
 
 
 def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
@@ -170,6 +156,7 @@ def report(folder: Path, config: EvaluateConfig, monitor: Monitor) -> None:
         return
     monitor.say(merge.tell(merge.publish(folder, merged)))
     monitor.say(f"{folder / 'summary.json'}, {folder / 'samples.parquet'}")
+    monitor.say(messages.after_evaluation(folder))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,18 @@
 Without --config the embedded demonstration runs: MNIST digits, on CPUs or GPUs.
 """
 
+if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
+    from pipeline import messages
+    from pipeline.config import FinetuneConfig
+
+    messages.check_options(FinetuneConfig, __doc__)
+
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline import cli, models, setup
+from pipeline import cli, messages, models, setup
 from pipeline.atomic import write_json
 from pipeline.config import FinetuneConfig
 from pipeline.distributed import session
@@ -25,14 +31,15 @@ def main() -> None:
     """Parse, join the ranks, train, report."""
     config = cli.parse(FinetuneConfig, __doc__)
     with guarded(), session(config.runtime) as ranks:
+        config = setup.resolve_reference(config)
         torch.manual_seed(config.train.seed)
         indices = setup.open_index(config, "train"), setup.open_index(config, "val")
         net = setup.build_net(config, *indices)
         threads = setup.decoding_threads(config.data, ranks.local_size)
         folder = (
-            Path(config.output)
+            setup.check_folder(config, "training")
             if config.dry_run
-            else setup.open_folder(config, ranks, foreign="results", alone=True)
+            else setup.open_folder(config, ranks, "training", alone=True)
         )
         trainer = Trainer(config, ranks, net, indices, threads)
         resumed = trainer.resume()
@@ -49,7 +56,7 @@ def main() -> None:
             try:
                 trainer.fit(monitor)
             except Stopped:
-                monitor.say(f"stopped after step {trainer.step}; go on with --resume auto")
+                monitor.say(messages.interrupted(f" after step {trainer.step}"))
                 raise SystemExit(STOPPED_EXIT_CODE) from None
             trainer.export("weights.pth")
             skipped = trainer.skipped()
@@ -90,9 +97,9 @@ def with_options(config: FinetuneConfig) -> str:
 
 
 def where(folder: Path, resumed: Path | None, trainer: Trainer) -> str:
-    """Where the run writes, how to watch it, and what it goes on from."""
-    begin = f"going on from {resumed}, step {trainer.step}" if resumed else "a new run"
-    return f"{begin}, in {folder}; watch: tensorboard --logdir {folder}"
+    """Where the run writes, how to watch it, and what it resumes from."""
+    begin = f"resuming from {resumed}, step {trainer.step}" if resumed else "a new run"
+    return f"{begin}, in {folder}; watch: {messages.watch(folder)}"
 
 
 def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor) -> None:
@@ -114,14 +121,15 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
     }
     write_json(folder / "summary.json", summary)
     metrics = {
-        f"after/{name}": float(after[name]) for name in ("accuracy", "rho2", "num_unflipped")
+        f"after/{name}": float(after[name]) for name in ("accuracy", trainer.rho, "num_unflipped")
     }
-    monitor.hyper_parameters(cli.flatten(cli.to_dict(config)), metrics)
+    monitor.hyper_parameters(cli.flatten(cli.to_dict(config)), metrics, trainer.step)
     monitor.end_progress()
-    monitor.table(before, after)
+    monitor.table(before, after, trainer.rho)
     if skipped:
         monitor.say(f"{len(skipped)} training images did not decode: {', '.join(skipped[:8])}")
     monitor.say(f"{folder / 'summary.json'}, {folder / 'weights.pth'}")
+    monitor.say(messages.after_training(config, trainer.ranks.size))
 
 
 if __name__ == "__main__":
