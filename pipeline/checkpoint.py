@@ -110,7 +110,7 @@ class Checkpoints:
         if newest and resume == "never":
             raise UserError(
                 f"resume is never, but {self.folder} holds checkpoints; give another --output, "
-                "or go on with --resume auto"
+                "or resume with --resume auto"
             )
         return newest[0] if newest else None
 
@@ -137,7 +137,7 @@ def write(path: Path, state: State) -> None:
         reason = getattr(cause, "strerror", None) or brief(cause)
         raise UserError(
             f"cannot write the checkpoint {path}: {reason}; checkpoints before it are kept: "
-            "free some space, then start again with --resume auto"
+            "free some space, then rerun the same command to resume"
         ) from None
 
 

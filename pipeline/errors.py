@@ -49,7 +49,7 @@ def disk_message(error: OSError) -> str:
     """One line for an error that `is_disk_error` accepts."""
     return (
         f"cannot write {error.filename or 'a file'}: {os.strerror(error.errno or 0)}; results "
-        "written before are kept: free some space, then run the same command again to resume"
+        "written before are kept: free some space, then rerun the same command to resume"
     )
 
 

@@ -41,13 +41,13 @@ def main() -> None:
     with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every part
         config = setup.resolve_reference(config)
+        setup.check_folder(config, "evaluation")
         index = setup.open_index(config, "val")
         net = setup.build_net(config, index)
         manifest = describe(config, index, net)
         rows = index.subset(config.evaluation.num_images)[config.part.number :: config.part.of]
         monitor.say(announce(config, manifest.identity["definition"], rows, ranks))
         monitor.warn(models.preprocessing_advice(config.model, config.data))
-        setup.check_folder(config, "evaluation")
         if config.dry_run:
             return
         folder = setup.open_folder(config, ranks, "evaluation")

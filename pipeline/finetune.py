@@ -32,15 +32,13 @@ def main() -> None:
     config = cli.parse(FinetuneConfig, __doc__)
     with guarded(), session(config.runtime) as ranks:
         config = setup.resolve_reference(config)
+        folder = setup.check_folder(config, "training")
         torch.manual_seed(config.train.seed)
         indices = setup.open_index(config, "train"), setup.open_index(config, "val")
         net = setup.build_net(config, *indices)
         threads = setup.decoding_threads(config.data, ranks.local_size)
-        folder = (
-            setup.check_folder(config, "training")
-            if config.dry_run
-            else setup.open_folder(config, ranks, "training", alone=True)
-        )
+        if not config.dry_run:
+            setup.open_folder(config, ranks, "training", alone=True)
         trainer = Trainer(config, ranks, net, indices, threads)
         resumed = trainer.resume()
         if config.dry_run:

@@ -21,7 +21,7 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.distributed import _place
-from pipeline.errors import UserError
+from pipeline.errors import UserError, refuse
 from pipeline.monitor import Monitor
 from pipeline.schedule import Schedule
 from tests.runs import environment
@@ -164,6 +164,34 @@ def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in zip(names, (3, 4, 1, 2), strict=False):
         monkeypatch.setenv(name, str(value))
     assert _place() == (3, 4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"RANK": "a", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK is 'a', .* from 0 to 1;"),
+        ({"RANK": "0", "WORLD_SIZE": "x", "LOCAL_RANK": "0"}, "WORLD_SIZE is 'x', .* from 1 up;"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK is '2', .* from 0 to 1;"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "LOCAL_RANK is not set, .* start ranks with torchrun"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, "SLURM_LOCALID is not set"),
+    ],
+)
+def test_wrong_variables_of_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    line: str,
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=line) as error:
+        _place()
+    if variables.get("RANK") == "a":  # no rank is known to be the first: each prints
+        with pytest.raises(SystemExit):
+            refuse(str(error.value))
+        assert capsys.readouterr().err.startswith("error: the environment variable RANK is 'a'")
 
 
 def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:

@@ -40,13 +40,13 @@ def main() -> None:
     config = cli.parse(EvaluateConfig, __doc__, output_suffix="-adversarial")
     with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
         config = setup.resolve_reference(config)
+        setup.check_folder(config, "adversarial")
         torch.manual_seed(0)
         index = setup.open_index(config, "val")
         net = setup.build_net(config, index)
         if config.evaluation.space != "input":
             raise UserError("evaluation.space: examples are stored in the net's input space: input")
         identity = describe(config, index, net).identity
-        setup.check_folder(config, "adversarial")
         if config.dry_run:
             monitor.say(f"{len(index):,} images to attack, into {config.output}")
             return
