@@ -47,7 +47,7 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if is_disk_error(error):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
         raise
 
 

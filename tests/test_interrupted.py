@@ -1,16 +1,15 @@
-"""What a run leaves behind that is killed, stopped or out of disk space, and what resuming makes of
-it. In this process, where the cut can be made at one exact place."""
+"""What a run leaves behind that is killed or stopped, and what resuming makes of it.
+
+In this process, where the cut can be made at one exact place.
+"""
 
 import json
 import os
-import resource
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import atomic, checkpoint, lock
+from pipeline import atomic, checkpoint
 from pipeline.atomic import replacing, sweep
 from pipeline.checkpoint import Checkpoints
 from pipeline.config import CheckpointConfig
 from pipeline.distributed import StopRequest
 from pipeline.trainer import Trainer
-from tests.mistakes.case import EVALUATE, FINETUNE, Ended, call
-
-TINY = (
-    *("--train.batch_size", 1000, "--train.clean_epochs", 1, "--train.epochs", 2),
-    *("--checkpoint.every_steps", 100, "--log.every_steps", 4, "--log.panel_images", 0),
-    *("--evaluation.num_images", 100, "--evaluation.every_epochs", 1),
-)  # 6 steps an epoch, 18 in all; evaluations at 6, 12 and 18
-
-
-def finetune(folder: Path, *options: object) -> Ended:
-    try:
-        return call(FINETUNE, *TINY, "--output", folder, *options)
-    finally:
-        while lock._held:  # as the end of a process would
-            lock._held.pop().close()
+from tests.mistakes.case import EVALUATE, Ended, call
+from tests.tiny import finetune
 
 
 def finished(folder: Path, *options: object) -> Ended:
@@ -273,64 +259,3 @@ def test_a_run_sweeps_all_its_folders(copy: Path, tmp_path: Path) -> None:
     finished(copy)
     assert call(*evaluate).code == 0
     assert not list(tmp_path.rglob(".*.tmp-*"))
-
-
-@contextmanager
-def disk_full(size: int) -> Iterator[None]:
-    """Files cannot grow beyond ``size`` bytes, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize(
-    ("size", "name"),
-    [
-        (1000, "manifest.json"),
-        (2000, "examples/0.npz"),
-        (20_000, "rank0.jsonl"),
-    ],
-)
-def test_an_evaluation_without_disk_space(tmp_path: Path, size: int, name: str) -> None:
-    options = ("--evaluation.num_images", 100, "--evaluation.batch_size", 10)
-    evaluate = (EVALUATE, *options, "--output", tmp_path)
-    with disk_full(size):
-        ended = call(*evaluate)
-    assert ended.code == 2, ended.stderr
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"error: cannot write {tmp_path}/"), line
-    assert (
-        f"/results/0-of-1/{name}: File too large; results written before are kept: free some space"
-        in line
-    )
-    assert not list(tmp_path.rglob(".*.tmp-*"))
-    results = tmp_path / "results" / "0-of-1" / "rank0.jsonl"
-    before = results.read_text().rpartition("\n")[0] if results.exists() else ""
-    ended = call(*evaluate)
-    assert ended.code == 0, ended.stderr
-    after = results.read_text()
-    assert after.startswith(before)
-    assert len(after.splitlines()) == 100
-
-
-@pytest.mark.parametrize(("size", "name"), [(3000, "samples.parquet"), (20_000, "tensorboard")])
-def test_joining_an_evaluation_without_disk_space(tmp_path: Path, size: int, name: str) -> None:
-    evaluate = (EVALUATE, "--evaluation.num_images", 100, "--output", tmp_path)
-    assert call(*evaluate).code == 0
-    with disk_full(size):
-        ended = call(*evaluate)
-    assert ended.code == 2, ended.stderr
-    (line,) = ended.stderr.splitlines()
-    assert f"error: cannot write {tmp_path}/{name}: File too large" in line
-    assert call(*evaluate).code == 0
-
-
-def test_a_training_without_disk_space_for_tensorboard(tmp_path: Path) -> None:
-    with disk_full(3000):
-        ended = finetune(tmp_path, "--log.every_steps", 1)
-    assert ended.code == 2
-    (line,) = ended.stderr.splitlines()
-    assert f"error: cannot write {tmp_path}/tensorboard: File too large" in line

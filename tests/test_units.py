@@ -10,6 +10,9 @@ import torch
 import yaml
 from reproduction.experiments import EXPERIMENTS
 
+from launchers import jobs
+from launchers.states import State
+from launchers.submissions import Submission
 from pipeline import cli
 from pipeline.checkpoint import Checkpoints, read, write
 from pipeline.config import (
@@ -192,6 +195,20 @@ def test_wrong_variables_of_ranks(
         with pytest.raises(SystemExit):
             refuse(str(error.value))
         assert capsys.readouterr().err.startswith("error: the environment variable RANK is 'a'")
+
+
+def test_jobs_show_a_run_that_starts_or_evaluates(tmp_path: Path) -> None:
+    run = Submission(tmp_path, "finetune", "local", ["1"], [])
+    going = [State("RUNNING", "here")]
+    assert "starting" in jobs._cells(run, going)
+    assert "starting" not in jobs._cells(run, [State("PENDING", "here")])
+    with Monitor(tmp_path, shown=True) as monitor:
+        monitor.start_progress("evaluating", 200, at="step 24/48")
+    assert "evaluating 0/200, step 24/48" in jobs._cells(run, going)
+    values = json.loads((tmp_path / "progress.json").read_text())
+    del values["at"]  # as an earlier version writes it
+    (tmp_path / "progress.json").write_text(json.dumps(values))
+    assert "evaluating 0/200" in jobs._cells(run, going)
 
 
 def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:
