@@ -30,7 +30,7 @@ from launchers import evaluate, finetune, submission
 from launchers.job import Report
 from launchers.options import Resources
 from launchers.submissions import Submission
-from pipeline import arguments, cli
+from pipeline import arguments, cli, setup
 from pipeline.errors import guarded
 from pipeline.results import Manifest
 
@@ -74,7 +74,7 @@ def evaluations_of(
         cli.save(dataclasses.replace(tuning, resume="auto"), base)
         search = ["--evaluation.fgs.search", "true"]
         config = cli.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *words])
-    config = submission.absolute(config)
+    config = submission.absolute(setup.resolve_reference(config))
     manifest = evaluate.check(dataclasses.replace(config, model=tuning.model))  # weights are there
     evaluations = {
         part: dataclasses.replace(

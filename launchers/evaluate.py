@@ -48,7 +48,6 @@ def check(config: EvaluateConfig) -> Manifest:
     """
     if config.part.of != 1:
         raise UserError("shard: the launcher sets it; say how many with --shards before --")
-    entry.resolve_reference(config.evaluation.fgs)
     index = setup.open_index(config, "val")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # as the jobs do
@@ -115,6 +114,7 @@ def main() -> None:
     config = cli.parse(EvaluateConfig, __doc__, theirs, output_suffix="-evaluation")
     with guarded():
         resources = options.resources(asked)
+        config = setup.resolve_reference(config)
         manifest = check(config)
         total = num_shards(asked.shards, 8, manifest)
         submission.warn(warn_ignored(config))

@@ -55,6 +55,7 @@ def parse(sweeps: list[list[str]], words: list[str]) -> tuple[Path, list[Finetun
 
     Raises:
         SystemExit: an option that pipeline/finetune.py would refuse.
+        UserError: evaluation.fgs.reference names a folder without an eps_ref.
     """
     folder = Path(cli.parse(FinetuneConfig, __doc__, words).output).absolute()
     configs = []
@@ -62,7 +63,7 @@ def parse(sweeps: list[list[str]], words: list[str]) -> tuple[Path, list[Finetun
         more = [word for name, value in point for word in (f"--{name}", value)]
         config = cli.parse(FinetuneConfig, __doc__, [*words, *more])
         config.output = str(folder / options.name_of(point))
-        configs.append(submission.absolute(config))
+        configs.append(submission.absolute(setup.resolve_reference(config)))
     return folder, configs
 
 

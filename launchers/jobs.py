@@ -89,6 +89,10 @@ def _cells(run: Submission, tasks: list[State]) -> list[str]:
     going = [state for state in tasks if state.name in states.GOING]
     far = submissions.progress(run)
     steps = f"{far.doing} {far.done}/{far.total}" if far.total else ""
+    if steps and far.at:
+        steps += f", {far.at}"
+    if not steps and any(state.name == "RUNNING" for state in tasks):
+        steps = "starting"
     rate = f"{far.images_per_second:.4g}" if far.images_per_second and going else ""
     left = far.seconds_left if going else None
     nodes = ", ".join(dict.fromkeys(state.nodes for state in going if state.nodes))

@@ -94,6 +94,7 @@ class Progress:
     images_per_second: float | None = None
     seconds_left: float | None = None
     rho: float | None = None  # rho2, or that of another norm, the last measured
+    at: str = ""  # the training step of an evaluation, as "step 24/48"
 
 
 def progress(submission: Submission) -> Progress:
@@ -119,6 +120,7 @@ def progress(submission: Submission) -> Progress:
         sum(rates) if parts[-1]["doing"] == "evaluating" else trained.get(_RATE),
         max(left, default=None),
         rho,
+        parts[-1].get("at", ""),
     )
 
 

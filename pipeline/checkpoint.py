@@ -17,9 +17,17 @@ from pipeline.config import CheckpointConfig
 from pipeline.data.classes import Classes, difference
 from pipeline.distributed import restarted
 from pipeline.errors import UserError, brief
+from pipeline.json_checks import LIST, NUMBER, OBJECT, TEXT, WHOLE_NUMBER, Kinds, lacking
 
 VERSION = 1
 State = dict[str, Any]
+_KINDS: Kinds = {
+    **dict.fromkeys(("model", "optimizer", "scaler", "config"), OBJECT),
+    "step": WHOLE_NUMBER,
+    "history": LIST,
+    "seconds": NUMBER,
+    "index": TEXT,
+}
 
 # Options that may change between a checkpoint and the run that goes on from it: they change
 # neither the weights that come out nor what is measured. Indices are compared by content.
@@ -53,15 +61,47 @@ class Checkpoints:
         Raises:
             UserError: it cannot be written; the checkpoints before it stay.
         """
-        path = self.folder / f"step-{step:09d}.pt"
+        path = self._path(step)
         state = {"version": VERSION, **state}
-        write(path, state)
         if best:
+            # First, since the history in step-N.pt says that best.pt is of this step: a run killed
+            # between the two resumes from an earlier checkpoint, and writes both again.
             write(self.best_path, state)
-        cut_short = self.folder.glob(".step-*")  # by a kill
-        for old in (*self.all()[: -self.config.keep], *cut_short):
+        write(path, state)
+        for old in self.all()[: -self.config.keep]:
             old.unlink(missing_ok=True)
         return path
+
+    def restore_best(self, best_step: int, step: int) -> str:
+        """Write best.pt again where it is missing or of another step than the history says.
+
+        Args:
+            best_step: of the best evaluation in the history.
+            step: of the checkpoint that the run resumes from; a best.pt of a later step stays,
+                since the run comes to that step again.
+
+        Returns:
+            A warning if the checkpoint of that step is not there any more; empty if all is well.
+
+        Raises:
+            UserError: best.pt cannot be written.
+        """
+        present = _step_of(self.best_path)
+        if present is not None and (present == best_step or present > step):
+            return ""
+        source = self._path(best_step)
+        if _step_of(source) == best_step:
+            write(self.best_path, torch.load(source, map_location="cpu", weights_only=True))
+            return ""
+        state = "is missing or damaged" if present is None else f"is of step {present}"
+        return (
+            f"warning: {self.best_path} {state}, but the best {self.config.best} so far is that of "
+            f"step {best_step}, whose checkpoint is no longer kept: best.pt cannot be restored; "
+            "the next better evaluation writes it again"
+        )
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}.pt"
 
     def find(self, resume: str) -> Path | None:
         """The checkpoint to go on from, by the option ``resume``; the newest if this is a restart.
@@ -79,9 +119,17 @@ class Checkpoints:
         if newest and resume == "never":
             raise UserError(
                 f"resume is never, but {self.folder} holds checkpoints; give another --output, "
-                "or go on with --resume auto"
+                "or resume with --resume auto"
             )
         return newest[0] if newest else None
+
+
+def _step_of(path: Path) -> int | None:
+    """The step of a checkpoint; None where there is none, or a damaged one."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
+    except Exception:  # zip, pickle and tensor errors of many types: all mean one thing
+        return None
 
 
 def write(path: Path, state: State) -> None:
@@ -98,8 +146,16 @@ def write(path: Path, state: State) -> None:
         reason = getattr(cause, "strerror", None) or brief(cause)
         raise UserError(
             f"cannot write the checkpoint {path}: {reason}; checkpoints before it are kept: "
-            "free some space, then start again with --resume auto"
+            "free some space, then rerun the same command to resume"
         ) from None
+
+
+def damaged(path: Path, problem: str) -> UserError:
+    """The error for a checkpoint with values that cannot be right; ``problem`` is a verb phrase."""
+    return UserError(
+        f"the checkpoint {path} is damaged: it {problem}; remove it to resume from the one before, "
+        "or name one with --resume PATH"
+    )
 
 
 def read(path: Path, config: Any, fingerprint: str, classes: Classes | None = None) -> State:
@@ -123,8 +179,11 @@ def read(path: Path, config: Any, fingerprint: str, classes: Classes | None = No
         ) from None
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise UserError(f"{path} is no checkpoint of this program (version {VERSION})")
+    problem = lacking(state, _KINDS) or lacking(state["config"], {"data": OBJECT})
+    if problem:
+        raise damaged(path, problem)
     free = FREE
-    if isinstance(state["config"]["data"]["mean"], str) and isinstance(config.data.mean, str):
+    if isinstance(state["config"]["data"].get("mean"), str) and isinstance(config.data.mean, str):
         free = (*FREE, "data.mean")  # where the image lies; what it is, is in the fingerprint
     changed = cli.differences(state["config"], cli.to_dict(config), free)
     if state["index"] != fingerprint:

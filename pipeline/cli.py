@@ -22,6 +22,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
+from pipeline.atomic import replacing
 from pipeline.config import CONFIGS, DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig, RunConfig
 from pipeline.config.rule import OptionError, all_options, choices, sections, words_for
 from pipeline.config.text import did_you_mean, parse_yaml, read_yaml
@@ -235,7 +236,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save(config: Any, path: Path) -> None:
     """Write the merged configuration as YAML that ``--config`` reads back."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    with replacing(path) as partial:
+        partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

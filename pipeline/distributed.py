@@ -20,7 +20,15 @@ import torch.distributed as dist
 
 from pipeline.attendance import Attendance, meet
 from pipeline.config import RuntimeConfig
-from pipeline.errors import LOST_EXIT_CODE, USER_ERROR_EXIT_CODE, Stopped, UserError, brief
+from pipeline.errors import (
+    LOST_EXIT_CODE,
+    USER_ERROR_EXIT_CODE,
+    Stopped,
+    UserError,
+    brief,
+    disk_message,
+    is_disk_error,
+)
 from pipeline.memory import keep_freed, ran_out
 from pipeline.reproducibility import cpu_name, use_reproducible_kernels
 
@@ -86,7 +94,7 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
     """Join the other ranks; leave them at the end.
 
     The process group exists for a single process too, so that there is one way of running. A
-    `UserError` inside ends every rank: the rank that met it first prints it as one line.
+    `UserError` or a full disk inside ends every rank: the first rank to fail prints it as one line.
     """
     rank, size, local_rank, local_size = _place()
     device = _device(config, local_rank)
@@ -101,6 +109,10 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
         yield Ranks(rank, size, local_rank, local_size, device)
     except UserError as error:
         _end(store, rank, size, f"error: {error}")
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        _end(store, rank, size, f"error: {disk_message(error)}")
     except (RuntimeError, MemoryError) as error:
         if ran_out(error):
             _end(store, rank, size, f"error: out of memory ({brief(error)}); {LESS_MEMORY}")
@@ -151,33 +163,41 @@ class StopRequest:
 
 
 def _place() -> tuple[int, int, int, int]:
-    """Rank, number of ranks, and both on this node.
+    """Rank, number of ranks, rank on this node and ranks on this node.
 
     Raises:
-        UserError: an environment variable holds no such number.
+        UserError: a variable is missing or has no valid value.
     """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
-        size, local_size = _whole("WORLD_SIZE", 1), _whole("LOCAL_WORLD_SIZE", 1, 1)
-        local_rank = _whole("LOCAL_RANK", 0, 0)
-        return _whole("RANK", 0, below=size), size, local_rank, local_size
-    if _whole("SLURM_NTASKS", 1, 1) > 1 and "SLURM_PROCID" in env:  # srun, one task a rank
-        size = _whole("SLURM_NTASKS", 1)
-        local_size = max(size // _whole("SLURM_NNODES", 1, 1), 1)
-        return _whole("SLURM_PROCID", 0, below=size), size, _whole("SLURM_LOCALID", 0), local_size
+        size = _number("WORLD_SIZE", least=1)
+        alone = "0" if size == 1 else None
+        return (
+            _number("RANK", below=size),
+            size,
+            _number("LOCAL_RANK", alone, below=size),
+            _number("LOCAL_WORLD_SIZE", "1", least=1),
+        )
+    if "SLURM_PROCID" in env and _number("SLURM_NTASKS", "1", least=1) > 1:  # srun, a task a rank
+        size = _number("SLURM_NTASKS", least=1)
+        local_size = size // _number("SLURM_NNODES", "1", least=1)
+        ranks = _number("SLURM_PROCID", below=size), size, _number("SLURM_LOCALID", below=size)
+        return *ranks, max(local_size, 1)
     return 0, 1, 0, 1
 
 
-def _whole(name: str, minimum: int, default: int | None = None, below: int | None = None) -> int:
-    """A whole number from the environment."""
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal() or int(text) < minimum or (below is not None and int(text) >= below):
-        end = "" if below is None else f" and below {below}"
-        raise UserError(
-            f"the environment variable {name} must be a whole number of at least {minimum}{end}, "
-            f"got {text!r}; torchrun and srun set it: unset it for a single process"
-        )
-    return int(text)
+def _number(name: str, default: str | None = None, least: int = 0, below: int = sys.maxsize) -> int:
+    """The whole number from ``least`` to below ``below`` that an environment variable holds."""
+    text = os.environ.get(name, default)
+    if text is not None and text.isdecimal() and least <= int(text) < below:
+        return int(text)
+    problem = "is not set" if text is None else f"is {text!r}"
+    upper = f" to {below - 1}" if below < sys.maxsize else " up"
+    raise UserError(
+        f"the environment variable {name} {problem}, and must be a whole number from {least}"
+        f"{upper}; start ranks with torchrun or the launchers; for one process, unset RANK and "
+        "WORLD_SIZE"
+    )
 
 
 def _device(config: RuntimeConfig, local_rank: int) -> torch.device:

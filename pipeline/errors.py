@@ -5,6 +5,7 @@ which prints it as one line on one rank and exits with code 2. Anything else is 
 program and keeps its traceback.
 """
 
+import errno
 import os
 import sys
 import time
@@ -38,26 +39,43 @@ def first_few(names: Sequence[str], limit: int = 8) -> str:
 
 def warn(message: str) -> None:
     """Print a warning as one line. All ranks get the same one; only rank 0 prints it."""
-    if _is_rank_0():
+    if is_first_process():
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def note(message: str) -> None:
     """Print one line on stdout, on rank 0."""
-    if _is_rank_0():
+    if is_first_process():
         print(message, flush=True)
 
 
-def _is_rank_0() -> bool:
-    """True too where the variables are not numbers, so that somebody prints that error."""
+def is_first_process() -> bool:
+    """Whether this is rank 0 by the environment; also where the environment names no valid rank, so
+    that somebody prints that error."""
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     size = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))
     return not (rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size))
 
 
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+def is_disk_error(error: BaseException | None) -> bool:
+    """Whether a file could not be written because the disk is full, read-only or over a limit."""
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+
+
+def disk_message(error: OSError) -> str:
+    """One line for an error that `is_disk_error` accepts."""
+    return (
+        f"cannot write {error.filename or 'a file'}: {os.strerror(error.errno or 0)}; results "
+        "written before are kept: free some space, then rerun the same command to resume"
+    )
+
+
 def refuse(message: str) -> NoReturn:
-    """Print a mistake as one line and exit. Every rank meets it, so rank 0 alone speaks."""
-    if _is_rank_0():
+    """Print a mistake as one line and exit. All ranks fail alike; only rank 0 prints."""
+    if is_first_process():
         print(f"error: {message}", file=sys.stderr, flush=True)
     else:
         time.sleep(5)  # torchrun ends all ranks when one ends: let rank 0 speak first
@@ -66,8 +84,12 @@ def refuse(message: str) -> NoReturn:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Print a `UserError` from before the ranks have joined as one line, on rank 0."""
+    """Print a `UserError`, or a full disk, from before the ranks have joined as one line."""
     try:
         yield
     except UserError as error:
         refuse(str(error))
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        refuse(disk_message(error))

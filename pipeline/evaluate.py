@@ -7,20 +7,19 @@ r"""Measure how accurate and how robust a classifier is, over ranks and over job
     python pipeline/evaluate.py ... --output runs/r18 --shard 3/16    # one job of an array
 
 Takes the YAML files of pipeline/finetune.py; what only training reads is passed over. Results are
-written as they are found, so the same command goes on from where it was cut. Shards need not know
+written as they are found, so the same command resumes an interrupted run. Shards need not know
 of one another; the last one to end joins them, or tools/report.py merge does.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import cli
-from pipeline.config import EvaluateConfig, FgsConfig, warn_ignored
+from pipeline import cli, messages
+from pipeline.config import EvaluateConfig, warn_ignored
 
-if __name__ == "__main__":  # refuse mistakes before importing torch, which takes seconds
-    cli.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
+if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
+    messages.check_options(EvaluateConfig, __doc__, "-evaluation")
 
 import numpy as np
 import torch
@@ -46,7 +45,8 @@ def main() -> None:
     config = cli.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
     with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every part
-        resolve_reference(config.evaluation.fgs)
+        config = setup.resolve_reference(config)
+        setup.check_folder(config, "evaluation")
         index = setup.open_index(config, "val")
         net = setup.build_net(config, index)
         manifest = describe(config, index, net)
@@ -61,7 +61,7 @@ def main() -> None:
             return
         net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
         manifest.about.update(check_batches(config, net, ranks, monitor))
-        folder = setup.open_folder(config, ranks, foreign="checkpoints")
+        folder = setup.open_folder(config, ranks, "evaluation")
         store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
         if ranks.first:
             cli.save(config, folder / "config.yaml")
@@ -70,31 +70,11 @@ def main() -> None:
         try:
             evaluate(config, index, net, rows, store, ranks, monitor)
         except Stopped:
-            monitor.say("stopped; the same command goes on")
+            monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
         if ranks.first:
             report(store.folder.parent, config, monitor)
         ranks.barrier()
-
-
-def resolve_reference(fgs: FgsConfig) -> None:
-    """Replace the folder of an evaluation by the eps_ref that it found.
-
-    Raises:
-        UserError: it found none.
-    """
-    if not isinstance(fgs.reference, str):
-        return
-    path = Path(fgs.reference) / "summary.json"
-    try:
-        fgs.reference = json.loads(path.read_text())["fgs"]["eps_ref"]
-    except (OSError, ValueError, KeyError, TypeError):
-        fgs.reference = None
-    if fgs.reference is None:
-        raise UserError(
-            f"evaluation.fgs.reference: {path} holds no eps_ref; evaluate that model with "
-            "--evaluation.fgs.search true, or give a number"
-        )
 
 
 def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
@@ -210,6 +190,7 @@ def report(folder: Path, config: EvaluateConfig, monitor: Monitor) -> None:
         return
     monitor.say(merge.tell(merge.publish(folder, merged)))
     monitor.say(f"{folder / 'summary.json'}, {folder / 'samples.parquet'}")
+    monitor.say(messages.after_evaluation(folder))
 
 
 if __name__ == "__main__":

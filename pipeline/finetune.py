@@ -10,11 +10,11 @@ Without --config the embedded demonstration runs: MNIST digits, on CPUs or GPUs.
 from pathlib import Path
 from typing import Any
 
-from pipeline import cli
+from pipeline import cli, messages
 from pipeline.config import FinetuneConfig, warn_ignored
 
-if __name__ == "__main__":  # refuse mistakes before importing torch, which takes seconds
-    cli.parse(FinetuneConfig, __doc__)
+if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
+    messages.check_options(FinetuneConfig, __doc__)
 
 import torch
 
@@ -30,15 +30,14 @@ def main() -> None:
     """Parse, join the ranks, train, report."""
     config = cli.parse(FinetuneConfig, __doc__)
     with guarded(), session(config.runtime) as ranks:
+        config = setup.resolve_reference(config)
+        folder = setup.check_folder(config, "training")
         torch.manual_seed(config.train.seed)
         indices = setup.open_index(config, "train"), setup.open_index(config, "val")
         net = setup.build_net(config, *indices)
         threads = setup.decoding_threads(config.data, ranks.local_size)
-        folder = (
-            Path(config.output)
-            if config.dry_run
-            else setup.open_folder(config, ranks, foreign="results", alone=True)
-        )
+        if not config.dry_run:
+            setup.open_folder(config, ranks, "training", alone=True)
         trainer = Trainer(config, ranks, net, indices, threads)
         resumed = trainer.resume()
         steps_per_epoch = trainer.plan.steps_per_epoch
@@ -60,7 +59,7 @@ def main() -> None:
             try:
                 trainer.fit(monitor)
             except Stopped:
-                monitor.say(f"stopped after step {trainer.step}; go on with --resume auto")
+                monitor.say(messages.interrupted(f" after step {trainer.step}"))
                 raise SystemExit(STOPPED_EXIT_CODE) from None
             trainer.export("weights.pth")
             skipped = trainer.skipped()
@@ -101,9 +100,9 @@ def with_options(config: FinetuneConfig) -> str:
 
 
 def where(folder: Path, resumed: Path | None, trainer: Trainer) -> str:
-    """Where the run writes, how to watch it, and what it goes on from."""
-    begin = f"going on from {resumed}, step {trainer.step}" if resumed else "a new run"
-    return f"{begin}, in {folder}; watch: tensorboard --logdir {folder}"
+    """Where the run writes, how to watch it, and what it resumes from."""
+    begin = f"resuming from {resumed}, step {trainer.step}" if resumed else "a new run"
+    return f"{begin}, in {folder}; watch: {messages.watch(folder)}"
 
 
 def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor) -> None:
@@ -125,14 +124,15 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
     }
     write_json(folder / "summary.json", summary)
     metrics = {
-        f"after/{name}": float(after[name]) for name in ("accuracy", "rho2", "num_unflipped")
+        f"after/{name}": float(after[name]) for name in ("accuracy", trainer.rho, "num_unflipped")
     }
-    monitor.hyper_parameters(cli.flatten(cli.to_dict(config)), metrics)
+    monitor.hyper_parameters(cli.flatten(cli.to_dict(config)), metrics, trainer.step)
     monitor.end_progress()
-    monitor.table(before, after)
+    monitor.table(before, after, trainer.rho)
     if skipped:
         monitor.say(f"{len(skipped)} training images did not decode: {', '.join(skipped[:8])}")
     monitor.say(f"{folder / 'summary.json'}, {folder / 'weights.pth'}")
+    monitor.say(messages.after_training(config, trainer.ranks.size))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from pipeline.atomic import naming
 from pipeline.errors import UserError
 
 _PATIENCE = 5  # seconds: a run that was just ended may still be leaving
@@ -51,7 +52,8 @@ def hold(folder: Path) -> None:
         except OSError:  # a file system without locks
             return
     job = f" of job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}{job}\n")
-    file.flush()
+    with naming(folder / ".lock"):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}{job}\n")
+        file.flush()
     _held.append(file)

@@ -137,11 +137,12 @@ def _show(folder: Path, merged: Merged, summary: dict[str, Any]) -> None:
     """TensorBoard: the numbers, the histogram of ratios, the contact sheet."""
     numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
     with Monitor(folder, shown=True, step=-1) as monitor:
-        monitor.scalars(0, "evaluation", numbers)
-        monitor.histogram(0, "ratio", merged.stored.samples.ratio)
+        # Names apart from those of a training run, whose curves would share cards with this step 0.
+        monitor.scalars(0, "evaluate", numbers)
+        monitor.histogram(0, "evaluate/ratio", merged.stored.samples.ratio)
         sheet = contact_sheet(folder, merged.stored.manifest)
         if sheet is not None:
-            monitor.figure(0, "perturbations", sheet)
+            monitor.figure(0, "evaluate/perturbations", sheet)
 
 
 def contact_sheet(folder: Path, manifest: Manifest) -> Any:

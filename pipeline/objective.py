@@ -4,11 +4,13 @@ In: a batch. Out: `Losses`. One forward of this module is one forward of DDP, an
 ``backward()`` of its loss follows: the inner gradients of the attack stay local to the rank.
 """
 
+import inspect
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from pipeline import memory, methods
@@ -168,3 +170,17 @@ def deep_defense(
     """The objective of the paper, for whoever has no run."""
     given = {"model": model or ModelConfig(), "runtime": runtime or RuntimeConfig()}
     return Objective(net, FinetuneConfig(regularizer=regularizer, **given))
+
+
+def data_parallel(
+    objective: Objective, device: torch.device, sync_buffers: bool
+) -> DistributedDataParallel:
+    """The objective under DDP, by whichever name this torch gives ``sync_buffers``."""
+    options = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    return DistributedDataParallel(
+        objective,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **{name: sync_buffers},
+    )

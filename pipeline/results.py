@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.agreement import allowed_difference, check_agreement
-from pipeline.atomic import replacing, write_json
+from pipeline.atomic import naming, replacing, write_json
 from pipeline.config import Shard
 from pipeline.distributed import Ranks, restarted
 from pipeline.errors import UserError
@@ -162,7 +162,8 @@ class ResultsFolder:
 
     def ended(self, run: dict[str, Any]) -> None:
         """Note how a job went."""
-        with (self.place / "runs.jsonl").open("a") as file:
+        path = self.place / "runs.jsonl"
+        with naming(path), path.open("a") as file:
             file.write(json.dumps(run) + "\n")
 
 
@@ -185,7 +186,7 @@ class Appender:
     """Appends results to one JSON-lines file, a flush each time."""
 
     def __init__(self, folder: Path, rank: int) -> None:
-        path = folder / f"rank{rank}.jsonl"
+        path = self._path = folder / f"rank{rank}.jsonl"
         self._examples = folder / "examples"
         self._file = path.open("a")
         try:
@@ -202,17 +203,19 @@ class Appender:
     def append(self, samples: Samples, ids: list[str]) -> None:
         """Write results and hand them to the operating system."""
         columns = {f.name: getattr(samples, f.name).tolist() for f in fields(Samples)}
-        for number, image_id in enumerate(ids):
-            values = {name: column[number] for name, column in columns.items()}
-            self._file.write(json.dumps({"id": image_id, **values}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            for number, image_id in enumerate(ids):
+                values = {name: column[number] for name, column in columns.items()}
+                self._file.write(json.dumps({"id": image_id, **values}) + "\n")
+            self._file.flush()
 
     def skip(self, rows: Iterable[int], ids: Iterable[str]) -> None:
         """Note images that did not decode."""
-        for row, image_id in zip(rows, ids, strict=True):
-            line = {"id": image_id, "row": row, "skipped": True}
-            self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            for row, image_id in zip(rows, ids, strict=True):
+                line = {"id": image_id, "row": row, "skipped": True}
+                self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
 
     def keep(self, examples: list[Example]) -> None:
         """Write perturbations for the contact sheet."""
@@ -226,7 +229,8 @@ class Appender:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
 
 def _manifests(folder: Path) -> list[Path]:

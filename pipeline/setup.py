@@ -1,53 +1,110 @@
-"""What both entry points do first: the output folder, the indices, the net, the threads."""
+"""What the entry points do first: the output folder, the indices, the net, the threads."""
 
 import dataclasses
+import json
+import math
 import os
 import platform
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
-from pipeline import lock, models
+from pipeline import atomic, lock, models
 from pipeline.config import DataConfig, FinetuneConfig, RunConfig, RuntimeConfig
 from pipeline.data import demo, index
 from pipeline.data.index import Index
 from pipeline.distributed import Ranks
-from pipeline.errors import UserError
+from pipeline.errors import UserError, brief
 from pipeline.trial import check_net
 from pipeline.weight_classes import check_indices, check_weights
 
+# A name in the folder of each kind of run, which no other kind of run writes.
+_MARKERS = {"training": "checkpoints", "evaluation": "results", "adversarial": "manifest.json"}
 
-def open_folder(config: RunConfig, ranks: Ranks, foreign: str, alone: bool = False) -> Path:
-    """Make the output folder and see that it can be written.
+Kind = Literal["training", "evaluation", "adversarial"]
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+def check_folder(config: RunConfig, kind: Kind) -> Path:
+    """The output folder, which need not exist yet.
+
+    Raises:
+        UserError: it belongs to another kind of run, or cannot be looked at.
+    """
+    folder = Path(config.output)
+    try:
+        others = [k for k, marker in _MARKERS.items() if k != kind and (folder / marker).exists()]
+    except OSError as error:
+        raise UserError(_unusable(folder, error)) from None
+    if others:
+        raise UserError(
+            f"output: {folder} holds another kind of run ({others[0]}); give another --output"
+        )
+    return folder
+
+
+def open_folder(config: RunConfig, ranks: Ranks, kind: Kind, alone: bool = False) -> Path:
+    """Make the output folder, see that it can be written, and remove what killed runs left in it.
 
     Args:
         config: names the folder.
         ranks: the first looks for all.
-        foreign: a name in it that tells that it belongs to the other entry point.
+        kind: of this run.
         alone: keep other runs out of it until this one ends.
 
     Raises:
-        UserError: it cannot be written, belongs to the other entry point, or to a run that goes.
+        UserError: it cannot be written, belongs to another kind of run, or to a run that goes.
     """
-    folder = Path(config.output)
-    if (folder / foreign).exists():
-        raise UserError(f"output: {folder} holds another kind of run; give another --output")
+    folder = check_folder(config, kind)
     if ranks.first:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):  # a name of its own: other shards try too
                 pass
-        except OSError as error:
-            raise UserError(
-                f"output: {folder} cannot be written ({error.strerror}); give another --output"
-            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(_unusable(folder, error)) from None
         if alone:
             lock.hold(folder)
+        shards = folder.glob("results/*")
+        for part in (folder, folder / "checkpoints", *shards, *folder.glob("results/*/examples")):
+            atomic.sweep(part)
     ranks.barrier()
     return folder
+
+
+def _unusable(folder: Path, error: OSError | ValueError) -> str:
+    name = str(folder) if len(str(folder)) < 100 else f"{str(folder)[:60]}..."
+    reason = getattr(error, "strerror", None) or brief(error)
+    return f"output: {name} cannot be written ({reason}); give another --output"
+
+
+def resolve_reference(config: ConfigT) -> ConfigT:
+    """The configuration with evaluation.fgs.reference as a number, read where it names a folder.
+
+    Raises:
+        UserError: the folder holds no evaluation that searched for eps_ref.
+    """
+    fgs = config.evaluation.fgs
+    if not isinstance(fgs.reference, str):
+        return config
+    path = Path(fgs.reference) / "summary.json"
+    try:
+        eps_ref = json.loads(path.read_text())["fgs"]["eps_ref"]
+    except (OSError, ValueError, KeyError, TypeError):
+        eps_ref = None
+    if not isinstance(eps_ref, int | float) or not 0 < eps_ref < math.inf:
+        raise UserError(
+            f"evaluation.fgs.reference: {path} holds no eps_ref; evaluate that model with "
+            "--evaluation.fgs.search true, or give a number"
+        )
+    return replace(
+        config, evaluation=replace(config.evaluation, fgs=replace(fgs, reference=float(eps_ref)))
+    )
 
 
 def open_index(config: RunConfig, part: str) -> Index:

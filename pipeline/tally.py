@@ -1,9 +1,12 @@
 """Sums over samples, ranks and steps, from which the logged means are made."""
 
-from typing import NamedTuple
+import time
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
 
 import torch
 
+from pipeline.errors import UserError
 from pipeline.objective import Losses
 
 
@@ -42,6 +45,41 @@ class Tally(NamedTuple):
         return means
 
 
+class LogWindow:
+    """Sums and time since the last row of metrics.
+
+    Attributes:
+        sums: of all steps since that row; a checkpoint keeps them, so that a resumed run writes the
+            row of an undisturbed one.
+    """
+
+    def __init__(self, sums: Sequence[float] = ()) -> None:
+        self.sums = Tally(*sums)
+        self.restart_clock(0.0)
+
+    def restart_clock(self, wait_seconds: float) -> None:
+        """Measure speed from now on, as after an evaluation or a resume.
+
+        Args:
+            wait_seconds: that the loader has kept training waiting so far.
+        """
+        self._begin, self._begin_wait = time.perf_counter(), wait_seconds
+        self._begin_samples = self.sums.samples
+
+    def rates(self, wait_seconds: float) -> dict[str, float]:
+        """Images a second, and the share of time spent waiting for data, since the clock began."""
+        seconds = time.perf_counter() - self._begin
+        return {
+            "images_per_second": (self.sums.samples - self._begin_samples) / seconds,
+            "data_wait": (wait_seconds - self._begin_wait) / seconds,
+        }
+
+    def restart(self, wait_seconds: float) -> None:
+        """Begin the next row."""
+        self.sums = Tally()
+        self.restart_clock(wait_seconds)
+
+
 def sums(losses: Losses) -> torch.Tensor:
     """One batch's sums on its device, (10,) float64, in the order of `Tally`; no sync."""
     n = len(losses.cross_entropy)
@@ -64,3 +102,22 @@ def broken(losses: Losses) -> torch.Tensor:
     """Samples whose loss is not finite, (N,) bool; all where a method's term has no culprit."""
     finite = losses.cross_entropy.isfinite() & losses.penalty.isfinite()
     return ~finite | (finite.all() & ~losses.loss.detach().isfinite())
+
+
+def raise_nonfinite(step: int, number: int, names: Sequence[str]) -> NoReturn:
+    """Stop a run whose loss is not finite.
+
+    Args:
+        step: that failed, from 1.
+        number: of images whose loss is not finite.
+        names: their ids.
+
+    Raises:
+        UserError: always; names the first images and the remedies.
+    """
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    raise UserError(
+        f"the loss is not finite in step {step}, for {number} images: "
+        f"{', '.join(names[:8])}{more}; the checkpoints before it are kept: try a lower "
+        "optim.lr, optim.clip_norm, or runtime.precision fp32"
+    )

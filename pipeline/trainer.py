@@ -5,7 +5,6 @@ the history of evaluations. Everything a step does is a function of the weights,
 state and the step's number, so a run resumed from a checkpoint is the run that was cut.
 """
 
-import inspect
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -14,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import cli, evaluation, panel, setup, spaces
-from pipeline.checkpoint import Checkpoints, State, read, write
+from pipeline.checkpoint import Checkpoints, State, damaged, read, write
 from pipeline.config import FinetuneConfig
 from pipeline.data import mean
 from pipeline.data.batches import TrainingPlan
@@ -25,14 +23,14 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.definition import definition
 from pipeline.distributed import Ranks, StopRequest
-from pipeline.errors import Stopped, UserError
+from pipeline.errors import Stopped, brief
 from pipeline.memory import Budget
 from pipeline.models import portable_state
 from pipeline.monitor import Monitor, peak_memory_mib
-from pipeline.objective import Losses, Objective
-from pipeline.samples import Example, nonfinite_warning, summarize
+from pipeline.objective import Losses, Objective, data_parallel
+from pipeline.samples import Example, nonfinite_warning, rho_name, summarize
 from pipeline.schedule import Schedule, seed_of
-from pipeline.tally import Tally, broken, sums
+from pipeline.tally import LogWindow, Tally, broken, raise_nonfinite, sums
 from pipeline.weight_classes import with_classes
 
 
@@ -76,7 +74,9 @@ class Trainer:
         self.net = net.to(ranks.device, memory_format=layout)
         self.objective = Objective(self.net, config)
         self.budget = self._fit()
-        self.ddp = _wrap(self.objective, ranks, sync_buffers=not config.model.freeze_batch_norm)
+        self.ddp = data_parallel(
+            self.objective, ranks.device, sync_buffers=not config.model.freeze_batch_norm
+        )
         self.parameters = self.objective.view.parameters()
         self.optimizer = torch.optim.SGD(
             self.parameters,
@@ -92,6 +92,8 @@ class Trainer:
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0  # spent in training steps, over all parts of the run
+        self.window = LogWindow()
+        self.rho = rho_name(self.definition)  # rho2, or that of another norm
 
     def _fit(self) -> Budget | None:
         """How many images the attack holds at once, where that is to be found out."""
@@ -110,11 +112,15 @@ class Trainer:
         path = self.ranks.gather(self.checkpoints.find(self.config.resume))[0]
         if path is not None:
             state = read(path, self.config, self.fingerprint, self.train_index.classes)
-            self.net.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            try:
+                self.net.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.scaler.load_state_dict(state["scaler"])
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise damaged(path, f"does not fit the net ({brief(error)})") from None
             self.step, self.history = state["step"], state["history"]
             self.seconds = state["seconds"]
+            self.window = LogWindow(state.get("window", ()))  # older checkpoints have none
         return path
 
     def fit(self, monitor: Monitor) -> None:
@@ -125,6 +131,10 @@ class Trainer:
             UserError: an image does not decode, the loss is not finite, the disk is full.
         """
         self.stop = StopRequest()
+        if self.ranks.first and len(self.history) > 1:  # the first is the reference
+            values = [entry[self._best_metric] for entry in self.history[1:]]
+            best_step = self.history[1 + values.index(max(values))]["step"]
+            monitor.warn(self.checkpoints.restore_best(best_step, self.step))
         self._settle()
         with closing(iter(self._loader())) as batches:
             self._steps(monitor, batches)
@@ -142,26 +152,23 @@ class Trainer:
         self.objective.train()
 
     def _steps(self, monitor: Monitor, batches: Iterator[Batch]) -> None:
-        window, window_begin, window_wait = Tally(), time.perf_counter(), self.loader.wait_seconds
+        self.window.restart_clock(self.loader.wait_seconds)
         monitor.start_progress("training", self.schedule.total_steps, self.step)
         while True:
             if self.schedule.evaluates(self.step) and not self._evaluated():
                 self._evaluate(monitor)
                 monitor.start_progress("training", self.schedule.total_steps, self.step)
-                window_begin, window_wait = time.perf_counter(), self.loader.wait_seconds
+                self.window.restart_clock(self.loader.wait_seconds)
             if self.step == self.schedule.total_steps:
                 return
             begin = time.perf_counter()
             done = self._train_step(batches)
             self.step += 1
             self.seconds += time.perf_counter() - begin
-            window += done
+            self.window.sums += done
             if self.step % self.config.log.every_steps == 0:
-                passed = time.perf_counter() - window_begin
-                wait = self.loader.wait_seconds - window_wait
-                self._log(monitor, window, passed, wait)
-                window = Tally()
-                window_begin, window_wait = time.perf_counter(), self.loader.wait_seconds
+                self._log(monitor)
+                self.window.restart(self.loader.wait_seconds)
             if done.stop:
                 self._save()
                 raise Stopped
@@ -197,7 +204,11 @@ class Trainer:
         total[-1] = self.stop.received
         done = Tally(*self.ranks.sum(total).tolist())
         if done.broken:
-            self._refuse(seen, done)
+            rows = [r for batch, losses in seen for r in batch.rows[broken(losses).cpu().numpy()]]
+            ids = self.ranks.gather([self.train_index.id(row) for row in rows])
+            raise_nonfinite(
+                self.step + 1, int(done.broken), [name for part in ids for name in part]
+            )
         self._update()
         if self.schedule.tunes(self.step):
             self.objective.after_step(self.step + 1)
@@ -217,25 +228,13 @@ class Trainer:
         torch.manual_seed(seed)
         self.objective.view.seed = seed // 2
 
-    def _refuse(self, seen: list[tuple[Batch, Losses]], done: Tally) -> None:
-        """A loss that is not finite: every rank stops; those that met it name the images."""
-        rows = [row for batch, losses in seen for row in batch.rows[broken(losses).cpu().numpy()]]
-        everywhere = self.ranks.gather([self.train_index.id(row) for row in rows])
-        names = [name for part in everywhere for name in part]
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        raise UserError(
-            f"the loss is not finite in step {self.step + 1}, for {int(done.broken)} images: "
-            f"{', '.join(names[:8])}{more}; the checkpoints before it are kept: try a lower "
-            "optim.lr, optim.clip_norm, or runtime.precision fp32"
-        )
-
-    def _log(self, monitor: Monitor, window: Tally, passed: float, wait: float) -> None:
+    def _log(self, monitor: Monitor) -> None:
         step = self.step - 1  # the schedule of the step just done
-        values = window.means(regularised=self.schedule.tunes(step) and self.objective.measures)
+        regularised = self.schedule.tunes(step) and self.objective.measures
+        values = self.window.sums.means(regularised)
         values |= {
             "lr": self.schedule.lr(step),
-            "images_per_second": window.samples / passed,
-            "data_wait": wait / passed,
+            **self.window.rates(self.loader.wait_seconds),
             "peak_memory_mib": peak_memory_mib(self.ranks.device),
             "epoch": self.step / self.plan.steps_per_epoch,
         }
@@ -252,7 +251,8 @@ class Trainer:
     def _evaluate(self, monitor: Monitor) -> None:
         """Accuracy and rho2 now, over all ranks; then a checkpoint, so that it is not repeated."""
         rows = self.val_index.subset(self.config.evaluation.num_images)
-        monitor.start_progress("evaluating", len(rows))
+        at = f"step {self.step}/{self.schedule.total_steps}"
+        monitor.start_progress("evaluating", len(rows), at=at)
         mine = rows[self.ranks.rank :: self.ranks.size]
         shown = frozenset(mine[: self.config.log.panel_images].tolist())
         panels: list[Example] = []
@@ -274,20 +274,20 @@ class Trainer:
         samples, skipped = evaluation.join(*measured, rows, self.ranks)
         epoch = (self.step - self.schedule.clean_steps) / self.plan.steps_per_epoch
         summary = summarize(samples, self.definition) | {"num_skipped": len(skipped)}
-        metric = self.config.checkpoint.best
+        metric = self._best_metric
         earlier = [entry[metric] for entry in self.history[1:]]
         tuned = len(self.history) > 0  # the first is the reference
         self.history.append({"step": self.step, "epoch": epoch, **summary})
-        numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
-        monitor.scalars(self.step, "evaluation", numbers)
-        monitor.say(
-            f"epoch {epoch:g}: accuracy {summary['accuracy']:.2%}, rho2 {summary['rho2']:.4g}, "
-            f"{summary['num_unflipped']} of {summary['num_samples']} never flipped"
-        )
+        monitor.evaluation(self.history[-1], self.rho)
         monitor.warn(nonfinite_warning(summary))
         if not tuned:
             self.export("reference.pth")
         self._save(best=tuned and all(summary[metric] > value for value in earlier))
+
+    @property
+    def _best_metric(self) -> str:
+        """What best.pt is the best of, as the history names it."""
+        return "accuracy" if self.config.checkpoint.best == "accuracy" else self.rho
 
     def _save(self, best: bool = False) -> None:
         if self.ranks.first:
@@ -298,6 +298,7 @@ class Trainer:
                 "step": self.step,
                 "history": self.history,
                 "seconds": self.seconds,
+                "window": list(self.window.sums),
                 "config": cli.to_dict(self.config),
                 "index": self.fingerprint,
                 "classes": self.train_index.classes.to_dict(),
@@ -314,14 +315,3 @@ class Trainer:
         if self.ranks.first:
             state = with_classes(portable_state(self.net), self.train_index.classes)
             write(self.folder / name, state)
-
-
-def _wrap(objective: Objective, ranks: Ranks, sync_buffers: bool) -> DistributedDataParallel:
-    options = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-    return DistributedDataParallel(
-        objective,
-        device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        **{name: sync_buffers},
-    )

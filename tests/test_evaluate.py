@@ -148,7 +148,7 @@ def test_a_signal_stops_all_ranks(run: Run, weights: Path, tmp_path: Path) -> No
         time.sleep(0.002)
     os.kill(children(process.pid)[0], signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
-    assert "stopped; the same command goes on" in output, errors
+    assert "interrupted; everything is saved: rerun the same command" in output, errors
     done = run(SCRIPT, *options)
     assert done.returncode == 0, done.stderr
     assert "2000 of 2000" not in done.stdout

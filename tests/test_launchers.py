@@ -73,9 +73,9 @@ def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None
     assert "jobs.py cancel" in line
     done = run(JOBS, "cancel", tmp_path)
     assert done.stdout.startswith("cancelled job ")
-    until(lambda: "stopped after step" in log_of(folder), lambda: log_of(folder))
+    until(lambda: "interrupted after step" in log_of(folder), lambda: log_of(folder))
     until(lambda: "ENDED" in run(JOBS, tmp_path).stdout, lambda: log_of(folder))
-    assert "stopped after step" in run(JOBS, "logs", folder).stdout
+    assert "interrupted after step" in run(JOBS, "logs", folder).stdout
     assert run(JOBS, "cancel", tmp_path).stdout == ""
     assert "no runs" in expect_error(run, tmp_path / "elsewhere", script=JOBS)
 

@@ -119,7 +119,7 @@ def test_runs_know_it_by_its_content(run: Run, mean: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     moved = here.rename(tmp_path / "moved.npy")
     done = run("pipeline/finetune.py", *words, "--data.mean", moved)
-    assert "going on from" in done.stdout, done.stderr
+    assert "resuming from" in done.stdout, done.stderr
     np.save(tmp_path / "other.npy", np.load(moved) / 2)
     line = expect_error(run, *words, "--data.mean", tmp_path / "other.npy")
     assert "data.mean: other images, labels or mean image than before" in line

@@ -17,7 +17,7 @@ def test_mistake(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ended = call(*case.words(tmp_path))
     text = ended.stdout + ended.stderr
     assert ended.code == case.code, text
-    assert re.search(case.line, text), text
+    assert re.search(case.line, text, re.MULTILINE), text
     assert "Traceback" not in text, text
     if case.code == 2:
         errors = [line for line in ended.stderr.splitlines() if "error: " in line]

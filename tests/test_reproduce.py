@@ -120,7 +120,7 @@ def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: 
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
-    assert b"the same command goes on" in errors
+    assert b"rerun the same command to resume" in errors
     before = (folder / "seed0/reference/weights.pth").stat().st_mtime
 
     done = run(TOOL, *words)

@@ -230,11 +230,11 @@ def test_published_files_hold_what_was_found(tmp_path: Path) -> None:
     assert (row["name"], float(row["accuracy"])) == ("zero", summary["accuracy"])
     board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
     board.Reload()
-    assert board.Scalars("evaluation/rho2")[0].value == pytest.approx(summary["rho2"])
-    (histogram,) = board.Histograms("ratio")
+    assert board.Scalars("evaluate/rho2")[0].value == pytest.approx(summary["rho2"])
+    (histogram,) = board.Histograms("evaluate/ratio")
     assert histogram.histogram_value.num == 6
     assert histogram.histogram_value.sum == pytest.approx(6 * summary["rho2"])
-    assert board.Images("perturbations")[0].width > 300
+    assert board.Images("evaluate/perturbations")[0].width > 300
     figure = merge.contact_sheet(tmp_path, manifest())
     pictures = [axis.images[0].get_array() for axis in figure.axes]
     peak = np.abs(delta * 0.25).max()
@@ -299,6 +299,6 @@ def test_shards_that_begin_at_once_find_the_folder_writable(tmp_path: Path) -> N
     """Each looks whether it can write; none may take away what another looks at."""
     config = EvaluateConfig(output=str(tmp_path / "x"))
     with ThreadPoolExecutor(16) as pool:
-        calls = [pool.submit(setup.open_folder, config, ALONE, "checkpoints") for _ in range(400)]
+        calls = [pool.submit(setup.open_folder, config, ALONE, "evaluation") for _ in range(400)]
         assert {call.result() for call in calls} == {tmp_path / "x"}
     assert not list((tmp_path / "x").iterdir())

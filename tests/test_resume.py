@@ -78,7 +78,7 @@ def test_killed_on_two_ranks_and_resumed_on_one(run: Run, tmp_path: Path) -> Non
     kill_at(tmp_path / "two", 26, *plain, ranks=2)
     done = run(SCRIPT, *SMALL, *plain, "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stdout
+    assert "resuming from" in done.stdout
     more = ("--train.accumulation", 2)
     done = run(SCRIPT, *SMALL, *plain, *more, "--output", tmp_path / "one")
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,7 @@ def test_a_signal_saves_and_stops(run: Run, undisturbed: Path, tmp_path: Path) -
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
-    assert "go on with --resume auto" in output
+    assert "rerun the same command to resume" in output
     assert "Traceback" not in errors
     (saved,) = (folder / "checkpoints").glob("step-*.pt")
     assert int(saved.stem.split("-")[1]) >= 7
@@ -117,7 +117,7 @@ def test_a_signal_in_an_evaluation(run: Run, undisturbed: Path, tmp_path: Path, 
     one = children(process.pid)[-1] if ranks else process.pid  # the other rank must learn of it
     os.kill(one, signal.SIGUSR2)
     output, errors = process.communicate(timeout=60)
-    assert "stopped after step 24" in output, errors
+    assert "interrupted after step 24" in output, errors
     assert process.returncode == (1 if ranks else 75), errors
     assert '"evaluation/rho2"' not in (folder / "metrics.jsonl").read_text()
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000000024.pt"]

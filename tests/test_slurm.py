@@ -83,8 +83,8 @@ def test_preempted_and_resumed(run: Run, cluster: None, four_ranks: Path, tmp_pa
     words = ("--partition", "urgent", "--nodes", "2", "--exclusive", "--wrap", "sleep 1")
     slurm("sbatch", *words, "--output", "/dev/null")
     finished(folder)
-    assert "stopped after step" in log_of(folder)
-    assert "going on from" in log_of(folder)
+    assert "interrupted after step" in log_of(folder)
+    assert "resuming from" in log_of(folder)
     losses = metrics(folder, "train/loss")
     assert list(losses) == list(range(1, 31))
     assert np.isfinite(list(losses.values())).all()
@@ -103,7 +103,7 @@ def test_requeued_killed_and_a_node_lost(
     at_step(folder, 23)
     lose("127.0.0.12")
     finished(folder)
-    assert log_of(folder).count("going on from") == 3
+    assert log_of(folder).count("resuming from") == 3
     equal(four_ranks, folder)
 
 
@@ -130,5 +130,5 @@ def test_without_submitit(cluster: None, four_ranks: Path, tmp_path: Path) -> No
     slurm("scancel", "--batch", "--signal=USR2", text.split()[-1])
     until((folder / "summary.json").exists, log.read_text)
     assert json.loads((folder / "summary.json").read_text())["ranks"] == 4
-    assert "going on from" in log.read_text()
+    assert "resuming from" in log.read_text()
     equal(four_ranks, folder)

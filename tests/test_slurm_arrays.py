@@ -174,9 +174,9 @@ def test_a_sweep_of_which_parts_are_cut(run: Run, cluster: None, tmp_path: Path)
     os.kill(task(tmp_path / "s" / "jobs", SLURM_ARRAY_TASK_ID=2), signal.SIGKILL)
     for folder in runs[1:]:
         finished(folder)
-        assert log_of(folder).count("going on from") == 1
-    assert "stopped after step" in log_of(runs[0])
-    assert "going on from" not in log_of(runs[0])
+        assert log_of(folder).count("resuming from") == 1
+    assert "interrupted after step" in log_of(runs[0])
+    assert "resuming from" not in log_of(runs[0])
     shown = states(run, tmp_path)
     assert "CANCELLED" in shown["c=5"]
     tuned = [json.loads((folder / "summary.json").read_text())["after"] for folder in runs[1:]]
@@ -185,6 +185,6 @@ def test_a_sweep_of_which_parts_are_cut(run: Run, cluster: None, tmp_path: Path)
 
 def test_after_a_time_limit(limited: Path, four_ranks: Path) -> None:
     finished(limited)
-    assert "stopped after step" in log_of(limited)
-    assert "going on from" in log_of(limited)
+    assert "interrupted after step" in log_of(limited)
+    assert "resuming from" in log_of(limited)
     equal(four_ranks, limited)

@@ -10,6 +10,9 @@ import torch
 import yaml
 from reproduction.experiments import EXPERIMENTS
 
+from launchers import jobs
+from launchers.states import State
+from launchers.submissions import Submission
 from pipeline import cli
 from pipeline.checkpoint import Checkpoints, read, write
 from pipeline.config import (
@@ -22,7 +25,7 @@ from pipeline.config import (
 )
 from pipeline.data.classes import Classes
 from pipeline.distributed import _place
-from pipeline.errors import UserError, guarded
+from pipeline.errors import UserError, refuse
 from pipeline.monitor import Monitor
 from pipeline.schedule import Schedule
 from tests.runs import ROOT, environment
@@ -171,18 +174,45 @@ def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("RANK", "a"), ("RANK", "2"), ("RANK", ""), ("WORLD_SIZE", "0")]
+    ("variables", "line"),
+    [
+        ({"RANK": "a", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK is 'a', .* from 0 to 1;"),
+        ({"RANK": "0", "WORLD_SIZE": "x", "LOCAL_RANK": "0"}, "WORLD_SIZE is 'x', .* from 1 up;"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK is '2', .* from 0 to 1;"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "LOCAL_RANK is not set, .* start ranks with torchrun"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, "SLURM_LOCALID is not set"),
+    ],
 )
-def test_a_wrong_rank_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+def test_wrong_variables_of_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    line: str,
 ) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit) as ended, guarded():
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=line) as error:
         _place()
-    assert ended.value.code == 2
-    assert f"environment variable {name} must be a whole number" in capsys.readouterr().err
+    if variables.get("RANK") == "a":  # no rank is known to be the first: each prints
+        with pytest.raises(SystemExit):
+            refuse(str(error.value))
+        assert capsys.readouterr().err.startswith("error: the environment variable RANK is 'a'")
+
+
+def test_jobs_show_a_run_that_starts_or_evaluates(tmp_path: Path) -> None:
+    run = Submission(tmp_path, "finetune", "local", ["1"], [])
+    going = [State("RUNNING", "here")]
+    assert "starting" in jobs._cells(run, going)
+    assert "starting" not in jobs._cells(run, [State("PENDING", "here")])
+    with Monitor(tmp_path, shown=True) as monitor:
+        monitor.start_progress("evaluating", 200, at="step 24/48")
+    assert "evaluating 0/200, step 24/48" in jobs._cells(run, going)
+    values = json.loads((tmp_path / "progress.json").read_text())
+    del values["at"]  # as an earlier version writes it
+    (tmp_path / "progress.json").write_text(json.dumps(values))
+    assert "evaluating 0/200" in jobs._cells(run, going)
 
 
 def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:

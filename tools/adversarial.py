@@ -9,17 +9,17 @@ Takes the options of pipeline/evaluate.py; --data.val is the index whose images 
 --evaluation.attack. x + dx is stored as float32, to the last bit, in the net's input space and with
 the true label: train with the same data.crop, .mean and .std. Images that DeepFool does not flip
 are left out. OUTPUT/index.parquet is of the examples, OUTPUT/joined.parquet of the images and them.
-The same command goes on where it was cut, on any number of ranks.
+The same command resumes an interrupted run, on any number of ranks.
 """
 
 import json
 from pathlib import Path
 
-from pipeline import cli
+from pipeline import cli, messages
 from pipeline.config import EvaluateConfig, warn_ignored
 
-if __name__ == "__main__":  # refuse mistakes before importing torch, which takes seconds
-    cli.parse(EvaluateConfig, __doc__, output_suffix="-adversarial")
+if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
+    messages.check_options(EvaluateConfig, __doc__, "-adversarial")
 
 import torch
 
@@ -38,6 +38,8 @@ def main() -> None:
     """Attack what is not done yet, then index all of it."""
     config = cli.parse(EvaluateConfig, __doc__, output_suffix="-adversarial")
     with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
+        config = setup.resolve_reference(config)
+        setup.check_folder(config, "adversarial")
         torch.manual_seed(0)
         index = setup.open_index(config, "val")
         net = setup.build_net(config, index)
@@ -48,13 +50,13 @@ def main() -> None:
         if config.dry_run:
             monitor.say(f"{len(index):,} images to attack, into {config.output}")
             return
-        folder = setup.open_folder(config, ranks, foreign="results", alone=True)
+        folder = setup.open_folder(config, ranks, "adversarial", alone=True)
         begin(folder, identity, ranks)
         net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
         try:
             attack(folder, config, index, net, ranks, monitor)
         except Stopped:
-            monitor.say("stopped; the same command goes on")
+            monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
         if ranks.first:
             number = arrays.write_index(folder, index)
@@ -75,7 +77,13 @@ def begin(folder: Path, identity: dict, ranks: Ranks) -> None:
     """
     path = folder / "manifest.json"
     if path.exists():
-        changed = cli.differences(json.loads(path.read_text()), identity, ())
+        try:
+            changed = cli.differences(json.loads(path.read_text()), identity, ())
+        except (OSError, ValueError, AttributeError):
+            raise UserError(
+                f"{path} is damaged; remove {folder} to make the examples anew, or give another "
+                "--output"
+            ) from None
         if changed:
             raise UserError(
                 f"output: {folder} holds other examples ({'; '.join(changed)}); give another"

@@ -141,7 +141,7 @@ def here(experiment: Experiment, output: Path, todo: list[Unit], resources: Reso
     try:
         run.here(todo, seconds, ranks, at_once)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("interrupted; rerun the same command to resume", file=sys.stderr)
         raise SystemExit(STOPPED_EXIT_CODE) from None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.atomic import naming
 from pipeline.data.index import ARRAY, Index, write
 from pipeline.errors import UserError
 
@@ -44,6 +45,7 @@ class Appender:
             last = members(path)[-1:]
             blocks = last[0].offset_data + -(-last[0].size // 512) * 512 if last else 0
             os.truncate(path, blocks)
+        self._path = path
         self._file = path.open("ab")
         self._tar = tarfile.open(fileobj=self._file, mode="w")  # noqa: SIM115 (closed below)
 
@@ -54,18 +56,20 @@ class Appender:
         member = tarfile.TarInfo(f"{row}.npy")
         member.size = content.tell()
         content.seek(0)
-        self._tar.addfile(member, content)
+        with naming(self._path):
+            self._tar.addfile(member, content)
 
     def flush(self) -> None:
         """Hand everything to the operating system."""
-        self._file.flush()
+        with naming(self._path):
+            self._file.flush()
 
     def __enter__(self) -> "Appender":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._tar.close()
-        self._file.close()
+        with naming(self._path), self._file:
+            self._tar.close()
 
 
 def write_index(folder: Path, source: Index) -> int:
