@@ -254,7 +254,8 @@ def test_what_takes_long_to_import_is_imported_where_it_is_needed() -> None:
 
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
     config, classes = FinetuneConfig(), Classes(["cat", "dog"], ["n1", "n2"])
-    state = {"version": 1, "config": cli.to_dict(config), "index": "f", "step": 3}
+    state: dict = {"version": 1, "config": cli.to_dict(config), "index": "f", "step": 3}
+    state |= {"model": {}, "optimizer": {}, "scaler": {}, "history": [], "seconds": 0.0}
     path = tmp_path / "step.pt"
     torch.save(state | {"classes": classes.to_dict()}, path)
     assert read(path, config, "f", classes)["step"] == 3
