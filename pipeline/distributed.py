@@ -96,7 +96,11 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
     The process group exists for a single process too, so that there is one way of running. A
     `UserError` or a full disk inside ends every rank: the first rank to fail prints it as one line.
     """
-    rank, size, local_rank, local_size = _place()
+    try:
+        rank, size, local_rank, local_size = _place()
+    except UserError as error:  # the variables differ from rank to rank: each prints
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(USER_ERROR_EXIT_CODE) from None
     device = _device(config, local_rank)
     use_reproducible_kernels()
     if device.type == "cpu":

@@ -51,7 +51,8 @@ def test_ranks_that_do_not_find_one_another(run: Run, tmp_path: Path, rank: int)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    alone = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    alone = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0}
+    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     begin = time.monotonic()
     done = subprocess.run(
         command(SCRIPT, "--output", tmp_path / "run", "--runtime.connect_timeout", 2),

@@ -1,6 +1,7 @@
 """Small parts: options, schedule, tally, results, monitor, checkpoints, ranks."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +21,12 @@ from pipeline.config import (
     CheckpointConfig,
     EvaluateConfig,
     FinetuneConfig,
+    RuntimeConfig,
     ScheduleConfig,
     TrainConfig,
 )
 from pipeline.data.classes import Classes
-from pipeline.distributed import _place
+from pipeline.distributed import _place, session
 from pipeline.errors import UserError, refuse
 from pipeline.monitor import Monitor
 from pipeline.schedule import Schedule
@@ -193,12 +195,20 @@ def test_wrong_variables_of_ranks(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=line) as error:
-        _place()
-    if variables.get("RANK") == "a":  # no rank is known to be the first: each prints
-        with pytest.raises(SystemExit):
-            refuse(str(error.value))
-        assert capsys.readouterr().err.startswith("error: the environment variable RANK is 'a'")
+    with pytest.raises(SystemExit) as ended, session(RuntimeConfig()):
+        pass
+    assert ended.value.code == 2
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"error: the environment variable {line}", printed), printed
+
+
+def test_a_mistake_is_printed_where_the_rank_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "a")
+    with pytest.raises(SystemExit):
+        refuse("a mistake")
+    assert capsys.readouterr().err == "error: a mistake\n"
 
 
 def test_jobs_show_a_run_that_starts_or_evaluates(tmp_path: Path) -> None:
