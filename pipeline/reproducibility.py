@@ -113,14 +113,15 @@ def relative_tolerance(difference: float) -> float:
 
 
 def kernels(device: torch.device) -> dict[str, str | int]:
-    """What the last bits of results depend on, for reports."""
+    """What the last bits of results depend on; compared between shards."""
     if device.type == "cuda":
         return {"device": torch.cuda.get_device_name(device)}
+    threads = torch.get_num_threads()
     return {
         "device": cpu_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "mkl_mode": os.environ.get(_MODE, "default"),
-        "threads": torch.get_num_threads(),
+        "threads": threads if threads > MAX_THREADS else f"at most {MAX_THREADS}",
     }
 
 

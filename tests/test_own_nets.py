@@ -70,7 +70,7 @@ def test_a_scripts_own_modules_are_still_found(
     import_callable("models:net", "model.name")
     assert sys.path[0] == str(users_folder)
     assert sys.path[-1] == str(ROOT / "tools")
-    assert import_callable("benchmarks.common:positive", "model.name")
+    assert import_callable("benchmarks.common:medians", "model.name")
 
 
 def test_parameters_that_the_forward_does_not_use_on_two_ranks(
