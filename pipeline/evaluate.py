@@ -24,7 +24,7 @@ if __name__ == "__main__":  # a mistake in an option is reported before the slow
 import numpy as np
 import torch
 
-from pipeline import evaluation, merge, models, setup, spaces
+from pipeline import evaluation, memory, merge, models, setup, spaces
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.definition import definition, fingerprint, input_of
 from pipeline.distributed import Ranks, StopRequest, session
@@ -38,6 +38,7 @@ from pipeline.reproducibility import (
     relative_tolerance,
 )
 from pipeline.results import Manifest, ResultsFolder
+from pipeline.view import AttackView
 
 
 def main() -> None:
@@ -104,7 +105,7 @@ def check_batches(
     view = spaces.view_of(net, config.data, config.evaluation, ranks.device)
     shape = (config.data.channels, config.data.crop, config.data.crop)
     size = images_at_once(config.evaluation.batch_size, ranks.device)
-    difference = max(ranks.gather(largest_difference(view, shape, size, ranks.device)))
+    difference = max(ranks.gather(largest_difference_that_fits(view, shape, size, ranks.device)))
     if difference > 0:
         monitor.warn(
             f"warning: logits and gradients of an image depend on its batch (relative "
@@ -113,6 +114,22 @@ def check_batches(
             "docs/reproducibility.md"
         )
     return {"batch_difference": difference, "kernels": kernels(ranks.device)}
+
+
+def largest_difference_that_fits(
+    view: AttackView, shape: tuple[int, int, int], size: int, device: torch.device
+) -> float:
+    """`largest_difference` in batches of at most ``size`` images; of fewer if memory runs out, as
+    the evaluation does."""
+    while True:
+        try:
+            return largest_difference(view, shape, size, device)
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not memory.ran_out(error):
+                raise
+        size //= 2
+        view.least = min(view.least, size)
+        memory.give_back()
 
 
 def announce(config: EvaluateConfig, means: dict[str, Any], rows: np.ndarray, ranks: Ranks) -> str:
