@@ -31,7 +31,7 @@ from launchers.job import Report
 from launchers.options import Resources
 from launchers.submissions import Submission
 from pipeline import arguments, cli, setup
-from pipeline.errors import guarded
+from pipeline.errors import guarded, warn
 from pipeline.results import Manifest
 
 # What is evaluated: the folder, and the weights that the fine-tuning writes.
@@ -154,7 +154,7 @@ def main() -> None:
     with guarded():
         resources = options.resources(asked)
         _, (tuning,) = finetune.parse([], tuning_words)
-        submission.warn(finetune.check(tuning, resources))
+        warn(*finetune.check(tuning, resources))
         evaluations, manifest = evaluations_of(tuning, evaluation_words)
         default = 8 if resources.cluster == "slurm" else 1
         shards = evaluate.num_shards(asked.shards, default, manifest)

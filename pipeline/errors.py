@@ -31,16 +31,17 @@ def brief(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def first_few(names: Sequence[str], limit: int = 8) -> str:
+def first_few(names: Sequence[str], limit: int = 8, separator: str = ", ") -> str:
     """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    more = f"{separator.rstrip()} and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more
 
 
-def warn(message: str) -> None:
-    """Print a warning as one line. All ranks get the same one; only rank 0 prints it."""
+def warn(*messages: str) -> None:
+    """Print each warning as one line; empty ones are none. Of all ranks, rank 0 alone prints."""
     if is_first_process():
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        for message in filter(None, messages):
+            print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def note(message: str) -> None:

@@ -61,14 +61,14 @@ def num_eps(identity: dict[str, Any]) -> int:
 
 def identity_problem(identity: Any) -> str:
     """What an identity lacks, as a phrase to follow the file's name; empty if nothing."""
-    return (
+    problem = (
         lacking(identity, _IDENTITY)
         or lacking(identity["input"], _INPUT)
         or lacking(identity["definition"], _DEFINITION)
-        or (
-            lacking(identity["definition"]["fgs"] or {}, _FGS) * bool(identity["definition"]["fgs"])
-        )
     )
+    if problem or not identity["definition"]["fgs"]:
+        return problem
+    return lacking(identity["definition"]["fgs"], _FGS)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -88,7 +88,7 @@ def publish(folder: Path, merged: Merged) -> dict[str, Any]:
         **identity,
         "runs": stored.runs,
     }
-    remedy = f"then run tools/report.py merge {folder}"
+    remedy = f"once it can be written, run tools/report.py merge {folder}"
     with (
         report_unwritable(folder, remedy),
         lock.turn(folder / "results" / ".merge"),  # two shards may end at once

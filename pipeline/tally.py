@@ -6,7 +6,7 @@ from typing import NamedTuple, NoReturn
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_few
 from pipeline.objective import Losses
 
 
@@ -115,9 +115,8 @@ def raise_nonfinite(step: int, number: int, names: Sequence[str]) -> NoReturn:
     Raises:
         UserError: always; names the first images and the remedies.
     """
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     raise UserError(
         f"the loss is not finite in step {step}, for {number} images: "
-        f"{', '.join(names[:8])}{more}; the checkpoints before it are kept: try a lower "
+        f"{first_few(names)}; the checkpoints before it are kept: try a lower "
         "optim.lr, optim.clip_norm, or runtime.precision fp32"
     )

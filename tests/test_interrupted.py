@@ -106,7 +106,7 @@ def test_best_that_cannot_be_restored(tmp_path: Path) -> None:
     assert step_of(kept.best_path) == 30, "best.pt was of another step, and the checkpoint was kept"
     kept.best_path.unlink()
     warning = kept.restore_best(20, 30)
-    assert warning.startswith(f"warning: {kept.best_path} is missing or damaged")
+    assert warning.startswith(f"{kept.best_path} is missing or damaged")
     assert "the best accuracy so far is that of step 20" in warning
     assert "cannot be restored" in warning
     assert not kept.best_path.exists()
