@@ -122,8 +122,10 @@ def report_unwritable(path: Path, remedy: str) -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        reason = cause.strerror or brief(cause)
-        raise UserError(f"cannot write {path}: {reason}; {remedy}") from None
+        name, reason = path, cause.strerror or brief(cause)
+        if is_disk_error(cause):  # the file is known, and libraries word the reason differently
+            name, reason = cause.filename or path, os.strerror(cause.errno or 0)
+        raise UserError(f"cannot write {name}: {reason}; {remedy}") from None
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def disk_full(size: int) -> Iterator[None]:
     ("size", "name"),
     [
         (1000, "manifest.json"),
-        (2000, "examples/0.npz"),
+        (5000, "examples/0.npz"),
         (20_000, "rank0.jsonl"),
     ],
 )
