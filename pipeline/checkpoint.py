@@ -150,9 +150,13 @@ def write(path: Path, state: State) -> None:
 
 def damaged(path: Path, problem: str) -> UserError:
     """The error for a checkpoint with values that cannot be right; ``problem`` is a verb phrase."""
+    return _unreadable(path, f"is damaged: it {problem}")
+
+
+def _unreadable(path: Path, problem: str) -> UserError:
     return UserError(
-        f"the checkpoint {path} is damaged: it {problem}; remove it to resume from the one before, "
-        "or name one with --resume PATH"
+        f"the checkpoint {path} {problem}; remove it to resume from the one before, or name one "
+        "with --resume PATH"
     )
 
 
@@ -171,10 +175,7 @@ def read(path: Path, config: Any, fingerprint: str, classes: Classes | None = No
     try:
         state = torch_file.load(path)
     except torch_file.UnreadableFile as error:
-        raise UserError(
-            f"the checkpoint {path} {error}; remove it to go on from the one before, "
-            "or name one with --resume PATH"
-        ) from None
+        raise _unreadable(path, str(error)) from None
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise UserError(f"{path} is no checkpoint of this program (version {VERSION})")
     problem = lacking(state, _KINDS) or lacking(state["config"], {"data": OBJECT})

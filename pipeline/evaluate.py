@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
-    """What tells this evaluation from others; results of different ones do not mix."""
+    """What identifies this evaluation: results of others are refused; and what reports need."""
     num_classes = setup.num_classes_of(config, index)
     identity = {
         "model": config.model.name,
@@ -99,7 +99,7 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
 
 
 def check_batches(config: EvaluateConfig, net: torch.nn.Module, ranks: Ranks) -> dict[str, Any]:
-    """Check that an image's results do not depend on its batch; what is stored beside results."""
+    """Check that an image's results do not depend on its batch; the values for the manifest."""
     view = spaces.view_of(net, config.data, config.evaluation, ranks.device)
     shape = (config.data.channels, config.data.crop, config.data.crop)
     size = images_at_once(config.evaluation.batch_size, ranks.device)

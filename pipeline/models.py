@@ -166,8 +166,8 @@ def _nonfinite_keys(expected: State, state: State) -> list[str]:
 
 
 def portable_state(net: nn.Module) -> State:
-    """The net's state dict with tensors that any program can read: contiguous, on the CPU, each
-    with memory of its own."""
+    """The net's state dict with tensors that any program can read: contiguous, on the CPU,
+    without shared memory."""
     state = net.state_dict()
     for key, value in state.items():
         state[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""The same bits for an image in any batch: how it is arranged on CPUs, and a check that it holds.
+"""The same bits for an image in any batch: what makes them so on CPUs, and a check.
 
 A matrix product may give a row other last bits in another row's place or beside fewer rows, because
 the library picks another kernel. Near a class boundary such a difference grows by a factor of some

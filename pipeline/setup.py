@@ -59,7 +59,7 @@ def open_folder(config: RunConfig, ranks: Ranks, kind: Kind, alone: bool = False
         alone: keep other runs out of it until this one ends.
 
     Raises:
-        UserError: it cannot be written, belongs to another kind of run, or to a run that goes.
+        UserError: it cannot be written, or belongs to another kind of run or to a running one.
     """
     folder = check_folder(config, kind)
     if ranks.first:

@@ -99,7 +99,8 @@ def sums(losses: Losses) -> torch.Tensor:
 
 
 def broken(losses: Losses) -> torch.Tensor:
-    """Samples whose loss is not finite, (N,) bool; all where a method's term has no culprit."""
+    """Samples whose loss is not finite, (N,) bool; all where a term is not finite that has no value
+    for each sample."""
     finite = losses.cross_entropy.isfinite() & losses.penalty.isfinite()
     return ~finite | (finite.all() & ~losses.loss.detach().isfinite())
 

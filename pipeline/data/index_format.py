@@ -42,7 +42,7 @@ _INTEGERS = ("offset", "length", "label", "width", "height")
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an index says of all its rows."""
+    """What an index records of all its rows."""
 
     root: str  # folder that the ``file`` column is relative to
     classes: Classes
