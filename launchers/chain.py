@@ -31,7 +31,7 @@ from launchers.job import Report
 from launchers.options import Resources
 from launchers.submissions import Submission
 from pipeline import arguments, cli, setup
-from pipeline.errors import guarded
+from pipeline.errors import guarded, warn
 from pipeline.results import Manifest
 
 # What is evaluated: the folder, and the weights that the fine-tuning writes.
@@ -75,14 +75,18 @@ def evaluations_of(
         search = ["--evaluation.fgs.search", "true"]
         config = cli.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *words])
     config = submission.absolute(setup.resolve_reference(config))
-    manifest = evaluate.check(dataclasses.replace(config, model=tuning.model))  # weights are there
+    # The weights to evaluate do not exist yet. Those to start from have another head where a new
+    # one is asked for.
+    weights = None if tuning.model.new_head else tuning.model.weights
+    model = dataclasses.replace(tuning.model, weights=weights, new_head=False)
+    manifest = evaluate.check(dataclasses.replace(config, model=model))
     evaluations = {
         part: dataclasses.replace(
             config,
             output=str(folder / part),
-            model=dataclasses.replace(config.model, weights=str(folder / weights)),
+            model=dataclasses.replace(config.model, weights=str(folder / name)),
         )
-        for part, weights in PARTS.items()
+        for part, name in PARTS.items()
     }
     return evaluations, manifest
 
@@ -150,7 +154,7 @@ def main() -> None:
     with guarded():
         resources = options.resources(asked)
         _, (tuning,) = finetune.parse([], tuning_words)
-        submission.warn(finetune.check(tuning, resources))
+        warn(*finetune.check(tuning, resources))
         evaluations, manifest = evaluations_of(tuning, evaluation_words)
         default = 8 if resources.cluster == "slurm" else 1
         shards = evaluate.num_shards(asked.shards, default, manifest)

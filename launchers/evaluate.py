@@ -26,7 +26,7 @@ from launchers.options import Resources
 from launchers.submissions import Submission
 from pipeline import arguments, cli, merge, setup
 from pipeline import evaluate as entry
-from pipeline.errors import UserError, guarded
+from pipeline.errors import UserError, guarded, warn
 from pipeline.results import Manifest, refuse_other
 
 
@@ -117,7 +117,7 @@ def main() -> None:
         config = setup.resolve_reference(config)
         manifest = check(config)
         total = num_shards(asked.shards, 8, manifest)
-        submission.warn(warn_ignored(config))
+        warn(*warn_ignored(config))
         config = submission.absolute(config)
         folder = Path(config.output)
         refuse_other(folder / "results", manifest)

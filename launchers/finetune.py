@@ -30,7 +30,7 @@ from launchers.options import Resources
 from launchers.submissions import Submission
 from pipeline import arguments, cli, setup
 from pipeline.data.batches import TrainingPlan
-from pipeline.errors import guarded
+from pipeline.errors import guarded, warn
 
 
 def parser() -> arguments.Parser:
@@ -100,7 +100,7 @@ def main() -> None:
     with guarded():
         folder, configs = parse(asked.sweep, theirs)
         resources = options.resources(asked)
-        submission.warn(line for config in configs for line in check(config, resources))
+        warn(*dict.fromkeys(line for config in configs for line in check(config, resources)))
         if configs[0].dry_run:
             shape = f"{resources.nodes} x {resources.tasks_per_node} task(s)"
             print(f"would submit {shape} for each of:")

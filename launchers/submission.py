@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,6 @@ def ready(folder: Path, resources: Resources) -> None:
                     f"output: job {each.jobs[0]}, which is {state.name}, writes {each.folder}; "
                     f"wait, or: python launchers/jobs.py cancel {shlex.quote(str(each.folder))}"
                 )
-
-
-def warn(lines: Iterable[str]) -> None:
-    """Print warnings, each once."""
-    for line in dict.fromkeys(lines):
-        print(line, file=sys.stderr, flush=True)
 
 
 def absolute(config: RunConfig) -> RunConfig:

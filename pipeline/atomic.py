@@ -1,16 +1,18 @@
 """Files that are whole at any moment: written beside, then renamed; one line where that fails.
 
-A killed process leaves its temporary file behind. The name of a temporary file carries host and
-process, so that later processes remove those of processes that have ended.
+A killed process leaves its temporary file behind. The name of a temporary file carries the process
+and where its number is valid, so that later processes remove those of processes that have ended.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
 import socket
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,10 +21,26 @@ from typing import Any
 from pipeline.errors import UserError, brief, is_disk_error
 
 _REMEDY = "give another --out"
-_HOST = socket.gethostname()
-_TEMPORARY = re.compile(r"\..+\.tmp-(?P<pid>\d{1,9})-(?P<host>.+)")
-_STALE_SECONDS = 24 * 3600  # of another host, whose processes cannot be seen from here
+_TEMPORARY = re.compile(r"\..+\.tmp-(?P<pid>\d{1,9})-(?P<scope>.+)")
+_STALE_SECONDS = 24 * 3600  # of another scope, whose processes cannot be seen from here
 _swept: set[Path] = set()
+
+
+def _process_scope() -> str:
+    """Short hash that is equal for processes that see one another by their numbers.
+
+    A host name alone is not enough: containers and virtual machines share names.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # other systems than Linux: a scope of this process alone
+        return uuid.uuid4().hex[:12]
+    name = f"{socket.gethostname()} {boot} {namespace}"
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+_SCOPE = _process_scope()
 
 
 @contextmanager
@@ -38,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.parent not in _swept:
         _swept.add(path.parent)
         sweep(path.parent)
-    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}-{_HOST}")
+    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}-{_SCOPE}")
     with naming(path):
         try:
             yield partial
@@ -61,20 +79,20 @@ def naming(path: Path) -> Iterator[None]:
 def sweep(folder: Path) -> None:
     """Remove the temporary files in a folder whose process has ended.
 
-    Those of other hosts are removed once nothing was written to them for a day. Files of running
-    processes and files with other names stay.
+    Those of other machines and containers are removed once nothing was written to them for a day.
+    Files of running processes and files with other names stay.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             name = _TEMPORARY.fullmatch(entry.name)
             if name and entry.is_file(follow_symlinks=False):
                 with suppress(OSError):
-                    if _is_abandoned(name["host"], int(name["pid"]), entry.stat().st_mtime):
+                    if _is_abandoned(name["scope"], int(name["pid"]), entry.stat().st_mtime):
                         os.unlink(entry.path)
 
 
-def _is_abandoned(host: str, pid: int, written: float) -> bool:
-    if host != _HOST:
+def _is_abandoned(scope: str, pid: int, written: float) -> bool:
+    if scope != _SCOPE:
         return time.time() - written > _STALE_SECONDS
     try:
         os.kill(pid, 0)

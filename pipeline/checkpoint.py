@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from pipeline import cli, torch_file
-from pipeline.atomic import replacing
+from pipeline.atomic import replacing, report_unwritable
 from pipeline.config import CheckpointConfig
 from pipeline.data.classes import Classes, difference
 from pipeline.distributed import restarted
-from pipeline.errors import UserError, brief
+from pipeline.errors import UserError
 from pipeline.json_checks import LIST, NUMBER, OBJECT, TEXT, WHOLE_NUMBER, Kinds, lacking
 
 VERSION = 1
@@ -95,7 +95,7 @@ class Checkpoints:
             return ""
         state = "is missing or damaged" if present is None else f"is of step {present}"
         return (
-            f"warning: {self.best_path} {state}, but the best {self.config.best} so far is that of "
+            f"{self.best_path} {state}, but the best {self.config.best} so far is that of "
             f"step {best_step}, whose checkpoint is no longer kept: best.pt cannot be restored; "
             "the next better evaluation writes it again"
         )
@@ -126,35 +126,37 @@ class Checkpoints:
 
 def _step_of(path: Path) -> int | None:
     """The step of a checkpoint; None where there is none, or a damaged one."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
-    except Exception:  # zip, pickle and tensor errors of many types: all mean one thing
-        return None
+    state = torch_file.peek(path)
+    return state.get("step") if isinstance(state, dict) else None
 
 
 def write(path: Path, state: State) -> None:
-    """Write under a temporary name, flush to disk, rename; the old file stays until then."""
-    try:
+    """Write under a temporary name, flush to disk, rename; the old file stays until then.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    remedy = (
+        "checkpoints written before are kept: free some space, then rerun the same command to "
+        "resume"
+    )
+    with report_unwritable(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial, partial.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        # torch's archive writer ends with a complaint of its own, after the system's.
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = getattr(cause, "strerror", None) or brief(cause)
-        raise UserError(
-            f"cannot write the checkpoint {path}: {reason}; checkpoints before it are kept: "
-            "free some space, then rerun the same command to resume"
-        ) from None
 
 
 def damaged(path: Path, problem: str) -> UserError:
     """The error for a checkpoint with values that cannot be right; ``problem`` is a verb phrase."""
+    return _unreadable(path, f"is damaged: it {problem}")
+
+
+def _unreadable(path: Path, problem: str) -> UserError:
     return UserError(
-        f"the checkpoint {path} is damaged: it {problem}; remove it to resume from the one before, "
-        "or name one with --resume PATH"
+        f"the checkpoint {path} {problem}; remove it to resume from the one before, or name one "
+        "with --resume PATH"
     )
 
 
@@ -173,10 +175,7 @@ def read(path: Path, config: Any, fingerprint: str, classes: Classes | None = No
     try:
         state = torch_file.load(path)
     except torch_file.UnreadableFile as error:
-        raise UserError(
-            f"the checkpoint {path} {error}; remove it to go on from the one before, "
-            "or name one with --resume PATH"
-        ) from None
+        raise _unreadable(path, str(error)) from None
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise UserError(f"{path} is no checkpoint of this program (version {VERSION})")
     problem = lacking(state, _KINDS) or lacking(state["config"], {"data": OBJECT})

@@ -98,9 +98,8 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
     """
     try:
         rank, size, local_rank, local_size = _place()
-    except UserError as error:  # the variables differ from rank to rank: each prints
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(USER_ERROR_EXIT_CODE) from None
+    except UserError as error:
+        _exit_alone(str(error))
     device = _device(config, local_rank)
     use_reproducible_kernels()
     if device.type == "cpu":
@@ -124,8 +123,8 @@ def session(config: RuntimeConfig) -> Iterator[Ranks]:
             raise SystemExit(USER_ERROR_EXIT_CODE) from None
         if size > 1 and _is_lost(error):
             print(
-                f"error: rank {rank} lost the others ({brief(error)}){attendance.missing()}; start "
-                "again to go on from the last checkpoint",
+                f"error: rank {rank} lost the others ({brief(error)}){attendance.missing()}; rerun "
+                "the same command to resume from the last checkpoint",
                 file=sys.stderr,
                 flush=True,
             )
@@ -215,7 +214,7 @@ def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if local_rank >= count:
-        raise UserError(
+        _exit_alone(
             f"local rank {local_rank} has no GPU: torch sees {count}; "
             f"start at most {count} ranks a node (--nproc_per_node)"
         )
@@ -240,8 +239,8 @@ def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> dist.Store:
 
     Raises:
         UserError: the variables are missing.
-        SystemExit: the ranks do not find one another. Each says so for itself, since whoever is
-            missing cannot.
+        SystemExit: the ranks do not find one another. Each prints it, since missing ranks
+            cannot.
     """
     host, names = socket.gethostname(), ("MASTER_ADDR", "MASTER_PORT")
     if any(name not in os.environ for name in names):
@@ -256,14 +255,17 @@ def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> dist.Store:
     except (RuntimeError, ValueError) as error:
         place = ":".join(os.environ[name] for name in names)
         tried = "waited for the other ranks at" if rank == 0 else "cannot reach rank 0 at"
-        print(
-            f"error: rank {rank} of {size} on {host} {tried} {place} for "
-            f"{config.connect_timeout} s ({brief(error)}); see that every node resolves that name "
-            "and that the port is free and open, or wait longer with --runtime.connect_timeout",
-            file=sys.stderr,
-            flush=True,
+        _exit_alone(
+            f"rank {rank} of {size} on {host} {tried} {place} for {config.connect_timeout} s "
+            f"({brief(error)}); see that every node resolves that name and that the port is free "
+            "and open, or wait longer with --runtime.connect_timeout"
         )
-        raise SystemExit(USER_ERROR_EXIT_CODE) from None
+
+
+def _exit_alone(message: str) -> NoReturn:
+    """Print an error that this rank may be alone with, before the ranks have joined."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(USER_ERROR_EXIT_CODE) from None
 
 
 def _end(store: dist.Store, rank: int, size: int, message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend, and how it reaches the screen.
+"""The one kind of error that the user can correct, and how it is printed.
 
 A mistake in an option, a file or the data raises `UserError`. The entry points run under `guarded`,
 which prints it as one line on one rank and exits with code 2. Anything else is a defect of this
@@ -19,7 +19,7 @@ STOPPED_EXIT_CODE = 75  # after a signal, with everything saved: start again to 
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message names the option or file and the remedy."""
+    """Something that the user can correct; the message names the option or file and the remedy."""
 
 
 class Stopped(Exception):
@@ -31,16 +31,17 @@ def brief(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def first_few(names: Sequence[str], limit: int = 8) -> str:
+def first_few(names: Sequence[str], limit: int = 8, separator: str = ", ") -> str:
     """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    more = f"{separator.rstrip()} and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more
 
 
-def warn(message: str) -> None:
-    """Print a warning as one line. All ranks get the same one; only rank 0 prints it."""
+def warn(*messages: str) -> None:
+    """Print each warning as one line; empty ones are none. Of all ranks, rank 0 alone prints."""
     if is_first_process():
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        for message in filter(None, messages):
+            print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def note(message: str) -> None:
@@ -50,8 +51,8 @@ def note(message: str) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0 by the environment; also where the environment names no valid rank, so
-    that somebody prints that error."""
+    """Whether this is rank 0 by the environment; also where the environment names no valid rank:
+    that error must be printed."""
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     size = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))
     return not (rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size))

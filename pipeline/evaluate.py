@@ -24,11 +24,11 @@ if __name__ == "__main__":  # a mistake in an option is reported before the slow
 import numpy as np
 import torch
 
-from pipeline import evaluation, merge, models, setup, spaces
+from pipeline import evaluation, memory, merge, models, setup, spaces
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.definition import definition, fingerprint, input_of
 from pipeline.distributed import Ranks, StopRequest, session
-from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded, warn
 from pipeline.evaluation import Found
 from pipeline.monitor import Monitor
 from pipeline.reproducibility import (
@@ -38,6 +38,7 @@ from pipeline.reproducibility import (
     relative_tolerance,
 )
 from pipeline.results import Manifest, ResultsFolder
+from pipeline.view import AttackView
 
 
 def main() -> None:
@@ -56,11 +57,11 @@ def main() -> None:
         rows = rows[config.part.number :: config.part.of]
         monitor.say(announce(config, manifest.identity["definition"], rows, ranks))
         advice = models.preprocessing_advice(config.model, config.data)
-        monitor.warn(*warn_ignored(config, ranks.device.type), advice)
+        warn(*warn_ignored(config, ranks.device.type), advice)
         if config.dry_run:
             return
         net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
-        manifest.about.update(check_batches(config, net, ranks, monitor))
+        manifest.about.update(check_batches(config, net, ranks))
         folder = setup.open_folder(config, ranks, "evaluation")
         store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
         if ranks.first:
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
-    """What tells this evaluation from others; results of different ones do not mix."""
+    """What identifies this evaluation: results of others are refused; and what reports need."""
     num_classes = setup.num_classes_of(config, index)
     identity = {
         "model": config.model.name,
@@ -97,22 +98,36 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
     return Manifest(identity, about)
 
 
-def check_batches(
-    config: EvaluateConfig, net: torch.nn.Module, ranks: Ranks, monitor: Monitor
-) -> dict[str, Any]:
-    """Check that an image's results do not depend on its batch; what is stored beside results."""
+def check_batches(config: EvaluateConfig, net: torch.nn.Module, ranks: Ranks) -> dict[str, Any]:
+    """Check that an image's results do not depend on its batch; the values for the manifest."""
     view = spaces.view_of(net, config.data, config.evaluation, ranks.device)
     shape = (config.data.channels, config.data.crop, config.data.crop)
     size = images_at_once(config.evaluation.batch_size, ranks.device)
-    difference = max(ranks.gather(largest_difference(view, shape, size, ranks.device)))
+    difference = max(ranks.gather(largest_difference_that_fits(view, shape, size, ranks.device)))
     if difference > 0:
-        monitor.warn(
-            f"warning: logits and gradients of an image depend on its batch (relative "
+        warn(
+            f"logits and gradients of an image depend on its batch (relative "
             f"{difference:.1g}, {ranks.device_name}): evaluations that are divided otherwise "
             f"agree to {relative_tolerance(difference):.0e}, not to the last bit; see "
             "docs/reproducibility.md"
         )
     return {"batch_difference": difference, "kernels": kernels(ranks.device)}
+
+
+def largest_difference_that_fits(
+    view: AttackView, shape: tuple[int, int, int], size: int, device: torch.device
+) -> float:
+    """`largest_difference` in batches of at most ``size`` images; of fewer if memory runs out, as
+    the evaluation does."""
+    while True:
+        try:
+            return largest_difference(view, shape, size, device)
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not memory.ran_out(error):
+                raise
+        size //= 2
+        view.least = min(view.least, size)
+        memory.give_back()
 
 
 def announce(config: EvaluateConfig, means: dict[str, Any], rows: np.ndarray, ranks: Ranks) -> str:

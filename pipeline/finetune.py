@@ -21,7 +21,7 @@ import torch
 from pipeline import models, setup
 from pipeline.atomic import write_json
 from pipeline.distributed import session
-from pipeline.errors import STOPPED_EXIT_CODE, Stopped, guarded
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped, first_few, guarded, warn
 from pipeline.monitor import Monitor
 from pipeline.trainer import Trainer
 
@@ -48,11 +48,11 @@ def main() -> None:
         if config.dry_run:
             with Monitor(None, ranks.first) as monitor:
                 monitor.say(describe(trainer))
-                monitor.warn(*warnings)
+                warn(*warnings)
             return
         with Monitor(folder, ranks.first, trainer.step) as monitor:
             monitor.say(describe(trainer))
-            monitor.warn(*warnings)
+            warn(*warnings)
             monitor.say(where(folder, resumed, trainer))
             if ranks.first:
                 cli.save(config, folder / "config.yaml")
@@ -130,7 +130,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
     monitor.end_progress()
     monitor.table(before, after, trainer.rho)
     if skipped:
-        monitor.say(f"{len(skipped)} training images did not decode: {', '.join(skipped[:8])}")
+        monitor.say(f"{len(skipped)} training images did not decode: {first_few(skipped)}")
     monitor.say(f"{folder / 'summary.json'}, {folder / 'weights.pth'}")
     monitor.say(messages.after_training(config, trainer.ranks.size))
 

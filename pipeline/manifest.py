@@ -27,7 +27,7 @@ _DEFINITION: Kinds = {
     "fgs": OBJECT + NOTHING,
 }
 _ABOUT: Kinds = {"batch_difference": NUMBER, "kernels": OBJECT}
-_ABOUT_DEFAULTS = {"batch_difference": 0.0, "kernels": {}}  # of manifests of before
+_ABOUT_DEFAULTS = {"batch_difference": 0.0, "kernels": {}}  # of manifests of older versions
 _FGS: Kinds = {"eps": LIST, "reference": NUMBER + NOTHING, "search": (bool,)}
 
 
@@ -35,7 +35,7 @@ _FGS: Kinds = {"eps": LIST, "reference": NUMBER + NOTHING, "search": (bool,)}
 class Manifest:
     """What a shard's results are of."""
 
-    identity: dict[str, Any]  # what tells this evaluation from others
+    identity: dict[str, Any]  # equal in all shards of an evaluation
     about: dict[str, Any]  # what else a report needs to know: names of classes, the index's path
 
     @property
@@ -61,14 +61,14 @@ def num_eps(identity: dict[str, Any]) -> int:
 
 def identity_problem(identity: Any) -> str:
     """What an identity lacks, as a phrase to follow the file's name; empty if nothing."""
-    return (
+    problem = (
         lacking(identity, _IDENTITY)
         or lacking(identity["input"], _INPUT)
         or lacking(identity["definition"], _DEFINITION)
-        or (
-            lacking(identity["definition"]["fgs"] or {}, _FGS) * bool(identity["definition"]["fgs"])
-        )
     )
+    if problem or not identity["definition"]["fgs"]:
+        return problem
+    return lacking(identity["definition"]["fgs"], _FGS)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -88,7 +88,7 @@ def publish(folder: Path, merged: Merged) -> dict[str, Any]:
         **identity,
         "runs": stored.runs,
     }
-    remedy = f"then run tools/report.py merge {folder}"
+    remedy = f"once it can be written, run tools/report.py merge {folder}"
     with (
         report_unwritable(folder, remedy),
         lock.turn(folder / "results" / ".merge"),  # two shards may end at once
@@ -137,7 +137,7 @@ def _show(folder: Path, merged: Merged, summary: dict[str, Any]) -> None:
     """TensorBoard: the numbers, the histogram of ratios, the contact sheet."""
     numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
     with Monitor(folder, shown=True, step=-1) as monitor:
-        # Names apart from those of a training run, whose curves would share cards with this step 0.
+        # Other names than those of a training run, whose curves would share cards with this step 0.
         monitor.scalars(0, "evaluate", numbers)
         monitor.histogram(0, "evaluate/ratio", merged.stored.samples.ratio)
         sheet = contact_sheet(folder, merged.stored.manifest)

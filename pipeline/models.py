@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline import nets, torch_file
 from pipeline.config import DataConfig, ModelConfig
 from pipeline.config.text import did_you_mean
-from pipeline.errors import UserError, brief, note
+from pipeline.errors import UserError, brief, first_few, note
 from pipeline.head import head_keys, resized_keys
 from pipeline.importing import import_callable, report_exceptions
 from pipeline.second_derivative import make_twice_differentiable
@@ -135,7 +135,8 @@ def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
     resized = resized_keys(expected, state, num_classes)
     problems = _mismatches(expected, state)
     if problems:
-        message = f"model.weights: {name} does not fit {config.name}: {first_few(problems, '; ')}"
+        details = first_few(problems, separator="; ")
+        message = f"model.weights: {name} does not fit {config.name}: {details}"
         if len(problems) == len(resized):
             message += (
                 f"; its head is for {len(state[resized[0]])} classes: index the images with all "
@@ -164,15 +165,9 @@ def _nonfinite_keys(expected: State, state: State) -> list[str]:
     ]
 
 
-def first_few(items: list[str], separator: str = ", ") -> str:
-    """The first eight items, and the number of the others."""
-    more = f"{separator.rstrip()} and {len(items) - 8} more" if len(items) > 8 else ""
-    return separator.join(items[:8]) + more
-
-
 def portable_state(net: nn.Module) -> State:
-    """The net's state dict with tensors that any program can read: contiguous, on the CPU, each
-    with memory of its own."""
+    """The net's state dict with tensors that any program can read: contiguous, on the CPU,
+    without shared memory."""
     state = net.state_dict()
     for key, value in state.items():
         state[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -256,7 +251,7 @@ def preprocessing_advice(model: ModelConfig, data: DataConfig) -> str:
     ]
     if not options:
         return ""
-    return f"warning: the weights {model.weights} were made for {' '.join(options)}"
+    return f"the weights {model.weights} were made for {' '.join(options)}"
 
 
 def _mismatches(expected: State, state: State) -> list[str]:

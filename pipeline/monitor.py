@@ -28,7 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from pipeline.atomic import naming, replacing, write_json
-from pipeline.errors import is_disk_error
+from pipeline.errors import first_few, is_disk_error, warn
 
 _LINE_SECONDS = 15  # between lines where there is no terminal for a bar
 _STATUS_SECONDS = 2  # between two states of progress.json
@@ -52,7 +52,7 @@ class Monitor:
         if not self.active:
             return
         self._path = folder / "metrics.jsonl"
-        self.warn(_drop_after(self._path, step))
+        warn(_drop_after(self._path, step))
         self._file = self._path.open("a")
         self._board_folder = folder / "tensorboard"
         _hide_disk_errors_of_threads()
@@ -76,11 +76,6 @@ class Monitor:
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, markup=False)
-
-    def warn(self, *lines: str) -> None:
-        """Print lines on stderr, but for empty ones."""
-        for line in filter(None, lines if self.shown else ()):
-            print(line, file=sys.stderr, flush=True)
 
     def hyper_parameters(
         self, options: dict[str, Any], metrics: dict[str, float], step: int
@@ -258,11 +253,10 @@ def _drop_after(path: Path, step: int) -> str:
         partial.write_bytes(b"".join(kept))
     if not damaged:
         return ""
-    numbers = ", ".join(damaged[:8]) + (", ..." if len(damaged) > 8 else "")
     lines = "line is" if len(damaged) == 1 else "lines are"
     return (
-        f"warning: {path}: {len(damaged)} {lines} damaged and left out ({numbers}); the run itself "
-        "does not depend on this file"
+        f"{path}: {len(damaged)} {lines} damaged and left out ({first_few(damaged)}); the run "
+        "itself does not depend on this file"
     )
 
 

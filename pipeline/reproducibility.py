@@ -1,4 +1,4 @@
-"""The same bits for an image in any batch: how it is arranged on CPUs, and a check that it holds.
+"""The same bits for an image in any batch: what makes them so on CPUs, and a check.
 
 A matrix product may give a row other last bits in another row's place or beside fewer rows, because
 the library picks another kernel. Near a class boundary such a difference grows by a factor of some
@@ -70,6 +70,8 @@ def largest_difference(
         The largest difference, relative to the largest logit or gradient entry of the image; 0.0
         if all bits are equal.
     """
+    if size == 1:
+        return 0.0
     if view.least < size:
         size = min(size, 2 * MIN_BATCH + 1)  # larger batches take the kernels of this one
     generator = torch.Generator().manual_seed(0)

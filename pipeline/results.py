@@ -82,11 +82,9 @@ class ResultsFolder:
             (store.place / "examples").mkdir(parents=True, exist_ok=True)
             path = store.place / _MANIFEST
             if path.exists():  # some results may be of a job on another machine
-                before = read_manifest(path).batch_difference
-                difference = max(before, manifest.batch_difference)
-                manifest = replace(
-                    manifest, about=manifest.about | {"batch_difference": difference}
-                )
+                difference = allowed_difference([read_manifest(path), manifest])
+                about = manifest.about | {"batch_difference": difference}
+                manifest = replace(manifest, about=about)
             write_json(path, vars(manifest))
         ranks.barrier()
         return store

@@ -143,7 +143,7 @@ def nonfinite_warning(summary: dict[str, Any]) -> str:
     if not summary["num_nonfinite"]:
         return ""
     return (
-        f"warning: {summary['num_nonfinite']} of {summary['num_samples']} images have logits or "
+        f"{summary['num_nonfinite']} of {summary['num_samples']} images have logits or "
         "perturbations that are not finite (NaN or infinity) and are not in the mean; try a lower "
         "optim.lr"
     )

@@ -28,7 +28,7 @@ def make_twice_differentiable(net: nn.Module) -> None:
 
 
 class _Hardsigmoid(nn.Module):
-    """nn.Hardsigmoid by operations whose second derivatives torch knows."""
+    """nn.Hardsigmoid by operations that have second derivatives in torch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu6(x + 3) / 6

@@ -20,6 +20,7 @@ from pipeline.data import demo, index
 from pipeline.data.index import Index
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError, brief
+from pipeline.reproducibility import use_reproducible_kernels
 from pipeline.trial import check_net
 from pipeline.weight_classes import check_indices, check_weights
 
@@ -58,7 +59,7 @@ def open_folder(config: RunConfig, ranks: Ranks, kind: Kind, alone: bool = False
         alone: keep other runs out of it until this one ends.
 
     Raises:
-        UserError: it cannot be written, belongs to another kind of run, or to a run that goes.
+        UserError: it cannot be written, or belongs to another kind of run or to a running one.
     """
     folder = check_folder(config, kind)
     if ranks.first:
@@ -139,6 +140,7 @@ def build_net(config: RunConfig, *indices: Index) -> nn.Module:
         UserError: no such net, weights that do not fit, labels outside its classes, or a net that
             cannot be attacked; the indices or the weights are of different classes.
     """
+    use_reproducible_kernels()  # for launchers, whose --cluster debug runs a job in this process
     num_classes = num_classes_of(config, indices[0])
     if num_classes < 2:
         raise UserError(

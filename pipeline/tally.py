@@ -6,7 +6,7 @@ from typing import NamedTuple, NoReturn
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_few
 from pipeline.objective import Losses
 
 
@@ -99,7 +99,8 @@ def sums(losses: Losses) -> torch.Tensor:
 
 
 def broken(losses: Losses) -> torch.Tensor:
-    """Samples whose loss is not finite, (N,) bool; all where a method's term has no culprit."""
+    """Samples whose loss is not finite, (N,) bool; all where a term is not finite that has no value
+    for each sample."""
     finite = losses.cross_entropy.isfinite() & losses.penalty.isfinite()
     return ~finite | (finite.all() & ~losses.loss.detach().isfinite())
 
@@ -115,9 +116,8 @@ def raise_nonfinite(step: int, number: int, names: Sequence[str]) -> NoReturn:
     Raises:
         UserError: always; names the first images and the remedies.
     """
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     raise UserError(
         f"the loss is not finite in step {step}, for {number} images: "
-        f"{', '.join(names[:8])}{more}; the checkpoints before it are kept: try a lower "
+        f"{first_few(names)}; the checkpoints before it are kept: try a lower "
         "optim.lr, optim.clip_norm, or runtime.precision fp32"
     )

@@ -48,6 +48,15 @@ def load(path: Path) -> Any:
         raise UnreadableFile(f"is no file of torch.save ({type(error).__name__})") from None
 
 
+def peek(path: Path) -> Any:
+    """What a file of torch.save holds, with tensors that are read only where they are used, so that
+    damage to them is not noticed; None where the file cannot be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # zip, pickle and tensor errors of many types: all mean one thing
+        return None
+
+
 def _check_records(path: Path) -> None:
     """Compare the records of a zip file with their checksums, which torch.load does not do."""
     if not zipfile.is_zipfile(path):  # the old format has no checksums

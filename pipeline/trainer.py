@@ -23,7 +23,7 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.definition import definition
 from pipeline.distributed import Ranks, StopRequest
-from pipeline.errors import Stopped, brief
+from pipeline.errors import Stopped, brief, warn
 from pipeline.memory import Budget
 from pipeline.models import portable_state
 from pipeline.monitor import Monitor, peak_memory_mib
@@ -134,7 +134,7 @@ class Trainer:
         if self.ranks.first and len(self.history) > 1:  # the first is the reference
             values = [entry[self._best_metric] for entry in self.history[1:]]
             best_step = self.history[1 + values.index(max(values))]["step"]
-            monitor.warn(self.checkpoints.restore_best(best_step, self.step))
+            warn(self.checkpoints.restore_best(best_step, self.step))
         self._settle()
         with closing(iter(self._loader())) as batches:
             self._steps(monitor, batches)
@@ -279,7 +279,7 @@ class Trainer:
         tuned = len(self.history) > 0  # the first is the reference
         self.history.append({"step": self.step, "epoch": epoch, **summary})
         monitor.evaluation(self.history[-1], self.rho)
-        monitor.warn(nonfinite_warning(summary))
+        warn(nonfinite_warning(summary))
         if not tuned:
             self.export("reference.pth")
         self._save(best=tuned and all(summary[metric] > value for value in earlier))

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig, RunConfig
-from pipeline.errors import UserError, brief, warn
+from pipeline.errors import UserError, brief, first_few, warn
 from pipeline.importing import describe_exception
-from pipeline.models import first_few
 from pipeline.view import AttackView
 
 

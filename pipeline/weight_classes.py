@@ -7,12 +7,11 @@ A state dict of torch has an attribute ``_metadata``, which torch.save keeps, to
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline import torch_file
 from pipeline.config import ModelConfig, RunConfig
 from pipeline.data.classes import Classes, difference, shifted_name
 from pipeline.data.index import Index
@@ -47,10 +46,7 @@ def recorded_classes(path: Path) -> Classes | None:
                 return Classes.from_json((file.metadata() or {}).get(KEY))
         except (OSError, SafetensorError):
             return None
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # zip, pickle and tensor errors of many types: all mean one thing
-        return None
+    state = torch_file.peek(path)
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

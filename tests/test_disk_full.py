@@ -70,7 +70,7 @@ def test_joining_an_evaluation_without_disk_space(tmp_path: Path, size: int, nam
 
 
 def test_tensorboard_without_disk_space(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Its thread fails at a time of its own, or not before the file is closed."""
+    """Its thread may fail at any time until the file is closed."""
     values = np.random.default_rng(0).normal(size=10_000)
 
     def record() -> None:

@@ -106,7 +106,7 @@ def test_best_that_cannot_be_restored(tmp_path: Path) -> None:
     assert step_of(kept.best_path) == 30, "best.pt was of another step, and the checkpoint was kept"
     kept.best_path.unlink()
     warning = kept.restore_best(20, 30)
-    assert warning.startswith(f"warning: {kept.best_path} is missing or damaged")
+    assert warning.startswith(f"{kept.best_path} is missing or damaged")
     assert "the best accuracy so far is that of step 20" in warning
     assert "cannot be restored" in warning
     assert not kept.best_path.exists()
@@ -209,24 +209,43 @@ def ended_process() -> int:
 
 
 def test_temporary_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
-    host, dead = atomic._HOST, ended_process()
-    old = {f".best.pt.tmp-{dead}-{host}", f".a b.parquet.tmp-{dead}-{host}", ".x.tar.tmp-1-far"}
+    scope, dead = atomic._SCOPE, ended_process()
+    old = {f".best.pt.tmp-{dead}-{scope}", f".a b.parquet.tmp-{dead}-{scope}", ".x.tar.tmp-1-far"}
     kept = {
-        f".best.pt.tmp-{os.getpid()}-{host}",  # of a process that runs
-        ".best.pt.tmp-1-far",  # of another host, of today
+        f".best.pt.tmp-{os.getpid()}-{scope}",  # of a process that runs
+        ".best.pt.tmp-1-far",  # of another machine, of today
         f".best.pt.{dead}",
-        f"best.pt.tmp-{dead}-{host}",
+        f"best.pt.tmp-{dead}-{scope}",
         ".notes.tmp-old",
         "best.pt",
     }
     for name in old | kept:
         (tmp_path / name).write_text("")
     os.utime(tmp_path / ".x.tar.tmp-1-far", (0, 0))
-    folder = tmp_path / f".folder.tmp-{dead}-{host}"
+    folder = tmp_path / f".folder.tmp-{dead}-{scope}"
     folder.mkdir()
     sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*kept, folder.name}
     sweep(tmp_path / "nowhere")
+
+
+def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import sys; from pathlib import Path; from pipeline import atomic\n"
+        "Path(sys.argv[1], f'.x.tmp-{sys.argv[2]}-{atomic._SCOPE}').write_text('')"
+    )
+    container = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
+    if not shutil.which("unshare") or subprocess.run([*container, "true"]).returncode:
+        pytest.skip("needs unshare, and namespaces for users")
+    words = [sys.executable, "-c", script, tmp_path, str(ended_process())]
+    subprocess.run([*container, *words], check=True)
+    sweep(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    subprocess.run(words, check=True)
+    sweep(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_killed_write_is_swept_by_the_next_one(tmp_path: Path) -> None:
@@ -246,7 +265,7 @@ def test_a_killed_write_is_swept_by_the_next_one(tmp_path: Path) -> None:
 def test_a_run_sweeps_all_its_folders(copy: Path, tmp_path: Path) -> None:
     evaluate = (EVALUATE, "--evaluation.num_images", 10, "--output", tmp_path / "e")
     assert call(*evaluate).code == 0
-    name = f".x.tmp-{ended_process()}-{atomic._HOST}"
+    name = f".x.tmp-{ended_process()}-{atomic._SCOPE}"
     results = tmp_path / "e" / "results" / "0-of-1"
     for folder in (
         copy,

@@ -176,7 +176,7 @@ def test_a_schedule_longer_than_the_run_prints_a_warning() -> None:
 def test_options_without_effect_print_a_warning(words: str, options: str) -> None:
     config = cli.parse(FinetuneConfig, "", words.split())
     lines = warn_ignored(config, steps_per_epoch=60)
-    assert [line.split()[1] for line in lines] == options.split()
+    assert [line.split()[0] for line in lines] == options.split()
     assert all(" has no effect: " in line for line in lines)
 
 

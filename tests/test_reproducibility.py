@@ -8,7 +8,7 @@ import torch
 from benchmarks import batches
 from torch import Tensor, nn
 
-from pipeline import merge, reproducibility
+from pipeline import evaluate, merge, reproducibility
 from pipeline.errors import UserError
 from pipeline.reproducibility import MIN_BATCH, largest_difference
 from pipeline.view import AttackView
@@ -68,6 +68,22 @@ def test_the_check_notices_a_net_that_depends_on_the_batch() -> None:
         assert 2e-7 < largest_difference(view, shape, 40, CPU) < 5e-6
 
 
+class _RunsOutOfMemory(nn.Sequential):
+    """A net that takes eight images at most, and no empty batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 8:
+            raise MemoryError
+        return super().forward(x.view(len(x), -1))
+
+
+def test_the_check_takes_as_many_images_as_fit_in_memory() -> None:
+    view = AttackView(_RunsOutOfMemory(nn.Linear(12, 4)), least=40)
+    assert evaluate.largest_difference_that_fits(view, (3, 2, 2), 40, CPU) < 1e-6
+    assert view.least == 5
+    assert largest_difference(view, (3, 2, 2), 1, CPU) == 0.0
+
+
 def test_sizes_of_batches(threads: None) -> None:
     at_once, fewest = reproducibility.images_at_once, reproducibility.min_batch_size
     torch.set_num_threads(2)
@@ -108,3 +124,14 @@ def test_a_shard_that_is_resumed_keeps_the_largest_difference(tmp_path: Path) ->
         about.about["batch_difference"] = difference
         store = shard(tmp_path, 0, 1, [0], manifest=about)
     assert store.read().batch_difference == 1e-7
+
+
+def test_a_shard_that_is_resumed_on_another_machine_agrees_within_single_precision(
+    tmp_path: Path,
+) -> None:
+    for row, name in enumerate(("CPU A", "CPU B")):
+        about = manifest()
+        about.about["kernels"] = {"device": name}
+        shard(tmp_path, 0, 2, [row], manifest=about)
+    shard(tmp_path, 1, 2, [0], manifest=about, perturbation_norm=[1.0 + 1e-4])
+    assert len(merge.join(tmp_path).stored.samples) == 2

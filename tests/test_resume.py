@@ -167,7 +167,7 @@ def test_a_disk_that_fills_up_keeps_the_old_checkpoint(
         [words[0], "-c", limited, *words[1:]], capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 2, done.stderr
-    assert "cannot write the checkpoint" in done.stderr
+    assert f"error: cannot write {folder / 'checkpoints'}/" in done.stderr
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in old.parent.iterdir()] == [old.name]

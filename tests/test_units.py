@@ -27,7 +27,7 @@ from pipeline.config import (
 )
 from pipeline.data.classes import Classes
 from pipeline.distributed import _place, session
-from pipeline.errors import UserError, refuse
+from pipeline.errors import UserError, guarded, refuse
 from pipeline.monitor import Monitor
 from pipeline.schedule import Schedule
 from tests.runs import ROOT, environment
@@ -173,6 +173,21 @@ def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in zip(names, (3, 4, 1, 2), strict=False):
         monkeypatch.setenv(name, str(value))
     assert _place() == (3, 4, 1, 2)
+
+
+def test_a_rank_without_a_gpu_prints_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 0, which has one, cannot."""
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SystemExit), guarded(), session(RuntimeConfig()):
+        pass
+    assert (
+        "error: local rank 1 has no GPU: torch sees 1; start at most 1" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from pipeline.atomic import write_json
 from pipeline.data import arrays
 from pipeline.data.index import Index, join
 from pipeline.distributed import Ranks, StopRequest, session
-from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded, warn
 from pipeline.evaluate import describe
 from pipeline.evaluation import Found
 from pipeline.monitor import Monitor
@@ -46,7 +46,7 @@ def main() -> None:
         if config.evaluation.space != "input":
             raise UserError("evaluation.space: examples are stored in the net's input space: input")
         identity = describe(config, index, net).identity
-        monitor.warn(*warn_ignored(config, ranks.device.type))
+        warn(*warn_ignored(config, ranks.device.type))
         if config.dry_run:
             monitor.say(f"{len(index):,} images to attack, into {config.output}")
             return

@@ -82,7 +82,7 @@ def join(options: argparse.Namespace) -> None:
 def tabulate(options: argparse.Namespace) -> None:
     """``table``."""
     found = [runs.named(argument) for argument in options.runs]
-    table.warn(found)
+    table.warn_of_differences(found)
     text = table.FORMATS[options.format](table.rows_of(found, options.eps_ref))
     if options.out is None:
         sys.stdout.write(text)

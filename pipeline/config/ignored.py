@@ -23,7 +23,7 @@ def warn_ignored(
     """
     defaults = type(config)()
     lines = [
-        f"warning: {option} {shown(_value(config, option))} has no effect: {reason}"
+        f"{option} {shown(_value(config, option))} has no effect: {reason}"
         for option, reason in _without_effect(config, device)
         if _value(config, option) != _value(defaults, option)
     ]
@@ -89,10 +89,10 @@ def _beyond_the_end(config: FinetuneConfig, steps_per_epoch: int | None) -> list
     lines = []
     if schedule.warmup > length:
         lines.append(
-            f"warning: schedule.warmup {schedule.warmup:g} is longer than {run}: the learning rate "
+            f"schedule.warmup {schedule.warmup:g} is longer than {run}: the learning rate "
             "does not reach optim.lr"
         )
     late = [f"{milestone:g}" for milestone in schedule.milestones if milestone >= length]
     if schedule.kind == "step" and late:
-        lines.append(f"warning: schedule.milestones {', '.join(late)}: not reached in {run}")
+        lines.append(f"schedule.milestones {', '.join(late)}: not reached in {run}")
     return lines

@@ -1,9 +1,9 @@
 """The classes of ``--classes``: which classes there are, and in which order."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
+from pipeline.config.text import did_you_mean
 from pipeline.data import index
 from pipeline.data.classes import Classes
 from pipeline.errors import UserError
@@ -70,8 +70,7 @@ def _check_folders(classes: Classes, folders: Sequence[str], path: Path) -> None
         )
     unknown = sorted(set(folders) - known)
     if unknown:
-        near = get_close_matches(unknown[0], known, n=3)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = did_you_mean(unknown[0], classes.identities)
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
             f"--classes: the class folder {unknown[0]!r}{more} is not among the {len(classes)} "

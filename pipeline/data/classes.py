@@ -65,7 +65,7 @@ def difference(actual: Classes, expected: Classes) -> str:
     """Where two lists of classes differ, in words; empty if they are the same.
 
     Args:
-        actual: the classes that the text speaks of.
+        actual: the classes that the text describes.
         expected: what they should be.
     """
     pairs = [(actual.identities, expected.identities)]

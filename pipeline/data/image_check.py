@@ -1,4 +1,4 @@
-"""What an image's header says, and whether the loader's decoder can read such an image."""
+"""Size and mode in an image's header, and whether the loader's decoder can read such an image."""
 
 import io
 import os
@@ -13,7 +13,7 @@ _HEAD = 16 * 1024  # bytes read of each member; longer headers (EXIF, ICC) take 
 _TAIL = 64  # bytes in which the end mark is looked for
 # PIL's names of the formats that DALI 2.4 decodes; MPO is a JPEG with further images behind it.
 DECODABLE = frozenset({"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
-# PIL's own limit: a small file that says more is likely made to exhaust the memory.
+# PIL's limit: a small file with a larger size in its header may be made to exhaust the memory.
 MAX_PIXELS = 178_956_970
 
 

@@ -42,7 +42,7 @@ _INTEGERS = ("offset", "length", "label", "width", "height")
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an index says of all its rows."""
+    """What an index records of all its rows."""
 
     root: str  # folder that the ``file`` column is relative to
     classes: Classes
@@ -153,7 +153,8 @@ def check_rows(table: pa.Table, metadata: Metadata, where: str) -> None:
     num_classes = len(metadata.classes)
     file = table["file"].combine_chunks()
     names = file.dictionary.to_pylist()
-    sizes = np.array([metadata.file_sizes.get(name, np.iinfo(np.int64).max) for name in names])
+    unlimited = np.iinfo(np.int64).max  # files that are no archives
+    sizes = np.array([metadata.file_sizes.get(name, unlimited) for name in names])
     end = values["offset"] + values["length"]
     wrong = {
         f"a label outside its {num_classes} classes": (values["label"] < 0)

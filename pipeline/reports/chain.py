@@ -24,7 +24,7 @@ def write(folder: Path) -> Path:
     target = folder / "report"
     check_writable(target / "report.md", f"make {target} writable")
     target.mkdir(exist_ok=True)
-    table.warn([before, after])
+    table.warn_of_differences([before, after])
     rows = table.rows_of([before, after])
     for kind, name in _FILES.items():
         (target / name).write_text(table.FORMATS[kind](rows))

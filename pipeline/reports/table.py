@@ -5,11 +5,11 @@ In: `Run`s labelled NETWORK:METHOD. Out: the table as Markdown, CSV or LaTeX.
 
 import csv
 import io
-import sys
 from typing import Any, NamedTuple
 
 from pipeline.cli import differences
 from pipeline.config import EPS_REF_FRACTIONS
+from pipeline.errors import warn
 from pipeline.samples import accuracy_at, rho_name
 
 from .runs import Run
@@ -83,18 +83,14 @@ def _after_fgs(run: Run, eps: float) -> float | None:
     return accuracy_at(run.samples, eps) if "eps_ref" in fgs else None
 
 
-def warn(runs: list[Run]) -> None:
+def warn_of_differences(runs: list[Run]) -> None:
     """Say on stderr where rows do not mean the same."""
     first = runs[0]
     for run in runs[1:]:
         definitions = ({**r.summary["definition"], "fgs": None} for r in (first, run))
         changed = differences(*definitions, ())
         if changed:
-            print(
-                f"warning: {first.folder} and {run.folder} are defined differently: "
-                f"{'; '.join(changed)}",
-                file=sys.stderr,
-            )
+            warn(f"{first.folder} and {run.folder} are defined differently: {'; '.join(changed)}")
     warn_of_data_sets(runs)
 
 
@@ -108,15 +104,14 @@ def warn_of_data_sets(runs: list[Run]) -> None:
             continue
         changed = differences(_images_of(earlier), _images_of(run), ())
         if changed:
-            print(
-                f"warning: {earlier.folder} and {run.folder}, both of {network}, are of different "
-                f"images: {'; '.join(changed)}",
-                file=sys.stderr,
+            warn(
+                f"{earlier.folder} and {run.folder}, both of {network}, are of different images: "
+                f"{'; '.join(changed)}"
             )
 
 
 def _images_of(run: Run) -> dict[str, Any]:
-    """What says which images a run was evaluated on."""
+    """What identifies the images that a run was evaluated on."""
     if run.is_evaluation:
         names = ("index", "num_indexed", "num_images")
         return {name: run.summary.get(name) for name in names}

@@ -21,7 +21,7 @@ SHARD = "results/0-of-1"
 
 
 def of_results(number: str, name: str, damage: whole.Damage, line: str) -> Case:
-    """report.py merge, which reads what evaluate.py reads when it goes on."""
+    """report.py merge, which reads what evaluate.py reads when it resumes."""
 
     def words(folder: Path) -> Words:
         whole.write_tree(whole.evaluation(), folder / "run")

@@ -92,6 +92,11 @@ def save_of_12_classes(path: Path) -> None:
     torch.save(mlp(12).state_dict(), path)
 
 
+def chain_with_new_head(folder: Path) -> Sequence[object]:
+    words = with_weights(save_of_12_classes, "--model.new_head", "true")(folder)[1:]
+    return ("launchers/chain.py", "--cluster", "local", "--", *words, "--output", folder / "c")
+
+
 def evaluate_sometimes_nan(folder: Path) -> Sequence[object]:
     words = with_net("sometimes_nan", SOMETIMES_NAN, EVALUATE)(folder)[:-2]
     return (*words, "--evaluation.num_images", 20, "--num_examples", 0, "--output", folder / "e")
@@ -174,6 +179,7 @@ CASES: list[Case] = [
         r"a new head of 10 classes: 5\.weight, 5\.bias; other weights from .*w\.pth",
         code=0,
     ),
+    Case("new head in a chain", chain_with_new_head, r"^would submit: fine-tuning", code=0),
     Case(
         "new head without weights",
         lambda _: (FINETUNE, "--model.new_head", "true", *DRY),
