@@ -51,8 +51,7 @@ class Parser(argparse.ArgumentParser):
         """As argparse's; the help of a `Number` ends with its range."""
         kind = settings.get("type")
         if isinstance(kind, Number):
-            unit = f"; unit: {kind.range.unit}" if kind.range.unit else ""
-            settings["help"] = f"{settings.get('help', '')} [range: {kind.range}{unit}]"
+            settings["help"] = kind.range.append_to(settings.get("help", ""))
         return super().add_argument(*names, **settings)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:

@@ -106,8 +106,7 @@ def _parser(cls: type[RunConfig]) -> ArgumentParser:
     for action in parser._actions:
         option = options.get(action.dest)
         if option is not None and option.range is not None:
-            unit = f"; unit: {option.range.unit}" if option.range.unit else ""
-            action.help = f"{action.help} [range: {option.range}{unit}]"
+            action.help = option.range.append_to(action.help)
         elif option is None and action.dest not in ("help", "config"):
             action.help = argparse.SUPPRESS  # whole sections, and jsonargparse's own
     return parser

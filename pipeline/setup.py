@@ -1,6 +1,5 @@
 """What the entry points do first: the output folder, the indices, the net, the threads."""
 
-import dataclasses
 import json
 import math
 import os
@@ -150,7 +149,7 @@ def build_net(config: RunConfig, *indices: Index) -> nn.Module:
         index.check_labels(each, num_classes)
     model = config.model
     if not isinstance(config, FinetuneConfig):  # evaluation measures the head that the weights have
-        model = dataclasses.replace(model, new_head=False)
+        model = replace(model, new_head=False)
     for other in indices[1:]:
         check_indices(config, indices[0], other)
     if not model.new_head:

@@ -292,7 +292,7 @@ class Trainer:
     def _save(self, best: bool = False) -> None:
         if self.ranks.first:
             state: State = {
-                "model": with_classes(self.net.state_dict(), self.train_index.classes),
+                "model": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "step": self.step,

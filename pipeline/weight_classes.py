@@ -47,6 +47,8 @@ def recorded_classes(path: Path) -> Classes | None:
         except (OSError, SafetensorError):
             return None
     state = torch_file.peek(path)
+    if isinstance(state, dict) and (recorded := Classes.from_dict(state.get("classes"))):
+        return recorded  # a checkpoint of a run
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

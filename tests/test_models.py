@@ -178,7 +178,7 @@ def test_named_weights_say_what_they_were_made_for() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["bare.pth", "model.pt", "w.safetensors", "none.pth"])
+@pytest.mark.parametrize("kind", ["bare.pth", "model.pt", "step.pt", "w.safetensors", "none.pth"])
 def test_weights_record_their_classes(tmp_path: Path, kind: str) -> None:
     classes = Classes(["tench", "hen"], ["n1", "n2"])
     state = nn.Linear(3, 2).state_dict()
@@ -190,6 +190,8 @@ def test_weights_record_their_classes(tmp_path: Path, kind: str) -> None:
         torch.save({"model": described} if kind == "model.pt" else described, path)
     if kind == "none.pth":
         torch.save(state, path)
+    if kind == "step.pt":  # a checkpoint of a run
+        torch.save({"model": state, "classes": classes.to_dict()}, path)
     assert recorded_classes(path) == (None if kind == "none.pth" else classes)
     if kind == "bare.pth":  # any program can read it
         loaded = torch.load(path, weights_only=True)

@@ -69,6 +69,11 @@ class Range:
             and (self.below is None or value < self.below)
         )
 
+    def append_to(self, text: str) -> str:
+        """The help text of an option, with its range and unit at the end."""
+        unit = f"; unit: {self.unit}" if self.unit else ""
+        return f"{text} [range: {self}{unit}]"
+
     def __str__(self) -> str:
         if self.minimum is not None and self.maximum is not None:
             words = [f"from {self.minimum} to {self.maximum}"]

@@ -86,8 +86,9 @@ def _describe(actual: Sequence[str], expected: Sequence[str]) -> str:
         text = f"the first {label} are the same"
     if len(actual) != len(expected):
         text += f"; {len(actual)} classes, not {len(expected)}"
-    missing = [repr(name) for name in expected if name not in set(actual)]
-    extra = [repr(name) for name in actual if name not in set(expected)]
+    actual_names, expected_names = set(actual), set(expected)
+    missing = [repr(name) for name in expected if name not in actual_names]
+    extra = [repr(name) for name in actual if name not in expected_names]
     if missing:
         text += f"; missing: {first_few(missing, 3)}"
     if extra:

@@ -219,7 +219,7 @@ def join(paths: list[Path], target: Path) -> int:
             if not archive.is_file():
                 raise UserError(f"no file {archive}, named in {path}; index it where it is now")
             archives[os.path.normpath(os.path.join(folder, name))] = archive
-    rows = pa.concat_tables([table.cast(PLAIN) for table in tables])
+    rows = pa.concat_tables(tables)
     _warn_of_repeats(rows, target)
     write(target, rows, root, indices[0].classes, archives)
     return len(rows)

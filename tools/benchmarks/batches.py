@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pipeline.samples import Samples
 from pipeline.view import AttackView
 
 from .common import Row
+from .data import in_new_process
 
 # Variables that choose kernels; libraries read them when they are loaded.
 DEFAULT_MODE = "MKL's default mode"
@@ -126,10 +126,8 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
 
 def with_kernels(kernels: str, *arguments: Any) -> Row:
     """`compare` in a new process, whose libraries read the variables of `KERNELS`."""
-    context = multiprocessing.get_context("spawn")
-    as_a_run = kernels != DEFAULT_MODE
-    with _variables(KERNELS[kernels]), context.Pool(1) as pool:
-        return pool.apply(compare, (*arguments, as_a_run))
+    with _variables(KERNELS[kernels]):
+        return in_new_process(compare, *arguments, kernels != DEFAULT_MODE)
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
