@@ -26,13 +26,14 @@ if __name__ == "__main__":  # refuse misspelt options before importing torch, wh
 import submitit
 import yaml
 
-from launchers import evaluate, finetune, submission
-from launchers.job import Report
+from launchers import evaluate, finetune, submit
 from launchers.options import Resources
-from launchers.submissions import Submission
-from pipeline import arguments, cli, setup
+from launchers.run_status import Submission
+from launchers.tasks import Report
+from pipeline.config import arguments, parse
 from pipeline.errors import guarded, warn
-from pipeline.results import Manifest
+from pipeline.evaluation.shard_results import Manifest
+from pipeline.models import setup
 
 # What is evaluated: the folder, and the weights that the fine-tuning writes.
 PARTS = {"before": "reference.pth", "after": "weights.pth"}
@@ -71,10 +72,10 @@ def evaluations_of(
     folder = Path(tuning.output)
     with tempfile.TemporaryDirectory() as place:
         base = Path(place) / "base.yaml"
-        cli.save(dataclasses.replace(tuning, resume="auto"), base)
+        parse.save(dataclasses.replace(tuning, resume="auto"), base)
         search = ["--evaluation.fgs.search", "true"]
-        config = cli.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *words])
-    config = submission.absolute(setup.resolve_reference(config))
+        config = parse.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *words])
+    config = submit.absolute(setup.resolve_reference(config))
     # The weights to evaluate do not exist yet. Those to start from have another head where a new
     # one is asked for.
     weights = None if tuning.model.new_head else tuning.model.weights
@@ -96,7 +97,7 @@ def is_done(tuning: FinetuneConfig) -> bool:
     folder = Path(tuning.output)
     try:
         options_then = yaml.safe_load((folder / "config.yaml").read_text())
-        same = not cli.differences(options_then, cli.to_dict(tuning), ("resume", "dry_run"))
+        same = not parse.differences(options_then, parse.to_dict(tuning), ("resume", "dry_run"))
     except (OSError, ValueError, AttributeError, yaml.YAMLError):  # missing, or damaged
         return False
     return same and (folder / "summary.json").exists()
@@ -112,18 +113,18 @@ def launch(
 ) -> None:
     """Submit what is not done; on this machine, one after the other."""
     folder, slurm = Path(tuning.output), resources.cluster == "slurm"
-    submission.ready(folder, resources)
+    submit.ready(folder, resources)
     jobs: list[submitit.Job[None]] = []
     needed: list[str] = []  # by the report
 
     def submitted(name: str, more: list[submitit.Job[None]]) -> None:
         last = more[-1]
-        print(f"{name:<12} job {', '.join(submission.numbers(more))}, log {last.paths.stdout}")
+        print(f"{name:<12} job {', '.join(submit.numbers(more))}, log {last.paths.stdout}")
         sys.stdout.flush()
         jobs.extend(more)
         needed.append(last.job_id)
         if not slurm:
-            submission.follow(more, resources, True)
+            submit.follow(more, resources, True)
 
     if not is_done(tuning):
         submitted("fine-tuning", finetune.launch(folder, [tuning], resources))
@@ -139,11 +140,11 @@ def launch(
         return
     condition = f"afterok:{':'.join(needed)}" if needed else None
     task = Report(str(folder))
-    report = submission.submit([task], folder, resources.alone(), condition)
+    report = submit.submit([task], folder, resources.alone(), condition)
     Submission.of(report_folder, "report", "slurm", report[0]).write()
     submitted("report", report)
     print(f"progress     python launchers/jobs.py --watch {shlex.quote(str(folder))}")
-    submission.follow(jobs, resources, wait)
+    submit.follow(jobs, resources, wait)
 
 
 def main() -> None:
@@ -153,7 +154,7 @@ def main() -> None:
     asked = parser().parse_args(mine)
     with guarded():
         resources = options.resources(asked)
-        _, (tuning,) = finetune.parse([], tuning_words)
+        _, (tuning,) = finetune.parse_configs([], tuning_words)
         warn(*finetune.check(tuning, resources))
         evaluations, manifest = evaluations_of(tuning, evaluation_words)
         default = 8 if resources.cluster == "slurm" else 1

@@ -20,14 +20,16 @@ if __name__ == "__main__":  # refuse misspelt options before importing torch, wh
 import submitit
 import torch
 
-from launchers import submission
-from launchers.job import Merge, Task
+from launchers import submit
 from launchers.options import Resources
-from launchers.submissions import Submission
-from pipeline import arguments, cli, merge, setup
+from launchers.run_status import Submission
+from launchers.tasks import Merge, Task
 from pipeline import evaluate as entry
+from pipeline.config import arguments, parse
 from pipeline.errors import UserError, guarded, warn
-from pipeline.results import Manifest, refuse_other
+from pipeline.evaluation import merge
+from pipeline.evaluation.shard_results import Manifest, refuse_other
+from pipeline.models import setup
 
 
 def parser() -> arguments.Parser:
@@ -92,16 +94,16 @@ def launch(
         after: a job that must end well first.
     """
     folder = Path(config.output)
-    (given,) = submission.snapshot(folder, [config], resources)
+    (given,) = submit.snapshot(folder, [config], resources)
     words = "--config", str(given), "--shard"
     tasks = [Task("pipeline.evaluate", (*words, str(shard)), str(Path.cwd())) for shard in shards]
     condition = f"afterok:{after}" if after else None
-    jobs = submission.submit(tasks, folder, resources, condition)
-    numbers, logs = submission.numbers(jobs), [str(job.paths.stdout) for job in jobs]
+    jobs = submit.submit(tasks, folder, resources, condition)
+    numbers, logs = submit.numbers(jobs), [str(job.paths.stdout) for job in jobs]
     joined_by = None
     if resources.cluster == "slurm":
         ended = ",".join(filter(None, [f"afterany:{numbers[0]}", condition]))
-        jobs += submission.submit([Merge(str(folder))], folder, resources.alone(), ended)
+        jobs += submit.submit([Merge(str(folder))], folder, resources.alone(), ended)
         joined_by = jobs[-1].job_id
     Submission(folder, "evaluate", resources.cluster, numbers, logs, joined_by).write()
     return jobs
@@ -111,14 +113,14 @@ def main() -> None:
     """Check, submit what is not done, and the job that joins."""
     mine, theirs = options.split(sys.argv[1:])
     asked = parser().parse_args(mine)
-    config = cli.parse(EvaluateConfig, __doc__, theirs, output_suffix="-evaluation")
+    config = parse.parse(EvaluateConfig, __doc__, theirs, output_suffix="-evaluation")
     with guarded():
         resources = options.resources(asked)
         config = setup.resolve_reference(config)
         manifest = check(config)
         total = num_shards(asked.shards, 8, manifest)
         warn(*warn_ignored(config))
-        config = submission.absolute(config)
+        config = submit.absolute(config)
         folder = Path(config.output)
         refuse_other(folder / "results", manifest)
         shards = undone(folder, total)
@@ -134,8 +136,8 @@ def main() -> None:
         joining = [
             f"joined by    job {job.job_id}, log {job.paths.stdout}" for job in jobs[len(tasks) :]
         ]
-        print(submission.tell(folder, tasks, resources, names, *joining), flush=True)
-        submission.follow(jobs, resources, asked.wait)
+        print(submit.tell(folder, tasks, resources, names, *joining), flush=True)
+        submit.follow(jobs, resources, asked.wait)
 
 
 if __name__ == "__main__":

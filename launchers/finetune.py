@@ -24,13 +24,14 @@ if __name__ == "__main__":  # refuse misspelt options before importing torch, wh
 import submitit
 import torch
 
-from launchers import submission
-from launchers.job import Task
+from launchers import submit
 from launchers.options import Resources
-from launchers.submissions import Submission
-from pipeline import arguments, cli, setup
+from launchers.run_status import Submission
+from launchers.tasks import Task
+from pipeline.config import arguments, parse
 from pipeline.data.batches import TrainingPlan
 from pipeline.errors import guarded, warn
+from pipeline.models import setup
 
 
 def parser() -> arguments.Parser:
@@ -50,20 +51,20 @@ def parser() -> arguments.Parser:
     return top
 
 
-def parse(sweeps: list[list[str]], words: list[str]) -> tuple[Path, list[FinetuneConfig]]:
+def parse_configs(sweeps: list[list[str]], words: list[str]) -> tuple[Path, list[FinetuneConfig]]:
     """The folder of the whole, and a configuration for each run of the sweep, or the only one.
 
     Raises:
         SystemExit: an option that pipeline/finetune.py would refuse.
         UserError: evaluation.fgs.reference names a folder without an eps_ref.
     """
-    folder = Path(cli.parse(FinetuneConfig, __doc__, words).output).absolute()
+    folder = Path(parse.parse(FinetuneConfig, __doc__, words).output).absolute()
     configs = []
     for point in options.grid(sweeps):
         more = [word for name, value in point for word in (f"--{name}", value)]
-        config = cli.parse(FinetuneConfig, __doc__, [*words, *more])
+        config = parse.parse(FinetuneConfig, __doc__, [*words, *more])
         config.output = str(folder / options.name_of(point))
-        configs.append(submission.absolute(setup.resolve_reference(config)))
+        configs.append(submit.absolute(setup.resolve_reference(config)))
     return folder, configs
 
 
@@ -85,9 +86,9 @@ def launch(
     folder: Path, configs: Sequence[FinetuneConfig], resources: Resources
 ) -> list[submitit.Job[None]]:
     """Submit one run, or an array of them."""
-    given = submission.snapshot(folder, configs, resources)
+    given = submit.snapshot(folder, configs, resources)
     tasks = [Task("pipeline.finetune", ("--config", str(path)), str(Path.cwd())) for path in given]
-    jobs = submission.submit(tasks, folder, resources)
+    jobs = submit.submit(tasks, folder, resources)
     for config, job in zip(configs, jobs, strict=True):
         Submission.of(Path(config.output), "finetune", resources.cluster, job).write()
     return jobs
@@ -98,7 +99,7 @@ def main() -> None:
     mine, theirs = options.split(sys.argv[1:])
     asked = parser().parse_args(mine)
     with guarded():
-        folder, configs = parse(asked.sweep, theirs)
+        folder, configs = parse_configs(asked.sweep, theirs)
         resources = options.resources(asked)
         warn(*dict.fromkeys(line for config in configs for line in check(config, resources)))
         if configs[0].dry_run:
@@ -108,8 +109,8 @@ def main() -> None:
             return
         jobs = launch(folder, configs, resources)
         places = f"checkpoints  {Path(configs[0].output) / 'checkpoints'}"
-        print(submission.tell(folder, jobs, resources, places), flush=True)
-        submission.follow(jobs, resources, asked.wait)
+        print(submit.tell(folder, jobs, resources, places), flush=True)
+        submit.follow(jobs, resources, asked.wait)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from launchers import states, submissions
-from launchers.states import State
-from launchers.submissions import Submission
-from pipeline import arguments
-from pipeline.config.rule import Range
+from launchers import run_status, slurm_states
+from launchers.run_status import Submission
+from launchers.slurm_states import State
+from pipeline.config import arguments
+from pipeline.config.checks import Range
 from pipeline.errors import UserError, guarded
 
 COMMANDS = ("list", "cancel", "logs")
@@ -66,7 +66,7 @@ def found(folders: Sequence[Path]) -> list[Submission]:
     Raises:
         UserError: there are none.
     """
-    known = submissions.find(folders)
+    known = run_status.find(folders)
     if not known:
         names = ", ".join(map(str, folders))
         raise UserError(f"no runs that a launcher submitted in {names}; name their folder")
@@ -80,14 +80,14 @@ def table(known: Sequence[Submission]) -> Table:
         view.add_column(name, overflow="fold")
     for name in ("progress", "images/s", "rho", "left", "limit"):
         view.add_column(name, justify="right", overflow="fold")
-    for each, tasks in zip(known, states.of(known), strict=True):
+    for each, tasks in zip(known, slurm_states.of(known), strict=True):
         view.add_row(*_cells(each, tasks))
     return view
 
 
 def _cells(run: Submission, tasks: list[State]) -> list[str]:
-    going = [state for state in tasks if state.name in states.GOING]
-    far = submissions.progress(run)
+    going = [state for state in tasks if state.name in slurm_states.GOING]
+    far = run_status.progress(run)
     steps = f"{far.doing} {far.done}/{far.total}" if far.total else ""
     if steps and far.at:
         steps += f", {far.at}"
@@ -153,7 +153,7 @@ def show(options: argparse.Namespace) -> None:
 def cancel(options: argparse.Namespace) -> None:
     """``cancel``: what waits for a job before the job itself."""
     known = found(options.folders)
-    for each, tasks in reversed(list(zip(known, states.of(known), strict=True))):
+    for each, tasks in reversed(list(zip(known, slurm_states.of(known), strict=True))):
         if not any(state.live for state in tasks):
             continue
         if each.cluster == "slurm":
@@ -162,7 +162,7 @@ def cancel(options: argparse.Namespace) -> None:
             if done.returncode != 0:
                 raise UserError(done.stderr.strip() or f"scancel {' '.join(jobs)} failed")
         else:
-            jobs = states.processes(each)
+            jobs = slurm_states.processes(each)
             for job in jobs:
                 os.kill(int(job), signal.SIGTERM)
         print(f"cancelled job {', '.join(jobs)}: {each.folder}")
@@ -172,7 +172,7 @@ def logs(options: argparse.Namespace) -> None:
     """``logs``."""
     known = found(options.folders)
     paths = [log for each in known for log in each.logs if Path(log).exists()]
-    for each, tasks in zip(known, states.of(known), strict=True):
+    for each, tasks in zip(known, slurm_states.of(known), strict=True):
         if not any(Path(log).exists() for log in each.logs):
             print(f"{each.folder}: no log yet; job {each.jobs[0]} is {_said(each, tasks)}")
     if paths:

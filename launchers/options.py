@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline import cli
-from pipeline.arguments import POSITIVE, Number, Parser
-from pipeline.config import RunConfig
-from pipeline.config.rule import Range
+from pipeline.config import RunConfig, parse
+from pipeline.config.arguments import POSITIVE, Number, Parser
+from pipeline.config.checks import Range
 from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError, guarded
 
@@ -67,7 +66,8 @@ def check_names(argv: list[str], own: Sequence[str], *entry_points: type[RunConf
     common = Parser()
     add_resources(common)
     names = [*own, *common.long_names()]
-    program, inner = cli.PROGRAMS[entry_points[0]], {*cli.option_names(entry_points[0]), "config"}
+    program = parse.PROGRAMS[entry_points[0]]
+    inner = {*parse.option_names(entry_points[0]), "config"}
     launcher_words, *rest = split(argv)
     with guarded():
         for word in launcher_words:
@@ -82,7 +82,7 @@ def check_names(argv: list[str], own: Sequence[str], *entry_points: type[RunConf
             raise UserError(f"no option --{name}{hint or '; --help lists all'}")
         for entry_point in entry_points:
             words, *rest = split(rest[0]) if rest else [[]]
-            cli.check_names(entry_point, words)
+            parse.check_names(entry_point, words)
 
 
 def add_resources(parser: Parser) -> None:

@@ -3,7 +3,7 @@ r"""Measure how accurate and how robust a classifier is, over ranks and over job
     torchrun --standalone --nproc_per_node=2 pipeline/evaluate.py \
         --config runs/demo/config.yaml --model.weights runs/demo/weights.pth
     torchrun --nproc_per_node=8 pipeline/evaluate.py --data.val val.parquet \
-        --model.name resnet18 --model.weights resnet18.pth --evaluation.fgs.search true
+        --model.name resnet18 --model.weights resnet18.pth --measure.fgs.search true
     python pipeline/evaluate.py ... --output runs/r18 --shard 3/16    # one job of an array
 
 Takes the YAML files of pipeline/finetune.py; what only training reads is passed over. Results are
@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import cli, messages
-from pipeline.config import EvaluateConfig, warn_ignored
+from pipeline.config import EvaluateConfig, messages, parse, warn_ignored
 
 if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
     messages.check_options(EvaluateConfig, __doc__, "-evaluation")
@@ -24,26 +23,28 @@ if __name__ == "__main__":  # a mistake in an option is reported before the slow
 import numpy as np
 import torch
 
-from pipeline import evaluation, memory, merge, models, setup, spaces
 from pipeline.data.index import Index, evenly_spaced
-from pipeline.definition import definition, fingerprint, input_of
-from pipeline.distributed import Ranks, StopRequest, session
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded, warn
-from pipeline.evaluation import Found
-from pipeline.monitor import Monitor
-from pipeline.reproducibility import (
+from pipeline.evaluation import attack_space, measure, merge
+from pipeline.evaluation.measure import Found
+from pipeline.evaluation.protocol import definition, fingerprint, input_of
+from pipeline.evaluation.shard_results import Manifest, ResultsFolder
+from pipeline.models import build, setup
+from pipeline.models.attack_view import AttackView
+from pipeline.runtime.distributed import Ranks, StopRequest, session
+from pipeline.runtime.monitor import Monitor
+from pipeline.runtime.reproducibility import (
     images_at_once,
     kernels,
     largest_difference,
     relative_tolerance,
 )
-from pipeline.results import Manifest, ResultsFolder
-from pipeline.view import AttackView
+from pipeline.training import memory_budget
 
 
 def main() -> None:
     """Parse, join the ranks, evaluate what is not done yet, report."""
-    config = cli.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
+    config = parse.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
     with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every part
         config = setup.resolve_reference(config)
@@ -56,7 +57,7 @@ def main() -> None:
             raise UserError(f"shard: {config.shard} of {len(rows)} images; give at most as many")
         rows = rows[config.part.number :: config.part.of]
         monitor.say(announce(config, manifest.identity["definition"], rows, ranks))
-        advice = models.preprocessing_advice(config.model, config.data)
+        advice = build.preprocessing_advice(config.model, config.data)
         warn(*warn_ignored(config, ranks.device.type), advice)
         if config.dry_run:
             return
@@ -65,7 +66,7 @@ def main() -> None:
         folder = setup.open_folder(config, ranks, "evaluation")
         store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
         if ranks.first:
-            cli.save(config, folder / "config.yaml")
+            parse.save(config, folder / "config.yaml")
             store.keep_mean(config.data.mean)
             monitor.status = store.place / "progress.json"
         try:
@@ -100,7 +101,7 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
 
 def check_batches(config: EvaluateConfig, net: torch.nn.Module, ranks: Ranks) -> dict[str, Any]:
     """Check that an image's results do not depend on its batch; the values for the manifest."""
-    view = spaces.view_of(net, config.data, config.evaluation, ranks.device)
+    view = attack_space.view_of(net, config.data, config.evaluation, ranks.device)
     shape = (config.data.channels, config.data.crop, config.data.crop)
     size = images_at_once(config.evaluation.batch_size, ranks.device)
     difference = max(ranks.gather(largest_difference_that_fits(view, shape, size, ranks.device)))
@@ -123,11 +124,11 @@ def largest_difference_that_fits(
         try:
             return largest_difference(view, shape, size, device)
         except (RuntimeError, MemoryError) as error:
-            if size == 1 or not memory.ran_out(error):
+            if size == 1 or not memory_budget.ran_out(error):
                 raise
         size //= 2
         view.least = min(view.least, size)
-        memory.give_back()
+        memory_budget.give_back()
 
 
 def announce(config: EvaluateConfig, means: dict[str, Any], rows: np.ndarray, ranks: Ranks) -> str:
@@ -176,10 +177,10 @@ def evaluate(
 
         threads = setup.decoding_threads(config.data, ranks.local_size)
         known = (net, index, todo, config, ranks, threads)
-        measured = evaluation.measure_until_stopped(*known, keep, examples, stop, monitor)
+        measured = measure.measure_until_stopped(*known, keep, examples, stop, monitor)
     if measured is None:
         raise Stopped
-    found, _ = evaluation.join(*measured, todo, ranks)
+    found, _ = measure.join(*measured, todo, ranks)
     monitor.end_progress()
     if ranks.first and len(todo):
         seconds = time.perf_counter() - begin

@@ -10,25 +10,24 @@ Without --config the embedded demonstration runs: MNIST digits, on CPUs or GPUs.
 from pathlib import Path
 from typing import Any
 
-from pipeline import cli, messages
-from pipeline.config import FinetuneConfig, warn_ignored
+from pipeline.config import FinetuneConfig, messages, parse, warn_ignored
 
 if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
     messages.check_options(FinetuneConfig, __doc__)
 
 import torch
 
-from pipeline import models, setup
-from pipeline.atomic import write_json
-from pipeline.distributed import session
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, first_few, guarded, warn
-from pipeline.monitor import Monitor
-from pipeline.trainer import Trainer
+from pipeline.models import build, setup
+from pipeline.runtime.distributed import session
+from pipeline.runtime.files import write_json
+from pipeline.runtime.monitor import Monitor
+from pipeline.training.trainer import Trainer
 
 
 def main() -> None:
     """Parse, join the ranks, train, report."""
-    config = cli.parse(FinetuneConfig, __doc__)
+    config = parse.parse(FinetuneConfig, __doc__)
     with guarded(), session(config.runtime) as ranks:
         config = setup.resolve_reference(config)
         folder = setup.check_folder(config, "training")
@@ -43,7 +42,7 @@ def main() -> None:
         steps_per_epoch = trainer.plan.steps_per_epoch
         warnings = [
             *warn_ignored(config, ranks.device.type, steps_per_epoch),
-            models.preprocessing_advice(config.model, config.data),
+            build.preprocessing_advice(config.model, config.data),
         ]
         if config.dry_run:
             with Monitor(None, ranks.first) as monitor:
@@ -55,7 +54,7 @@ def main() -> None:
             warn(*warnings)
             monitor.say(where(folder, resumed, trainer))
             if ranks.first:
-                cli.save(config, folder / "config.yaml")
+                parse.save(config, folder / "config.yaml")
             try:
                 trainer.fit(monitor)
             except Stopped:
@@ -126,7 +125,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
     metrics = {
         f"after/{name}": float(after[name]) for name in ("accuracy", trainer.rho, "num_unflipped")
     }
-    monitor.hyper_parameters(cli.flatten(cli.to_dict(config)), metrics, trainer.step)
+    monitor.hyper_parameters(parse.flatten(parse.to_dict(config)), metrics, trainer.step)
     monitor.end_progress()
     monitor.table(before, after, trainer.rho)
     if skipped:

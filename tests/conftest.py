@@ -13,7 +13,7 @@ import torch
 
 from pipeline.data import index, scan
 from pipeline.data.index import Index
-from pipeline.reproducibility import use_reproducible_kernels
+from pipeline.runtime.reproducibility import use_reproducible_kernels
 from tests import images
 from tests.runs import ROOT, SCRIPT, SMALL, Run, command, environment
 from tests.slurm import NEEDED, PLAIN, processes

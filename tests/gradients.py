@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pipeline.config import AttackConfig, ModelConfig, RegularizerConfig
 from pipeline.models import build
-from pipeline.objective import deep_defense
+from pipeline.training.objective import deep_defense
 
 # As the paper has it: every candidate in every iteration.
 CONFIG = RegularizerConfig(lam=5, c=3, d=5, attack=AttackConfig())

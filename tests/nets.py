@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from pipeline.nets import mlp
+from pipeline.models.paper_nets import mlp
 
 
 def dropout_mlp(num_classes: int = 10) -> nn.Module:

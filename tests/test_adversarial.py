@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from pipeline.config import DataConfig, TrainConfig
-from pipeline.data import arrays, demo, index
+from pipeline.data import array_tars, demo, index
 from pipeline.data.batches import TrainingPlan, evaluation_specs
 from pipeline.data.loader import Loader
 from pipeline.errors import UserError
-from pipeline.nets import mlp
+from pipeline.models.paper_nets import mlp
 from tests.runs import Run, expect_error
 
 SCRIPT = "tools/adversarial.py"
@@ -49,7 +49,7 @@ def arrays_of(folder: Path) -> dict[int, np.ndarray]:
     found = {}
     for path in folder.glob("*.tar"):
         with path.open("rb") as file:
-            for member in arrays.members(path):
+            for member in array_tars.members(path):
                 file.seek(member.offset_data)
                 found[int(Path(member.name).stem)] = np.load(file, allow_pickle=False)
     return found
@@ -89,9 +89,9 @@ def test_cut_and_gone_on_with_on_another_number_of_ranks(
     folder = tmp_path / "cut"
     subprocess.run(["cp", "-r", made, folder], check=True)
     path = folder / "rank0.tar"
-    last = arrays.members(path)[40]
+    last = array_tars.members(path)[40]
     os.truncate(path, last.offset_data + 100)  # as a kill leaves it
-    assert 100 < len(arrays.stored(folder)) < 150
+    assert 100 < len(array_tars.stored(folder)) < 150
     done = run(SCRIPT, *options(reference, folder))
     assert done.returncode == 0, done.stderr
     whole, again = arrays_of(made), arrays_of(folder)

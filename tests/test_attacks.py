@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from pipeline import fgs
+from pipeline.attacks import fgs
+from pipeline.attacks.deepfool import deepfool
+from pipeline.attacks.norms import lengths
 from pipeline.config import AttackConfig, EvaluationConfig, RuntimeConfig
-from pipeline.deepfool import deepfool
-from pipeline.definition import definition
-from pipeline.norms import lengths
-from pipeline.view import AttackView
+from pipeline.evaluation.protocol import definition
+from pipeline.models.attack_view import AttackView
 from tests import nets, unrolled
 from tests.gradients import cosine, gradient, gradient_by, setting, with_attack
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.attacks.deepfool import Perturbation, deepfool
+from pipeline.attacks.linearized_step import candidates
+from pipeline.attacks.norms import lengths
 from pipeline.config import AttackConfig
-from pipeline.deepfool import Perturbation, deepfool
-from pipeline.nearest import candidates
-from pipeline.norms import lengths
-from pipeline.view import AttackView
+from pipeline.models.attack_view import AttackView
 from tests import nets
 
 

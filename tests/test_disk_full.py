@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data import demo
 from pipeline.errors import disk_message
-from pipeline.monitor import Monitor
+from pipeline.runtime.monitor import Monitor
 from tests.mistakes.case import EVALUATE, call
 from tests.tiny import finetune
 

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig
-from pipeline.dropout import Masks
 from pipeline.errors import UserError
-from pipeline.objective import Objective, deep_defense
-from pipeline.view import AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.models.fixed_dropout import Masks
+from pipeline.training.objective import Objective, deep_defense
 from tests import nets, unrolled
 from tests.gradients import gradient, with_attack
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.nets import mlp
-from pipeline.samples import Samples
+from pipeline.evaluation.samples import Samples
+from pipeline.models.paper_nets import mlp
 from tests.images import encode, index_tar, picture
 from tests.runs import ROOT, Run, children, command, environment, expect_error
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import evaluation, spaces
+from pipeline.attacks.deepfool import deepfool
+from pipeline.attacks.norms import lengths
 from pipeline.config import (
     AttackConfig,
     DataConfig,
@@ -19,14 +20,13 @@ from pipeline.config import (
 )
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch
-from pipeline.deepfool import deepfool
-from pipeline.definition import definition
-from pipeline.distributed import Ranks
 from pipeline.errors import UserError
-from pipeline.evaluation import Evaluator, Found
-from pipeline.norms import lengths
-from pipeline.samples import Samples, summarize
-from pipeline.view import AttackView
+from pipeline.evaluation import attack_space, measure
+from pipeline.evaluation.measure import Evaluator, Found
+from pipeline.evaluation.protocol import definition
+from pipeline.evaluation.samples import Samples, summarize
+from pipeline.models.attack_view import AttackView
+from pipeline.runtime.distributed import Ranks
 from tests import nets
 
 CPU = torch.device("cpu")
@@ -107,7 +107,7 @@ def test_an_image_has_the_same_bits_in_any_batch() -> None:
     config = EvaluationConfig(batch_size=32, fgs=FgsConfig(eps=[0.01, 0.1], search=True))
     found = []
     for order in (torch.arange(70), torch.randperm(70), torch.arange(69, -1, -1)):
-        view = spaces.view_of(net, DataConfig(), config, CPU)
+        view = attack_space.view_of(net, DataConfig(), config, CPU)
         parts = [f.samples for f in run(view, config, images[order], labels[order], 32)]
         samples = Samples.concat(parts)
         found.append(samples.take(np.argsort(order.numpy()[samples.row])))
@@ -228,7 +228,7 @@ def test_the_space_of_pixels(photos: Index) -> None:
     found = {}
     for space in ("input", "pixels"):
         config = RunConfig(data=data, evaluation=EvaluationConfig(space=space))
-        found[space], _ = evaluation.measure(net, photos, np.arange(40), config, alone, 1)
+        found[space], _ = measure.measure(net, photos, np.arange(40), config, alone, 1)
     given, pixels = found["input"], found["pixels"]
     assert np.allclose(pixels.perturbation_norm, 0.25 * given.perturbation_norm, rtol=1e-3)
     assert (pixels.prediction == given.prediction).all()
@@ -236,7 +236,7 @@ def test_the_space_of_pixels(photos: Index) -> None:
     assert not np.allclose(pixels.image_norm, 0.25 * given.image_norm, rtol=0.1)
     clipped = EvaluationConfig(space="pixels", clip=True)
     seen: list[Found] = []
-    evaluation.measure(
+    measure.measure(
         *(net, photos, np.arange(40), RunConfig(data=data, evaluation=clipped), alone, 1),
         lambda part, _: seen.append(part),
         frozenset(range(40)),
@@ -258,7 +258,7 @@ def test_images_that_do_not_decode_are_told(tmp_path: Path, photos: Index) -> No
     broken = Index(**(vars(photos) | {"root": tmp_path}))
     data = DataConfig(crop=32, resize=32, on_error="skip")
     told: list[int] = []
-    samples, skipped = evaluation.measure(
+    samples, skipped = measure.measure(
         *(nets.smooth(2), broken, np.arange(40), RunConfig(data=data)),
         *(Ranks(0, 1, 0, 1, CPU), 1, lambda _, rows: told.extend(rows)),
     )

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import fgs
-from pipeline.view import AttackView
+from pipeline.attacks import fgs
+from pipeline.models.attack_view import AttackView
 from tests import nets
 
 

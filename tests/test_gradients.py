@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.attacks.deepfool import Perturbation, deepfool
 from pipeline.config import ModelConfig, RegularizerConfig
-from pipeline.deepfool import Perturbation, deepfool
 from pipeline.models import build
-from pipeline.objective import deep_defense
-from pipeline.view import AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.training.objective import deep_defense
 from tests import nets
 from tests.gradients import CONFIG, SHAPES, cosine, gradient, gradient_by, setting, with_attack
 

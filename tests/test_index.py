@@ -15,11 +15,11 @@ from scipy.io import loadmat, savemat
 from pipeline.data import index, scan
 from pipeline.data.class_list import read_class_list
 from pipeline.data.classes import Classes, difference, shifted_name
-from pipeline.data.files import Files
+from pipeline.data.convert import write_tar as write_arrays
 from pipeline.data.image_check import DECODABLE
 from pipeline.data.index import Index
 from pipeline.data.index_format import METADATA_KEY
-from pipeline.data.pack import write_tar as write_arrays
+from pipeline.data.mapped_files import Files
 from pipeline.data.verify import undecodable_rows
 from pipeline.errors import UserError
 from tests.images import encode, picture, write_tar

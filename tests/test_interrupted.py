@@ -17,12 +17,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import atomic, checkpoint
-from pipeline.atomic import replacing, sweep
-from pipeline.checkpoint import Checkpoints
 from pipeline.config import CheckpointConfig
-from pipeline.distributed import StopRequest
-from pipeline.trainer import Trainer
+from pipeline.runtime import files
+from pipeline.runtime.distributed import StopRequest
+from pipeline.runtime.files import replacing, sweep
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.trainer import Trainer
 from tests.mistakes.case import EVALUATE, Ended, call
 from tests.tiny import finetune
 
@@ -209,7 +210,7 @@ def ended_process() -> int:
 
 
 def test_temporary_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
-    scope, dead = atomic._SCOPE, ended_process()
+    scope, dead = files._SCOPE, ended_process()
     old = {f".best.pt.tmp-{dead}-{scope}", f".a b.parquet.tmp-{dead}-{scope}", ".x.tar.tmp-1-far"}
     kept = {
         f".best.pt.tmp-{os.getpid()}-{scope}",  # of a process that runs
@@ -234,7 +235,7 @@ def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
 ) -> None:
     script = (
         "import sys; from pathlib import Path; from pipeline import atomic\n"
-        "Path(sys.argv[1], f'.x.tmp-{sys.argv[2]}-{atomic._SCOPE}').write_text('')"
+        "Path(sys.argv[1], f'.x.tmp-{sys.argv[2]}-{files._SCOPE}').write_text('')"
     )
     container = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
     if not shutil.which("unshare") or subprocess.run([*container, "true"]).returncode:
@@ -250,7 +251,8 @@ def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
 
 def test_a_killed_write_is_swept_by_the_next_one(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from pipeline.atomic import replacing\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from pipeline.runtime.files import replacing\n"
         "with replacing(Path(sys.argv[1])) as partial:\n"
         "    partial.write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -265,7 +267,7 @@ def test_a_killed_write_is_swept_by_the_next_one(tmp_path: Path) -> None:
 def test_a_run_sweeps_all_its_folders(copy: Path, tmp_path: Path) -> None:
     evaluate = (EVALUATE, "--evaluation.num_images", 10, "--output", tmp_path / "e")
     assert call(*evaluate).code == 0
-    name = f".x.tmp-{ended_process()}-{atomic._SCOPE}"
+    name = f".x.tmp-{ended_process()}-{files._SCOPE}"
     results = tmp_path / "e" / "results" / "0-of-1"
     for folder in (
         copy,

@@ -14,11 +14,11 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from pipeline.config import DataConfig
-from pipeline.data import headers, index
+from pipeline.data import image_headers, index
 from pipeline.data.batches import evaluation_specs
-from pipeline.data.files import Files
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, BatchSpec, Loader
+from pipeline.data.mapped_files import Files
 from pipeline.data.plan import training_windows
 from pipeline.errors import UserError
 from tests.images import decode, encode, index_tar, picture
@@ -216,9 +216,9 @@ def test_breaking_again_and_again_does_not_crash(tmp_path: Path, keep: int) -> N
 def test_headers_tell_the_size(kind: str, mode: str, options: dict) -> None:
     data = encode(picture(61, 47).convert(mode), kind, **options)
     view = np.frombuffer(data, np.uint8)
-    assert headers.size(view) == (61, 47)
-    assert headers.size(view[:9]) is None
-    assert headers.size(np.zeros(400, np.uint8)) is None
+    assert image_headers.size(view) == (61, 47)
+    assert image_headers.size(view[:9]) is None
+    assert image_headers.size(np.zeros(400, np.uint8)) is None
 
 
 def test_an_image_of_another_size_than_indexed_is_named(tmp_path: Path) -> None:

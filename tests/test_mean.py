@@ -12,14 +12,14 @@ import torch
 from pipeline.config import DataConfig, EvaluationConfig, ModelConfig
 from pipeline.data import demo, index
 from pipeline.data.batches import evaluation_specs
+from pipeline.data.convert import read_idx
 from pipeline.data.index import Index
 from pipeline.data.loader import BatchSpec, Loader
-from pipeline.data.mean import identity, mean_of
-from pipeline.data.pack import read_idx
+from pipeline.data.mean_image import identity, mean_of
 from pipeline.data.plan import training_windows
 from pipeline.errors import UserError
+from pipeline.evaluation.attack_space import data_options, view_of
 from pipeline.models import build
-from pipeline.spaces import data_options, view_of
 from tests.mistakes.case import call
 from tests.runs import SMALL, Run, expect_error
 from tests.test_loader import broken_archive

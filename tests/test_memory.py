@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import memory
 from pipeline.config import ModelConfig, RegularizerConfig
 from pipeline.models import build
-from pipeline.objective import deep_defense
+from pipeline.training import memory_budget
+from pipeline.training.objective import deep_defense
 from tests.gradients import gradient, gradient_by, setting, with_attack
 from tests.runs import Run, environment
 
@@ -34,7 +34,9 @@ def peak(net: nn.Module, images: torch.Tensor, config: RegularizerConfig) -> int
     objective = deep_defense(net, config)
     net.eval()
     labels = net(images).argmax(dim=1).detach()
-    return memory.peak_bytes(lambda: objective(images, labels, True).loss.backward(), images.device)
+    return memory_budget.peak_bytes(
+        lambda: objective(images, labels, True).loss.backward(), images.device
+    )
 
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
@@ -47,7 +49,7 @@ def test_parts_bound_the_memory(name: str, kind: str) -> None:
     few = peak(net, images[:4], config)
     config.max_images = 4
     parts = peak(net, images, config)
-    inputs = memory.INPUTS * images.numel() * images.element_size()
+    inputs = memory_budget.INPUTS * images.numel() * images.element_size()
     assert parts < 1.1 * few + inputs
     if name == "squeezenet1_1":
         assert parts < 0.4 * whole
@@ -87,20 +89,22 @@ def test_fit_finds_what_fits(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> N
         assert torch.equal(value, state[name]), name
     images = torch.randn(24, *shape)
     weights = sum(p.numel() * 4 for p in net.parameters())
-    free = int((3 * weights + 10 * ample.per_image) / memory.SHARE)  # two gradients, momentum
-    monkeypatch.setattr(memory, "free_bytes", lambda *_: free)
+    free = int(
+        (3 * weights + 10 * ample.per_image) / memory_budget.SHARE
+    )  # two gradients, momentum
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda *_: free)
     tight = objective.fit(shape, 24, cpu)
     assert 2 <= tight.images <= 12
     if frozen:
         config.max_images = tight.images
-        assert peak(net, images, config) < memory.SHARE * free
-    monkeypatch.setattr(memory, "free_bytes", lambda *_: 1)
+        assert peak(net, images, config) < memory_budget.SHARE * free
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda *_: 1)
     assert objective.fit(shape, 24, cpu).images == 1
 
 
 def test_free_memory_is_shared() -> None:
     cpu = torch.device("cpu")
-    alone, shared = memory.free_bytes(cpu), memory.free_bytes(cpu, sharers=4)
+    alone, shared = memory_budget.free_bytes(cpu), memory_budget.free_bytes(cpu, sharers=4)
     assert 2**20 < alone < 2**50
     assert shared == pytest.approx(alone / 4, rel=0.2)
 
@@ -110,7 +114,7 @@ def test_out_of_memory_is_one_line_with_remedies(raised: str) -> None:
     script = (
         "import torch\n"
         "from pipeline.config import RuntimeConfig\n"
-        "from pipeline.distributed import session\n"
+        "from pipeline.runtime.distributed import session\n"
         f"with session(RuntimeConfig(device='cpu')):\n    {raised}\n"
     )
     done = subprocess.run(

@@ -22,10 +22,10 @@ from pipeline.errors import UserError
 from pipeline.methods import Clean, Method, Term
 from pipeline.methods.deep_defense import matching
 from pipeline.methods.parseval import Parseval, retracted
-from pipeline.nets import lenet
-from pipeline.objective import Objective
-from pipeline.tally import broken
-from pipeline.view import AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.models.paper_nets import lenet
+from pipeline.training.objective import Objective
+from pipeline.training.step_stats import broken
 from tests.runs import ROOT, Run, command, environment, expect_error, metrics, weights
 
 PAPER = RegularizerConfig(lam=15, c=25, d=5)

@@ -11,16 +11,16 @@ from torch import nn
 from pipeline.config import DataConfig, ModelConfig, RegularizerConfig
 from pipeline.data.classes import Classes
 from pipeline.errors import UserError
-from pipeline.models import (
+from pipeline.models.attack_view import AttackView
+from pipeline.models.build import (
     batch_norms,
     build,
     load_weights,
     preprocessing_advice,
     torchvision_categories,
 )
-from pipeline.objective import deep_defense
-from pipeline.view import AttackView
-from pipeline.weight_classes import KEY, recorded_classes, with_classes
+from pipeline.models.weight_classes import KEY, recorded_classes, with_classes
+from pipeline.training.objective import deep_defense
 from tests import nets
 
 

@@ -7,7 +7,6 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from pipeline import cli
 from pipeline.config import (
     AttackConfig,
     EvaluateConfig,
@@ -15,9 +14,10 @@ from pipeline.config import (
     RunConfig,
     ScheduleConfig,
     TrainConfig,
+    parse,
     warn_ignored,
 )
-from pipeline.config.rule import OptionError, Range, Section, options
+from pipeline.config.checks import OptionError, Range, Section, options
 
 # Stated here once more: options for which 0 or infinity is a valid value. -1 and NaN never are.
 ZERO_IS_VALID = {
@@ -79,7 +79,7 @@ def test_numbers_out_of_range_are_refused_in_one_line(
         valid |= {".inf"} if name in INFINITY_IS_VALID else set()
         for number in {".nan", ".inf", "-.inf", "-1", "0"} - valid:
             with pytest.raises(SystemExit) as ended:
-                cli.parse(cls, "", [*BASE, words(name, default, number)])
+                parse.parse(cls, "", [*BASE, words(name, default, number)])
             error = capsys.readouterr().err
             assert ended.value.code == 2, (name, number)
             assert re.fullmatch(rf"error: {re.escape(name)} must be .*, got .*\n", error), error
@@ -92,14 +92,14 @@ def test_valid_numbers_are_accepted(cls: type[RunConfig]) -> None:
     infinite = [
         words(name, default, ".inf") for name, default in chosen if name in INFINITY_IS_VALID
     ]
-    config = cli.parse(cls, "", [*BASE, *zeros, *infinite])
+    config = parse.parse(cls, "", [*BASE, *zeros, *infinite])
     assert config.evaluation.attack.overshoot == 0
     assert config.evaluation.attack.norm == float("inf")
 
 
 def test_help_shows_units_and_ranges(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.parse(FinetuneConfig, "a command:\n\n    python finetune.py\n", ["--help"])
+        parse.parse(FinetuneConfig, "a command:\n\n    python finetune.py\n", ["--help"])
     text = capsys.readouterr().out
     assert "    python finetune.py\n" in text  # as it was written
     assert text.index("a command") < 200  # after a usage of a line or two
@@ -125,7 +125,7 @@ def test_a_section_alone_names_its_option() -> None:
 
 
 def ignored(**changes: Any) -> list[str]:
-    config = cli.parse(FinetuneConfig, "", [])
+    config = parse.parse(FinetuneConfig, "", [])
     for name, value in changes.items():
         setattr(config, name, value)
     return warn_ignored(config, "cuda", steps_per_epoch=60)
@@ -174,14 +174,14 @@ def test_a_schedule_longer_than_the_run_prints_a_warning() -> None:
     ],
 )
 def test_options_without_effect_print_a_warning(words: str, options: str) -> None:
-    config = cli.parse(FinetuneConfig, "", words.split())
+    config = parse.parse(FinetuneConfig, "", words.split())
     lines = warn_ignored(config, steps_per_epoch=60)
     assert [line.split()[0] for line in lines] == options.split()
     assert all(" has no effect: " in line for line in lines)
 
 
 def test_a_users_method_may_read_every_option() -> None:
-    config = cli.parse(FinetuneConfig, "", [])
+    config = parse.parse(FinetuneConfig, "", [])
     config.objective.method, config.objective.options = "my:Method", {"a": 1}
     config.objective.parseval.beta = 0.5
     assert warn_ignored(config) == []

@@ -10,8 +10,8 @@ from torch import nn
 
 from pipeline.config import EvaluateConfig, FinetuneConfig, ModelConfig
 from pipeline.errors import UserError
-from pipeline.importing import import_callable
-from pipeline.trial import check_net
+from pipeline.models.trial import check_net
+from pipeline.runtime.importing import import_callable
 from tests import nets
 from tests.mistakes.case import FINETUNE, call
 from tests.runs import ROOT, SMALL, Run, weights

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pipeline.config import DataConfig
-from pipeline.data import demo, index, pack, scan
+from pipeline.data import convert, demo, index, scan
 from pipeline.data.batches import evaluation_specs
-from pipeline.data.files import Files
 from pipeline.data.loader import Loader
+from pipeline.data.mapped_files import Files
 from pipeline.errors import UserError
 from tests.images import decode
 from tests.runs import Run
@@ -48,18 +48,18 @@ def test_idx_files_arrive_unchanged(run: Run, tmp_path: Path, zipped: bool) -> N
 def test_idx_mistakes(tmp_path: Path) -> None:
     (tmp_path / "junk").write_bytes(b"\x01\x02\x03\x04\x05")
     with pytest.raises(UserError, match="cannot be read as IDX"):
-        pack.read_idx(tmp_path / "junk")
+        convert.read_idx(tmp_path / "junk")
     (tmp_path / "cut").write_bytes(idx_bytes(np.zeros((4, 2, 2), np.uint8))[:-3])
     with pytest.raises(UserError, match="cannot be read as IDX"):
-        pack.read_idx(tmp_path / "cut")
+        convert.read_idx(tmp_path / "cut")
     with pytest.raises(UserError, match="no file"):
-        pack.read_idx(tmp_path / "none")
+        convert.read_idx(tmp_path / "none")
 
 
 def test_cifar10_batches(tmp_path: Path) -> None:
     data = np.arange(2 * 3072, dtype=np.int64).astype(np.uint8).reshape(2, 3072)
     (tmp_path / "batch").write_bytes(pickle.dumps({b"data": data, b"labels": [4, 9]}, protocol=2))
-    images, labels = pack.read_cifar10(tmp_path / "batch")
+    images, labels = convert.read_cifar10(tmp_path / "batch")
     assert labels.tolist() == [4, 9]
     assert images[1, 2, 3].tolist() == [data[1, c * 1024 + 2 * 32 + 3] for c in range(3)]
 
@@ -71,7 +71,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
 
     (tmp_path / "batch").write_bytes(pickle.dumps({b"data": Evil()}))
     with pytest.raises(UserError, match="refused to load"):
-        pack.read_cifar10(tmp_path / "batch")
+        convert.read_cifar10(tmp_path / "batch")
     assert not (tmp_path / "ran").exists()
 
 
@@ -94,7 +94,7 @@ def test_embedded_digits_reach_the_net_exactly() -> None:
     specs = evaluation_specs(digits, np.arange(300), config, 128)
     loader = Loader(digits, specs, config, torch.device("cpu"), 128, threads=2)
     images = torch.cat([batch.images for batch in loader])
-    stored = pack.read_idx(Path(demo.__file__).parent / "digits" / "val-images.idx3-ubyte.gz")
+    stored = convert.read_idx(Path(demo.__file__).parent / "digits" / "val-images.idx3-ubyte.gz")
     expected = (torch.from_numpy(stored[:300].copy()).float() / 255 - 0.25) / 0.5
     assert (images[:, 0] - expected).abs().max() < 1e-5
 

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import evaluation, fgs
+from pipeline.attacks import fgs
+from pipeline.attacks.deepfool import deepfool
+from pipeline.attacks.norms import lengths
 from pipeline.config import AttackConfig, EvaluationConfig, FgsConfig, ModelConfig, RunConfig
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
-from pipeline.deepfool import deepfool
-from pipeline.distributed import Ranks
+from pipeline.evaluation import measure
 from pipeline.models import build
-from pipeline.norms import lengths
-from pipeline.view import AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.runtime.distributed import Ranks
 
 foolbox = pytest.importorskip("foolbox")
 
@@ -65,7 +66,7 @@ def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, s
     )
     found = index.read(str(ilsvrc_val))
     alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
-    samples, _ = evaluation.measure(net, found, np.arange(0, 150, 2), config, alone, 2)
+    samples, _ = measure.measure(net, found, np.arange(0, 150, 2), config, alone, 2)
     if space == "pixels":
         mean, std = config.data.mean, config.data.std
         columns = [torch.tensor(v).view(-1, 1, 1) for v in (mean, std)]

@@ -21,9 +21,9 @@ from pipeline.config import (
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
-from pipeline.memory import PeakMemory
 from pipeline.models import build
-from pipeline.objective import deep_defense
+from pipeline.training.memory_budget import PeakMemory
+from pipeline.training.objective import deep_defense
 from tests import nets, unrolled
 from tests.gradients import CONFIG, SHAPES, cosine, gradient, gradient_by, setting, with_attack
 

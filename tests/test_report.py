@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline import merge
+from pipeline.evaluation import merge
+from pipeline.evaluation.samples import Example
 from pipeline.reports import figures, runs, table
-from pipeline.samples import Example
 from tests.mistakes.case import call
 from tests.runs import Run, expect_error
 from tests.test_results import manifest, shard

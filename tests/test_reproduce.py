@@ -16,8 +16,8 @@ from reproduction import run as start
 from reproduction.experiments import EXPERIMENTS
 from reproduction.plan import Planner, Unit
 
-from launchers.submission import SUBMITTED
-from pipeline import cli
+from launchers.submit import SUBMITTED
+from pipeline.config import parse
 from pipeline.data import demo
 from pipeline.errors import UserError
 from pipeline.reports.table import Row
@@ -80,7 +80,7 @@ def test_a_reference_stays_whatever_the_regularisers_options(tmp_path: Path) -> 
 
     for unit in planned().values():
         unit.folder.mkdir(parents=True)
-        cli.save(unit.config, unit.folder / SUBMITTED)
+        parse.save(unit.config, unit.folder / SUBMITTED)
         (unit.folder / unit.result).touch()
     other = planned("--regularizer.c", "50", "--schedule.milestones", "[2]")
     assert other["seed0/reference"].done()

@@ -8,10 +8,12 @@ import torch
 from benchmarks import batches
 from torch import Tensor, nn
 
-from pipeline import evaluate, merge, reproducibility
+from pipeline import evaluate
 from pipeline.errors import UserError
-from pipeline.reproducibility import MIN_BATCH, largest_difference
-from pipeline.view import AttackView
+from pipeline.evaluation import merge
+from pipeline.models.attack_view import AttackView
+from pipeline.runtime import reproducibility
+from pipeline.runtime.reproducibility import MIN_BATCH, largest_difference
 from tests import nets
 from tests.test_results import manifest, shard
 

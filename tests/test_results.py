@@ -11,13 +11,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import merge, setup
 from pipeline.config import EvaluateConfig, EvaluationConfig, FgsConfig, RuntimeConfig, Shard
-from pipeline.definition import definition
-from pipeline.distributed import Ranks
 from pipeline.errors import UserError
-from pipeline.results import Manifest, ResultsFolder
-from pipeline.samples import Example, Samples, accuracy_at, by_class, eps_ref, summarize
+from pipeline.evaluation import contact_sheet, merge
+from pipeline.evaluation.protocol import definition
+from pipeline.evaluation.samples import Example, Samples, accuracy_at, by_class, eps_ref, summarize
+from pipeline.evaluation.shard_results import Manifest, ResultsFolder
+from pipeline.models import setup
+from pipeline.runtime.distributed import Ranks
 
 EPS = [0.1, 0.2]
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
@@ -235,7 +236,7 @@ def test_published_files_hold_what_was_found(tmp_path: Path) -> None:
     assert histogram.histogram_value.num == 6
     assert histogram.histogram_value.sum == pytest.approx(6 * summary["rho2"])
     assert board.Images("evaluate/perturbations")[0].width > 300
-    figure = merge.contact_sheet(tmp_path, manifest())
+    figure = contact_sheet.draw_kept(tmp_path, manifest())
     pictures = [axis.images[0].get_array() for axis in figure.axes]
     peak = np.abs(delta * 0.25).max()
     expected = (image * 0.25 + 0.5, 0.5 + 0.5 / peak * delta * 0.25, (image + delta) * 0.25 + 0.5)

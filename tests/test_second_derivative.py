@@ -11,8 +11,8 @@ from torchvision.models.swin_transformer import (
     SwinTransformerBlockV2,
 )
 
-from pipeline.objective import deep_defense
-from pipeline.second_derivative import make_twice_differentiable
+from pipeline.models.second_derivative import make_twice_differentiable
+from pipeline.training.objective import deep_defense
 from tests.gradients import CONFIG, gradient_by
 
 

@@ -12,10 +12,8 @@ import yaml
 from reproduction.experiments import EXPERIMENTS
 
 from launchers import jobs
-from launchers.states import State
-from launchers.submissions import Submission
-from pipeline import cli
-from pipeline.checkpoint import Checkpoints, read, write
+from launchers.run_status import Submission
+from launchers.slurm_states import State
 from pipeline.config import (
     CONFIGS,
     CheckpointConfig,
@@ -24,12 +22,14 @@ from pipeline.config import (
     RuntimeConfig,
     ScheduleConfig,
     TrainConfig,
+    parse,
 )
 from pipeline.data.classes import Classes
-from pipeline.distributed import _place, session
 from pipeline.errors import UserError, guarded, refuse
-from pipeline.monitor import Monitor
-from pipeline.schedule import Schedule
+from pipeline.runtime.distributed import _place, session
+from pipeline.runtime.monitor import Monitor
+from pipeline.training.checkpoint import Checkpoints, read, write
+from pipeline.training.schedule import Schedule
 from tests.runs import ROOT, environment
 
 
@@ -38,22 +38,22 @@ def test_every_shipped_configuration_is_valid() -> None:
     wanted = {"demo", *EXPERIMENTS, *(Path(e.config).stem for e in EXPERIMENTS.values())}
     assert wanted == {path.stem for path in paths}
     for path in paths:
-        config = cli.parse(FinetuneConfig, "", ["--config", str(path)])
+        config = parse.parse(FinetuneConfig, "", ["--config", str(path)])
         assert config.output == f"runs/{path.stem}"
-        assert cli.parse(EvaluateConfig, "", ["--config", str(path)]).model == config.model
+        assert parse.parse(EvaluateConfig, "", ["--config", str(path)]).model == config.model
 
 
 def test_command_line_wins_over_yaml_over_defaults(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("optim: {lr: 5e-4, momentum: 0.5}\n")
-    config = cli.parse(FinetuneConfig, "", ["--config", str(path), "--optim.momentum", "0.7"])
+    config = parse.parse(FinetuneConfig, "", ["--config", str(path), "--optim.momentum", "0.7"])
     assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (5e-4, 0.7, 5e-4)
 
 
 def test_saved_configuration_reads_back(tmp_path: Path) -> None:
-    config = cli.parse(FinetuneConfig, "", ["--data.mean", "[0.5]", "--output", "x"])
-    cli.save(config, tmp_path / "config.yaml")
-    assert cli.parse(FinetuneConfig, "", ["--config", str(tmp_path / "config.yaml")]) == config
+    config = parse.parse(FinetuneConfig, "", ["--data.mean", "[0.5]", "--output", "x"])
+    parse.save(config, tmp_path / "config.yaml")
+    assert parse.parse(FinetuneConfig, "", ["--config", str(tmp_path / "config.yaml")]) == config
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_mistakes_in_yaml(
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(SystemExit) as ended:
-        cli.parse(FinetuneConfig, "", ["--config", str(path)])
+        parse.parse(FinetuneConfig, "", ["--config", str(path)])
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert words in error
@@ -85,12 +85,12 @@ def test_mistakes_in_yaml(
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.parse(FinetuneConfig, "text", ["--help"])
+        parse.parse(FinetuneConfig, "text", ["--help"])
     text = capsys.readouterr().out
-    for option in cli.flatten(cli.to_dict(FinetuneConfig())):
+    for option in parse.flatten(parse.to_dict(FinetuneConfig())):
         assert f"--{option} " in text, option
     described = text[text.index("options:") :]
-    assert described.count("default:") >= len(cli.flatten(cli.to_dict(FinetuneConfig())))
+    assert described.count("default:") >= len(parse.flatten(parse.to_dict(FinetuneConfig())))
     assert "in pixels" in described
 
 
@@ -241,7 +241,7 @@ def test_jobs_show_a_run_that_starts_or_evaluates(tmp_path: Path) -> None:
 
 
 def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:
-    cli.save(FinetuneConfig(), tmp_path / "c.yaml")
+    parse.save(FinetuneConfig(), tmp_path / "c.yaml")
     assert yaml.safe_load((tmp_path / "c.yaml").read_text())["regularizer"]["c"] == 500
 
 
@@ -279,7 +279,7 @@ def test_what_takes_long_to_import_is_imported_where_it_is_needed() -> None:
 
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
     config, classes = FinetuneConfig(), Classes(["cat", "dog"], ["n1", "n2"])
-    state: dict = {"version": 1, "config": cli.to_dict(config), "index": "f", "step": 3}
+    state: dict = {"version": 1, "config": parse.to_dict(config), "index": "f", "step": 3}
     state |= {"model": {}, "optimizer": {}, "scaler": {}, "history": [], "seconds": 0.0}
     path = tmp_path / "step.pt"
     torch.save(state | {"classes": classes.to_dict()}, path)

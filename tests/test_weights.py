@@ -8,13 +8,13 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline import torch_file
-from pipeline.checkpoint import read, write
 from pipeline.config import FinetuneConfig, ModelConfig
 from pipeline.errors import UserError
-from pipeline.head import head_keys
-from pipeline.models import build, portable_state
-from pipeline.monitor import Monitor
+from pipeline.models.build import build, portable_state
+from pipeline.models.head import head_keys
+from pipeline.runtime import torch_file
+from pipeline.runtime.monitor import Monitor
+from pipeline.training.checkpoint import read, write
 
 HEADS = {
     "alexnet": "classifier.6",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline import lock
+from pipeline.runtime import lock
 from tests.mistakes.case import FINETUNE, Ended, call
 
 TINY = (

@@ -6,7 +6,7 @@ r"""A fixed set of DeepFool examples of a net, for adversarial training I: made 
         --data.train adversarial/joined.parquet ...
 
 Takes the options of pipeline/evaluate.py; --data.val is the index whose images are attacked, with
---evaluation.attack. x + dx is stored as float32, to the last bit, in the net's input space and with
+--measure.attack. x + dx is stored as float32, to the last bit, in the net's input space and with
 the true label: train with the same data.crop, .mean and .std. Images that DeepFool does not flip
 are left out. OUTPUT/index.parquet is of the examples, OUTPUT/joined.parquet of the images and them.
 The same command resumes an interrupted run, on any number of ranks.
@@ -15,28 +15,28 @@ The same command resumes an interrupted run, on any number of ranks.
 import json
 from pathlib import Path
 
-from pipeline import cli, messages
-from pipeline.config import EvaluateConfig, warn_ignored
+from pipeline.config import EvaluateConfig, messages, parse, warn_ignored
 
 if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
     messages.check_options(EvaluateConfig, __doc__, "-adversarial")
 
 import torch
 
-from pipeline import evaluation, setup
-from pipeline.atomic import write_json
-from pipeline.data import arrays
+from pipeline.data import array_tars
 from pipeline.data.index import Index, join
-from pipeline.distributed import Ranks, StopRequest, session
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded, warn
 from pipeline.evaluate import describe
-from pipeline.evaluation import Found
-from pipeline.monitor import Monitor
+from pipeline.evaluation import measure
+from pipeline.evaluation.measure import Found
+from pipeline.models import setup
+from pipeline.runtime.distributed import Ranks, StopRequest, session
+from pipeline.runtime.files import write_json
+from pipeline.runtime.monitor import Monitor
 
 
 def main() -> None:
     """Attack what is not done yet, then index all of it."""
-    config = cli.parse(EvaluateConfig, __doc__, output_suffix="-adversarial")
+    config = parse.parse(EvaluateConfig, __doc__, output_suffix="-adversarial")
     with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
         config = setup.resolve_reference(config)
         setup.check_folder(config, "adversarial")
@@ -59,7 +59,7 @@ def main() -> None:
             monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
         if ranks.first:
-            number = arrays.write_index(folder, index)
+            number = array_tars.write_index(folder, index)
             if config.data.root is None:
                 join([Path(index.path), folder / "index.parquet"], folder / "joined.parquet")
             left_out = len(index.subset(config.evaluation.num_images)) - number
@@ -78,7 +78,7 @@ def begin(folder: Path, identity: dict, ranks: Ranks) -> None:
     path = folder / "manifest.json"
     if path.exists():
         try:
-            changed = cli.differences(json.loads(path.read_text()), identity, ())
+            changed = parse.differences(json.loads(path.read_text()), identity, ())
         except (OSError, ValueError, AttributeError):
             raise UserError(
                 f"{path} is damaged; remove {folder} to make the examples anew, or give another "
@@ -108,11 +108,11 @@ def attack(
     """
     stop = StopRequest()
     rows = index.subset(config.evaluation.num_images)
-    done = arrays.stored(folder)
+    done = array_tars.stored(folder)
     todo = rows[[row not in done for row in rows.tolist()]]
     ranks.barrier()  # all have looked before one appends
     monitor.start_progress("attacking", len(rows), len(rows) - len(todo))
-    with arrays.Appender(folder / f"rank{ranks.rank}.tar") as appender:
+    with array_tars.Appender(folder / f"rank{ranks.rank}.tar") as appender:
 
         def keep(found: Found, _skipped: list[int]) -> None:
             flipped = dict(zip(found.samples.row.tolist(), found.samples.flipped, strict=True))
@@ -124,7 +124,7 @@ def attack(
         threads = setup.decoding_threads(config.data, ranks.local_size)
         known = (net, index, todo, config, ranks, threads)
         every = frozenset(todo.tolist())
-        measured = evaluation.measure_until_stopped(*known, keep, every, stop, monitor)
+        measured = measure.measure_until_stopped(*known, keep, every, stop, monitor)
     if measured is None:
         raise Stopped
     monitor.end_progress()

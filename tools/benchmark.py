@@ -16,10 +16,10 @@ from pathlib import Path
 
 from benchmarks import batches, common, data, deepfool, evaluation, loader, regularizer, step
 
-from pipeline import arguments
-from pipeline.atomic import check_writable
-from pipeline.config.rule import Range
+from pipeline.config import arguments
+from pipeline.config.checks import Range
 from pipeline.errors import guarded
+from pipeline.runtime.files import check_writable
 
 BENCHMARKS = {
     "regularizer": regularizer.benchmark,

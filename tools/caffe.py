@@ -20,10 +20,10 @@ import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
-from pipeline import arguments
-from pipeline.atomic import check_writable, replacing, writable
+from pipeline.config import arguments
 from pipeline.errors import UserError, guarded
-from pipeline.npz import read_npz
+from pipeline.runtime.files import check_writable, replacing, writable
+from pipeline.runtime.npz import read_npz
 
 Arrays = dict[str, list[np.ndarray]]
 _REMEDY = "give another target"
@@ -126,7 +126,7 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def state_dict(arrays: Arrays, first: str, source: Path) -> dict[str, torch.Tensor]:
-    """Named as layers of `pipeline.nets.caffe_alexnet`, for RGB.
+    """Named as layers of `pipeline.models.paper_nets.caffe_alexnet`, for RGB.
 
     Args:
         arrays: weight and bias of each layer.

@@ -29,18 +29,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pipeline import arguments
-from pipeline.atomic import check_writable, replacing, writable
-from pipeline.config import DataConfig, rule
+from pipeline.config import DataConfig, arguments, checks
 from pipeline.data import index, scan
 from pipeline.data.class_list import read_class_list
 from pipeline.data.classes import Classes
 from pipeline.data.new_index import NewIndex
 from pipeline.data.scan import Scan
 from pipeline.errors import UserError, first_few, guarded
+from pipeline.runtime.files import check_writable, replacing, writable
 
 ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}
-SIDE = arguments.Number(int, rule.options(DataConfig)["crop"].range)
+SIDE = arguments.Number(int, checks.options(DataConfig)["crop"].range)
 _BATCH_VALUES = 2**28  # of a batch's images: 1 GiB
 console = Console(stderr=True, soft_wrap=True)
 
@@ -154,9 +153,9 @@ def mean(options: argparse.Namespace) -> None:
     """The mean image of an index, for --data.mean; cropped as in evaluation, pixels in [0, 1]."""
     import torch  # with DALI, seconds that the other commands need not wait for
 
-    from pipeline import setup
     from pipeline.data.batches import evaluation_specs
     from pipeline.data.loader import Loader
+    from pipeline.models import setup
 
     if options.out.suffix != ".npy":
         raise UserError(f"--out {options.out}: a mean image is a .npy file; name it so")

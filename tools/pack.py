@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from pipeline import arguments
-from pipeline.atomic import check_writable, writable
-from pipeline.data import pack
+from pipeline.config import arguments
+from pipeline.data import convert
 from pipeline.errors import UserError, guarded
+from pipeline.runtime.files import check_writable, writable
 
 CIFAR10_CLASSES = [
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -24,7 +24,7 @@ CIFAR10_CLASSES = [
 def idx(options: argparse.Namespace) -> None:
     """MNIST-like IDX files."""
     check_writable(options.out)
-    images, labels = pack.read_idx(options.images), pack.read_idx(options.labels)
+    images, labels = convert.read_idx(options.images), convert.read_idx(options.labels)
     pictures = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
     if not pictures or labels.shape != images.shape[:1]:
         raise UserError(
@@ -42,7 +42,7 @@ def cifar10(options: argparse.Namespace) -> None:
     for part in parts:
         check_writable(options.out / f"{part}.tar")
     for part, names in parts.items():
-        batches = [pack.read_cifar10(options.folder / name) for name in names]
+        batches = [convert.read_cifar10(options.folder / name) for name in names]
         images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
         write(options.out / f"{part}.tar", images, labels, CIFAR10_CLASSES)
 
@@ -51,7 +51,7 @@ def write(path: Path, images: np.ndarray, labels: np.ndarray, classes: list[str]
     """Write one tar and say so."""
     shown = track(images, f"{path}", total=len(images), transient=True)
     with writable(path):
-        count = pack.write_tar(path, shown, labels.tolist(), classes)
+        count = convert.write_tar(path, shown, labels.tolist(), classes)
     print(f"{path}: {count:,} images; next: python tools/index.py tar {path}")
 
 

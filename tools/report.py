@@ -15,11 +15,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline import arguments, merge
-from pipeline.atomic import replacing, writable
-from pipeline.config.rule import Range
+from pipeline.config import arguments
+from pipeline.config.checks import Range
 from pipeline.errors import UserError, guarded
-from pipeline.reports import chain, figures, runs, table
+from pipeline.evaluation import merge
+from pipeline.reports import chain_report, figures, runs, table
+from pipeline.runtime.files import replacing, writable
 
 FIGURES = ("epochs", "sweep", "ratios", "sheet")
 
@@ -109,7 +110,7 @@ def draw(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """``chain``."""
-    page = chain.write(options.folder)
+    page = chain_report.write(options.folder)
     print((page.parent / "table.md").read_text())
     print(page)
 

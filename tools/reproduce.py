@@ -24,11 +24,11 @@ from reproduction.plan import Planner, Unit
 from rich.console import Console
 from rich.table import Table
 
-from launchers import options, submission
+from launchers import options, submit
 from launchers.options import Resources
-from pipeline import arguments
-from pipeline.atomic import check_writable
+from pipeline.config import arguments
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, guarded
+from pipeline.runtime.files import check_writable
 
 
 def parser() -> arguments.Parser:
@@ -175,7 +175,7 @@ def main() -> None:
             if not asked.wait:
                 print("the same command again, once they have ended, writes the report")
                 return
-            submission.follow(jobs, resources, wait=True)
+            submit.follow(jobs, resources, wait=True)
         elif todo:
             here(experiment, output, todo, resources)
         command = command_of(asked, words)

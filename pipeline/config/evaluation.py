@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .rule import Range, Section, number, require
+from .checks import Range, Section, number, require
 
 # Where the paper's Table 1 reads accuracies.
 EPS_REF_FRACTIONS = (0.2, 0.5, 1.0)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
-from .rule import shown
+from .checks import shown
 from .runs import FinetuneConfig, RunConfig
 
 BUILT_IN_METHODS = ("clean", "deep_defense", "adversarial_2", "parseval")

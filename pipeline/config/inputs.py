@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .rule import Range, Section, number, require
+from .checks import Range, Section, number, require
 
 _SIDE = Range(minimum=1, maximum=4096, unit="pixels")
 _PATIENCE = Range(minimum=1, maximum=604_800, unit="seconds")  # a week

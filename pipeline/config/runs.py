@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from .checks import Range, Section, number, require
 from .evaluation import EvaluationConfig
 from .inputs import DataConfig, ModelConfig, RuntimeConfig
-from .rule import Range, Section, number, require
 from .training import (
     CheckpointConfig,
     LogConfig,

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .checks import Range, Section, number, require
 from .evaluation import AttackConfig
-from .rule import Range, Section, number, require
 
 
 @dataclass(kw_only=True)

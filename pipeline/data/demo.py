@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.data import index, scan
-from pipeline.data.pack import read_idx, write_tar
+from pipeline.data.convert import read_idx, write_tar
 from pipeline.errors import UserError
 
 NAME = "demo"

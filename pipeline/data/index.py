@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.atomic import replacing
 from pipeline.data import classes as class_lists
 from pipeline.data.classes import Classes
 from pipeline.data.index_format import (
@@ -31,6 +30,7 @@ from pipeline.data.index_format import (
     read_metadata,
 )
 from pipeline.errors import UserError, brief, warn
+from pipeline.runtime.files import replacing
 
 ARRAY = "FLOAT32"  # format of rows whose bytes are a (C, height, width) array, normalised already
 

@@ -22,10 +22,10 @@ from nvidia.dali import Pipeline
 from nvidia.dali.pipeline import pipeline_def
 
 from pipeline.config import DataConfig
-from pipeline.data import headers
-from pipeline.data.files import Files
+from pipeline.data import image_headers
 from pipeline.data.index import Index
-from pipeline.data.mean import mean_of
+from pipeline.data.mapped_files import Files
+from pipeline.data.mean_image import mean_of
 from pipeline.data.plan import Windows
 from pipeline.errors import UserError
 
@@ -176,7 +176,7 @@ class Loader:
             row
             for row, view in zip(spec.rows.tolist(), views, strict=True)
             if not self.index.arrays[row]
-            and headers.size(view) != (self.index.width[row], self.index.height[row])
+            and image_headers.size(view) != (self.index.width[row], self.index.height[row])
         ]
         if bad:
             self._leave_out(bad)

@@ -39,8 +39,10 @@ class NewIndex:
         Args:
             progress: called with the number of images decoded so far.
         """
-        from pipeline import setup  # with torch and DALI, seconds that others need not wait for
         from pipeline.data.verify import undecodable_rows
+        from pipeline.models import (
+            setup,  # with torch and DALI, seconds that others need not wait for
+        )
 
         with tempfile.TemporaryDirectory() as folder:
             draft = Path(folder) / "draft.parquet"

@@ -7,8 +7,8 @@ after each optimiser step. ``objective.method`` names them, joined by +.
 from pipeline.config import FinetuneConfig
 from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError
-from pipeline.importing import import_callable, report_exceptions
-from pipeline.view import AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.runtime.importing import import_callable, report_exceptions
 
 from .adversarial import AdversarialTraining
 from .base import Clean, Method, Term

@@ -6,10 +6,10 @@
 import torch
 import torch.nn.functional as F
 
-from pipeline import fgs
+from pipeline.attacks import fgs
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
-from pipeline.view import AttackView, upcast
+from pipeline.models.attack_view import AttackView, upcast
 
 from .base import Clean, Method, Term
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pipeline.config import FinetuneConfig
-from pipeline.view import AttackView, Graph
+from pipeline.models.attack_view import AttackView, Graph
 
 
 class Clean(NamedTuple):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
-from pipeline.regularizer import penalty, robustness
-from pipeline.view import AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.regularizer.penalty import penalty, robustness
 
 from .base import Clean, Method, Term
 

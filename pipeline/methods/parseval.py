@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig
-from pipeline.schedule import seed_of
-from pipeline.view import AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.training.schedule import seed_of
 
 from .base import Method
 

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline.atomic import replacing, writable
 from pipeline.errors import UserError
-from pipeline.merge import contact_sheet
-from pipeline.results import ResultsFolder
-from pipeline.samples import rho_name
+from pipeline.evaluation.contact_sheet import draw_kept
+from pipeline.evaluation.samples import rho_name
+from pipeline.evaluation.shard_results import ResultsFolder
+from pipeline.runtime.files import replacing, writable
 
 from .runs import Run
 
@@ -134,7 +134,7 @@ def ratios(runs: list[Run]) -> Figure:
 
 def sheet(run: Run) -> Figure:
     """Images, perturbations and perturbed images of an evaluation, with classes."""
-    figure = contact_sheet(run.folder, ResultsFolder(run.folder / "results").read().manifest)
+    figure = draw_kept(run.folder, ResultsFolder(run.folder / "results").read().manifest)
     if figure is None:
         raise UserError(f"{run.folder} kept no perturbations; evaluate with --num_examples above 0")
     return figure

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.json_checks import LIST, NOTHING, NUMBER, OBJECT, TEXT, lacking
-from pipeline.merge import read_samples
-from pipeline.samples import Samples, rho_name
+from pipeline.evaluation.merge import read_samples
+from pipeline.evaluation.samples import Samples, rho_name
+from pipeline.runtime.json_checks import LIST, NOTHING, NUMBER, OBJECT, TEXT, lacking
 
 
 @dataclass(frozen=True)

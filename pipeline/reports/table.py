@@ -7,10 +7,10 @@ import csv
 import io
 from typing import Any, NamedTuple
 
-from pipeline.cli import differences
 from pipeline.config import EPS_REF_FRACTIONS
+from pipeline.config.parse import differences
 from pipeline.errors import warn
-from pipeline.samples import accuracy_at, rho_name
+from pipeline.evaluation.samples import accuracy_at, rho_name
 
 from .runs import Run
 

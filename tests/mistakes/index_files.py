@@ -17,8 +17,8 @@ import torch
 from pipeline.data import index, scan
 from pipeline.data.classes import Classes
 from pipeline.data.index_format import METADATA_KEY
-from pipeline.nets import mlp
-from pipeline.weight_classes import with_classes
+from pipeline.models.paper_nets import mlp
+from pipeline.models.weight_classes import with_classes
 from tests.images import encode, index_tar, picture, write_tar
 from tests.mistakes.case import EVALUATE, FINETUNE
 from tests.runs import ROOT

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.nets import mlp
+from pipeline.models.paper_nets import mlp
 from tests.mistakes.case import EVALUATE, FINETUNE, Case
 
 DRY = ("--dry_run", "true")
-IMPORTS = "import torch\nfrom torch import nn\nfrom pipeline.nets import mlp\n"
+IMPORTS = "import torch\nfrom torch import nn\nfrom pipeline.models.paper_nets import mlp\n"
 NO_GRAD = """
 class Frozen(nn.Module):
     def __init__(self):

@@ -103,7 +103,7 @@ def run_options(path: Path) -> tuple[object, ...]:
 @cache
 def weights() -> bytes:
     """Of the embedded demonstration's net."""
-    from pipeline.nets import mlp
+    from pipeline.models.paper_nets import mlp
 
     torch.manual_seed(0)
     file = io.BytesIO()

@@ -11,16 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import models, setup, spaces
-from pipeline.cli import parse
 from pipeline.config import DEFAULT_CONFIG, EvaluateConfig, EvaluationConfig
+from pipeline.config.parse import parse
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
-from pipeline.evaluation import Evaluator
-from pipeline.reproducibility import images_at_once, largest_difference, use_reproducible_kernels
-from pipeline.samples import Samples
-from pipeline.view import AttackView
+from pipeline.evaluation import attack_space
+from pipeline.evaluation.measure import Evaluator
+from pipeline.evaluation.samples import Samples
+from pipeline.models import build, setup
+from pipeline.models.attack_view import AttackView
+from pipeline.runtime.reproducibility import (
+    images_at_once,
+    largest_difference,
+    use_reproducible_kernels,
+)
 
 from .common import Row
 from .data import in_new_process
@@ -70,14 +75,14 @@ def compare(
     config = _config(model, weights, data, num_images)
     index = setup.open_index(config, "val")
     torch.manual_seed(0)
-    net = models.build(config.model, config.model.num_classes or index.num_classes).eval()
+    net = build.build(config.model, config.model.num_classes or index.num_classes).eval()
     net = net.to(memory_format=torch.channels_last)
     images = _load(config, index)
     reference, num_differing, largest, self_check = None, 0, 0.0, 0.0
     for threads, batch_size in itertools.product(THREADS, BATCH_SIZES):
         torch.set_num_threads(threads)
         evaluation = replace(config.evaluation, batch_size=batch_size)
-        view = spaces.view_of(net, config.data, evaluation, torch.device("cpu"))
+        view = attack_space.view_of(net, config.data, evaluation, torch.device("cpu"))
         for shards in SHARDS:
             samples = divided(view, evaluation, images, shards)
             reference = reference or samples

@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from pipeline import memory, models, setup
-from pipeline.atomic import writable, write_json
 from pipeline.config import DataConfig, ModelConfig, RuntimeConfig, TrainConfig
 from pipeline.data import index
 from pipeline.data.batches import TrainingPlan, evaluation_specs
 from pipeline.data.loader import Loader
 from pipeline.errors import UserError
-from pipeline.reproducibility import use_reproducible_kernels
+from pipeline.models import build, setup
+from pipeline.runtime.files import writable, write_json
+from pipeline.runtime.reproducibility import use_reproducible_kernels
+from pipeline.training import memory_budget
 
 Row = dict[str, Any]
 JSON_REMEDY = "give another --json"
@@ -36,7 +37,7 @@ def prepare(options: argparse.Namespace) -> torch.device:
         raise UserError("--device cuda, but torch sees no GPU on this machine")
     use_reproducible_kernels()
     if options.device == "cpu":
-        memory.keep_freed()
+        memory_budget.keep_freed()
     torch.manual_seed(0)
     return device_of(options)
 
@@ -79,7 +80,7 @@ def load_images(options: argparse.Namespace, default: int) -> Tensor:
 def load_net(options: argparse.Namespace) -> nn.Module:
     """The net of ``--model`` and ``--weights``, in evaluation mode."""
     config = ModelConfig(name=options.model, weights=options.weights)
-    net = models.build(config, 1000).to(device_of(options), memory_format=layout_of(options))
+    net = build.build(config, 1000).to(device_of(options), memory_format=layout_of(options))
     return net.eval()
 
 

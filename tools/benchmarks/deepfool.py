@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pipeline.attacks.deepfool import deepfool
+from pipeline.attacks.norms import lengths, wide
 from pipeline.config import AttackConfig
-from pipeline.deepfool import deepfool
-from pipeline.norms import lengths, wide
-from pipeline.view import AttackView
+from pipeline.models.attack_view import AttackView
 
 from .common import Row, device_of, in_turn, load_images, load_net, rates
 

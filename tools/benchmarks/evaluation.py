@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import evaluation
 from pipeline.config import AttackConfig, DataConfig, EvaluationConfig, FgsConfig, RunConfig
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
-from pipeline.definition import definition
-from pipeline.distributed import Ranks
 from pipeline.errors import UserError
-from pipeline.samples import Samples, summarize
-from pipeline.setup import decoding_threads
+from pipeline.evaluation import measure
+from pipeline.evaluation.protocol import definition
+from pipeline.evaluation.samples import Samples, summarize
+from pipeline.models.setup import decoding_threads
+from pipeline.runtime.distributed import Ranks
 
 from .common import Row, device_of, in_turn, load_net, rates, runtime_of
 from .deepfool import ITERATIONS, OVERSHOOT, RANGE, Q
@@ -45,7 +45,7 @@ def ours(
     threads = decoding_threads(config.data)
 
     def run() -> Numbers:
-        samples, _ = evaluation.measure(net, photos, rows, config, ranks, threads)
+        samples, _ = measure.measure(net, photos, rows, config, ranks, threads)
         return _numbers(samples, means)
 
     return run

@@ -20,11 +20,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from pipeline import setup
 from pipeline.config import DataConfig
 from pipeline.data import index, scan
-from pipeline.data.files import Files
 from pipeline.data.index import Index
+from pipeline.data.mapped_files import Files
+from pipeline.models import setup
 
 from .common import Row, device_of, medians, spread, training_loader
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.config import AttackConfig, RegularizerConfig, RuntimeConfig
 from pipeline.errors import UserError
-from pipeline.memory import peak_bytes
-from pipeline.objective import PRECISIONS, deep_defense
-from pipeline.view import AttackView, autocast
+from pipeline.models.attack_view import AttackView, autocast
+from pipeline.training.memory_budget import peak_bytes
+from pipeline.training.objective import PRECISIONS, deep_defense
 
 from .common import Row, device_of, in_turn, load_images, load_net, medians, runtime_of, spread
 from .counters import Flops

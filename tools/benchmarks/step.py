@@ -12,7 +12,7 @@ from pipeline.config import RegularizerConfig
 from pipeline.data import index
 from pipeline.data.loader import Batch, Loader
 from pipeline.errors import UserError
-from pipeline.objective import Objective, deep_defense
+from pipeline.training.objective import Objective, deep_defense
 
 from .common import (
     Row,

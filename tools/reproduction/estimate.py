@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline import models, setup
+from pipeline.attacks.deepfool import deepfool
 from pipeline.config import FinetuneConfig, RunConfig
-from pipeline.deepfool import deepfool
-from pipeline.objective import Objective
-from pipeline.view import AttackView
+from pipeline.models import build, setup
+from pipeline.models.attack_view import AttackView
+from pipeline.training.objective import Objective
 from reproduction import data
 from reproduction.experiments import Experiment
 from reproduction.plan import Unit
@@ -102,7 +102,7 @@ class Clock:
         if weights is not None and not Path(weights).exists():
             config = replace(config, model=replace(config.model, weights=None, new_head=False))
         with torch.random.fork_rng(devices=[]):
-            net = models.build(config.model, self.classes)
+            net = build.build(config.model, self.classes)
         layout = setup.memory_format(config.runtime, torch.device("cpu"))
         return net.to(memory_format=layout).eval()
 

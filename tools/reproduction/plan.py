@@ -11,9 +11,8 @@ from typing import Any
 
 import yaml
 
-from launchers.submission import SUBMITTED, absolute
-from pipeline import cli
-from pipeline.config import CONFIGS, EvaluateConfig, FinetuneConfig, RunConfig
+from launchers.submit import SUBMITTED, absolute
+from pipeline.config import CONFIGS, EvaluateConfig, FinetuneConfig, RunConfig, parse
 from pipeline.errors import UserError
 from reproduction import data, experiments
 from reproduction.experiments import EXAMPLES, REFERENCE, Experiment, Method
@@ -58,7 +57,9 @@ class Unit:
         if isinstance(config, FinetuneConfig) and config.train.epochs == 0:
             free += _FREE_TOO
         try:
-            changed = cli.differences(yaml.safe_load(path.read_text()), cli.to_dict(config), free)
+            changed = parse.differences(
+                yaml.safe_load(path.read_text()), parse.to_dict(config), free
+            )
         except (OSError, ValueError, AttributeError, yaml.YAMLError):
             raise UserError(f"{path} is damaged; remove {self.folder}") from None
         if changed:
@@ -206,7 +207,7 @@ class Planner:
         base = ["--config", str(CONFIGS / self.experiment.config)]
         base += [*data.options(self.experiment.data, self.data), "--train.seed", str(seed)]
         argv = [*base, *self.given, *words, "--output", str(place)]
-        return absolute(cli.parse(FinetuneConfig, "", argv))
+        return absolute(parse.parse(FinetuneConfig, "", argv))
 
     def _known(self, unit: Unit) -> Unit:
         return self.units.setdefault(unit.name, unit)

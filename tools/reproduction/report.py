@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic import replacing
 from pipeline.config import EPS_REF_FRACTIONS
 from pipeline.reports import figures, runs, table
 from pipeline.reports.table import Row
+from pipeline.runtime.files import replacing
 from reproduction import data, run
 from reproduction.experiments import DEEP_DEFENSE, REFERENCE, Experiment
 from reproduction.plan import Unit

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import submitit
 
-from launchers import submission
-from launchers.job import Task
+from launchers import submit
 from launchers.options import Resources
-from launchers.submission import SUBMITTED
-from launchers.submissions import Submission
-from pipeline import cli
-from pipeline.atomic import write_json
+from launchers.run_status import Submission
+from launchers.submit import SUBMITTED
+from launchers.tasks import Task
+from pipeline.config import parse
 from pipeline.errors import UserError
+from pipeline.runtime.files import write_json
 from reproduction import estimate
 from reproduction.plan import Unit
 
@@ -117,13 +117,13 @@ class _Pool:
 
 def _start(unit: Unit, ranks: int, at_once: int) -> subprocess.Popen[bytes]:
     unit.folder.mkdir(parents=True, exist_ok=True)
-    cli.save(unit.config, unit.folder / SUBMITTED)
+    parse.save(unit.config, unit.folder / SUBMITTED)
     command = [sys.executable, "-m"]
     if ranks > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
     command += [unit.module, "--config", str(unit.folder / SUBMITTED)]
     threads = estimate.threads(ranks, at_once)
-    paths = [str(submission.PROJECT), os.environ.get("PYTHONPATH", "")]
+    paths = [str(submit.PROJECT), os.environ.get("PYTHONPATH", "")]
     variables = {"OMP_NUM_THREADS": str(threads)} | os.environ
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     with (unit.folder / LOG).open("ab") as log:
@@ -167,7 +167,7 @@ def on_slurm(output: Path, units: Sequence[Unit], resources: Resources) -> list[
     Raises:
         UserError: sbatch refuses, or jobs of these runs have not ended.
     """
-    submission.snapshot(output, [unit.config for unit in units], resources)
+    submit.snapshot(output, [unit.config for unit in units], resources)
     every, before = [], None
     for depth in sorted({unit.depth for unit in units}):
         some = [unit for unit in units if unit.depth == depth]
@@ -175,11 +175,11 @@ def on_slurm(output: Path, units: Sequence[Unit], resources: Resources) -> list[
             Task(unit.module, ("--config", str(unit.folder / SUBMITTED)), str(Path.cwd()))
             for unit in some
         ]
-        jobs = submission.submit(tasks, output, resources, before and f"afterok:{before}")
+        jobs = submit.submit(tasks, output, resources, before and f"afterok:{before}")
         for unit, job in zip(some, jobs, strict=True):
             kind = _KINDS.get(unit.module, "evaluate")
             Submission.of(unit.folder, kind, "slurm", job).write()
-        before = ":".join(submission.numbers(jobs))
+        before = ":".join(submit.numbers(jobs))
         print(f"job {before}: {', '.join(unit.name for unit in some)}", flush=True)
         every += jobs
     return every

@@ -1,0 +1,105 @@
+"""One task of a submitted run: what a node does.
+
+submitit pickles `Task` by name and calls it on every task of the job. Nothing heavy is imported
+here, so that the environment is set before torch reads it.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import submitit
+
+STOPPED_EXIT_CODE = 75  # as pipeline.errors has it
+_LEAVING = 120  # seconds that a task waits to be ended once rank 0 has had the job requeued
+
+
+@dataclass(frozen=True)
+class Task:
+    """An entry point with its options."""
+
+    module: str  # pipeline.finetune or pipeline.evaluate
+    argv: tuple[str, ...]
+    folder: str  # where it was submitted: relative paths and own modules are looked up there
+
+    def __call__(self) -> None:
+        """Run the entry point as torchrun would; have the job requeued if it was told to stop.
+
+        Raises:
+            SystemExit: with the entry point's code, if it is not 0.
+        """
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's, before the run takes the signal
+        submitit.helpers.TorchDistributedEnvironment().export(
+            set_cuda_visible_devices=False, overwrite=True
+        )
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default
+        os.chdir(self.folder)
+        sys.argv = [self.module, *self.argv]
+        try:
+            importlib.import_module(self.module).main()
+        except SystemExit as end:
+            if end.code in (None, 0):
+                return
+            if end.code == STOPPED_EXIT_CODE and _is_to_go_on() and callable(requeue):
+                requeue(signal.SIGUSR2, None)  # rank 0 does not come back from here
+                time.sleep(_LEAVING)
+            raise
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit queues in place of this: the same, which goes on from its files."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Joins the shards of an evaluation once their jobs have ended."""
+
+    folder: str
+
+    def __call__(self) -> None:
+        """Write the summary and print it.
+
+        Raises:
+            SystemExit: images are missing; says which shards'.
+        """
+        from pipeline.errors import UserError, guarded
+        from pipeline.evaluation import merge
+
+        folder = Path(self.folder)
+        with guarded():
+            merged = merge.join(folder)
+            if not merged.complete:
+                raise UserError(
+                    f"{merged.what_is_missing()}; the same command repeats those shards alone"
+                )
+            print(merge.tell(merge.publish(folder, merged)))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Makes the tables and figures of a chain."""
+
+    folder: str
+
+    def __call__(self) -> None:
+        """As tools/report.py chain.
+
+        Raises:
+            SystemExit: something is missing; says what.
+        """
+        from pipeline.errors import guarded
+        from pipeline.reports import chain_report
+
+        with guarded():
+            print(chain_report.write(Path(self.folder)))
+
+
+def _is_to_go_on() -> bool:
+    """Whether the run was preempted or its time is up; SIGTERM alone is scancel's."""
+    from pipeline.runtime.distributed import StopRequest
+
+    return signal.SIGUSR2 in StopRequest.signals

@@ -1,0 +1,1 @@
+"""Attacks: DeepFool, the fast gradient sign method, and their norms."""

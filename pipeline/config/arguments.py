@@ -1,0 +1,88 @@
+"""Command lines of the launchers and tools, by argparse, with one line for each mistake."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from pipeline.config.checks import Range
+from pipeline.config.text import did_you_mean
+from pipeline.errors import refuse
+
+_RULES = {int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True)
+class Number:
+    """The ``type`` of an argument that takes a number in a range."""
+
+    kind: type[int] | type[float]
+    range: Range
+
+    def __call__(self, text: str) -> int | float:
+        """Parse a word of the command line.
+
+        Raises:
+            ArgumentTypeError: it is no number, or out of range.
+        """
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {_RULES[self.kind]}, got {text}") from None
+        if not self.range.admits(value):
+            raise argparse.ArgumentTypeError(f"must be {self.range}, got {text}")
+        return value
+
+
+POSITIVE = Number(int, Range(minimum=1))
+SEED = Number(int, Range(minimum=0, maximum=2**63 - 1))
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviations; reports a mistake in one line, with the nearest option."""
+
+    def __init__(self, **settings: Any) -> None:
+        """As argparse's, with the line breaks of the description kept."""
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"allow_abbrev": False, "formatter_class": formatter} | settings)
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        """As argparse's; the help of a `Number` ends with its range."""
+        kind = settings.get("type")
+        if isinstance(kind, Number):
+            settings["help"] = kind.range.append_to(settings.get("help", ""))
+        return super().add_argument(*names, **settings)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's; an unknown option is reported with the nearest known one."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        for word in unknown:
+            if word.startswith("-"):
+                name = word.partition("=")[0]
+                hint = did_you_mean(name.lstrip("-"), self.long_names(), prefix="--")
+                self.error(f"no option {name}{hint or '; --help lists all'}")
+        if unknown:
+            self.error(f"{unknown[0]}: one word too many; --help shows the usage")
+        return parsed
+
+    def long_names(self) -> list[str]:
+        """The options' names without dashes, those of subcommands too."""
+        names = [n.removeprefix("--") for n in self._option_string_actions if n.startswith("--")]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    names += command.long_names()
+        return names
+
+    def error(self, message: str) -> NoReturn:
+        """Print a mistake as one line and exit with code 2."""
+        message = re.sub(r"^argument ([^:]*): (must be .*)", r"\1 \2", message)
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            names = [name.strip("'") for name in choice[2].split(", ")]
+            hint = did_you_mean(choice[1], names)
+            message = f"{message[: choice.start()]}no {choice[1]}; use {', '.join(names)}{hint}"
+        if "are required" in message:
+            message += "; --help shows the usage"
+        refuse(message.removeprefix("argument "))

@@ -1,0 +1,259 @@
+"""Command line and YAML for the dataclasses of `pipeline.config`, by jsonargparse.
+
+A mistake is reported in one line: the option with its sections, its rule, the value, and the YAML
+file if the value comes from one.
+"""
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from jsonargparse import (
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    set_loader,
+    set_parsing_settings,
+)
+
+from pipeline.config import CONFIGS, DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig, RunConfig
+from pipeline.config.checks import OptionError, all_options, choices, sections, words_for
+from pipeline.config.text import did_you_mean, parse_yaml, read_yaml
+from pipeline.errors import UserError, guarded
+from pipeline.runtime.files import replacing
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+PROGRAMS = {FinetuneConfig: "pipeline/finetune.py", EvaluateConfig: "pipeline/evaluate.py"}
+_CONFIG = "--config"
+_YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
+
+
+def parse(
+    cls: type[ConfigT],
+    description: str,
+    argv: Sequence[str] | None = None,
+    output_suffix: str = "",
+) -> ConfigT:
+    """Read options from a YAML file (``--config``) and the command line, which wins.
+
+    Without ``--config`` and without data of one's own the embedded demonstration,
+    configs/demo.yaml, is the base; with data, the defaults, which are those of torchvision's nets
+    for ImageNet. A mistake prints one line on rank 0 and exits with code 2.
+
+    Args:
+        cls: the options.
+        description: shown by ``--help``.
+        argv: words of the command line; by default those of this process.
+        output_suffix: added to the YAML file's name for the default of ``--output``.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    words = {word.partition("=")[0] for word in argv}
+    if words.isdisjoint({_CONFIG, "--data.train", "--data.val"}):
+        argv = [_CONFIG, str(DEFAULT_CONFIG), *argv]
+    parser = _parser(cls)
+    parser.description = description
+    with guarded():
+        if words.isdisjoint({"-h", "--help"}):
+            check_names(cls, argv)
+        files = {path: read_yaml(path, [CONFIGS]) for path in _config_files(argv)}
+        for path, values in files.items():
+            _check_file(cls, path, values)
+        try:
+            config = _construct(cls, parser.parse_args(argv))
+        except OptionError as error:
+            raise UserError(_origin(error.option, argv, files) + str(error)) from None
+        except (ArgumentError, ValueError, TypeError, OverflowError) as error:
+            raise UserError(_explain(cls, error)) from None
+    if config.output is None:
+        name = list(files)[-1].stem if files else config.model.name.replace(":", "-")
+        config.output = str(Path("runs") / (name + output_suffix))
+    return config
+
+
+class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """jsonargparse's, with the line breaks of the description kept."""
+
+
+@cache
+def _parser(cls: type[RunConfig]) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    others = _sections_of_others(cls)
+
+    def load(text: str) -> Any:
+        values = parse_yaml(text)
+        if isinstance(values, dict):
+            values = {key: value for key, value in values.items() if key not in others}
+        return values
+
+    set_loader(cls.__name__, load, exceptions=(yaml.YAMLError,))
+    parser = ArgumentParser(
+        usage="%(prog)s [--config FILE] [--section.option VALUE ...]",
+        parser_mode=cls.__name__,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument(_CONFIG, action="config", help="YAML file of an experiment; see configs/.")
+    parser.add_class_arguments(cls)
+    options = all_options(cls)
+    for action in parser._actions:
+        option = options.get(action.dest)
+        if option is not None and option.range is not None:
+            action.help = option.range.append_to(action.help)
+        elif option is None and action.dest not in ("help", "config"):
+            action.help = argparse.SUPPRESS  # whole sections, and jsonargparse's own
+    return parser
+
+
+def option_names(cls: type[RunConfig]) -> set[str]:
+    """The options of an entry point, as section.option."""
+    return set(all_options(cls))
+
+
+def _sections_of_others(cls: type[RunConfig]) -> set[str]:
+    """The top-level names that only the other entry point has."""
+    both = {f.name for other in PROGRAMS for f in dataclasses.fields(other)}
+    return both - {f.name for f in dataclasses.fields(cls)}
+
+
+def check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
+    """Refuse unknown options.
+
+    Raises:
+        UserError: names the nearest options.
+    """
+    known = set(_parser(cls)._option_string_actions)
+    mappings = tuple(f"--{n}." for n, o in all_options(cls).items() if "dict" in str(o.hint))
+    for word in argv:
+        name = word.partition("=")[0]
+        is_known = name.removesuffix("+") in known or name.startswith(mappings)
+        if is_known or not word.startswith("--"):
+            continue
+        if name == "--":
+            raise UserError("-- separates the options of a launcher; leave it out here")
+        for other, program in PROGRAMS.items():
+            if name.removeprefix("--") in option_names(other):
+                raise UserError(f"no option {name} here; it is one of {program}")
+        names = sorted(option_names(cls))
+        hint = did_you_mean(name.removeprefix("--"), names, prefix="--")
+        raise UserError(f"no option {name}{hint or '; --help lists all'}")
+
+
+def _config_files(argv: Sequence[str]) -> list[Path]:
+    """The values of ``--config``, in their order."""
+    files = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == _CONFIG and (equals or following):
+            files.append(Path(value if equals else following))
+    return files
+
+
+def _check_file(cls: type[RunConfig], path: Path, values: dict[str, Any]) -> None:
+    """Refuse a YAML file whose keys are no options, or whose values are of a wrong type.
+
+    Raises:
+        UserError: names the file and the key.
+    """
+    others = _sections_of_others(cls)
+    used = {key: value for key, value in values.items() if key not in others}
+    try:
+        _check_keys(cls, used)
+        _parser(cls).parse_object(used)
+    except (ArgumentError, ValueError, TypeError, OverflowError, UserError) as error:
+        raise UserError(f"{path}: {_explain(cls, error)}") from None
+
+
+def _check_keys(section: type, values: dict[str, Any], prefix: str = "") -> None:
+    inner = sections(section)
+    names = {f.name for f in dataclasses.fields(section)}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in names:
+            near = sorted(names if prefix else {*names, *all_options(section)})
+            raise UserError(f"no option {name}{did_you_mean(str(key), near, prefix)}")
+        if key in inner:
+            if not isinstance(value, dict):
+                inside = ", ".join(f.name for f in dataclasses.fields(inner[key]))
+                raise UserError(f"{name} must be a section of options ({inside}), got {value}")
+            _check_keys(inner[key], value, f"{name}.")
+        elif value is None and not all_options(section)[key].optional:
+            raise OptionError(name, words_for(all_options(section)[key].hint), None)
+
+
+def _explain(cls: type[RunConfig], error: Exception) -> str:
+    """An error of jsonargparse as one line that names the option and its rule."""
+    if isinstance(error, OverflowError):
+        return f"a number is too large: {error}"
+    text = " ".join(str(error).split())
+    option = re.search(r'Parser key "([\w.]+)":', text)
+    value = re.search(r"(?:Got value|Given value):(.*)", text)
+    declared = all_options(cls).get(option[1]) if option else None
+    if declared is not None and value is not None:
+        word = _YAML_WORDS.get(value[1].strip(), value[1].strip() or "nothing")
+        hint = did_you_mean(word, choices(declared.hint))
+        return str(OptionError(option[1], words_for(declared.hint), word)) + hint
+    if option and option[1] not in all_options(cls):
+        return f"--{option[1]} is a section of options, as --{option[1]}.NAME; --help lists all"
+    text = re.sub(r"^argument (--\S+): expected one argument$", r"\1 needs a value", text)
+    return re.sub(r"^unrecognized arguments: (.*)", r"\1: options begin with --", text)
+
+
+def _construct(cls: type, values: Any) -> Any:
+    """A dataclass from nested values; the errors of its sections name the whole option."""
+    hints = get_type_hints(cls)
+    arguments = {}
+    for field in dataclasses.fields(cls):
+        arguments[field.name] = values[field.name]
+        if dataclasses.is_dataclass(hints[field.name]):
+            try:
+                arguments[field.name] = _construct(hints[field.name], values[field.name])
+            except OptionError as error:
+                raise error.within(field.name) from None
+    return cls(**arguments)
+
+
+def _origin(option: str, argv: Sequence[str], files: dict[Path, dict[str, Any]]) -> str:
+    """The YAML file that an option's value is from, as a prefix of a message."""
+    names = {word.partition("=")[0].removeprefix("--").rstrip("+") for word in argv}
+    if any(option == name or option.startswith(f"{name}.") for name in names):
+        return ""
+    return next((f"{path}: " for path, v in reversed(files.items()) if option in flatten(v)), "")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def save(config: Any, path: Path) -> None:
+    """Write the merged configuration as YAML that ``--config`` reads back."""
+    with replacing(path) as partial:
+        partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with ``section.option`` for keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = prefix + key
+        flat |= flatten(value, name + ".") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str]) -> list[str]:
+    """Options that differ, as ``section.option: old -> new``; those under ``free`` may."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{name}: {before.get(name)} -> {after.get(name)}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+        and not any(name == path or name.startswith(path + ".") for path in free)
+    ]

@@ -1,0 +1,1 @@
+"""Measuring accuracy and rho2, sharded over images, and joining the shards."""

@@ -1,0 +1,48 @@
+"""The space that is attacked and in which norms are taken.
+
+In: a net and the options of data and evaluation. Out: the view and the data options of that
+space. In `pixels` the normalisation moves from the loader into the net; nothing else changes.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import DataConfig, EvaluationConfig
+from pipeline.data.mean_image import mean_of
+from pipeline.models.attack_view import AttackView
+from pipeline.runtime.reproducibility import images_at_once, min_batch_size
+
+
+class Normalised(nn.Module):
+    """A net that takes pixels in [0, 1] and normalises them itself."""
+
+    def __init__(self, net: nn.Module, data: DataConfig) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.from_numpy(mean_of(data)))
+        self.register_buffer("std", torch.tensor(data.std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of pixels (N, C, H, W)."""
+        return self.net((images - self.mean) / self.std)
+
+
+def data_options(data: DataConfig, evaluation: EvaluationConfig) -> DataConfig:
+    """What the loader is to make of the images."""
+    if evaluation.space == "input":
+        return data
+    return replace(data, mean=[0.0] * data.channels, std=[1.0] * data.channels)
+
+
+def view_of(
+    net: nn.Module, data: DataConfig, evaluation: EvaluationConfig, device: torch.device
+) -> AttackView:
+    """The net as it is attacked in that space, an image's results the same in any batch."""
+    size = images_at_once(evaluation.batch_size, device)
+    least = min_batch_size(size, device)
+    if evaluation.space == "input":
+        return AttackView(net, least=least)
+    bounds = (0.0, 1.0) if evaluation.clip else None
+    return AttackView(Normalised(net, data).to(device), bounds=bounds, least=least)

@@ -1,0 +1,63 @@
+"""The panel of perturbations: image, perturbation (amplified) and perturbed image with classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import DataConfig
+from pipeline.data.mean_image import mean_of
+from pipeline.evaluation.manifest import Manifest
+from pipeline.evaluation.samples import Example
+from pipeline.evaluation.shard_results import ResultsFolder
+
+
+def draw(examples: Sequence[Example], class_names: list[str], data: DataConfig) -> Any:
+    """Draw one row an image, as a matplotlib figure.
+
+    Args:
+        examples: at least one; in the space that ``data`` describes.
+        class_names: of each label.
+        data: mean and std, to get back to pixels in [0, 1].
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a third of a second
+    from matplotlib.figure import Figure
+
+    std = np.array(data.std).reshape(-1, 1, 1)
+    mean = mean_of(data)
+    figure = Figure(figsize=(6.6, 2.2 * len(examples)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(examples), 3, squeeze=False)
+    for row, example in zip(axes, examples, strict=True):
+        x, d = example.image * std + mean, example.delta * std
+        peak = float(np.abs(d).max())
+        factor = 0.5 / peak if peak > 0 else 1.0
+        before, after = (
+            class_names[label] if 0 <= label < len(class_names) else str(label)
+            for label in (example.before, example.after)
+        )
+        titles = (before, f"perturbation x {factor:.3g}", after)
+        for axis, picture, title in zip(row, (x, 0.5 + factor * d, x + d), titles, strict=True):
+            axis.imshow(_pixels(picture), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(title, fontsize=9)
+            axis.set_axis_off()
+    return figure
+
+
+def draw_kept(folder: Path, manifest: Manifest) -> Any:
+    """The figure of the kept images, perturbations and perturbed images; None if none was kept."""
+    store = ResultsFolder(folder / "results")
+    names, inputs = manifest.about["class_names"], manifest.identity["input"]
+    examples = store.examples((inputs["channels"], inputs["crop"], inputs["crop"]))
+    if not examples:
+        return None
+    data = DataConfig(**{**inputs, "mean": store.mean() or inputs["mean"]})
+    if manifest.identity["definition"]["space"].startswith("pixels"):
+        data.mean, data.std = [0.0] * data.channels, [1.0] * data.channels
+    return draw(examples, names, data)
+
+
+def _pixels(picture: np.ndarray) -> np.ndarray:
+    picture = picture.clip(0, 1).transpose(1, 2, 0)
+    return picture[..., 0] if picture.shape[2] == 1 else picture

@@ -1,0 +1,71 @@
+"""What the numbers of an evaluation mean, and which net they are of.
+
+In: the options of an evaluation; a net. Out: what is written beside every number, and what tells
+results of one evaluation from those of another.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.attacks.norms import norm_name
+from pipeline.config import DataConfig, EvaluationConfig, RuntimeConfig
+from pipeline.data import mean_image
+
+# Options of the data section that decide, beside the mean, what the network's input is.
+_INPUT_OPTIONS = ("crop", "resize", "interpolation", "channels", "std")
+
+LINEARISED_AT = {
+    "reached": "x + sum of steps, without overshoot",
+    "tested": "the point where the class was tested, with overshoot",
+}
+
+SPACES = {
+    "input": "network input, after normalisation",
+    "pixels": "pixels in [0, 1], normalisation inside the model",
+}
+
+
+def definition(
+    evaluation: EvaluationConfig, runtime: RuntimeConfig, num_classes: int
+) -> dict[str, Any]:
+    """What the numbers of an evaluation mean; goes beside every one of them."""
+    attack, fgs = evaluation.attack, evaluation.fgs
+    p = norm_name(attack.norm)
+    clipped = ", perturbed images cut to it" if evaluation.clip else ""
+    return {
+        "measure": f"mean of ||dx||_{p} / ||x||_{p}, DeepFool from the predicted class; over all "
+        "samples, never flipped ones with their perturbation so far, but those without a gradient",
+        "norm": p,
+        "num_candidates": min(attack.num_candidates, num_classes),
+        "max_iterations": attack.max_iterations,
+        "overshoot": attack.overshoot,
+        "classes": attack.classes,
+        "visit": attack.visit if attack.visit == "all" else f"lazy, safety {attack.safety:g}",
+        **({"direction": "gradient of the cross-entropy"} if attack.direction == "loss" else {}),
+        "linearised_at": LINEARISED_AT[attack.linearize_at],
+        "space": SPACES[evaluation.space] + clipped,
+        "precision": "tf32" if runtime.tf32 else "fp32",
+        "fgs": {"eps": fgs.measured, "reference": fgs.reference, "search": fgs.search}
+        if fgs.asked
+        else None,
+    }
+
+
+def input_of(data: DataConfig) -> dict[str, Any]:
+    """What the network's input is, wherever files lie."""
+    return {
+        "mean": mean_image.identity(data),
+        **{name: getattr(data, name) for name in _INPUT_OPTIONS},
+    }
+
+
+def fingerprint(net: nn.Module) -> str:
+    """Short hash of a net's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,256 @@
+"""Results on disk: JSON lines as they are found, in one folder for each shard, and back.
+
+OUTPUT/results/i-of-n/ holds manifest.json (what was evaluated), rankR.jsonl (a line for each
+image), examples/ROW.npz and runs.jsonl (a line for each job that ended). Rows, not files, say what
+is done. Lines survive a kill at any moment but for a torn last one, which is dropped.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Shard
+from pipeline.errors import UserError
+from pipeline.evaluation.agreement import allowed_difference, check_agreement
+from pipeline.evaluation.manifest import Manifest, read_manifest
+from pipeline.evaluation.result_lines import Row, read_lines, read_rows
+from pipeline.evaluation.samples import Example, Samples
+from pipeline.runtime.distributed import Ranks, restarted
+from pipeline.runtime.files import naming, replacing, write_json
+from pipeline.runtime.npz import read_npz
+
+WHOLE = Shard(0, 1)
+_MANIFEST = "manifest.json"
+_MEAN = "mean.npy"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """All that the shards of a folder hold."""
+
+    manifest: Manifest
+    samples: Samples
+    ids: dict[int, str]  # of every row found
+    skipped: dict[int, str]  # rows that did not decode, and their ids
+    batch_difference: float  # the largest of any shard's manifest
+    runs: list[dict[str, Any]]  # of jobs that ended
+    shards: list[Shard]
+
+
+class ResultsFolder:
+    """OUTPUT/results, and the place of one shard in it."""
+
+    def __init__(self, folder: Path, shard: Shard = WHOLE) -> None:
+        self.folder = folder
+        self.place = folder / f"{shard.number}-of-{shard.of}"
+
+    @classmethod
+    def open(
+        cls, folder: Path, resume: str, manifest: Manifest, shard: Shard, ranks: Ranks
+    ) -> "ResultsFolder":
+        """Begin a shard, or go on with one.
+
+        Args:
+            folder: where this run's results belong.
+            resume: ``auto``, ``never``, or another results folder to go on in.
+            manifest: of this evaluation.
+            shard: this job's.
+            ranks: the first writes the manifest once all have looked.
+
+        Raises:
+            UserError: the folder holds the results of another evaluation, or ``resume`` is not
+                possible.
+        """
+        if resume not in ("auto", "never"):
+            folder = Path(resume)
+            if not _manifests(folder):
+                raise UserError(f"resume: {folder} is not auto, never or a folder of results")
+        store = cls(folder, shard)
+        if resume == "never" and store.place.exists() and not restarted():
+            raise UserError(f"resume is never, but {store.place} exists; give another --output")
+        refuse_other(folder, manifest)
+        ranks.barrier()
+        if ranks.first:
+            (store.place / "examples").mkdir(parents=True, exist_ok=True)
+            path = store.place / _MANIFEST
+            if path.exists():  # some results may be of a job on another machine
+                difference = allowed_difference([read_manifest(path), manifest])
+                about = manifest.about | {"batch_difference": difference}
+                manifest = replace(manifest, about=about)
+            write_json(path, vars(manifest))
+        ranks.barrier()
+        return store
+
+    def keep_mean(self, mean: list[float] | str) -> None:
+        """Keep a copy of the mean image, which pictures of the examples need."""
+        if isinstance(mean, str):
+            with replacing(self.place / _MEAN) as partial:
+                shutil.copyfile(mean, partial)
+
+    def mean(self) -> str | None:
+        """The mean image that some shard kept."""
+        return next((str(path) for path in self.folder.glob(f"*/{_MEAN}")), None)
+
+    def read(self) -> Stored:
+        """Everything found so far, by every shard and rank.
+
+        Raises:
+            UserError: there is nothing, a file is damaged, manifests differ, or an image was
+                found twice with results that disagree.
+        """
+        paths = _manifests(self.folder)
+        if not paths:
+            raise UserError(f"{self.folder} holds no results of pipeline/evaluate.py")
+        manifests = [read_manifest(path) for path in paths]
+        for path, manifest in zip(paths, manifests, strict=True):
+            changed = manifests[0].differences(manifest)
+            if changed:
+                raise UserError(
+                    f"{paths[0].parent} and {path.parent} are of different evaluations: "
+                    f"{changed}; move one of them away"
+                )
+        difference = allowed_difference(manifests)
+        done: dict[int, Row] = {}
+        skipped: dict[int, str] = {}
+        for path in sorted(self.folder.glob("*/rank*.jsonl")):
+            for values in read_rows(path, manifests[0]):
+                row = values["row"]
+                if values.get("skipped"):
+                    skipped[row] = values["id"]
+                elif row in done:
+                    check_agreement(done[row], values, path, difference)
+                else:
+                    done[row] = values
+        columns = {f.name: [r[f.name] for r in done.values()] for f in fields(Samples)}
+        samples = Samples.of_columns(columns, manifests[0].num_eps)
+        return Stored(
+            manifests[0],
+            Samples.concat([samples]),
+            {row: values["id"] for row, values in done.items()},
+            {row: name for row, name in skipped.items() if row not in done},
+            max(manifest.batch_difference for manifest in manifests),
+            [run for path in sorted(self.folder.glob("*/runs.jsonl")) for run in read_lines(path)],
+            [Shard(*map(int, path.parent.name.split("-of-"))) for path in paths],
+        )
+
+    def examples(self, shape: tuple[int, int, int]) -> list[Example]:
+        """The kept perturbations, by row.
+
+        Args:
+            shape: of an image: channels, height, width.
+
+        Raises:
+            UserError: a file of them is damaged, or of images of another shape.
+        """
+        paths = self.folder.glob("*/examples/*.npz")
+        by_row = {example.row: example for example in (_read_example(p, shape) for p in paths)}
+        return [by_row[row] for row in sorted(by_row)]
+
+    def appender(self, rank: int) -> "Appender":
+        """Where a rank appends; a torn last line of an earlier run is dropped."""
+        return Appender(self.place, rank)
+
+    def ended(self, run: dict[str, Any]) -> None:
+        """Note how a job went."""
+        path = self.place / "runs.jsonl"
+        with naming(path), path.open("a") as file:
+            file.write(json.dumps(run) + "\n")
+
+
+def refuse_other(folder: Path, manifest: Manifest) -> None:
+    """Refuse a folder with results of another evaluation.
+
+    Raises:
+        UserError: names what is different.
+    """
+    for path in _manifests(folder):
+        changed = manifest.differences(read_manifest(path))
+        if changed:
+            raise UserError(
+                f"{path.parent} holds results of another evaluation (here -> there: {changed})"
+                "; give another --output"
+            )
+
+
+class Appender:
+    """Appends results to one JSON-lines file, a flush each time."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        path = self._path = folder / f"rank{rank}.jsonl"
+        self._examples = folder / "examples"
+        self._file = path.open("a")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is writing {path}; wait for it, end it, or give another --output"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        data = path.read_bytes()
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+    def append(self, samples: Samples, ids: list[str]) -> None:
+        """Write results and hand them to the operating system."""
+        columns = {f.name: getattr(samples, f.name).tolist() for f in fields(Samples)}
+        with naming(self._path):
+            for number, image_id in enumerate(ids):
+                values = {name: column[number] for name, column in columns.items()}
+                self._file.write(json.dumps({"id": image_id, **values}) + "\n")
+            self._file.flush()
+
+    def skip(self, rows: Iterable[int], ids: Iterable[str]) -> None:
+        """Note images that did not decode."""
+        with naming(self._path):
+            for row, image_id in zip(rows, ids, strict=True):
+                line = {"id": image_id, "row": row, "skipped": True}
+                self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+    def keep(self, examples: list[Example]) -> None:
+        """Write perturbations for the contact sheet."""
+        for example in examples:
+            path = self._examples / f"{example.row}.npz"
+            with replacing(path) as partial, partial.open("wb") as file:
+                classes = np.array([example.before, example.after])
+                np.savez(file, image=example.image, delta=example.delta, classes=classes)
+
+    def __enter__(self) -> "Appender":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        with naming(self._path):
+            self._file.close()
+
+
+def _manifests(folder: Path) -> list[Path]:
+    paths = list(folder.glob(f"*/{_MANIFEST}"))
+    for path in paths:
+        if not re.fullmatch(r"\d+-of-\d+", path.parent.name):
+            raise UserError(f"{path.parent} is no folder of a shard, as 0-of-1 is; move it away")
+
+    def place(path: Path) -> list[int]:
+        return [int(number) for number in reversed(path.parent.name.split("-of-"))]
+
+    return sorted(paths, key=place)
+
+
+def _read_example(path: Path, shape: tuple[int, int, int]) -> Example:
+    remedy = "remove it: the contact sheet then lacks this image"
+    arrays = read_npz(path, remedy)
+    try:
+        image, delta, (before, after) = arrays["image"], arrays["delta"], arrays["classes"].tolist()
+        row = int(path.stem)
+        if not image.shape == delta.shape == shape:
+            raise ValueError(f"images of the shape {image.shape}, not {shape}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as an example ({error}); {remedy}") from None
+    return Example(row, image, delta, before, after)

@@ -1,0 +1,106 @@
+"""One image through a new net, so that a net that cannot be attacked or trained is refused.
+
+In: a net. Out: nothing, or an error; parameters that the net does not use are frozen.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import FinetuneConfig, RunConfig
+from pipeline.errors import UserError, brief, first_few, warn
+from pipeline.models.attack_view import AttackView
+from pipeline.runtime.importing import describe_exception
+
+
+def check_net(net: nn.Module, config: RunConfig, num_classes: int) -> None:
+    """Refuse a net whose logits for one image have another shape, are not finite, or have no
+    gradient with respect to the image.
+
+    For fine-tuning, parameters that the logits do not depend on are frozen, with a warning:
+    DistributedDataParallel would wait for their gradients.
+
+    Args:
+        net: on the CPU.
+        config: of the run.
+        num_classes: number of logits that the net must have.
+
+    Raises:
+        UserError: names the net and what is wrong.
+    """
+    logits = _differentiable_logits(net, config)
+    name = f"model.name: {config.model.name}"
+    if logits.shape != (1, num_classes):
+        raise UserError(
+            f"{name} gives logits of shape {tuple(logits.shape[1:])} for an image, not "
+            f"({num_classes},); see model.num_classes"
+        )
+    if not logits.isfinite().all():
+        raise UserError(
+            f"{name} gives logits that are not finite (NaN or infinity); see model.weights and "
+            "model.init_std"
+        )
+    if isinstance(config, FinetuneConfig):
+        _freeze_unused(net, logits, name)
+
+
+def _differentiable_logits(net: nn.Module, config: RunConfig) -> Tensor:
+    """Logits (1, K) of one image, with a graph that reaches the image."""
+    data, name = config.data, f"model.name: {config.model.name}"
+    # Not zeros: a net may divide by an image's norm. A generator of its own: the run's numbers
+    # do not depend on this trial.
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, data.channels, data.crop, data.crop, generator=generator)
+    try:
+        graph = AttackView(net).graph(images)
+    except UserError:
+        raise
+    except Exception as error:  # of torch, or of the user's own code
+        raise UserError(
+            f"{name} does not take images of {data.channels} x {data.crop} x {data.crop} "
+            f"(data.channels, data.crop): {describe_exception(error)}"
+        ) from None
+    gradient = None
+    if graph.logits.requires_grad:
+        try:
+            total = graph.logits.sum()
+            (gradient,) = torch.autograd.grad(
+                total, graph.points, retain_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:
+            raise UserError(f"{name} cannot be differentiated: {brief(error)}") from None
+    if gradient is None:
+        raise UserError(
+            f"{name}: its logits have no gradient with respect to the image; its forward must not "
+            "use torch.no_grad(), detach() or operations without a derivative"
+        )
+    return graph.logits
+
+
+def _freeze_unused(net: nn.Module, logits: Tensor, name: str) -> None:
+    used = {id(leaf) for leaf in _leaves(logits)}
+    trained = {key: p for key, p in net.named_parameters() if p.requires_grad}
+    unused = [key for key, parameter in trained.items() if id(parameter) not in used]
+    if len(unused) == len(trained):
+        raise UserError(f"{name} has no parameter to train that its logits depend on")
+    for key in unused:
+        trained[key].requires_grad_(False)
+    if unused:
+        warn(
+            f"{name} does not use {first_few(unused)} in its forward; they are not trained, and "
+            "are saved as they are"
+        )
+
+
+def _leaves(output: Tensor) -> Iterator[Tensor]:
+    """The tensors that gradients of ``output`` are accumulated in."""
+    nodes, seen = [output.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        nodes += [following for following, _ in node.next_functions]

@@ -1,0 +1,116 @@
+"""Classes that weights are for: written beside the tensors, and compared with those of an index.
+
+A state dict of torch has an attribute ``_metadata``, which torch.save keeps, torch.load reads with
+``weights_only=True``, and load_state_dict passes over. So weights.pth stays a plain state dict. A
+.safetensors file has string metadata.
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipeline.config import ModelConfig, RunConfig
+from pipeline.data.classes import Classes, difference, shifted_name
+from pipeline.data.index import Index
+from pipeline.errors import UserError, warn
+from pipeline.models.build import is_file_name, torchvision_categories
+from pipeline.runtime import torch_file
+
+KEY = "deep_defense_classes"  # of the metadata; torch's own keys there are names of modules
+_ACCEPT = "--data.check_classes false accepts it"
+
+
+def with_classes(state: dict[str, Tensor], classes: Classes) -> dict[str, Tensor]:
+    """A state dict that records its classes.
+
+    Args:
+        state: of a net.
+        classes: of its outputs.
+    """
+    described: OrderedDict[str, Tensor] = OrderedDict(state)
+    described._metadata = OrderedDict(getattr(state, "_metadata", {}))
+    described._metadata[KEY] = classes.to_dict()
+    return described
+
+
+def recorded_classes(path: Path) -> Classes | None:
+    """The classes that a file of weights or a checkpoint records; None where it records none.
+
+    A file that cannot be read records none: reading its tensors reports the error.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                return Classes.from_json((file.metadata() or {}).get(KEY))
+        except (OSError, SafetensorError):
+            return None
+    state = torch_file.peek(path)
+    if isinstance(state, dict) and (recorded := Classes.from_dict(state.get("classes"))):
+        return recorded  # a checkpoint of a run
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    return Classes.from_dict(getattr(state, "_metadata", {}).get(KEY))
+
+
+def check_indices(config: RunConfig, train: Index, val: Index) -> None:
+    """Compare the classes of the training and the evaluation images.
+
+    Raises:
+        UserError: they differ, and ``data.check_classes`` is true.
+    """
+    changed = difference(val.classes, train.classes)
+    if changed:
+        _report(
+            config,
+            f"data.val: the classes of {val.path} are not those of data.train {train.path}: "
+            f"{changed}; index both with the same classes: "
+            f"tools/index.py folder|tar ... --classes {train.path}",
+        )
+
+
+def check_weights(config: RunConfig, index: Index) -> None:
+    """Compare the classes of an index with those that ``model.weights`` are for.
+
+    Raises:
+        UserError: they differ, or cannot be the same, and ``data.check_classes`` is true.
+    """
+    model = config.model
+    if model.weights is None:
+        return
+    if is_file_name(model.weights):
+        recorded = recorded_classes(Path(model.weights))
+        changed = difference(index.classes, recorded) if recorded is not None else ""
+    else:
+        recorded = None
+        changed = shifted_name(index.classes, torchvision_categories(model))
+    if changed:
+        _report(
+            config,
+            f"model.weights: {model.weights} is not for the classes of {index.path}: {changed}; "
+            "index the images with the classes of the weights: tools/index.py folder|tar ... "
+            "--classes FILE (a list, or the index that they were trained on); for other classes, "
+            "fine-tune with --model.new_head true",
+        )
+    elif recorded is None:
+        _check_number(config, model, index)
+
+
+def _check_number(config: RunConfig, model: ModelConfig, index: Index) -> None:
+    """Labels of an index of only some of a net's classes are not the net's outputs."""
+    if model.num_classes is not None and model.num_classes != index.num_classes:
+        _report(
+            config,
+            f"model.num_classes: {index.path} has {index.num_classes} classes, the net "
+            f"{model.num_classes}, so its labels are not those of {model.weights}; index the "
+            "images with all classes of the weights, in their order: tools/index.py folder|tar "
+            "... --classes FILE (a class id a line, for example LOC_synset_mapping.txt)",
+        )
+
+
+def _report(config: RunConfig, text: str) -> None:
+    if config.data.check_classes:
+        raise UserError(f"{text}; {_ACCEPT}")
+    warn(text)

@@ -1,0 +1,1 @@
+"""The Deep Defense regulariser and its gradients through the attack."""

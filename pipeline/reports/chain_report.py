@@ -1,0 +1,44 @@
+"""Everything about a fine-tuning that was evaluated before and after: tables, figures, a page.
+
+In: RUN, RUN/before and RUN/after, as launchers/chain.py makes them. Out: RUN/report/.
+"""
+
+from pathlib import Path
+
+from pipeline.runtime.files import check_writable, replacing
+
+from . import figures, runs, table
+
+_FILES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
+
+
+def write(folder: Path) -> Path:
+    """Write RUN/report/report.md and what it shows; its path.
+
+    Raises:
+        UserError: one of the three has no summary yet.
+    """
+    tuned = runs.read(folder, "Deep Defense")
+    before = runs.read(folder / "before", "Reference")
+    after = runs.read(folder / "after", "Deep Defense")
+    target = folder / "report"
+    check_writable(target / "report.md", f"make {target} writable")
+    target.mkdir(exist_ok=True)
+    table.warn_of_differences([before, after])
+    rows = table.rows_of([before, after])
+    for kind, name in _FILES.items():
+        (target / name).write_text(table.FORMATS[kind](rows))
+    drawn = {
+        "epochs": ("Accuracy and rho2 by epoch", figures.epochs([tuned])),
+        "ratios": ("Perturbation of each image, relative", figures.ratios([before, after])),
+        "sheet-before": ("Perturbations before", figures.sheet(before)),
+        "sheet-after": ("Perturbations after", figures.sheet(after)),
+    }
+    lines = [f"# {folder.name}", "", table.FORMATS["markdown"](rows)]
+    for name, (title, figure) in drawn.items():
+        figures.save(figure, target / name)
+        lines += [f"## {title}", "", f"![{title}]({name}.png)", ""]
+    page = target / "report.md"
+    with replacing(page) as partial:
+        partial.write_text("\n".join(lines))
+    return page

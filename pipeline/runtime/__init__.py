@@ -1,0 +1,1 @@
+"""Processes, files, signals and logs: what every run needs, whatever it computes."""

@@ -1,0 +1,293 @@
+"""Ranks: one initialisation for torchrun, SLURM tasks and a single process, and shared endings.
+
+In: the environment (torchrun's or SLURM's variables) and `RuntimeConfig`. Out: `Ranks`, which the
+rest of the program asks for its rank, its device and the few collectives it needs.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from pipeline.config import RuntimeConfig
+from pipeline.errors import (
+    LOST_EXIT_CODE,
+    USER_ERROR_EXIT_CODE,
+    Stopped,
+    UserError,
+    brief,
+    disk_message,
+    is_disk_error,
+)
+from pipeline.runtime.rendezvous import Attendance, meet
+from pipeline.runtime.reproducibility import cpu_name, use_reproducible_kernels
+from pipeline.training.memory_budget import keep_freed, ran_out
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: global rank, their number, rank on this node, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is global rank 0, which alone writes shared files."""
+        return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """The device's name, for reports."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return cpu_name()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all ranks, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect an object of every rank on every rank, in rank order."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def unless_stopped(self, work: Callable[[], Result]) -> Result | None:
+        """This rank's result of work without collectives; None on every rank if any of them raised
+        `Stopped` meanwhile, so that all of them stop."""
+        result = None
+        with suppress(Stopped):
+            result = work()
+        return None if any(self.gather(result is None)) else result
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def restarted() -> bool:
+    """Whether torchrun or SLURM started this run again. It goes on from what it has then, whatever
+    ``--resume`` said of its first start."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(os.environ.get(name, "0") not in ("", "0") for name in counts)
+
+
+@contextmanager
+def session(config: RuntimeConfig) -> Iterator[Ranks]:
+    """Join the other ranks; leave them at the end.
+
+    The process group exists for a single process too, so that there is one way of running. A
+    `UserError` or a full disk inside ends every rank: the first rank to fail prints it as one line.
+    """
+    try:
+        rank, size, local_rank, local_size = _place()
+    except UserError as error:
+        _exit_alone(str(error))
+    device = _device(config, local_rank)
+    use_reproducible_kernels()
+    if device.type == "cpu":
+        keep_freed()
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    store = _join(rank, size, device, config)
+    attendance = Attendance(store, rank, size)
+    try:
+        yield Ranks(rank, size, local_rank, local_size, device)
+    except UserError as error:
+        _end(store, rank, size, f"error: {error}")
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        _end(store, rank, size, f"error: {disk_message(error)}")
+    except (RuntimeError, MemoryError) as error:
+        if ran_out(error):
+            _end(store, rank, size, f"error: out of memory ({brief(error)}); {LESS_MEMORY}")
+        if _another_failed(store, rank):
+            raise SystemExit(USER_ERROR_EXIT_CODE) from None
+        if size > 1 and _is_lost(error):
+            print(
+                f"error: rank {rank} lost the others ({brief(error)}){attendance.missing()}; rerun "
+                "the same command to resume from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(LOST_EXIT_CODE)  # the process group's threads may wait for the lost one
+        raise
+    finally:
+        if size == 1 and dist.is_initialized():  # nobody to wait for, whatever ended the run
+            dist.destroy_process_group()
+    if size > 1:
+        dist.destroy_process_group()
+
+
+LESS_MEMORY = (
+    "use --regularizer.max_images auto, a larger train.accumulation, a smaller "
+    "evaluation.batch_size, or runtime.precision bf16"
+)
+
+
+class StopRequest:
+    """Notices SIGTERM, SIGINT and SIGUSR2, so that a run can finish its step, save and leave.
+
+    Attributes:
+        signals: those that this process has received.
+    """
+
+    signals: set[int] = set()
+
+    def __init__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, self._receive)
+
+    @property
+    def received(self) -> bool:
+        """Whether there was any."""
+        return bool(self.signals)
+
+    def _receive(self, number: int, _: Any) -> None:
+        self.signals.add(number)
+
+
+def _place() -> tuple[int, int, int, int]:
+    """Rank, number of ranks, rank on this node and ranks on this node.
+
+    Raises:
+        UserError: a variable is missing or has no valid value.
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
+        size = _number("WORLD_SIZE", least=1)
+        alone = "0" if size == 1 else None
+        return (
+            _number("RANK", below=size),
+            size,
+            _number("LOCAL_RANK", alone, below=size),
+            _number("LOCAL_WORLD_SIZE", "1", least=1),
+        )
+    if "SLURM_PROCID" in env and _number("SLURM_NTASKS", "1", least=1) > 1:  # srun, a task a rank
+        size = _number("SLURM_NTASKS", least=1)
+        local_size = size // _number("SLURM_NNODES", "1", least=1)
+        ranks = _number("SLURM_PROCID", below=size), size, _number("SLURM_LOCALID", below=size)
+        return *ranks, max(local_size, 1)
+    return 0, 1, 0, 1
+
+
+def _number(name: str, default: str | None = None, least: int = 0, below: int = sys.maxsize) -> int:
+    """The whole number from ``least`` to below ``below`` that an environment variable holds."""
+    text = os.environ.get(name, default)
+    if text is not None and text.isdecimal() and least <= int(text) < below:
+        return int(text)
+    problem = "is not set" if text is None else f"is {text!r}"
+    upper = f" to {below - 1}" if below < sys.maxsize else " up"
+    raise UserError(
+        f"the environment variable {name} {problem}, and must be a whole number from {least}"
+        f"{upper}; start ranks with torchrun or the launchers; for one process, unset RANK and "
+        "WORLD_SIZE"
+    )
+
+
+def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise UserError(
+            "runtime.device is cuda, but torch sees no GPU on this machine; "
+            "use --runtime.device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        )
+    if config.device == "cpu" or not available:
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        _exit_alone(
+            f"local rank {local_rank} has no GPU: torch sees {count}; "
+            f"start at most {count} ranks a node (--nproc_per_node)"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> dist.Store:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=config.timeout)
+    store: dist.Store = dist.HashStore() if size == 1 else _rendezvous(rank, size, config)
+    store.set_timeout(timeout)
+    device_id = device if device.type == "cuda" else None
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id
+    )
+    return store
+
+
+def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> dist.Store:
+    """The store of all ranks; rank 0 or torchrun serves it at MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        UserError: the variables are missing.
+        SystemExit: the ranks do not find one another. Each prints it, since missing ranks
+            cannot.
+    """
+    host, names = socket.gethostname(), ("MASTER_ADDR", "MASTER_PORT")
+    if any(name not in os.environ for name in names):
+        raise UserError(
+            f"{size} tasks were started on {host} but MASTER_ADDR and MASTER_PORT are not set; "
+            "start the run with torchrun or with the launchers of this project"
+        )
+    patience = timedelta(seconds=config.connect_timeout)
+    try:
+        store = next(dist.rendezvous("env://", rank, size, timeout=patience))[0]
+        return meet(store, rank, size, config.connect_timeout)
+    except (RuntimeError, ValueError) as error:
+        place = ":".join(os.environ[name] for name in names)
+        tried = "waited for the other ranks at" if rank == 0 else "cannot reach rank 0 at"
+        _exit_alone(
+            f"rank {rank} of {size} on {host} {tried} {place} for {config.connect_timeout} s "
+            f"({brief(error)}); see that every node resolves that name and that the port is free "
+            "and open, or wait longer with --runtime.connect_timeout"
+        )
+
+
+def _exit_alone(message: str) -> NoReturn:
+    """Print an error that this rank may be alone with, before the ranks have joined."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(USER_ERROR_EXIT_CODE) from None
+
+
+def _end(store: dist.Store, rank: int, size: int, message: str) -> NoReturn:
+    """Leave without collectives, since other ranks may wait in one; torchrun ends them."""
+    if size == 1:
+        print(message, file=sys.stderr, flush=True)
+        raise SystemExit(USER_ERROR_EXIT_CODE)
+    winner = store.compare_set("failed", "", str(rank)).decode()
+    if winner == str(rank):
+        print(message, file=sys.stderr, flush=True)
+    time.sleep(1)  # let the winner's line out before torchrun ends this rank or the others
+    os._exit(USER_ERROR_EXIT_CODE)
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a collective failed because another rank died or did not come."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _another_failed(store: dist.Store, rank: int) -> bool:
+    """Whether a collective broke because another rank left with a message of its own."""
+    try:
+        return store.check(["failed"]) and store.get("failed").decode() != str(rank)
+    except RuntimeError:
+        return False

@@ -1,0 +1,284 @@
+"""What a run shows: a progress bar, lines in a log, metrics.jsonl, and TensorBoard.
+
+Rank 0's monitor is shown; the other ranks' monitors do nothing.
+"""
+
+import json
+import sys
+import threading
+import time
+from contextlib import nullcontext, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from pipeline.errors import first_few, is_disk_error, warn
+from pipeline.runtime.files import naming, replacing, write_json
+
+_LINE_SECONDS = 15  # between lines where there is no terminal for a bar
+_STATUS_SECONDS = 2  # between two states of progress.json
+
+
+class Monitor:
+    """Shows a run, and records it where it has a folder; inert on ranks that are not ``shown``.
+
+    Use it as a context manager, so that files are closed whatever ends the run.
+    """
+
+    def __init__(self, folder: Path | None, shown: bool, step: int = 0) -> None:
+        """Open the records of a run that goes on from ``step``; what lies beyond is dropped."""
+        self.shown, self.active = shown, shown and folder is not None
+        self.console = Console(quiet=not shown, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._name = ""  # of what goes on
+        self._last_line = self._last_status = 0.0
+        # Where progress is written for whoever looks from outside; None: nowhere.
+        self.status = folder / "progress.json" if self.active else None
+        if not self.active:
+            return
+        self._path = folder / "metrics.jsonl"
+        warn(_drop_after(self._path, step))
+        self._file = self._path.open("a")
+        self._board_folder = folder / "tensorboard"
+        _hide_disk_errors_of_threads()
+        with naming(self._board_folder):
+            self._board = SummaryWriter(self._board_folder, purge_step=step + 1)
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # The error that ends the run is the one to report; a full disk makes these fail, too.
+        later = suppress(OSError) if kind else nullcontext()
+        with later:
+            self.end_progress()
+        if self.active:
+            with later, naming(self._path):
+                self._file.close()
+            with later, naming(self._board_folder):
+                self._board.close()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def hyper_parameters(
+        self, options: dict[str, Any], metrics: dict[str, float], step: int
+    ) -> None:
+        """Enter the run into TensorBoard's table of hyper-parameters, with these metrics."""
+        if not self.active:
+            return
+        plain = (bool, int, float, str)
+        values = {k: v if isinstance(v, plain) else str(v) for k, v in options.items()}
+        with naming(self._board_folder):
+            for summary in hparams(values, metrics):
+                self._board.file_writer.add_summary(summary)
+            for name, value in metrics.items():  # the table reads its values from these scalars
+                self._board.add_scalar(name, value, step)
+
+    def scalars(self, step: int, group: str, values: dict[str, float]) -> None:
+        """Record numbers after ``step`` steps: one JSON line, and a TensorBoard point each."""
+        if not self.active:
+            return
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        line = {"step": step, "time": time.time(), **named}
+        with naming(self._path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        with naming(self._board_folder):
+            for name, value in named.items():
+                self._board.add_scalar(name, value, step)
+
+    def evaluation(self, entry: dict[str, Any], rho: str) -> None:
+        """Show and record one evaluation of a training run.
+
+        Args:
+            entry: step, epoch, and what `pipeline.evaluation.samples.summarize` gives.
+            rho: name of the mean ratio in it.
+        """
+        numbers = {
+            name: value
+            for name, value in entry.items()
+            if isinstance(value, int | float) and name not in ("step", "epoch")
+        }
+        line = (
+            f"epoch {entry['epoch']:g}: accuracy {entry['accuracy']:.2%}, {rho} {entry[rho]:.4g}, "
+            f"{entry['num_unflipped']} of {entry['num_samples']} never flipped"
+        )
+        fgs = entry.get("fgs", {})
+        for after in fgs.get("accuracy", []):
+            numbers[f"accuracy_after_fgs_{after['eps']:.4g}"] = after["accuracy"]
+            line += f", {after['accuracy']:.2%} after FGS {after['eps']:.4g}"
+        if "eps_ref" in fgs:
+            eps_ref = fgs["eps_ref"]  # None: fewer than half are right without a perturbation
+            numbers |= {} if eps_ref is None else {"eps_ref": eps_ref}
+            line += ", no eps_ref" if eps_ref is None else f", eps_ref {eps_ref:.4g}"
+        self.scalars(entry["step"], "evaluation", numbers)
+        self.say(line)
+
+    def figure(self, step: int, name: str, figure: Any) -> None:
+        """Show a matplotlib figure in TensorBoard."""
+        if self.active:
+            with naming(self._board_folder):
+                self._board.add_figure(name, figure, step)
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Show a distribution in TensorBoard."""
+        if self.active and len(values):
+            with naming(self._board_folder):
+                self._board.add_histogram(name, values, step)
+
+    def start_progress(self, name: str, total: int, done: int = 0, at: str = "") -> None:
+        """Begin a bar.
+
+        Args:
+            name: of what is done.
+            total: steps or images.
+            done: of them, already.
+            at: where in the run this is, as ``step 24/48``, for progress.json.
+        """
+        self.end_progress()
+        self._name, self._total, self._done, self._at = name, total, done, at
+        self._begin, self._begin_done = time.perf_counter(), done
+        self._write_status(now=True)
+        if self.shown and self.console.is_terminal:
+            columns = (
+                *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+                *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(name, total=total, completed=done, note="")
+
+    def progress(self, done: int, note: str = "") -> None:
+        """Move the bar; without a terminal, print a line now and then."""
+        self._done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+        elif self.shown and time.perf_counter() - self._last_line > _LINE_SECONDS:
+            self._last_line = time.perf_counter()
+            left = timedelta(seconds=round(self._seconds_left()))
+            self.say(f"{self._name} {done}/{self._total}, {left} left  {note}")
+
+        self._write_status()
+
+    def advance(self, number: int) -> None:
+        """Move the bar by so much."""
+        self.progress(min(self._done + number, self._total))
+
+    def end_progress(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._write_status(now=True)
+
+    def _write_status(self, now: bool = False) -> None:
+        clock = time.perf_counter()
+        if not self.shown or self.status is None or not self._name:
+            return
+        if not now and clock - self._last_status < _STATUS_SECONDS:
+            return
+        self._last_status = clock
+        rate = (self._done - self._begin_done) / max(clock - self._begin, 1e-9)
+        values = {"doing": self._name, "done": self._done, "total": self._total}
+        values |= {"at": self._at, "per_second": rate, "time": time.time()}
+        write_json(self.status, values)
+
+    def _seconds_left(self) -> float:
+        passed = time.perf_counter() - self._begin
+        return passed / max(self._done - self._begin_done, 1) * (self._total - self._done)
+
+    def table(self, before: dict[str, Any], after: dict[str, Any], rho: str = "rho2") -> None:
+        """Print accuracy and the mean ratio, named ``rho``, before and after fine-tuning."""
+        table = Table(title=f"{before['num_samples']} held-out images")
+        for name in ("", "before", "after"):
+            table.add_column(name, justify="right")
+        table.add_row("accuracy", f"{before['accuracy']:.2%}", f"{after['accuracy']:.2%}")
+        table.add_row(rho, f"{before[rho]:.4g}", f"{after[rho]:.4g}")
+        gain = f"{after[rho] / before[rho]:.2f}" if before[rho] else "-"
+        table.add_row(f"{rho}, relative", "1", gain)
+        table.add_row("never flipped", str(before["num_unflipped"]), str(after["num_unflipped"]))
+        # Evaluations of older checkpoints do not hold this number.
+        nonfinite = [str(summary.get("num_nonfinite", 0)) for summary in (before, after)]
+        if nonfinite != ["0", "0"]:
+            table.add_row("not finite", *nonfinite)
+        self.console.print(table)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory so far: of the GPU's allocator, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on every platform
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _drop_after(path: Path, step: int) -> str:
+    """Keep the lines of metrics.jsonl up to ``step``: a resumed run writes the rest again.
+
+    Returns:
+        A warning if damaged lines were dropped, too; a last line cut short by a kill is no damage.
+    """
+    if not path.exists():
+        return ""
+    kept, damaged = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            continue
+        line_step = _step_of(line)
+        if line_step is None:
+            damaged.append(str(number))
+        elif line_step <= step:
+            kept.append(line)
+    with replacing(path) as partial:
+        partial.write_bytes(b"".join(kept))
+    if not damaged:
+        return ""
+    lines = "line is" if len(damaged) == 1 else "lines are"
+    return (
+        f"{path}: {len(damaged)} {lines} damaged and left out ({first_few(damaged)}); the run "
+        "itself does not depend on this file"
+    )
+
+
+def _step_of(line: bytes) -> float | None:
+    """The step of a line of metrics.jsonl; None where the line is damaged."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int | float) else None
+
+
+def _hide_disk_errors_of_threads() -> None:
+    """TensorBoard's thread hands a full disk to the next call of its writer, which reports it, and
+    would print a traceback besides."""
+    if getattr(threading.excepthook, "hides_disk_errors", False):
+        return
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not is_disk_error(arguments.exc_value):
+            before(arguments)
+
+    hook.hides_disk_errors = True
+    threading.excepthook = hook

@@ -1,0 +1,137 @@
+"""The same bits for an image in any batch: what makes them so on CPUs, and a check.
+
+A matrix product may give a row other last bits in another row's place or beside fewer rows, because
+the library picks another kernel. Near a class boundary such a difference grows by a factor of some
+thousands in DeepFool. Three measures make an image's result a function of the image alone:
+
+1. MKL runs in a mode of conditional numerical reproducibility (CNR). On AMD CPUs its default mode
+   gives even and odd rows of a small product other bits; no CNR mode does, at equal speed.
+2. Batches hold at least `MIN_BATCH` images; smaller ones are padded. Fewer rows take other kernels.
+3. With more than `MAX_THREADS` threads MKL splits products by the number of rows, so that every
+   batch is padded to one size.
+
+`largest_difference` measures whether this is so for a net; its result is stored beside results.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.models.attack_view import AttackView
+
+# With at most MAX_THREADS threads, products of at least this many rows gave each row the same bits
+# in all trials (docs/reproducibility.md).
+MIN_BATCH = 16
+MAX_THREADS = 4
+
+# Differences between two results that are taken for rounding: relative to the result, and to the
+# image's norm.
+RELATIVE_TOLERANCE, IMAGE_TOLERANCE = 1e-5, 1e-7
+# By how much DeepFool may enlarge a difference in the last bits; 6,000 was seen.
+_GROWTH = 1e4
+
+_MODE = "MKL_CBWR"
+
+
+def use_reproducible_kernels() -> None:
+    """Set MKL's CNR mode, unless the user has set one. MKL reads it at its first matrix product."""
+    os.environ.setdefault(_MODE, "AUTO,STRICT")
+
+
+def images_at_once(batch_size: int, device: torch.device) -> int:
+    """How many images an evaluation takes at once; at least `MIN_BATCH` on a CPU."""
+    return max(batch_size, MIN_BATCH) if device.type == "cpu" else batch_size
+
+
+def min_batch_size(size: int, device: torch.device) -> int:
+    """To how many images smaller batches are padded, where at most ``size`` are taken at once."""
+    if device.type == "cpu" and torch.get_num_threads() <= MAX_THREADS:
+        return min(size, MIN_BATCH)
+    return size
+
+
+def largest_difference(
+    view: AttackView, shape: tuple[int, int, int], size: int, device: torch.device
+) -> float:
+    """How much an image's logits and input gradient depend on its batch.
+
+    The same images are put through the net in batches of several sizes and at other places.
+
+    Args:
+        view: the net.
+        shape: (C, H, W) of an image.
+        size: the largest batch that an evaluation uses.
+        device: of the net.
+
+    Returns:
+        The largest difference, relative to the largest logit or gradient entry of the image; 0.0
+        if all bits are equal.
+    """
+    if size == 1:
+        return 0.0
+    if view.least < size:
+        size = min(size, 2 * MIN_BATCH + 1)  # larger batches take the kernels of this one
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, *shape, generator=generator).to(device)
+    whole = _logits_and_gradients(view, images)
+    largest = 0.0
+    for part in _parts(size, min(view.least, size)):
+        for one, all_of_them in zip(_logits_and_gradients(view, images[part]), whole, strict=True):
+            expected = all_of_them[part]
+            if not torch.equal(one, expected):
+                scale = expected.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
+                largest = max(largest, float(((one - expected).abs() / scale).max()))
+    return largest
+
+
+def _parts(size: int, smallest: int) -> Iterator[Tensor]:
+    """Rows of batches: all, one place later; few, which are padded; the fewest that are not."""
+    rows = torch.arange(size)
+    yield rows.roll(1)
+    yield rows[1 : 1 + max(smallest - 1, 1)]
+    if smallest < size:
+        yield rows[-(smallest + 1) :]
+
+
+def _logits_and_gradients(view: AttackView, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, K), and the gradients (N, C * H * W) of the difference of two of them."""
+    graph = view.graph(images)
+    with torch.enable_grad():
+        top = graph.logits.topk(2, dim=1).values
+        gradient = view.gap_gradient(graph, top[:, 1] - top[:, 0])
+    return graph.logits.detach(), gradient.flatten(1)
+
+
+def relative_tolerance(difference: float) -> float:
+    """By how much two measurements of one perturbation's norm may differ, relative.
+
+    Args:
+        difference: of `largest_difference`, where they were made.
+    """
+    return max(RELATIVE_TOLERANCE, _GROWTH * difference)
+
+
+def kernels(device: torch.device) -> dict[str, str | int]:
+    """What the last bits of results depend on; compared between shards."""
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device)}
+    threads = torch.get_num_threads()
+    return {
+        "device": cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "mkl_mode": os.environ.get(_MODE, "default"),
+        "threads": threads if threads > MAX_THREADS else f"at most {MAX_THREADS}",
+    }
+
+
+def cpu_name() -> str:
+    """The CPU's model name, as lscpu has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "CPU")
