@@ -18,6 +18,7 @@ from pathlib import Path
 
 from launchers import options
 from pipeline.config import EvaluateConfig, FinetuneConfig
+from pipeline.runtime import config_file
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
     own = ["shards", "shard-time"]
@@ -32,8 +33,8 @@ from launchers.run_status import Submission
 from launchers.tasks import Report
 from pipeline.config import arguments, parse
 from pipeline.errors import guarded, warn
+from pipeline.evaluation import reference
 from pipeline.evaluation.shard_results import Manifest
-from pipeline.models import setup
 
 # What is evaluated: the folder, and the weights that the fine-tuning writes.
 PARTS = {"before": "reference.pth", "after": "weights.pth"}
@@ -72,10 +73,10 @@ def evaluations_of(
     folder = Path(tuning.output)
     with tempfile.TemporaryDirectory() as place:
         base = Path(place) / "base.yaml"
-        parse.save(dataclasses.replace(tuning, resume="auto"), base)
+        config_file.save(dataclasses.replace(tuning, resume="auto"), base)
         search = ["--evaluation.fgs.search", "true"]
         config = parse.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *words])
-    config = submit.absolute(setup.resolve_reference(config))
+    config = submit.absolute(reference.resolve_reference(config))
     # The weights to evaluate do not exist yet. Those to start from have another head where a new
     # one is asked for.
     weights = None if tuning.model.new_head else tuning.model.weights

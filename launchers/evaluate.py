@@ -26,10 +26,11 @@ from launchers.run_status import Submission
 from launchers.tasks import Merge, Task
 from pipeline import evaluate as entry
 from pipeline.config import arguments, parse
+from pipeline.data import source
 from pipeline.errors import UserError, guarded, warn
-from pipeline.evaluation import merge
+from pipeline.evaluation import merge, reference
 from pipeline.evaluation.shard_results import Manifest, refuse_other
-from pipeline.models import setup
+from pipeline.models import prepare
 
 
 def parser() -> arguments.Parser:
@@ -50,10 +51,10 @@ def check(config: EvaluateConfig) -> Manifest:
     """
     if config.part.of != 1:
         raise UserError("shard: the launcher sets it; say how many with --shards before --")
-    index = setup.open_index(config, "val")
+    index = source.open_index(config, "val")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # as the jobs do
-        net = setup.build_net(config, index)
+        net = prepare.build_net(config, index)
     return entry.describe(config, index, net)
 
 
@@ -116,7 +117,7 @@ def main() -> None:
     config = parse.parse(EvaluateConfig, __doc__, theirs, output_suffix="-evaluation")
     with guarded():
         resources = options.resources(asked)
-        config = setup.resolve_reference(config)
+        config = reference.resolve_reference(config)
         manifest = check(config)
         total = num_shards(asked.shards, 8, manifest)
         warn(*warn_ignored(config))

@@ -29,9 +29,11 @@ from launchers.options import Resources
 from launchers.run_status import Submission
 from launchers.tasks import Task
 from pipeline.config import arguments, parse
+from pipeline.data import source
 from pipeline.data.batches import TrainingPlan
 from pipeline.errors import guarded, warn
-from pipeline.models import setup
+from pipeline.evaluation import reference
+from pipeline.models import prepare
 
 
 def parser() -> arguments.Parser:
@@ -64,7 +66,7 @@ def parse_configs(sweeps: list[list[str]], words: list[str]) -> tuple[Path, list
         more = [word for name, value in point for word in (f"--{name}", value)]
         config = parse.parse(FinetuneConfig, __doc__, [*words, *more])
         config.output = str(folder / options.name_of(point))
-        configs.append(submit.absolute(setup.resolve_reference(config)))
+        configs.append(submit.absolute(reference.resolve_reference(config)))
     return folder, configs
 
 
@@ -75,10 +77,10 @@ def check(config: FinetuneConfig, resources: Resources) -> list[str]:
     Raises:
         UserError: names the option.
     """
-    indices = setup.open_index(config, "train"), setup.open_index(config, "val")
+    indices = source.open_index(config, "train"), source.open_index(config, "val")
     plan = TrainingPlan(indices[0], config.data, config.train, 0, resources.ranks)
     with torch.random.fork_rng(devices=[]):
-        setup.build_net(config, *indices)
+        prepare.build_net(config, *indices)
     return warn_ignored(config, steps_per_epoch=plan.steps_per_epoch)
 
 

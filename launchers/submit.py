@@ -22,9 +22,10 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launchers import run_status, slurm_states
 from launchers.options import Resources
-from pipeline.config import RunConfig, parse
+from pipeline.config import RunConfig
 from pipeline.data import demo
 from pipeline.errors import UserError
+from pipeline.runtime import config_file
 
 PROJECT = Path(__file__).resolve().parent.parent
 SUBMITTED = "submitted.yaml"  # in a run's folder: the options that it was given
@@ -52,7 +53,7 @@ def snapshot(folder: Path, configs: Sequence[RunConfig], resources: Resources) -
         paths = [run / SUBMITTED for run in runs]
         for config, path in zip(configs, paths, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            parse.save(config, path)
+            config_file.save(config, path)
     except OSError as error:
         raise UserError(f"output: {folder} cannot be written ({error.strerror})") from None
     return paths

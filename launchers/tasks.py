@@ -100,6 +100,6 @@ class Report:
 
 def _is_to_go_on() -> bool:
     """Whether the run was preempted or its time is up; SIGTERM alone is scancel's."""
-    from pipeline.runtime.distributed import StopRequest
+    from pipeline.runtime.signals import StopRequest
 
     return signal.SIGUSR2 in StopRequest.signals

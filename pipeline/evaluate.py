@@ -23,23 +23,21 @@ if __name__ == "__main__":  # a mistake in an option is reported before the slow
 import numpy as np
 import torch
 
+from pipeline.data import source
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded, warn
-from pipeline.evaluation import attack_space, measure, merge
+from pipeline.evaluation import attack_space, measure, merge, reference
 from pipeline.evaluation.measure import Found
 from pipeline.evaluation.protocol import definition, fingerprint, input_of
+from pipeline.evaluation.self_check import largest_difference
 from pipeline.evaluation.shard_results import Manifest, ResultsFolder
-from pipeline.models import build, setup
+from pipeline.models import build, prepare
 from pipeline.models.attack_view import AttackView
-from pipeline.runtime.distributed import Ranks, StopRequest, session
+from pipeline.runtime import allocator, config_file, machine, run_folder
+from pipeline.runtime.distributed import Ranks, session
 from pipeline.runtime.monitor import Monitor
-from pipeline.runtime.reproducibility import (
-    images_at_once,
-    kernels,
-    largest_difference,
-    relative_tolerance,
-)
-from pipeline.training import memory_budget
+from pipeline.runtime.reproducibility import images_at_once, kernels, relative_tolerance
+from pipeline.runtime.signals import StopRequest
 
 
 def main() -> None:
@@ -47,10 +45,10 @@ def main() -> None:
     config = parse.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
     with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every part
-        config = setup.resolve_reference(config)
-        setup.check_folder(config, "evaluation")
-        index = setup.open_index(config, "val")
-        net = setup.build_net(config, index)
+        config = reference.resolve_reference(config)
+        run_folder.check_folder(config, "evaluation")
+        index = source.open_index(config, "val")
+        net = prepare.build_net(config, index)
         manifest = describe(config, index, net)
         rows = index.subset(config.evaluation.num_images)
         if config.part.of > len(rows):
@@ -61,12 +59,14 @@ def main() -> None:
         warn(*warn_ignored(config, ranks.device.type), advice)
         if config.dry_run:
             return
-        net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
+        net = net.to(
+            ranks.device, memory_format=prepare.memory_format(config.runtime, ranks.device)
+        )
         manifest.about.update(check_batches(config, net, ranks))
-        folder = setup.open_folder(config, ranks, "evaluation")
+        folder = run_folder.open_folder(config, ranks, "evaluation")
         store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
         if ranks.first:
-            parse.save(config, folder / "config.yaml")
+            config_file.save(config, folder / "config.yaml")
             store.keep_mean(config.data.mean)
             monitor.status = store.place / "progress.json"
         try:
@@ -81,7 +81,7 @@ def main() -> None:
 
 def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
     """What identifies this evaluation: results of others are refused; and what reports need."""
-    num_classes = setup.num_classes_of(config, index)
+    num_classes = prepare.num_classes_of(config, index)
     identity = {
         "model": config.model.name,
         "weights": fingerprint(net),
@@ -124,11 +124,11 @@ def largest_difference_that_fits(
         try:
             return largest_difference(view, shape, size, device)
         except (RuntimeError, MemoryError) as error:
-            if size == 1 or not memory_budget.ran_out(error):
+            if size == 1 or not allocator.ran_out(error):
                 raise
         size //= 2
         view.least = min(view.least, size)
-        memory_budget.give_back()
+        allocator.give_back()
 
 
 def announce(config: EvaluateConfig, means: dict[str, Any], rows: np.ndarray, ranks: Ranks) -> str:
@@ -175,7 +175,7 @@ def evaluate(
             appender.keep(found.examples)
             appender.skip(skipped, [index.id(row) for row in skipped])
 
-        threads = setup.decoding_threads(config.data, ranks.local_size)
+        threads = source.decoding_threads(config.data, ranks.local_size)
         known = (net, index, todo, config, ranks, threads)
         measured = measure.measure_until_stopped(*known, keep, examples, stop, monitor)
     if measured is None:
@@ -192,7 +192,7 @@ def evaluate(
                 "seconds": seconds,
                 "ranks": ranks.size,
                 "device": ranks.device_name,
-                "versions": setup.versions(),
+                "versions": machine.versions(),
             }
         )
 

@@ -17,8 +17,11 @@ if __name__ == "__main__":  # a mistake in an option is reported before the slow
 
 import torch
 
+from pipeline.data import source
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, first_few, guarded, warn
-from pipeline.models import build, setup
+from pipeline.evaluation import reference
+from pipeline.models import build, prepare
+from pipeline.runtime import config_file, machine, run_folder
 from pipeline.runtime.distributed import session
 from pipeline.runtime.files import write_json
 from pipeline.runtime.monitor import Monitor
@@ -29,14 +32,14 @@ def main() -> None:
     """Parse, join the ranks, train, report."""
     config = parse.parse(FinetuneConfig, __doc__)
     with guarded(), session(config.runtime) as ranks:
-        config = setup.resolve_reference(config)
-        folder = setup.check_folder(config, "training")
+        config = reference.resolve_reference(config)
+        folder = run_folder.check_folder(config, "training")
         torch.manual_seed(config.train.seed)
-        indices = setup.open_index(config, "train"), setup.open_index(config, "val")
-        net = setup.build_net(config, *indices)
-        threads = setup.decoding_threads(config.data, ranks.local_size)
+        indices = source.open_index(config, "train"), source.open_index(config, "val")
+        net = prepare.build_net(config, *indices)
+        threads = source.decoding_threads(config.data, ranks.local_size)
         if not config.dry_run:
-            setup.open_folder(config, ranks, "training", alone=True)
+            run_folder.open_folder(config, ranks, "training", alone=True)
         trainer = Trainer(config, ranks, net, indices, threads)
         resumed = trainer.resume()
         steps_per_epoch = trainer.plan.steps_per_epoch
@@ -54,7 +57,7 @@ def main() -> None:
             warn(*warnings)
             monitor.say(where(folder, resumed, trainer))
             if ranks.first:
-                parse.save(config, folder / "config.yaml")
+                config_file.save(config, folder / "config.yaml")
             try:
                 trainer.fit(monitor)
             except Stopped:
@@ -119,7 +122,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
         "ranks": trainer.ranks.size,
         "device": trainer.ranks.device_name,
         "history": trainer.history,
-        "versions": setup.versions(),
+        "versions": machine.versions(),
     }
     write_json(folder / "summary.json", summary)
     metrics = {

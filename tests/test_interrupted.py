@@ -19,8 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.config import CheckpointConfig
 from pipeline.runtime import files
-from pipeline.runtime.distributed import StopRequest
 from pipeline.runtime.files import replacing, sweep
+from pipeline.runtime.signals import StopRequest
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.trainer import Trainer

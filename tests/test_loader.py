@@ -17,9 +17,9 @@ from pipeline.config import DataConfig
 from pipeline.data import image_headers, index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
-from pipeline.data.loader import Batch, BatchSpec, Loader
+from pipeline.data.loader import Batch, Loader
 from pipeline.data.mapped_files import Files
-from pipeline.data.plan import training_windows
+from pipeline.data.plan import BatchSpec, training_windows
 from pipeline.errors import UserError
 from tests.images import decode, encode, index_tar, picture
 from tests.runs import environment

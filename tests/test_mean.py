@@ -14,9 +14,9 @@ from pipeline.data import demo, index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.convert import read_idx
 from pipeline.data.index import Index
-from pipeline.data.loader import BatchSpec, Loader
+from pipeline.data.loader import Loader
 from pipeline.data.mean_image import identity, mean_of
-from pipeline.data.plan import training_windows
+from pipeline.data.plan import BatchSpec, training_windows
 from pipeline.errors import UserError
 from pipeline.evaluation.attack_space import data_options, view_of
 from pipeline.models import build

@@ -17,10 +17,10 @@ from reproduction.experiments import EXPERIMENTS
 from reproduction.plan import Planner, Unit
 
 from launchers.submit import SUBMITTED
-from pipeline.config import parse
 from pipeline.data import demo
 from pipeline.errors import UserError
 from pipeline.reports.table import Row
+from pipeline.runtime import config_file
 from tests.runs import Run, command, environment
 
 pytest.importorskip("nvidia.dali")
@@ -80,7 +80,7 @@ def test_a_reference_stays_whatever_the_regularisers_options(tmp_path: Path) -> 
 
     for unit in planned().values():
         unit.folder.mkdir(parents=True)
-        parse.save(unit.config, unit.folder / SUBMITTED)
+        config_file.save(unit.config, unit.folder / SUBMITTED)
         (unit.folder / unit.result).touch()
     other = planned("--regularizer.c", "50", "--schedule.milestones", "[2]")
     assert other["seed0/reference"].done()

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from pipeline import evaluate
 from pipeline.errors import UserError
 from pipeline.evaluation import merge
+from pipeline.evaluation.self_check import largest_difference
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime import reproducibility
-from pipeline.runtime.reproducibility import MIN_BATCH, largest_difference
+from pipeline.runtime.reproducibility import MIN_BATCH
 from tests import nets
 from tests.test_results import manifest, shard
 

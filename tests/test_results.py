@@ -17,7 +17,7 @@ from pipeline.evaluation import contact_sheet, merge
 from pipeline.evaluation.protocol import definition
 from pipeline.evaluation.samples import Example, Samples, accuracy_at, by_class, eps_ref, summarize
 from pipeline.evaluation.shard_results import Manifest, ResultsFolder
-from pipeline.models import setup
+from pipeline.runtime import run_folder
 from pipeline.runtime.distributed import Ranks
 
 EPS = [0.1, 0.2]
@@ -300,6 +300,8 @@ def test_shards_that_begin_at_once_find_the_folder_writable(tmp_path: Path) -> N
     """Each looks whether it can write; none may take away what another looks at."""
     config = EvaluateConfig(output=str(tmp_path / "x"))
     with ThreadPoolExecutor(16) as pool:
-        calls = [pool.submit(setup.open_folder, config, ALONE, "evaluation") for _ in range(400)]
+        calls = [
+            pool.submit(run_folder.open_folder, config, ALONE, "evaluation") for _ in range(400)
+        ]
         assert {call.result() for call in calls} == {tmp_path / "x"}
     assert not list((tmp_path / "x").iterdir())

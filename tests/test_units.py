@@ -26,6 +26,7 @@ from pipeline.config import (
 )
 from pipeline.data.classes import Classes
 from pipeline.errors import UserError, guarded, refuse
+from pipeline.runtime import config_file
 from pipeline.runtime.distributed import _place, session
 from pipeline.runtime.monitor import Monitor
 from pipeline.training.checkpoint import Checkpoints, read, write
@@ -52,7 +53,7 @@ def test_command_line_wins_over_yaml_over_defaults(tmp_path: Path) -> None:
 
 def test_saved_configuration_reads_back(tmp_path: Path) -> None:
     config = parse.parse(FinetuneConfig, "", ["--data.mean", "[0.5]", "--output", "x"])
-    parse.save(config, tmp_path / "config.yaml")
+    config_file.save(config, tmp_path / "config.yaml")
     assert parse.parse(FinetuneConfig, "", ["--config", str(tmp_path / "config.yaml")]) == config
 
 
@@ -241,7 +242,7 @@ def test_jobs_show_a_run_that_starts_or_evaluates(tmp_path: Path) -> None:
 
 
 def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:
-    parse.save(FinetuneConfig(), tmp_path / "c.yaml")
+    config_file.save(FinetuneConfig(), tmp_path / "c.yaml")
     assert yaml.safe_load((tmp_path / "c.yaml").read_text())["regularizer"]["c"] == 500
 
 

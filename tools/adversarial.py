@@ -22,27 +22,29 @@ if __name__ == "__main__":  # a mistake in an option is reported before the slow
 
 import torch
 
-from pipeline.data import array_tars
+from pipeline.data import array_tars, source
 from pipeline.data.index import Index, join
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded, warn
 from pipeline.evaluate import describe
-from pipeline.evaluation import measure
+from pipeline.evaluation import measure, reference
 from pipeline.evaluation.measure import Found
-from pipeline.models import setup
-from pipeline.runtime.distributed import Ranks, StopRequest, session
+from pipeline.models import prepare
+from pipeline.runtime import run_folder
+from pipeline.runtime.distributed import Ranks, session
 from pipeline.runtime.files import write_json
 from pipeline.runtime.monitor import Monitor
+from pipeline.runtime.signals import StopRequest
 
 
 def main() -> None:
     """Attack what is not done yet, then index all of it."""
     config = parse.parse(EvaluateConfig, __doc__, output_suffix="-adversarial")
     with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
-        config = setup.resolve_reference(config)
-        setup.check_folder(config, "adversarial")
+        config = reference.resolve_reference(config)
+        run_folder.check_folder(config, "adversarial")
         torch.manual_seed(0)
-        index = setup.open_index(config, "val")
-        net = setup.build_net(config, index)
+        index = source.open_index(config, "val")
+        net = prepare.build_net(config, index)
         if config.evaluation.space != "input":
             raise UserError("evaluation.space: examples are stored in the net's input space: input")
         identity = describe(config, index, net).identity
@@ -50,9 +52,11 @@ def main() -> None:
         if config.dry_run:
             monitor.say(f"{len(index):,} images to attack, into {config.output}")
             return
-        folder = setup.open_folder(config, ranks, "adversarial", alone=True)
+        folder = run_folder.open_folder(config, ranks, "adversarial", alone=True)
         begin(folder, identity, ranks)
-        net = net.to(ranks.device, memory_format=setup.memory_format(config.runtime, ranks.device))
+        net = net.to(
+            ranks.device, memory_format=prepare.memory_format(config.runtime, ranks.device)
+        )
         try:
             attack(folder, config, index, net, ranks, monitor)
         except Stopped:
@@ -121,7 +125,7 @@ def attack(
                     appender.append(example.row, example.image + example.delta)
             appender.flush()
 
-        threads = setup.decoding_threads(config.data, ranks.local_size)
+        threads = source.decoding_threads(config.data, ranks.local_size)
         known = (net, index, todo, config, ranks, threads)
         every = frozenset(todo.tolist())
         measured = measure.measure_until_stopped(*known, keep, every, stop, monitor)

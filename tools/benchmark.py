@@ -68,5 +68,5 @@ if __name__ == "__main__":
     with guarded():
         if options.json is not None:
             check_writable(options.json, common.JSON_REMEDY)
-        device = common.prepare(options)
+        device = common.set_up_device(options)
         common.report(BENCHMARKS[options.what](options), device, options)

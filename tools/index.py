@@ -153,9 +153,9 @@ def mean(options: argparse.Namespace) -> None:
     """The mean image of an index, for --data.mean; cropped as in evaluation, pixels in [0, 1]."""
     import torch  # with DALI, seconds that the other commands need not wait for
 
+    from pipeline.data import source
     from pipeline.data.batches import evaluation_specs
     from pipeline.data.loader import Loader
-    from pipeline.models import setup
 
     if options.out.suffix != ".npy":
         raise UserError(f"--out {options.out}: a mean image is a .npy file; name it so")
@@ -170,7 +170,7 @@ def mean(options: argparse.Namespace) -> None:
     total, done = 0.0, 0
     size = min(250, max(1, _BATCH_VALUES // (channels * options.crop**2)))
     specs = evaluation_specs(found, np.arange(len(found)), data, size)
-    loader = Loader(found, specs, data, torch.device("cpu"), size, setup.decoding_threads(data))
+    loader = Loader(found, specs, data, torch.device("cpu"), size, source.decoding_threads(data))
     with progress_bar("mean", len(found), in_bytes=False) as progress:
         for batch in loader:
             total = total + batch.images.double().sum(dim=0)

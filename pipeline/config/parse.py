@@ -26,7 +26,6 @@ from pipeline.config import CONFIGS, DEFAULT_CONFIG, EvaluateConfig, FinetuneCon
 from pipeline.config.checks import OptionError, all_options, choices, sections, words_for
 from pipeline.config.text import did_you_mean, parse_yaml, read_yaml
 from pipeline.errors import UserError, guarded
-from pipeline.runtime.files import replacing
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -231,12 +230,6 @@ def _origin(option: str, argv: Sequence[str], files: dict[Path, dict[str, Any]])
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain nested dictionaries."""
     return dataclasses.asdict(config)
-
-
-def save(config: Any, path: Path) -> None:
-    """Write the merged configuration as YAML that ``--config`` reads back."""
-    with replacing(path) as partial:
-        partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,8 +11,7 @@ import numpy as np
 
 from pipeline.config import DataConfig, TrainConfig
 from pipeline.data.index import Index
-from pipeline.data.loader import BatchSpec
-from pipeline.data.plan import evaluation_windows, order, training_windows
+from pipeline.data.plan import BatchSpec, evaluation_windows, order, training_windows
 from pipeline.errors import UserError
 
 

@@ -26,21 +26,8 @@ from pipeline.data import image_headers
 from pipeline.data.index import Index
 from pipeline.data.mapped_files import Files
 from pipeline.data.mean_image import mean_of
-from pipeline.data.plan import Windows
+from pipeline.data.plan import BatchSpec, Windows
 from pipeline.errors import UserError
-
-
-@dataclass(frozen=True)
-class BatchSpec:
-    """Which images make a batch, and which window of each."""
-
-    rows: np.ndarray  # (B,) int64, rows of the index
-    windows: Windows
-
-    def take(self, chosen: np.ndarray) -> "BatchSpec":
-        """The part of the batch at the positions ``chosen``."""
-        windows = {f.name: getattr(self.windows, f.name)[chosen] for f in fields(Windows)}
-        return BatchSpec(self.rows[chosen], Windows(**windows))
 
 
 @dataclass(frozen=True)

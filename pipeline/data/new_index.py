@@ -40,15 +40,13 @@ class NewIndex:
             progress: called with the number of images decoded so far.
         """
         from pipeline.data.verify import undecodable_rows
-        from pipeline.models import (
-            setup,  # with torch and DALI, seconds that others need not wait for
-        )
+        from pipeline.runtime import machine
 
         with tempfile.TemporaryDirectory() as folder:
             draft = Path(folder) / "draft.parquet"
             index.write(draft, self.rows.table(), self.root, self.classes, self.archives)
             images = index.read(str(draft), option="--verify")
-        self.rows.drop(undecodable_rows(images, setup.cores() + 1, progress), "does not decode")
+        self.rows.drop(undecodable_rows(images, machine.cores() + 1, progress), "does not decode")
 
     def rejected_lines(self) -> list[str]:
         """A line for each member that is left out; the first few for each reason."""

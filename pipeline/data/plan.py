@@ -5,7 +5,7 @@ Order, crops and flips come from (seed, epoch, position) alone through a counter
 onwards. Only raw 64-bit words of the generator are used, which NumPy keeps stable for ever.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -132,3 +132,16 @@ def _windows(
 
 def _key(seed: int, epoch: int, stream: int) -> np.ndarray:
     return np.array([seed, epoch * 2 + stream], dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Which images make a batch, and which window of each."""
+
+    rows: np.ndarray  # (B,) int64, rows of the index
+    windows: Windows
+
+    def take(self, chosen: np.ndarray) -> "BatchSpec":
+        """The part of the batch at the positions ``chosen``."""
+        windows = {f.name: getattr(self.windows, f.name)[chosen] for f in fields(Windows)}
+        return BatchSpec(self.rows[chosen], Windows(**windows))

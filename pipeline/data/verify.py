@@ -7,8 +7,8 @@ import torch
 
 from pipeline.config import DataConfig
 from pipeline.data.index import Index
-from pipeline.data.loader import BatchSpec, Loader
-from pipeline.data.plan import Windows
+from pipeline.data.loader import Loader
+from pipeline.data.plan import BatchSpec, Windows
 
 _BATCH = 32  # images; a few are in memory at once, decoded whole
 

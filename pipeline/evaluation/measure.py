@@ -24,10 +24,11 @@ from pipeline.errors import Stopped, UserError
 from pipeline.evaluation import attack_space
 from pipeline.evaluation.samples import Example, Samples
 from pipeline.models.attack_view import AttackView, upcast
-from pipeline.runtime.distributed import Ranks, StopRequest
+from pipeline.runtime import allocator
+from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.reproducibility import images_at_once
-from pipeline.training import memory_budget
+from pipeline.runtime.signals import StopRequest
 
 Result = TypeVar("Result")
 
@@ -171,7 +172,7 @@ class Evaluator:
             try:
                 result = work(part)
             except (RuntimeError, MemoryError) as error:
-                if not memory_budget.ran_out(error):
+                if not allocator.ran_out(error):
                     raise
                 result = None  # its traceback, which holds tensors, ends with this block
             if result is None:
@@ -188,7 +189,7 @@ class Evaluator:
             )
         self.at_once = tried // 2
         self.view.least = min(self.view.least, self.at_once)
-        memory_budget.give_back()
+        allocator.give_back()
         print(
             f"warning: {tried} images at once do not fit in memory; going on with {self.at_once} "
             "(evaluation.batch_size)",

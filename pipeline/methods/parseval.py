@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig
 from pipeline.models.attack_view import AttackView
-from pipeline.training.schedule import seed_of
+from pipeline.runtime.seeds import seed_of
 
 from .base import Method
 

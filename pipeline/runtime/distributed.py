@@ -5,7 +5,6 @@ rest of the program asks for its rank, its device and the few collectives it nee
 """
 
 import os
-import signal
 import socket
 import sys
 import time
@@ -28,9 +27,10 @@ from pipeline.errors import (
     disk_message,
     is_disk_error,
 )
+from pipeline.runtime.allocator import keep_freed, ran_out
+from pipeline.runtime.machine import cpu_name
 from pipeline.runtime.rendezvous import Attendance, meet
-from pipeline.runtime.reproducibility import cpu_name, use_reproducible_kernels
-from pipeline.training.memory_budget import keep_freed, ran_out
+from pipeline.runtime.reproducibility import use_reproducible_kernels
 
 Result = TypeVar("Result")
 
@@ -141,28 +141,6 @@ LESS_MEMORY = (
     "use --regularizer.max_images auto, a larger train.accumulation, a smaller "
     "evaluation.batch_size, or runtime.precision bf16"
 )
-
-
-class StopRequest:
-    """Notices SIGTERM, SIGINT and SIGUSR2, so that a run can finish its step, save and leave.
-
-    Attributes:
-        signals: those that this process has received.
-    """
-
-    signals: set[int] = set()
-
-    def __init__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(number, self._receive)
-
-    @property
-    def received(self) -> bool:
-        """Whether there was any."""
-        return bool(self.signals)
-
-    def _receive(self, number: int, _: Any) -> None:
-        self.signals.add(number)
 
 
 def _place() -> tuple[int, int, int, int]:

@@ -14,13 +14,10 @@ thousands in DeepFool. Three measures make an image's result a function of the i
 """
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from pipeline.models.attack_view import AttackView
+from pipeline.runtime.machine import cpu_name
 
 # With at most MAX_THREADS threads, products of at least this many rows gave each row the same bits
 # in all trials (docs/reproducibility.md).
@@ -53,58 +50,6 @@ def min_batch_size(size: int, device: torch.device) -> int:
     return size
 
 
-def largest_difference(
-    view: AttackView, shape: tuple[int, int, int], size: int, device: torch.device
-) -> float:
-    """How much an image's logits and input gradient depend on its batch.
-
-    The same images are put through the net in batches of several sizes and at other places.
-
-    Args:
-        view: the net.
-        shape: (C, H, W) of an image.
-        size: the largest batch that an evaluation uses.
-        device: of the net.
-
-    Returns:
-        The largest difference, relative to the largest logit or gradient entry of the image; 0.0
-        if all bits are equal.
-    """
-    if size == 1:
-        return 0.0
-    if view.least < size:
-        size = min(size, 2 * MIN_BATCH + 1)  # larger batches take the kernels of this one
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(size, *shape, generator=generator).to(device)
-    whole = _logits_and_gradients(view, images)
-    largest = 0.0
-    for part in _parts(size, min(view.least, size)):
-        for one, all_of_them in zip(_logits_and_gradients(view, images[part]), whole, strict=True):
-            expected = all_of_them[part]
-            if not torch.equal(one, expected):
-                scale = expected.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
-                largest = max(largest, float(((one - expected).abs() / scale).max()))
-    return largest
-
-
-def _parts(size: int, smallest: int) -> Iterator[Tensor]:
-    """Rows of batches: all, one place later; few, which are padded; the fewest that are not."""
-    rows = torch.arange(size)
-    yield rows.roll(1)
-    yield rows[1 : 1 + max(smallest - 1, 1)]
-    if smallest < size:
-        yield rows[-(smallest + 1) :]
-
-
-def _logits_and_gradients(view: AttackView, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, K), and the gradients (N, C * H * W) of the difference of two of them."""
-    graph = view.graph(images)
-    with torch.enable_grad():
-        top = graph.logits.topk(2, dim=1).values
-        gradient = view.gap_gradient(graph, top[:, 1] - top[:, 0])
-    return graph.logits.detach(), gradient.flatten(1)
-
-
 def relative_tolerance(difference: float) -> float:
     """By how much two measurements of one perturbation's norm may differ, relative.
 
@@ -125,13 +70,3 @@ def kernels(device: torch.device) -> dict[str, str | int]:
         "mkl_mode": os.environ.get(_MODE, "default"),
         "threads": threads if threads > MAX_THREADS else f"at most {MAX_THREADS}",
     }
-
-
-def cpu_name() -> str:
-    """The CPU's model name, as lscpu has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "CPU")

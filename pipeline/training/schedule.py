@@ -3,15 +3,7 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from pipeline.config import FinetuneConfig
-
-
-def seed_of(*place: int) -> int:
-    """A seed (63 bits) that is a function of where in a run it is drawn for: the run's seed, the
-    step, ..."""
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,17 @@ from pipeline.errors import Stopped, brief, warn
 from pipeline.evaluation import attack_space, contact_sheet, measure
 from pipeline.evaluation.protocol import definition
 from pipeline.evaluation.samples import Example, nonfinite_warning, rho_name, summarize
-from pipeline.models import setup
+from pipeline.models import prepare
 from pipeline.models.build import portable_state
 from pipeline.models.weight_classes import with_classes
-from pipeline.runtime.distributed import Ranks, StopRequest
+from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.monitor import Monitor, peak_memory_mib
+from pipeline.runtime.seeds import seed_of
+from pipeline.runtime.signals import StopRequest
 from pipeline.training.checkpoint import Checkpoints, State, damaged, read, write
 from pipeline.training.memory_budget import Budget
 from pipeline.training.objective import Losses, Objective, data_parallel
-from pipeline.training.schedule import Schedule, seed_of
+from pipeline.training.schedule import Schedule
 from pipeline.training.step_stats import LogWindow, Tally, broken, raise_nonfinite, sums
 
 
@@ -71,7 +73,7 @@ class Trainer:
         )
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint)
-        layout = setup.memory_format(config.runtime, ranks.device)
+        layout = prepare.memory_format(config.runtime, ranks.device)
         self.net = net.to(ranks.device, memory_format=layout)
         self.objective = Objective(self.net, config)
         self.budget = self._fit()
@@ -88,7 +90,7 @@ class Trainer:
         fp16 = config.runtime.precision == "fp16"
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=fp16)
         self.definition = definition(
-            config.evaluation, config.runtime, setup.num_classes_of(config, indices[0])
+            config.evaluation, config.runtime, prepare.num_classes_of(config, indices[0])
         )
         self.step = 0
         self.history: list[dict[str, Any]] = []

@@ -13,19 +13,17 @@ import torch
 
 from pipeline.config import DEFAULT_CONFIG, EvaluateConfig, EvaluationConfig
 from pipeline.config.parse import parse
+from pipeline.data import source
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.evaluation import attack_space
 from pipeline.evaluation.measure import Evaluator
 from pipeline.evaluation.samples import Samples
-from pipeline.models import build, setup
+from pipeline.evaluation.self_check import largest_difference
+from pipeline.models import build
 from pipeline.models.attack_view import AttackView
-from pipeline.runtime.reproducibility import (
-    images_at_once,
-    largest_difference,
-    use_reproducible_kernels,
-)
+from pipeline.runtime.reproducibility import images_at_once, use_reproducible_kernels
 
 from .common import Row
 from .data import in_new_process
@@ -73,7 +71,7 @@ def compare(
     if as_a_run:
         use_reproducible_kernels()
     config = _config(model, weights, data, num_images)
-    index = setup.open_index(config, "val")
+    index = source.open_index(config, "val")
     torch.manual_seed(0)
     net = build.build(config.model, config.model.num_classes or index.num_classes).eval()
     net = net.to(memory_format=torch.channels_last)
@@ -104,7 +102,7 @@ def _load(config: EvaluateConfig, index: Index) -> Batch:
     """All images as one batch."""
     rows, cpu = index.subset(config.evaluation.num_images), torch.device("cpu")
     specs = evaluation_specs(index, rows, config.data, len(rows))
-    threads = setup.decoding_threads(config.data)
+    threads = source.decoding_threads(config.data)
     (batch,) = Loader(index, specs, config.data, cpu, len(rows), threads)
     return batch
 

@@ -14,20 +14,20 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pipeline.config import DataConfig, ModelConfig, RuntimeConfig, TrainConfig
-from pipeline.data import index
+from pipeline.data import index, source
 from pipeline.data.batches import TrainingPlan, evaluation_specs
 from pipeline.data.loader import Loader
 from pipeline.errors import UserError
-from pipeline.models import build, setup
+from pipeline.models import build, prepare
+from pipeline.runtime import allocator, machine
 from pipeline.runtime.files import writable, write_json
 from pipeline.runtime.reproducibility import use_reproducible_kernels
-from pipeline.training import memory_budget
 
 Row = dict[str, Any]
 JSON_REMEDY = "give another --json"
 
 
-def prepare(options: argparse.Namespace) -> torch.device:
+def set_up_device(options: argparse.Namespace) -> torch.device:
     """The device asked for, set up as a run would.
 
     Raises:
@@ -37,7 +37,7 @@ def prepare(options: argparse.Namespace) -> torch.device:
         raise UserError("--device cuda, but torch sees no GPU on this machine")
     use_reproducible_kernels()
     if options.device == "cpu":
-        memory_budget.keep_freed()
+        allocator.keep_freed()
     torch.manual_seed(0)
     return device_of(options)
 
@@ -55,7 +55,7 @@ def runtime_of(options: argparse.Namespace) -> RuntimeConfig:
 
 def layout_of(options: argparse.Namespace) -> torch.memory_format:
     """Memory format of net and images."""
-    layout = setup.memory_format(runtime_of(options), device_of(options))
+    layout = prepare.memory_format(runtime_of(options), device_of(options))
     return torch.contiguous_format if layout == torch.preserve_format else layout
 
 
@@ -71,7 +71,7 @@ def load_images(options: argparse.Namespace, default: int) -> Tensor:
         photos, config = index.read(options.data, option="--data"), DataConfig()
         rows = np.resize(photos.subset(min(number, len(photos))), number)  # repeats if too few
         specs = evaluation_specs(photos, rows, config, number)
-        threads = setup.decoding_threads(config)
+        threads = source.decoding_threads(config)
         (batch,) = Loader(photos, specs, config, device, number, threads)
         images = batch.images
     return images.contiguous(memory_format=layout_of(options))
@@ -88,7 +88,7 @@ def training_loader(photos: index.Index, size: int, device: torch.device, half: 
     """Random crops of the photos as a run with one rank reads them, without end."""
     config = DataConfig()
     specs = TrainingPlan(photos, config, TrainConfig(batch_size=size), 0, 1).specs(0, 2**40)
-    return Loader(photos, specs, config, device, size, setup.decoding_threads(config), half=half)
+    return Loader(photos, specs, config, device, size, source.decoding_threads(config), half=half)
 
 
 def in_turn(
@@ -155,9 +155,9 @@ def report(rows: list[Row], device: torch.device, options: argparse.Namespace) -
         result = {
             "benchmark": options.what,
             "device": name,
-            "cores": setup.cores(),
+            "cores": machine.cores(),
             "options": asked,
-            "versions": setup.versions(),
+            "versions": machine.versions(),
             "rows": rows,
         }
         with writable(options.json, JSON_REMEDY):

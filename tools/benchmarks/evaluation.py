@@ -16,11 +16,11 @@ from pipeline.config import AttackConfig, DataConfig, EvaluationConfig, FgsConfi
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
+from pipeline.data.open import decoding_threads
 from pipeline.errors import UserError
 from pipeline.evaluation import measure
 from pipeline.evaluation.protocol import definition
 from pipeline.evaluation.samples import Samples, summarize
-from pipeline.models.setup import decoding_threads
 from pipeline.runtime.distributed import Ranks
 
 from .common import Row, device_of, in_turn, load_net, rates, runtime_of

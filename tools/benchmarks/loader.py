@@ -24,7 +24,7 @@ from pipeline.config import DataConfig
 from pipeline.data import index, scan
 from pipeline.data.index import Index
 from pipeline.data.mapped_files import Files
-from pipeline.models import setup
+from pipeline.runtime import machine
 
 from .common import Row, device_of, medians, spread, training_loader
 
@@ -75,7 +75,7 @@ def torchvision_loader(files: list[tuple[Path, int]], device: torch.device) -> B
     loader = DataLoader(
         Files224(files),
         batch_sampler=Endless(len(files)),
-        num_workers=setup.cores(),
+        num_workers=machine.cores(),
         pin_memory=device.type == "cuda",
     )
     for images, labels in loader:
@@ -88,7 +88,7 @@ def dali_reader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
 
     @pipeline_def(
         batch_size=BATCH,
-        num_threads=setup.cores(),
+        num_threads=machine.cores(),
         device_id=device.index if gpu else None,
         prefetch_queue_depth=DATA.prefetch,
         exec_dynamic=True,

@@ -15,8 +15,9 @@ import torch
 
 from pipeline.attacks.deepfool import deepfool
 from pipeline.config import FinetuneConfig, RunConfig
-from pipeline.models import build, setup
+from pipeline.models import build, prepare
 from pipeline.models.attack_view import AttackView
+from pipeline.runtime import machine
 from pipeline.training.objective import Objective
 from reproduction import data
 from reproduction.experiments import Experiment
@@ -103,13 +104,13 @@ class Clock:
             config = replace(config, model=replace(config.model, weights=None, new_head=False))
         with torch.random.fork_rng(devices=[]):
             net = build.build(config.model, self.classes)
-        layout = setup.memory_format(config.runtime, torch.device("cpu"))
+        layout = prepare.memory_format(config.runtime, torch.device("cpu"))
         return net.to(memory_format=layout).eval()
 
 
 def threads(ranks: int, at_once: int) -> int:
     """Of each rank, so that runs side by side share this machine's cores."""
-    return max(1, setup.cores() // (ranks * at_once))
+    return max(1, machine.cores() // (ranks * at_once))
 
 
 def _least(step: Callable[[], None]) -> float:

@@ -19,8 +19,8 @@ from launchers.options import Resources
 from launchers.run_status import Submission
 from launchers.submit import SUBMITTED
 from launchers.tasks import Task
-from pipeline.config import parse
 from pipeline.errors import UserError
+from pipeline.runtime import config_file
 from pipeline.runtime.files import write_json
 from reproduction import estimate
 from reproduction.plan import Unit
@@ -117,7 +117,7 @@ class _Pool:
 
 def _start(unit: Unit, ranks: int, at_once: int) -> subprocess.Popen[bytes]:
     unit.folder.mkdir(parents=True, exist_ok=True)
-    parse.save(unit.config, unit.folder / SUBMITTED)
+    config_file.save(unit.config, unit.folder / SUBMITTED)
     command = [sys.executable, "-m"]
     if ranks > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]

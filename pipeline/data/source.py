@@ -1,0 +1,34 @@
+"""The index of a run, and the threads that decode its images."""
+
+from pipeline.config import DataConfig, RunConfig
+from pipeline.data import demo, index
+from pipeline.data.index import Index
+from pipeline.errors import UserError
+from pipeline.runtime.machine import cores
+
+
+def open_index(config: RunConfig, part: str) -> Index:
+    """The index of ``data.train`` or ``data.val``; the embedded digits for ``demo``.
+
+    Raises:
+        UserError: there is none, or its arrays cannot be evaluated in the space asked for.
+    """
+    path = getattr(config.data, part)
+    root = config.data.root
+    if path == demo.NAME:
+        path, root = str(demo.prepare()[part]), None
+    found = index.read(path, root, option=f"data.{part}")
+    if part == "val" and found.arrays.any() and config.evaluation.space != "input":
+        raise UserError(
+            f"evaluation.space: the arrays of {path} are in the net's input space, where alone "
+            "they can be evaluated: input"
+        )
+    return found
+
+
+def decoding_threads(config: DataConfig, local_size: int = 1) -> int:
+    """DALI's threads for this rank: as asked for, or one more than its share of the cores, so that
+    small operators of one batch do not wait for the decoder of another."""
+    if config.threads is not None:
+        return config.threads
+    return max(1, cores() // local_size) + 1

@@ -1,0 +1,65 @@
+"""A check before an evaluation: does an image's result depend on the batch it is in?
+
+`largest_difference` measures it for a net; the result is stored beside the samples. See
+`pipeline.runtime.reproducibility` for the causes.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pipeline.models.attack_view import AttackView
+from pipeline.runtime.reproducibility import MIN_BATCH
+
+
+def largest_difference(
+    view: AttackView, shape: tuple[int, int, int], size: int, device: torch.device
+) -> float:
+    """How much an image's logits and input gradient depend on its batch.
+
+    The same images are put through the net in batches of several sizes and at other places.
+
+    Args:
+        view: the net.
+        shape: (C, H, W) of an image.
+        size: the largest batch that an evaluation uses.
+        device: of the net.
+
+    Returns:
+        The largest difference, relative to the largest logit or gradient entry of the image; 0.0
+        if all bits are equal.
+    """
+    if size == 1:
+        return 0.0
+    if view.least < size:
+        size = min(size, 2 * MIN_BATCH + 1)  # larger batches take the kernels of this one
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, *shape, generator=generator).to(device)
+    whole = _logits_and_gradients(view, images)
+    largest = 0.0
+    for part in _parts(size, min(view.least, size)):
+        for one, all_of_them in zip(_logits_and_gradients(view, images[part]), whole, strict=True):
+            expected = all_of_them[part]
+            if not torch.equal(one, expected):
+                scale = expected.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
+                largest = max(largest, float(((one - expected).abs() / scale).max()))
+    return largest
+
+
+def _parts(size: int, smallest: int) -> Iterator[Tensor]:
+    """Rows of batches: all, one place later; few, which are padded; the fewest that are not."""
+    rows = torch.arange(size)
+    yield rows.roll(1)
+    yield rows[1 : 1 + max(smallest - 1, 1)]
+    if smallest < size:
+        yield rows[-(smallest + 1) :]
+
+
+def _logits_and_gradients(view: AttackView, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, K), and the gradients (N, C * H * W) of the difference of two of them."""
+    graph = view.graph(images)
+    with torch.enable_grad():
+        top = graph.logits.topk(2, dim=1).values
+        gradient = view.gap_gradient(graph, top[:, 1] - top[:, 0])
+    return graph.logits.detach(), gradient.flatten(1)

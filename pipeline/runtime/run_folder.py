@@ -1,0 +1,69 @@
+"""The output folder of a run: its kind, its lock, and the options it was started with."""
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config import RunConfig
+from pipeline.errors import UserError, brief
+from pipeline.runtime import files, lock
+from pipeline.runtime.distributed import Ranks
+
+# A name in the folder of each kind of run, which no other kind of run writes.
+_MARKERS = {"training": "checkpoints", "evaluation": "results", "adversarial": "manifest.json"}
+
+
+Kind = Literal["training", "evaluation", "adversarial"]
+
+
+def check_folder(config: RunConfig, kind: Kind) -> Path:
+    """The output folder, which need not exist yet.
+
+    Raises:
+        UserError: it belongs to another kind of run, or cannot be looked at.
+    """
+    folder = Path(config.output)
+    try:
+        others = [k for k, marker in _MARKERS.items() if k != kind and (folder / marker).exists()]
+    except OSError as error:
+        raise UserError(_unusable(folder, error)) from None
+    if others:
+        raise UserError(
+            f"output: {folder} holds another kind of run ({others[0]}); give another --output"
+        )
+    return folder
+
+
+def open_folder(config: RunConfig, ranks: Ranks, kind: Kind, alone: bool = False) -> Path:
+    """Make the output folder, see that it can be written, and remove what killed runs left in it.
+
+    Args:
+        config: names the folder.
+        ranks: the first looks for all.
+        kind: of this run.
+        alone: keep other runs out of it until this one ends.
+
+    Raises:
+        UserError: it cannot be written, or belongs to another kind of run or to a running one.
+    """
+    folder = check_folder(config, kind)
+    if ranks.first:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # a name of its own: other shards try too
+                pass
+        except (OSError, ValueError) as error:
+            raise UserError(_unusable(folder, error)) from None
+        if alone:
+            lock.hold(folder)
+        shards = folder.glob("results/*")
+        for part in (folder, folder / "checkpoints", *shards, *folder.glob("results/*/examples")):
+            files.sweep(part)
+    ranks.barrier()
+    return folder
+
+
+def _unusable(folder: Path, error: OSError | ValueError) -> str:
+    name = str(folder) if len(str(folder)) < 100 else f"{str(folder)[:60]}..."
+    reason = getattr(error, "strerror", None) or brief(error)
+    return f"output: {name} cannot be written ({reason}); give another --output"
