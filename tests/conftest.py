@@ -14,19 +14,35 @@ import torch
 from pipeline.data import index, scan
 from pipeline.data.index import Index
 from pipeline.runtime.reproducibility import use_reproducible_kernels
-from tests import images
-from tests.runs import ROOT, SCRIPT, SMALL, Run, command, environment
-from tests.slurm import NEEDED, PLAIN, processes
+from tests.helpers import images
+from tests.helpers.runs import SCRIPT, SMALL, Run, command, environment
+from tests.helpers.slurm import NEEDED, PLAIN, processes
 
 use_reproducible_kernels()  # before the first matrix product
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
+TESTS = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests by folder, and leave out the slow ones unless asked for."""
+    for item in items:
+        tier = item.path.relative_to(TESTS).parts[0]
+        slow = item.get_closest_marker("slow")
+        if tier == "unit" and not slow:
+            item.add_marker(pytest.mark.unit)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
+    by_name = any("::" in word for word in config.args)
+    if not (config.getoption("--all") or by_name or config.getoption("-m")):
+        slow_items = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow_items)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +131,7 @@ def cluster() -> Iterator[None]:
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
         pytest.skip(f"needs root and SLURM; not found: {', '.join(missing) or 'root'}")
-    script = ROOT / "tests" / "slurm-cluster.sh"
+    script = TESTS / "slurm" / "cluster.sh"
     # pytest's own folders are closed to others, which munged does not accept.
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)

@@ -16,7 +16,7 @@ from pipeline.config import AttackConfig, DataConfig, EvaluationConfig, FgsConfi
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
-from pipeline.data.open import decoding_threads
+from pipeline.data.source import decoding_threads
 from pipeline.errors import UserError
 from pipeline.evaluation import measure
 from pipeline.evaluation.protocol import definition

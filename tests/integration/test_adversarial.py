@@ -1,0 +1,145 @@
+"""tools/adversarial.py: examples made by ranks, stored to the last bit, read back, trained with."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import DataConfig, TrainConfig
+from pipeline.data import array_tars, demo, index
+from pipeline.data.batches import TrainingPlan, evaluation_specs
+from pipeline.data.loader import Loader
+from pipeline.errors import UserError
+from pipeline.models.paper_nets import mlp
+from tests.helpers.runs import Run, expect_error
+
+SCRIPT = "tools/adversarial.py"
+DATA = DataConfig(
+    crop=28, resize=28, channels=1, mean=[0.1307], std=[0.3081], random_crop=False, flip=False
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def reference(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    words = ("--model.name", "mlp", "--train.clean_epochs", 2, "--train.epochs", 0)
+    done = run("pipeline/finetune.py", *words, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def options(reference: Path, folder: Path) -> tuple:
+    return (
+        *("--config", reference / "config.yaml", "--model.weights", reference / "weights.pth"),
+        *("--evaluation.num_images", 150, "--evaluation.batch_size", 32, "--output", folder),
+    )
+
+
+def loaded(found: index.Index, rows: np.ndarray | None = None) -> torch.Tensor:
+    rows = np.arange(len(found)) if rows is None else rows
+    loader = Loader(found, evaluation_specs(found, rows, DATA, 32), DATA, CPU, 32, 2)
+    return torch.cat([batch.images.clone() for batch in loader])
+
+
+def arrays_of(folder: Path) -> dict[int, np.ndarray]:
+    found = {}
+    for path in folder.glob("*.tar"):
+        with path.open("rb") as file:
+            for member in array_tars.members(path):
+                file.seek(member.offset_data)
+                found[int(Path(member.name).stem)] = np.load(file, allow_pickle=False)
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(run: Run, reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    done = run(SCRIPT, *options(reference, folder), ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "150 examples; 0 not flipped" in done.stdout
+    return folder
+
+
+def test_examples_fool_the_net_again_after_reading_back(reference: Path, made: Path) -> None:
+    found = index.read(str(made / "index.parquet"))
+    assert found.arrays.all()
+    images, stored = loaded(found), arrays_of(made)
+    source = index.read(str(demo.prepare()["val"]))
+    rows = {source.id(row): row for row in source.subset(150).tolist()}
+    mine = np.array([rows[found.id(n).removeprefix("adversarial/")] for n in range(150)])
+    for image, row in zip(images.numpy(), mine.tolist(), strict=True):
+        np.testing.assert_array_equal(image, stored[row])
+    np.testing.assert_array_equal(found.label, source.label[mine])
+    net = mlp()
+    net.load_state_dict(torch.load(reference / "weights.pth", weights_only=True))
+    clean = loaded(source, mine)
+    with torch.no_grad():
+        assert (net(images).argmax(dim=1) != net(clean).argmax(dim=1)).all()
+    ratio = (images - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
+    assert 0.01 < ratio.mean() < 0.3
+
+
+def test_cut_and_gone_on_with_on_another_number_of_ranks(
+    run: Run, reference: Path, made: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cut"
+    subprocess.run(["cp", "-r", made, folder], check=True)
+    path = folder / "rank0.tar"
+    last = array_tars.members(path)[40]
+    os.truncate(path, last.offset_data + 100)  # as a kill leaves it
+    assert 100 < len(array_tars.stored(folder)) < 150
+    done = run(SCRIPT, *options(reference, folder))
+    assert done.returncode == 0, done.stderr
+    whole, again = arrays_of(made), arrays_of(folder)
+    assert whole.keys() == again.keys()
+    for row, values in whole.items():
+        np.testing.assert_allclose(again[row], values, atol=1e-6)
+    other = ("--evaluation.space", "pixels", "--data.val", made / "index.parquet")
+    line = expect_error(
+        run, *options(reference, tmp_path / "x"), *other, script="pipeline/evaluate.py"
+    )
+    assert "evaluation.space: the arrays of" in line
+    other = ("--data.mean", "[0.5]")
+    line = expect_error(run, *options(reference, folder), *other, script=SCRIPT)
+    assert "holds other examples (input.mean" in line
+
+
+def test_images_and_examples_are_trained_with_together(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    both, source = tmp_path / "both.parquet", demo.prepare()["train"]
+    done = run("tools/index.py", "join", source, made / "index.parquet", "--out", both)
+    assert done.returncode == 0, done.stderr
+    assert "6,150 images" in done.stdout
+    found, images = index.read(str(both)), index.read(str(source))
+    assert found.arrays.sum() == 150
+    assert found.ids.to_pylist()[:6000] == images.ids.to_pylist()
+    # Batches of images, of arrays and of both, mirrored by the plan.
+    data = DataConfig(**(vars(DATA) | {"flip": True}))
+    plan = TrainingPlan(found, data, TrainConfig(batch_size=50), 0, 1)
+    stored = loaded(index.read(str(made / "index.parquet")))
+    specs = list(plan.specs(0, plan.steps_per_epoch))
+    seen = mirrored = 0
+    for batch, spec in zip(Loader(found, iter(specs), data, CPU, 50, 2), specs, strict=True):
+        for position in np.flatnonzero(found.arrays[batch.rows]):
+            expected = stored[batch.rows[position] - 6000]
+            if spec.windows.mirror[position]:
+                expected, mirrored = expected.flip(2), mirrored + 1
+            assert torch.equal(batch.images[position], expected)
+            seen += 1
+    assert seen == 150
+    assert 40 < mirrored < 110
+    assert torch.equal(loaded(found, np.arange(40)), loaded(images, np.arange(40)))
+    words = ("--data.train", both, "--data.val", demo.prepare()["val"], "--data.crop", 28)
+    words += ("--data.resize", 28, "--data.channels", 1, "--data.mean", "[0.1307]")
+    words += ("--data.std", "[0.3081]", "--data.random_crop", "false", "--data.flip", "false")
+    words += ("--model.name", "mlp", "--objective.method", "clean", "--train.batch_size", 410)
+    done = run("pipeline/finetune.py", *words, "--output", tmp_path / "run", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "15 with the cross-entropy alone" in done.stdout
+    with pytest.raises(UserError, match=r"its arrays are not of the shape \(1, 24, 24\)"):
+        Loader(found, iter(specs), DataConfig(**(vars(DATA) | {"crop": 24})), CPU, 50, 2)

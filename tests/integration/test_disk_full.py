@@ -1,0 +1,93 @@
+"""Runs whose files cannot grow any more: one line, and nothing that was written is lost."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data import demo
+from pipeline.errors import disk_message
+from pipeline.runtime.monitor import Monitor
+from tests.helpers.tiny import finetune
+from tests.unit.mistakes.case import EVALUATE, call
+
+
+@contextmanager
+def disk_full(size: int) -> Iterator[None]:
+    """Files cannot grow beyond ``size`` bytes, as on a disk that is full."""
+    demo.prepare()  # the embedded digits, which are no part of the run
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [
+        (1000, "manifest.json"),
+        (5000, "examples/0.npz"),
+        (20_000, "rank0.jsonl"),
+    ],
+)
+def test_an_evaluation_without_disk_space(tmp_path: Path, size: int, name: str) -> None:
+    options = ("--evaluation.num_images", 100, "--evaluation.batch_size", 10)
+    evaluate = (EVALUATE, *options, "--output", tmp_path)
+    with disk_full(size):
+        ended = call(*evaluate)
+    assert ended.code == 2, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"error: cannot write {tmp_path}/"), line
+    assert (
+        f"/results/0-of-1/{name}: File too large; results written before are kept: free some space"
+        in line
+    )
+    assert not list(tmp_path.rglob(".*.tmp-*"))
+    results = tmp_path / "results" / "0-of-1" / "rank0.jsonl"
+    before = results.read_text().rpartition("\n")[0] if results.exists() else ""
+    ended = call(*evaluate)
+    assert ended.code == 0, ended.stderr
+    after = results.read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 100
+
+
+@pytest.mark.parametrize(("size", "name"), [(3000, "samples.parquet"), (20_000, "tensorboard")])
+def test_joining_an_evaluation_without_disk_space(tmp_path: Path, size: int, name: str) -> None:
+    evaluate = (EVALUATE, "--evaluation.num_images", 100, "--output", tmp_path)
+    assert call(*evaluate).code == 0
+    with disk_full(size):
+        ended = call(*evaluate)
+    assert ended.code == 2, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert f"error: cannot write {tmp_path}/{name}: File too large" in line
+    assert call(*evaluate).code == 0
+
+
+def test_tensorboard_without_disk_space(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its thread may fail at any time until the file is closed."""
+    values = np.random.default_rng(0).normal(size=10_000)
+
+    def record() -> None:
+        with disk_full(4000), Monitor(tmp_path, shown=True) as monitor:
+            for step in range(50):
+                monitor.histogram(step, "values", values)
+
+    with pytest.raises(OSError, match="File too large") as error:
+        record()
+    assert disk_message(error.value).startswith(f"cannot write {tmp_path}/tensorboard: File too")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_training_without_disk_space(tmp_path: Path) -> None:
+    with disk_full(3000):
+        ended = finetune(tmp_path, "--log.every_steps", 1)
+    assert ended.code == 2
+    (line,) = ended.stderr.splitlines()  # of TensorBoard or of reference.pth, whichever is first
+    assert line.startswith("error: cannot write ")
+    assert "File too large" in line

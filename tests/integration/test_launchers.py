@@ -1,0 +1,176 @@
+"""Launchers on this machine, and what they refuse."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launchers.options import grid, minutes, name_of, split
+from pipeline.errors import UserError
+from tests.helpers.runs import ROOT, Run, expect_error
+from tests.helpers.slurm import PLAIN, SCRIPT, at_step, log_of, until
+from tests.unit.mistakes.case import call
+
+JOBS = "launchers/jobs.py"
+
+
+@pytest.mark.parametrize("name", ["finetune", "evaluate"])
+def test_a_batch_script_outside_of_slurm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    words = ["bash", ROOT / "slurm" / f"{name}.sbatch"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: this script runs as a job: sbatch slurm/{name}.sbatch")
+
+
+def test_sbatch_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text(
+            "#!/bin/sh\necho 'sbatch: error: fetch_config failed\n"
+            "sbatch: fatal: Could not establish a configuration source' >&2\nexit 1\n"
+        )
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    ended = call(SCRIPT, "--", *PLAIN, "--output", tmp_path / "run")
+    assert ended.code == 2
+    (line,) = ended.stderr.splitlines()
+    assert "does not reach SLURM's controller" in line
+    assert "--cluster local" in line
+
+
+@pytest.mark.parametrize(("where", "ranks"), [("local", 2), ("debug", 1)])
+def test_on_this_machine(run: Run, tmp_path: Path, where: str, ranks: int) -> None:
+    folder = tmp_path / "a run"
+    options = (*PLAIN, "--output", folder)
+    done = run(SCRIPT, "--cluster", where, "--tasks-per-node", ranks, "--wait", "--", *options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "summary.json").read_text())["ranks"] == ranks
+    assert "rho2, relative" in done.stdout
+    if where == "local":
+        broken = (
+            *options,
+            "--output",
+            tmp_path / "x",
+            "--model.name",
+            "tests.helpers.nets:exploding",
+        )
+        done = run(SCRIPT, "--cluster", where, "--wait", "--", *broken)
+        assert done.returncode == 2
+        assert "not finite" in done.stdout  # the run's log
+        assert done.stderr.splitlines()[-1].startswith("error: job ")
+
+
+def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    words = ("--cluster", "local", "--", *PLAIN, "--model.name", "tests.helpers.nets:slower_mlp")
+    done = run(SCRIPT, *words, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    at_step(folder, 18)  # those with Deep Defense take a second each
+    shown = run(JOBS, tmp_path).stdout.splitlines()
+    assert len(shown) == 2
+    assert re.search(r"RUNNING .* training \d+/30 .* 0:00:\d\d", shown[1])
+    line = expect_error(run, *words, "--output", folder, script=SCRIPT)
+    assert "which is RUNNING, writes" in line
+    assert "jobs.py cancel" in line
+    done = run(JOBS, "cancel", tmp_path)
+    assert done.stdout.startswith("cancelled job ")
+    until(lambda: "interrupted after step" in log_of(folder), lambda: log_of(folder))
+    until(lambda: "ENDED" in run(JOBS, tmp_path).stdout, lambda: log_of(folder))
+    assert "interrupted after step" in run(JOBS, "logs", folder).stdout
+    assert run(JOBS, "cancel", tmp_path).stdout == ""
+    assert "no runs" in expect_error(run, tmp_path / "elsewhere", script=JOBS)
+
+
+def test_an_evaluation_of_another_net_is_refused(run: Run, tmp_path: Path) -> None:
+    options = ("--evaluation.num_images", 20, "--output", tmp_path)
+    words = ("--cluster", "local", "--shards", 2, "--wait", "--")
+    script = "launchers/evaluate.py"
+    done = run(script, *words, *options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["num_samples"] == 20
+    assert "all images are done" in run(script, *words, *options).stdout
+    line = expect_error(run, *words, *options, "--model.name", "lenet", script=script)
+    assert "holds results of another evaluation (here -> there: model: lenet -> mlp" in line
+    reference = ("--evaluation.fgs.reference", tmp_path / "no")
+    line = expect_error(run, *words, *options, *reference, script=script)
+    assert "holds no eps_ref" in line
+
+
+def test_a_chain_on_this_machine(run: Run, tmp_path: Path) -> None:
+    words = ("--cluster", "local", "--", *PLAIN, "--train.clean_epochs", 0, "--output", tmp_path)
+    done = run("launchers/chain.py", *words, "--", "--evaluation.num_images", 60)
+    assert done.returncode == 0, done.stderr
+    for name in ("before", "after"):
+        assert json.loads((tmp_path / name / "summary.json").read_text())["num_samples"] == 60
+    assert (tmp_path / "report" / "report.md").read_text().count("Deep Defense") == 1
+    assert [line.split()[2] for line in run(JOBS, tmp_path).stdout.splitlines()[1:]] == [
+        "COMPLETED"
+    ] * 3
+
+
+def test_chains_are_checked_before_submission(run: Run, tmp_path: Path) -> None:
+    cases = [
+        (("--", "--optim.lrr", 3), "optim.lrr"),
+        (("--", "--output", tmp_path / "x", "--", "--optim.lr", 3), "optim.lr"),
+        (("--", "--output", tmp_path / "x", "--", "--shard", "0/3"), "--shards before --"),
+    ]
+    for words, said in cases:
+        assert said in expect_error(run, *words, script="launchers/chain.py")
+    done = run("launchers/chain.py", "--", "--output", tmp_path / "x", "--dry_run", "true")
+    assert "fine-tuning, 8 shards for each of before, after, report" in done.stdout
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_sweep_is_all_combinations() -> None:
+    points = grid([["regularizer.c", "5", "10"], ["--data.root", "a/b"]])
+    assert points == [
+        (("regularizer.c", "5"), ("data.root", "a/b")),
+        (("regularizer.c", "10"), ("data.root", "a/b")),
+    ]
+    assert [name_of(point) for point in points] == ["c=5,root=a-b", "c=10,root=a-b"]
+    assert grid([]) == [()]
+    with pytest.raises(UserError, match="needs values"):
+        grid([["regularizer.c"]])
+    with pytest.raises(UserError, match="2 runs would be called c=5"):
+        grid([["regularizer.c", "5", "5"]])
+
+
+def test_words_after_two_dashes_are_the_runs() -> None:
+    assert split(["--nodes", "2", "--", "--a", "--", "b"]) == (["--nodes", "2"], ["--a", "--", "b"])
+    assert split(["--nodes", "2"]) == (["--nodes", "2"], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90m", 90), ("24h", 1440), ("2d", 2880), ("30", 30), ("2:30:00", 150), ("1-12:00:01", 2161)],
+)
+def test_times(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+def test_mistakes_are_refused_before_submission(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [
+        (("--time", "soon"), (), "is no time"),
+        (("--cluster", "local", "--nodes", 2), (), "--nodes 2 needs --cluster slurm"),
+        (("--tasks-per-node", 3), ("--train.batch_size", 100), "not divisible by 3 ranks"),
+        ((), ("--optim.lrr", 3), "optim.lrr"),
+        ((), ("--data.train", "no.parquet"), f"data.train: no file {Path.cwd()}/no.parquet"),
+    ]
+    for mine, theirs, words in cases:
+        done = run(SCRIPT, *mine, "--", "--output", tmp_path / "x", *theirs)
+        assert done.returncode == 2
+        assert words in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "x").exists()
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    line = expect_error(run, "--", "--output", tmp_path / "x", script=SCRIPT)
+    assert "no sbatch here" in line
+    assert "use --cluster local" in line
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,237 @@
+"""tools/reproduce.py: the plan, runs on this machine and on SLURM, the table beside the paper's."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from reproduction import data, estimate, experiments, report
+from reproduction import run as start
+from reproduction.experiments import EXPERIMENTS
+from reproduction.plan import Planner, Unit
+
+from launchers.submit import SUBMITTED
+from pipeline.data import demo
+from pipeline.errors import UserError
+from pipeline.reports.table import Row
+from pipeline.runtime import config_file
+from tests.helpers.runs import Run, command, environment
+
+pytest.importorskip("nvidia.dali")
+TOOL = "tools/reproduce.py"
+SHORT = ("--train.clean_epochs", 1, "--train.epochs", 1, "--evaluation.num_images", 100)
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded digits, named as MNIST's files are."""
+    folder = tmp_path_factory.mktemp("downloads") / "mnist"
+    folder.mkdir()
+    source = Path(demo.__file__).parent / "digits"
+    for part, name in (("train", "train"), ("val", "t10k")):
+        for kind in ("images-idx3", "labels-idx1"):
+            old = f"{part}-{kind.replace('-', '.')}-ubyte.gz"
+            shutil.copyfile(source / old, folder / f"{name}-{kind}-ubyte.gz")
+    return folder.parent
+
+
+def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = Planner(EXPERIMENTS["mnist_lenet"], tmp_path, ["--optim.momentum", "0.8"])
+    units = {unit.name: unit for unit in planner.table([0, 1], ["adversarial_1", "deep_defense"])}
+    assert len(units) == 2 * 7
+    seen: set[str] = set()
+    for name, unit in units.items():  # in an order in which they can run
+        assert {need.name for need in unit.needs} <= seen
+        seen.add(name)
+    tuned = units["seed1/adversarial_1"]
+    assert [need.name for need in tuned.needs] == ["seed1/reference", "seed1/examples"]
+    assert tuned.config.data.train == str(tmp_path / "seed1/examples/joined.parquet")
+    assert tuned.config.model.weights == str(tmp_path / "seed1/reference/weights.pth")
+    assert (tuned.config.train.seed, tuned.config.train.clean_epochs) == (1, 0)
+    assert tuned.config.optim.momentum == 0.8
+    assert units["seed1/examples"].config.data.val == str(tmp_path / "data/train.parquet")
+    reference = units["seed0/reference"].config
+    assert (reference.train.epochs, reference.train.clean_epochs) == (0, 20)
+    assert units["seed0/deep_defense/evaluation"].config.evaluation.fgs.search
+
+    monkeypatch.setattr(experiments, "SWEEP_C", (5, 45))  # a parse each takes its time
+    monkeypatch.setattr(experiments, "LAYERS_C", (35,))
+    swept = Planner(EXPERIMENTS["mnist_lenet"], tmp_path).sweep(0, 3)
+    points = {(u.config.regularizer.lam, u.config.regularizer.c) for u in swept if u.needs}
+    assert points == {(lam, c) for lam in (5, 15, 25) for c in (5, 45)}
+    masked = Planner(EXPERIMENTS["mnist_lenet"], tmp_path).sweep(0, 4)
+    layers = {(*u.config.regularizer.layers, u.config.regularizer.c) for u in masked if u.needs}
+    every = ("0.*", "2.*", "5.*", "7.*")
+    assert layers == {(layer, 35) for layer in every}
+    with pytest.raises(UserError, match="--figure 4 is the paper's for mnist_lenet"):
+        Planner(EXPERIMENTS["mnist_mlp"], tmp_path).sweep(0, 4)
+
+
+def test_a_reference_stays_whatever_the_regularisers_options(tmp_path: Path) -> None:
+    def planned(*words: str) -> dict[str, Unit]:
+        planner = Planner(EXPERIMENTS["mnist_mlp"], tmp_path, words)
+        return {unit.name: unit for unit in planner.table([0], ["deep_defense"])}
+
+    for unit in planned().values():
+        unit.folder.mkdir(parents=True)
+        config_file.save(unit.config, unit.folder / SUBMITTED)
+        (unit.folder / unit.result).touch()
+    other = planned("--regularizer.c", "50", "--schedule.milestones", "[2]")
+    assert other["seed0/reference"].done()
+    with pytest.raises(UserError, match=r"other options \(regularizer.c: 25\S* -> 50"):
+        other["seed0/deep_defense"].done()
+    with pytest.raises(UserError, match=r"reference was made .* \(optim.lr: 0.0005 -> 0.1"):
+        planned("--optim.lr", "0.1")["seed0/reference"].done()
+
+
+def test_every_experiment_can_be_listed(run: Run, tmp_path: Path) -> None:
+    done = run(TOOL, "mnist_mlp", "--output", tmp_path / "mlp", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"seed0/deep_defense +[\d.]+ (s|min|h) *\n", done.stdout)
+    assert re.search(r"about [\d.]+ (min|h) here, 1 at once", done.stdout)
+    assert "timing" in done.stderr  # which takes minutes for large nets
+    assert not (tmp_path / "mlp").exists()
+    for experiment in EXPERIMENTS.values():
+        names = [method.name for method in experiment.methods]
+        last = Planner(experiment, tmp_path).table([0], names)[-1].config
+        assert last.evaluation.fgs.search
+        assert last.evaluation.num_images is None
+        assert set(experiment.paper) <= {"reference", *names}
+
+
+def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mlp"
+    words = ("mnist_mlp", "--data", downloads, "--output", folder, "--at-once", 2)
+    words += ("--methods", "adversarial_1", "deep_defense", "--", *SHORT)
+    process = subprocess.Popen(
+        command(TOOL, *words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "seed0/deep_defense/metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert b"rerun the same command to resume" in errors
+    before = (folder / "seed0/reference/weights.pth").stat().st_mtime
+
+    done = run(TOOL, *words)
+    assert done.returncode == 0, done.stderr
+    assert "begins  seed0/reference\n" not in done.stdout
+    assert (folder / "seed0/reference/weights.pth").stat().st_mtime == before
+    with (folder / "report/table.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["Reference", "Adversarial training I", "Deep Defense"]
+    assert float(rows["Deep Defense"]["rho2"]) > 1.2 * float(rows["Reference"]["rho2"])
+    assert float(rows["Deep Defense"]["accuracy_at_1_eps_ref"]) <= 0.5
+    page = (folder / "report/report.md").read_text()
+    assert "(98.65)" in page
+    assert "6,000 images to train on, 2,000 to test on (a cut of the data set" in page
+    assert (folder / "report/figure2.png").stat().st_size > 5000
+    with (folder / "report/figure2.csv").open() as file:
+        histories = list(csv.DictReader(file))
+    assert [float(row["epoch"]) for row in histories] == [0, 1, 0, 1]
+
+    refused = run(TOOL, *words, "--optim.lr", "0.1")
+    assert refused.returncode == 2
+    assert "was made with other options (optim.lr: 0.0005 -> 0.1" in refused.stderr
+
+
+def test_what_fails_is_named_and_the_rest_goes_on(
+    run: Run, downloads: Path, tmp_path: Path
+) -> None:
+    words = ("mnist_mlp", "--data", downloads, "--output", tmp_path / "x", "--seeds", 0, 1)
+    words += ("--methods", "clean", "--", *SHORT, "--resume", tmp_path / "no.pt")
+    done = run(TOOL, *words)
+    assert done.returncode == 2
+    assert re.findall(r"begins  (.*)", done.stdout) == ["seed0/reference", "seed1/reference"]
+    last = done.stderr.strip().splitlines()[-1]
+    assert "2 failed (seed0/reference: " in last
+    assert "no.pt" in last
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(b"no weights")
+    done = run(TOOL, *words[:5], "--weights", bad)
+    assert done.returncode == 2
+    assert f"{bad} is no file of torch.save" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("mnist_mlp",), "has no mnist yet; give --data DIR"),
+        (("mnist_mlp", "--data", "."), "there is no train-images-idx3-ubyte.gz in"),
+        (("mnist_mlp", "--methods", "x"), "--methods: no x; there are clean, parseval"),
+        (("imagenet_alexnet",), "no file caffe_alexnet.pth; the paper's AlexNet is Caffe's"),
+    ],
+)
+def test_mistakes(run: Run, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    if "." in words:
+        words = (*words[:-1], str(tmp_path))
+    done = run(TOOL, *words, "--output", tmp_path / "out")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert message in line
+
+
+def test_the_table_says_mean_and_spread_beside_the_papers() -> None:
+    values = (0.986, 0.988, 0.99)
+    rows = [Row("MNIST MLP", "Deep Defense", v, v / 4, (v, None, 0.5), 20.0) for v in values]
+    found = {"deep_defense": dict(enumerate(rows)), "clean": {1: rows[0]}}
+    text = report.compared(EXPERIMENTS["mnist_mlp"], found)
+    first, second = text.splitlines()[2:]
+    spread = 100 * statistics.stdev(values)
+    assert f"| 98.80 ± {spread:.2f} (98.65) | 0.247 ± 0.0005 (0.225) |" in first
+    assert "|  (88.93) | 50.00 ± 0.00 (50.00) |" in first
+    assert second.startswith("| Clean fine-tuning | 98.60 | 0.246 |")
+
+
+def test_a_sweep_is_run_and_drawn(
+    downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "SWEEP_C", (5, 45))
+    monkeypatch.setattr(experiments, "SWEEP_LAMBDA", (15,))
+    mlp = EXPERIMENTS["mnist_mlp"]
+    data.prepare(mlp.data, downloads, tmp_path / "data")
+    units = Planner(mlp, tmp_path, list(map(str, SHORT))).sweep(0, 3)
+    expected = estimate.Clock(mlp, tmp_path / "data", 1, 2).seconds(units)
+    start.here(units, expected, ranks=1, at_once=2)
+    assert all(unit.done() for unit in units)
+    page = report.write(mlp, tmp_path, [0], units, "the command", 3)
+    assert "`the command`" in page.read_text()
+    with (page.parent / "figure3.csv").open() as file:
+        points = list(csv.DictReader(file))
+    assert [(float(point["lambda"]), float(point["c"])) for point in points] == [(15, 5), (15, 45)]
+    for unit, point in zip(units[1:], points, strict=True):
+        (_, last) = json.loads((unit.folder / "summary.json").read_text())["history"]
+        assert (float(point["accuracy"]), float(point["rho2"])) == (last["accuracy"], last["rho2"])
+    assert (page.parent / "figure3.png").stat().st_size > 5000
+
+
+@pytest.mark.slurm
+def test_on_slurm(run: Run, cluster: None, downloads: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mlp"
+    words = ("mnist_mlp", "--data", downloads, "--output", folder, "--cluster", "slurm")
+    words += ("--cpus-per-task", 1, "--time", "5m", "--methods", "adversarial_1", "deep_defense")
+    done = run(TOOL, *words, "--", *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^job \d+: seed0", done.stdout, re.MULTILINE)) == 4
+    again = run(TOOL, *words, "--", *SHORT)
+    assert again.returncode == 2
+    assert "wait, or: python launchers/jobs.py cancel" in again.stderr
+    deadline = time.monotonic() + 240
+    last = folder / "seed0/adversarial_1/evaluation/summary.json"
+    while not (last.exists() and (folder / "seed0/deep_defense/evaluation/summary.json").exists()):
+        assert time.monotonic() < deadline, run("launchers/jobs.py", folder).stdout
+        time.sleep(1)
+    time.sleep(3)  # the last job leaves the queue
+    done = run(TOOL, *words, "--", *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "| Deep Defense |" in done.stdout

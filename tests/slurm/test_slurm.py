@@ -1,0 +1,134 @@
+"""Fine-tuning on a real SLURM of two nodes: cut in every way, and equal to the undisturbed run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.runs import ROOT, Run, environment, expect_error, metrics
+from tests.helpers.slurm import (
+    PLAIN,
+    SBATCH,
+    SCRIPT,
+    at_step,
+    equal,
+    finished,
+    log_of,
+    processes,
+    slurm,
+    submit,
+    task,
+    until,
+)
+
+pytestmark = pytest.mark.slurm
+SLOW = ("--model.name", "tests.helpers.nets:slow_mlp")
+
+
+def test_two_nodes_with_two_tasks(
+    run: Run, cluster: None, four_ranks: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a run; $(touch nothing) 'quoted'"
+    submit(run, folder)
+    assert finished(folder)["ranks"] == 4
+    equal(four_ranks, folder)
+    assert (folder / "code" / "pipeline" / "finetune.py").exists()
+
+
+def test_what_the_cluster_refuses_is_said_in_its_words(
+    run: Run, cluster: None, tmp_path: Path
+) -> None:
+    cases = [
+        (("--partition", "nowhere"), "invalid partition specified: nowhere"),
+        (("--account", "nobody"), "Invalid account"),
+        (("--nodes", 9), "sbatch: "),
+        (("--time", "3d"), "sbatch: "),
+    ]
+    small = ("--", *PLAIN, "--train.batch_size", 360, "--output", tmp_path / "x")
+    for words, said in cases:
+        assert said in expect_error(run, *words, *small, script=SCRIPT)
+
+
+@pytest.mark.parametrize("script", ["finetune", "evaluate"])
+def test_scripts_are_accepted(cluster: None, script: str) -> None:
+    words = ("--gpus-per-node=2", "--cpus-per-task=2", "--time=30")
+    slurm("sbatch", "--test-only", *words, f"slurm/{script}.sbatch")
+
+
+def test_a_folder_that_the_nodes_cannot_see(cluster: None, tmp_path: Path) -> None:
+    """Made on a file system that only the submitting processes have."""
+    inside = """mount -t tmpfs none "$1" && cd "$2" || exit 99
+"$3" launchers/finetune.py --time 5m --wait -- --output "$1/run"
+"$3" launchers/jobs.py "$1"; "$3" launchers/jobs.py logs "$1" """
+    words = ("unshare", "--mount", "bash", "-c", inside, "-", tmp_path, ROOT, sys.executable)
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, env=environment(), timeout=120
+    )
+    if done.returncode == 99 or "unshare failed" in done.stderr:
+        pytest.skip("needs a mount namespace of its own")
+    question = f"can the nodes see {tmp_path}/run"
+    assert question in done.stderr  # --wait
+    assert done.stdout.count(question) == 2  # the list, and the logs
+
+
+def test_preempted_and_resumed(run: Run, cluster: None, four_ranks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    submit(run, folder, "--checkpoint.every_steps", 1000, *SLOW)
+    at_step(folder, 7)
+    words = ("--partition", "urgent", "--nodes", "2", "--exclusive", "--wrap", "sleep 1")
+    slurm("sbatch", *words, "--output", "/dev/null")
+    finished(folder)
+    assert "interrupted after step" in log_of(folder)
+    assert "resuming from" in log_of(folder)
+    losses = metrics(folder, "train/loss")
+    assert list(losses) == list(range(1, 31))
+    assert np.isfinite(list(losses.values())).all()
+    equal(four_ranks, folder)
+
+
+def test_requeued_killed_and_a_node_lost(
+    run: Run, cluster: None, four_ranks: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    job = submit(run, folder, *SLOW)  # a checkpoint each 5 steps
+    at_step(folder, 7)
+    slurm("scontrol", "requeue", job)
+    at_step(folder, 14)
+    os.kill(task(folder / "jobs", SLURM_PROCID=2), signal.SIGKILL)
+    at_step(folder, 23)
+    lose("127.0.0.12")
+    finished(folder)
+    assert log_of(folder).count("resuming from") == 3
+    equal(four_ranks, folder)
+
+
+def lose(node: str) -> None:
+    """Kill all that runs on a node at once, wait until SLURM has noticed, and bring it back."""
+    daemon = Path(os.environ["SLURM_CONF"]).with_name(f"slurmd-{node}.pid").read_text().strip()
+    there = [pid for pid, _ in processes(SLURMD_NODENAME=node)]
+    parents = {int(Path("/proc", str(pid), "stat").read_text().split()[3]) for pid in there}
+    for pid in [int(daemon), *parents, *there]:
+        os.kill(pid, signal.SIGKILL)
+    # The ranks on the other node end, and the job is requeued by its own script; or SLURM is first.
+    until(lambda: "RUNNING" not in slurm("squeue", "-h", "-o", "%T"), lambda: slurm("sinfo", "-N"))
+    slurm("slurmd", "-N", node)
+
+
+def test_without_submitit(cluster: None, four_ranks: Path, tmp_path: Path) -> None:
+    """slurm/finetune.sbatch: preempted, requeued, and equal to torchrun on one machine."""
+    folder, log = tmp_path / "a run", tmp_path / "log.txt"
+    words = ("--gpus-per-node=0", "--cpus-per-task=2", "--time=5", "--output", log)
+    options = (*PLAIN, *SLOW, "--output", folder)
+    text = slurm("sbatch", *words, "slurm/finetune.sbatch", *options, env=SBATCH)
+    path = folder / "metrics.jsonl"
+    until(lambda: path.exists() and '"step": 7,' in path.read_text(), log.read_text)
+    slurm("scancel", "--batch", "--signal=USR2", text.split()[-1])
+    until((folder / "summary.json").exists, log.read_text)
+    assert json.loads((folder / "summary.json").read_text())["ranks"] == 4
+    assert "resuming from" in log.read_text()
+    equal(four_ranks, folder)

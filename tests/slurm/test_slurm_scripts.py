@@ -1,0 +1,17 @@
+"""slurm/evaluate.sbatch in a job that is no array."""
+
+import os
+import subprocess
+
+from tests.helpers.runs import ROOT
+
+
+def test_a_job_that_is_no_array() -> None:
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    words = ("bash", ROOT / "slurm" / "evaluate.sbatch")
+    done = subprocess.run(
+        words, env=outside | {"SLURM_JOB_ID": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: this job is no array: sbatch --array")

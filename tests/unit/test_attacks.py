@@ -1,0 +1,95 @@
+"""Other attacks inside the regulariser: norms besides 2, FGS and normalised gradient steps."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.attacks import fgs
+from pipeline.attacks.deepfool import deepfool
+from pipeline.attacks.norms import lengths
+from pipeline.config import AttackConfig, EvaluationConfig, RuntimeConfig
+from pipeline.evaluation.protocol import definition
+from pipeline.models.attack_view import AttackView
+from tests.helpers import nets, unrolled
+from tests.helpers.gradients import cosine, gradient, gradient_by, setting, with_attack
+
+NORMS = (1.3, 2.0, 3.0, math.inf)
+
+
+def gradient_of_plain_unrolling(net: torch.nn.Module, *given: object) -> torch.Tensor:
+    net.zero_grad()
+    unrolled.loss(net, *given).backward()
+    return gradient(net)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("name", ["lenet", "tests.helpers.nets:smooth"])
+def test_the_gradient_in_any_norm(name: str, p: float) -> None:
+    net, images, labels = setting(name)
+    for more in ({}, {"linearize_at": "tested"}):
+        config = with_attack(norm=p, max_iterations=3, **more)
+        found = gradient_by(net, images, labels, config)
+        expected = gradient_of_plain_unrolling(net, images, labels, config)
+        assert (found - expected).norm() < 1e-8 * expected.norm()
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("name", ["lenet", "tests.helpers.nets:smooth"])
+def test_the_gradient_of_steps_along_the_loss(name: str, p: float) -> None:
+    net, images, labels = setting(name)
+    for iterations in (1, 3):
+        config = with_attack(norm=p, max_iterations=iterations, direction="loss")
+        found = gradient_by(net, images, labels, config)
+        expected = gradient_of_plain_unrolling(net, images, labels, config)
+        assert (found - expected).norm() < 1e-8 * expected.norm()
+
+
+def test_boundary_is_exact_on_linear_nets_in_any_norm() -> None:
+    torch.manual_seed(0)
+    net = nets.linear(torch.randn(2, 30, dtype=torch.float64), torch.randn(2, dtype=torch.float64))
+    images = torch.randn(12, 1, 5, 6, dtype=torch.float64)
+    labels = net(images).argmax(dim=1)
+    for p in NORMS[:-1]:
+        for direction in ("normal", "loss"):  # two classes: the same direction
+            attack = {"norm": p, "direction": direction}
+            exact = gradient_by(net, images, labels, with_attack("unrolled", **attack))
+            other = gradient_by(net, images, labels, with_attack("boundary", **attack))
+            assert cosine(exact, other) > 1 - 1e-9, (p, direction)
+
+
+def test_one_step_of_fgs() -> None:
+    net, images, _ = setting("lenet", count=12)
+    view = AttackView(net)
+    config = AttackConfig(norm=math.inf, direction="loss", max_iterations=1)
+    found = deepfool(view, images, config)
+    graph = view.graph(images)
+    sign = fgs.signs(graph, graph.logits.argmax(dim=1)).sign
+    largest = lengths(found.delta, math.inf)
+    assert (largest > 0).all()
+    torch.testing.assert_close(found.delta, largest[:, None, None, None] * sign)
+    many = deepfool(view, images, AttackConfig(norm=2.0, direction="loss", max_iterations=50))
+    assert many.flipped.all()
+    least = deepfool(view, images, AttackConfig(max_iterations=50))
+    ratio = lengths(many.delta) / lengths(least.delta)
+    assert (ratio > 0.99).all()  # DeepFool goes the shorter way
+    assert ratio.max() < 2
+
+
+def test_a_net_that_is_sure_is_attacked_all_the_same() -> None:
+    torch.manual_seed(0)
+    net = nets.linear(300 * torch.randn(10, 30), torch.zeros(10))  # its cross-entropy is 0 in fp32
+    images = torch.randn(8, 1, 5, 6)
+    graph = AttackView(net).graph(images)
+    labels = graph.logits.argmax(dim=1)
+    assert torch.nn.functional.cross_entropy(graph.logits, labels, reduction="none").min() == 0
+    found = deepfool(AttackView(net), images, AttackConfig(direction="loss", max_iterations=20))
+    assert found.flipped.all()
+
+
+def test_results_say_which_attack_it_was() -> None:
+    plain = definition(EvaluationConfig(), RuntimeConfig(), 10)
+    assert "direction" not in plain
+    attack = AttackConfig(direction="loss")
+    other = definition(EvaluationConfig(attack=attack), RuntimeConfig(), 10)
+    assert other["direction"] == "gradient of the cross-entropy"

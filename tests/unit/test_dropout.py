@@ -1,0 +1,137 @@
+"""Dropout inside the attack: masks drawn once an image, held through cross-entropy and attack."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig
+from pipeline.errors import UserError
+from pipeline.models.attack_view import AttackView
+from pipeline.models.fixed_dropout import Masks
+from pipeline.training.objective import Objective, deep_defense
+from tests.helpers import nets, unrolled
+from tests.helpers.gradients import gradient, with_attack
+
+HELD = ModelConfig(attack_dropout=True)
+
+
+def piecewise_linear() -> nn.Module:
+    return nets.dropout_mlp()
+
+
+def smooth() -> nn.Module:
+    first = (nn.Conv2d(1, 6, 5, stride=3), nn.GELU(), nn.Dropout2d(0.4))
+    return nn.Sequential(*first, nn.Flatten(), nn.Dropout(0.3), nn.Linear(384, 10))
+
+
+@pytest.fixture(params=[piecewise_linear, smooth])
+def net(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return request.param().double()
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(7, 1, 28, 28, dtype=torch.float64), torch.arange(7)
+
+
+def whole_gradient(
+    net: nn.Module, batch: tuple[Tensor, Tensor], config: RegularizerConfig
+) -> tuple[Tensor, Objective]:
+    objective = deep_defense(net, config, HELD)
+    objective.view.seed = 5
+    net.zero_grad()
+    objective(*batch, True).loss.backward()
+    return gradient(net), objective
+
+
+def test_an_image_keeps_its_masks_in_any_batch(
+    net: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    images, _ = batch
+    view = AttackView(net.train(), dropout=True)
+    view.seed = 3
+    view.begin(len(images))
+    rows = torch.tensor([5, 2, 2])
+    torch.testing.assert_close(view(images[rows], rows), view(images)[rows])
+    before = view(images)
+    view.begin(len(images))
+    assert torch.equal(view(images), before)
+    view.seed = 4
+    view.begin(len(images))
+    assert not torch.allclose(view(images), before)
+    assert all(module.training for module in net.modules())
+
+
+def test_masks_are_those_of_dropout() -> None:
+    torch.manual_seed(0)
+    net = nets.dropout_mlp().double().train()
+    images = torch.randn(50, 1, 28, 28, dtype=torch.float64)
+    view = AttackView(net, dropout=True)
+    view.begin(50)
+    logits = view(images)
+    (kept,) = view.masks.drawn
+    assert kept.shape == (50, 40)
+    assert kept.double().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert not torch.equal(kept[0], kept[1])
+    torch.testing.assert_close(logits, net[4](net[:3](images) * kept / 0.5))
+    masks = Masks(0, 4)
+    factor = masks.part(torch.arange(4), 0, torch.ones(4, 3, 5, 5), 0.25, channels=True)
+    assert factor.shape == (4, 3, 1, 1)
+    assert factor.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    net.eval()
+    torch.testing.assert_close(view(images), net(images))
+
+
+def test_the_gradient_is_that_of_plain_unrolling(
+    net: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = batch
+    config = with_attack()
+    found, objective = whole_gradient(net, batch, config)
+    view, total = objective.view, torch.zeros((), dtype=torch.float64)
+    for row in range(len(images)):
+        place = torch.tensor([row])
+
+        def alone(x: Tensor, place: Tensor = place) -> Tensor:
+            return view(x, place)
+
+        total = total + unrolled.loss(alone, images[place], labels[place], config) / len(images)
+    net.zero_grad()
+    total.backward()
+    assert (found - gradient(net)).norm() < 1e-9 * found.norm()
+
+
+@pytest.mark.parametrize("kind", ["unrolled", "boundary"])
+def test_parts_have_the_masks_of_the_whole(
+    net: nn.Module, batch: tuple[Tensor, Tensor], kind: str
+) -> None:
+    config = with_attack(kind, linearize_at="tested", visit="lazy", classes="first")
+    whole, _ = whole_gradient(net, batch, config)
+    config.max_images = 3
+    parts, _ = whole_gradient(net, batch, config)
+    assert (whole - parts).norm() < 1e-9 * whole.norm()
+
+
+def test_the_cross_entropy_has_the_same_masks_and_shares_its_forward(
+    net: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = batch
+    objective = Objective(net, FinetuneConfig(model=HELD))
+    losses = objective(images, labels, True)
+    expected = F.cross_entropy(objective.view(images), labels, reduction="none")
+    torch.testing.assert_close(losses.cross_entropy, expected.detach())
+    assert objective._clean(images, True)[1] is not None
+    plain = Objective(net, FinetuneConfig(model=ModelConfig()))
+    assert plain._clean(images, True)[1] is None  # its cross-entropy drops, its attack does not
+    assert AttackView(net)(images).allclose(net.eval()(images))
+
+
+def test_nets_whose_rows_are_no_images_are_refused() -> None:
+    net = nn.Sequential(nn.Flatten(0, 1), nn.Dropout(), nn.Flatten(), nn.Linear(9, 3))
+    view = AttackView(net.train(), dropout=True)
+    view.begin(2)
+    with pytest.raises(UserError, match="does not have an image a row"):
+        view(torch.ones(2, 4, 3, 3))

@@ -1,0 +1,266 @@
+"""What evaluation measures of a net, batch by batch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.attacks.deepfool import deepfool
+from pipeline.attacks.norms import lengths
+from pipeline.config import (
+    AttackConfig,
+    DataConfig,
+    EvaluationConfig,
+    FgsConfig,
+    RunConfig,
+    RuntimeConfig,
+)
+from pipeline.data.index import Index
+from pipeline.data.loader import Batch
+from pipeline.errors import UserError
+from pipeline.evaluation import attack_space, measure
+from pipeline.evaluation.measure import Evaluator, Found
+from pipeline.evaluation.protocol import definition
+from pipeline.evaluation.samples import Samples, summarize
+from pipeline.models.attack_view import AttackView
+from pipeline.runtime.distributed import Ranks
+from tests.helpers import nets
+
+CPU = torch.device("cpu")
+
+
+def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[Batch]:
+    for begin in range(0, len(images), size):
+        rows = np.arange(begin, min(begin + size, len(images)))
+        yield Batch(images[rows], labels[rows], rows)
+
+
+def run(
+    view: AttackView, config: EvaluationConfig, images: Tensor, labels: Tensor, size: int
+) -> list[Found]:
+    evaluator = Evaluator(view, config, size, frozenset([3]))
+    found = [f for batch in batches(images, labels, size) for f in evaluator.feed(batch)]
+    return [*found, *evaluator.drain()]
+
+
+class Counting(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.sizes = net, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return self.net(x)
+
+
+@pytest.mark.parametrize("visit", ["all", "lazy"])
+@pytest.mark.parametrize("classes", ["every", "first"])
+def test_the_pool_finds_what_each_image_alone_has(visit: str, classes: str) -> None:
+    torch.manual_seed(0)
+    net = nets.smooth().double()
+    images, labels = 2 * torch.randn(50, 3, 32, 32, dtype=torch.float64), torch.arange(50) % 10
+    attack = AttackConfig(max_iterations=20, visit=visit, classes=classes)
+    config = EvaluationConfig(attack=attack)
+    found = run(AttackView(net), config, images, labels, 8)
+    samples = Samples.concat(f.samples for f in found)
+    together = deepfool(AttackView(net), images, attack)
+    assert samples.row.tolist() == list(range(50))
+    assert samples.steps.tolist() == together.iterations.tolist()
+    assert samples.adversarial.tolist() == together.prediction.tolist()
+    assert samples.flipped.tolist() == together.flipped.tolist()
+    assert np.allclose(samples.perturbation_norm, lengths(together.delta), rtol=1e-8)
+    assert samples.prediction.tolist() == together.clean.tolist()
+    logits = net(images)
+    rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
+    assert samples.label_rank.tolist() == rank.tolist()
+    (example,) = (e for f in found for e in f.examples)
+    assert example.row == 3
+    assert np.allclose(example.image, images[3].float())
+    assert np.allclose(example.delta, together.delta[3].float(), atol=1e-6)
+    assert (example.before, example.after) == (together.clean[3], together.prediction[3])
+
+
+def test_batches_stay_full() -> None:
+    torch.manual_seed(0)
+    net = Counting(nets.smooth())
+    images, labels = 3 * torch.randn(400, 3, 32, 32), torch.zeros(400, dtype=torch.long)
+    config = EvaluationConfig(attack=AttackConfig(max_iterations=20, overshoot=0.0))
+    samples = Samples.concat(f.samples for f in run(AttackView(net), config, images, labels, 20))
+    full = np.array(net.sizes) == 20
+    longest = samples.steps.max()
+    # Each batch for itself, most iterations would be of fewer.
+    alone = [
+        (samples.steps[k : k + 20] > i).sum() for k in range(0, 400, 20) for i in range(longest)
+    ]
+    assert sum(0 < size < 20 for size in alone) > 20
+    assert full[: -2 * longest].all()
+    assert sum(net.sizes) == 2 * samples.steps.sum()  # each iteration linearises and tests
+
+
+def test_an_image_has_the_same_bits_in_any_batch() -> None:
+    torch.manual_seed(0)
+    net = nets.smooth().requires_grad_(False)
+    images, labels = 2 * torch.randn(70, 3, 32, 32), torch.arange(70) % 10
+    config = EvaluationConfig(batch_size=32, fgs=FgsConfig(eps=[0.01, 0.1], search=True))
+    found = []
+    for order in (torch.arange(70), torch.randperm(70), torch.arange(69, -1, -1)):
+        view = attack_space.view_of(net, DataConfig(), config, CPU)
+        parts = [f.samples for f in run(view, config, images[order], labels[order], 32)]
+        samples = Samples.concat(parts)
+        found.append(samples.take(np.argsort(order.numpy()[samples.row])))
+    for other in found[1:]:
+        for name, column in vars(found[0]).items():
+            if name != "row":
+                assert np.array_equal(getattr(other, name), column), name
+
+
+class Partly(nn.Module):
+    """Image k of a batch tells by its first pixel what goes wrong with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(11, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        kind, seen = x[:, 0].detach(), x[:, 1:]
+        logits = self.linear(seen).clone()
+        logits[kind == 1] = logits[kind == 1].detach()  # no gradient
+        logits[kind == 2] = torch.nan
+        third = seen[kind == 3]  # a gradient that is not finite, where the value is
+        logits[kind == 3] += torch.sqrt((third - third.detach()).abs()).sum(dim=1, keepdim=True)
+        return logits
+
+
+def test_images_without_a_gradient_are_counted_apart() -> None:
+    torch.manual_seed(1)
+    images = torch.randn(40, 1, 3, 4)
+    images[:, 0, 0, 0] = torch.arange(40) % 4
+    net = Partly()
+    labels = net(images).argmax(dim=1)
+    config = EvaluationConfig(fgs=FgsConfig(eps=[0.01], search=True))
+    found = run(AttackView(net), config, images, labels, 16)
+    samples = Samples.concat(f.samples for f in found)
+    kind = np.arange(40) % 4
+    assert (samples.stuck == (kind > 0)).all()
+    assert ((samples.prediction == -1) == (kind == 2)).all()
+    assert np.isfinite(samples.perturbation_norm).all()
+    summary = summarize(samples, definition(config, RuntimeConfig(), 10))
+    assert summary["num_without_gradient"] == 20
+    assert summary["num_nonfinite"] == 10
+    assert summary["accuracy"] == 0.75
+    ratio = samples.perturbation_norm[kind == 0] / samples.image_norm[kind == 0]
+    assert summary["rho2"] == pytest.approx(ratio.mean())
+    assert summary["rho2"] > 0
+    assert np.isfinite(list(summary["ratio_quantiles"].values())).all()
+    assert (samples.fgs_eps[kind == 1] == np.inf).all()
+    assert (samples.fgs_eps[kind == 2] == 0).all()
+
+
+def test_fewer_classes_than_candidates() -> None:
+    torch.manual_seed(0)
+    net = nets.linear(torch.randn(3, 12), torch.randn(3))
+    images, labels = torch.randn(20, 1, 3, 4), torch.arange(20) % 3
+    config = EvaluationConfig(attack=AttackConfig(num_candidates=10))
+    samples = Samples.concat(f.samples for f in run(AttackView(net), config, images, labels, 20))
+    assert samples.flipped.all()
+    assert definition(config, RuntimeConfig(), 3)["num_candidates"] == 3
+
+
+class Hungry(nn.Module):
+    """Asks for more memory than there is when it gets more than so many images."""
+
+    def __init__(self, net: nn.Module, most: int) -> None:
+        super().__init__()
+        self.net, self.most, self.sizes = net, most, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            torch.empty(2**50)
+        self.sizes.append(len(x))
+        return self.net(x)
+
+
+@pytest.mark.parametrize(("most", "size"), [(7, 5), (1, 1), (20, 20)])
+def test_batches_are_halved_when_memory_runs_out(
+    most: int, size: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    net = nets.smooth().double()
+    images, labels = 2 * torch.randn(50, 3, 32, 32, dtype=torch.float64), torch.arange(50) % 10
+    config = EvaluationConfig(fgs=FgsConfig(eps=[0.1], search=True))
+    hungry = Hungry(net, most)
+    found = run(AttackView(hungry, least=16), config, images, labels, 20)
+    plain = run(AttackView(net), config, images, labels, 20)
+    samples, expected = (Samples.concat(f.samples for f in fs) for fs in (found, plain))
+    for name, column in vars(expected).items():
+        assert np.allclose(getattr(samples, name), column, rtol=1e-8, equal_nan=True), name
+    assert max(hungry.sizes) == size
+    said = capfd.readouterr().err.splitlines()
+    steps = {20: [], 5: [10, 5], 1: [10, 5, 2, 1]}[size]
+    assert [line.split("with ")[1].split()[0] for line in said] == list(map(str, steps))
+    assert all("evaluation.batch_size" in line for line in said)
+
+
+def test_an_image_that_does_not_fit_alone() -> None:
+    view = AttackView(Hungry(nets.smooth(), 0))
+    with pytest.raises(UserError, match="out of memory with one image"):
+        run(view, EvaluationConfig(), torch.randn(4, 3, 32, 32), torch.zeros(4).long(), 4)
+
+
+def test_another_error_is_not_taken_for_lack_of_memory() -> None:
+    view = AttackView(nets.smooth())
+    with pytest.raises(RuntimeError, match="channels"):
+        run(view, EvaluationConfig(), torch.randn(4, 1, 32, 32), torch.zeros(4).long(), 4)
+
+
+def test_the_space_of_pixels(photos: Index) -> None:
+    """With one std for all channels pixels are a shifted and scaled input: dx scales, ||x|| is
+    that of the pixels."""
+    torch.manual_seed(0)
+    net = nets.smooth(2)
+    data = DataConfig(crop=32, resize=32, mean=[0.4, 0.5, 0.6], std=[0.25] * 3)
+    alone = Ranks(0, 1, 0, 1, CPU)
+    found = {}
+    for space in ("input", "pixels"):
+        config = RunConfig(data=data, evaluation=EvaluationConfig(space=space))
+        found[space], _ = measure.measure(net, photos, np.arange(40), config, alone, 1)
+    given, pixels = found["input"], found["pixels"]
+    assert np.allclose(pixels.perturbation_norm, 0.25 * given.perturbation_norm, rtol=1e-3)
+    assert (pixels.prediction == given.prediction).all()
+    assert (pixels.image_norm <= np.sqrt(3 * 32 * 32)).all()
+    assert not np.allclose(pixels.image_norm, 0.25 * given.image_norm, rtol=0.1)
+    clipped = EvaluationConfig(space="pixels", clip=True)
+    seen: list[Found] = []
+    measure.measure(
+        *(net, photos, np.arange(40), RunConfig(data=data, evaluation=clipped), alone, 1),
+        lambda part, _: seen.append(part),
+        frozenset(range(40)),
+    )
+    examples = [example for part in seen for example in part.examples]
+    assert sorted(e.row for e in examples) == list(range(40))
+    for example in examples:
+        assert (example.image + example.delta).min() >= -1e-6
+        assert (example.image + example.delta).max() <= 1 + 1e-6
+
+
+def test_images_that_do_not_decode_are_told(tmp_path: Path, photos: Index) -> None:
+    archive = photos.root / photos.files[0]
+    (tmp_path / archive.name).write_bytes(archive.read_bytes())
+    with (tmp_path / archive.name).open("r+b") as file:
+        for row in (7, 39):
+            file.seek(int(photos.offset[row]))
+            file.write(bytes(200))
+    broken = Index(**(vars(photos) | {"root": tmp_path}))
+    data = DataConfig(crop=32, resize=32, on_error="skip")
+    told: list[int] = []
+    samples, skipped = measure.measure(
+        *(nets.smooth(2), broken, np.arange(40), RunConfig(data=data)),
+        *(Ranks(0, 1, 0, 1, CPU), 1, lambda _, rows: told.extend(rows)),
+    )
+    assert told == skipped == [7, 39]
+    assert len(samples) == 38

@@ -1,0 +1,126 @@
+"""Two roads to the exact gradient, candidates visited lazily, and the boundary gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.attacks.deepfool import Perturbation, deepfool
+from pipeline.config import ModelConfig, RegularizerConfig
+from pipeline.models import build
+from pipeline.models.attack_view import AttackView
+from pipeline.training.objective import deep_defense
+from tests.helpers import nets
+from tests.helpers.gradients import (
+    CONFIG,
+    SHAPES,
+    cosine,
+    gradient,
+    gradient_by,
+    setting,
+    with_attack,
+)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "squeezenet1_1", "resnet18"])
+def test_the_road_for_any_net_and_the_one_for_pieces_agree(name: str) -> None:
+    net, images, labels = setting(name)
+    fast = gradient_by(net, images, labels, CONFIG)
+    objective = deep_defense(net, CONFIG)
+    assert objective.view.is_piecewise_linear(images)
+    objective.view._piecewise_linear = False
+    net.eval().zero_grad()
+    objective(images, labels, True).loss.backward()
+    assert (gradient(net) - fast).norm() < 1e-9 * fast.norm()
+
+
+def test_smooth_nets_are_known_as_such() -> None:
+    for name, expected in (
+        ("tests.helpers.nets:smooth", False),
+        ("convnext_tiny", False),
+        ("mobilenet_v2", True),
+        ("densenet121", True),
+        ("convnet", True),
+        ("nin", True),
+        ("caffe_alexnet", False),
+    ):
+        net = build(ModelConfig(name=name), 10)
+        images = torch.randn(1, *SHAPES.get(name, (3, 64, 64)))
+        assert deep_defense(net, CONFIG).view.is_piecewise_linear(images) is expected, name
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet18", "tests.helpers.nets:smooth"])
+def test_lazy_candidates_with_a_large_safety_factor_are_all_candidates(name: str) -> None:
+    net, images, labels = setting(name)
+    lazy = gradient_by(net, images, labels, with_attack(visit="lazy", safety=1e6))
+    whole = gradient_by(net, images, labels, CONFIG)
+    assert (lazy - whole).norm() < 1e-9 * whole.norm()
+
+
+def test_lazy_candidates_save_gradients_and_choose_nearly_the_same() -> None:
+    net, images, labels = setting("lenet", count=60)
+    counts, ratios = {}, {}
+    for kind in ("all", "lazy"):
+        objective = deep_defense(net, with_attack(visit=kind))
+        calls = []
+        original = objective.view.gap_gradient
+
+        def counting(graph, gaps, create_graph=False, calls=calls, original=original):  # noqa: ANN001, ANN202
+            calls.append(len(gaps))
+            return original(graph, gaps, create_graph)
+
+        objective.view.gap_gradient = counting  # type: ignore[method-assign]
+        net.eval()
+        ratios[kind] = objective(images, labels, 5.0).ratio
+        counts[kind] = sum(calls)
+    assert counts["lazy"] < 0.7 * counts["all"]
+    assert (ratios["lazy"] >= 0.8 * ratios["all"]).all()
+    assert ratios["lazy"].mean() < 1.05 * ratios["all"].mean()
+
+
+def test_boundary_is_exact_on_linear_nets() -> None:
+    torch.manual_seed(0)
+    net = nets.linear(torch.randn(5, 30, dtype=torch.float64), torch.randn(5, dtype=torch.float64))
+    images = torch.randn(12, 1, 5, 6, dtype=torch.float64)
+    labels = net(images).argmax(dim=1)
+    # In F the current class may change under way, as it may not in T: two classes suffice there.
+    exact = gradient_by(net, images, labels, with_attack("unrolled"))
+    other = gradient_by(net, images, labels, with_attack("boundary"))
+    assert (exact - other).norm() < 1e-9 * exact.norm()
+    net = nets.linear(torch.randn(2, 30, dtype=torch.float64), torch.randn(2, dtype=torch.float64))
+    wrong = 1 - net(images).argmax(dim=1)
+    exact = gradient_by(net, images, wrong, with_attack("unrolled"))
+    other = gradient_by(net, images, wrong, with_attack("boundary"))
+    assert (exact - other).norm() < 1e-9 * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["lenet", "tests.helpers.nets:smooth"])
+def test_boundary_points_nearly_the_same_way(name: str) -> None:
+    net, images, labels = setting(name, count=30)
+    plain = gradient_by(net, images, labels, RegularizerConfig(lam=1e-9))
+    exact = gradient_by(net, images, labels, with_attack("unrolled")) - plain
+    other = gradient_by(net, images, labels, with_attack("boundary")) - plain
+    assert cosine(exact, other) > 0.9
+    assert 0.5 < (other.norm() / exact.norm()).item() < 2
+
+
+@pytest.mark.parametrize("name", ["lenet", "squeezenet1_1"])
+def test_the_boundarys_kept_graph_serves_as_a_new_one(name: str) -> None:
+    net, images, _ = setting(name, count=24)
+    labels = net(images).argmax(dim=1)
+    config = with_attack("boundary", linearize_at="tested")
+
+    def attack(chosen: Tensor) -> Perturbation:
+        view, keep = AttackView(net), {"record": True, "keep_graph": True}
+        return deepfool(view, images[chosen], config.attack, **keep)
+
+    # As photos do: some flip in the first iteration, most in the second.
+    taken = attack(torch.arange(24)).iterations
+    second = (taken == 2).nonzero().squeeze(1)
+    chosen = torch.cat([second, (taken == 1).nonzero().squeeze(1)[: len(second)]])
+    (crossed,) = attack(chosen).crossed
+    assert crossed.samples.tolist() == list(range(len(second)))
+    images, labels = images[chosen], labels[chosen]
+    whole = gradient_by(net, images, labels, config)
+    config.max_images = len(chosen) - 1  # in parts none is kept
+    parts = gradient_by(net, images, labels, config)
+    assert (whole - parts).norm() < 1e-9 * whole.norm()

@@ -1,0 +1,249 @@
+"""DALI's batches: right pixels, right order, nothing aliased, bad images named or skipped."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as transforms
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+
+from pipeline.config import DataConfig
+from pipeline.data import image_headers, index
+from pipeline.data.batches import evaluation_specs
+from pipeline.data.index import Index
+from pipeline.data.loader import Batch, Loader
+from pipeline.data.mapped_files import Files
+from pipeline.data.plan import BatchSpec, training_windows
+from pipeline.errors import UserError
+from tests.helpers.images import decode, encode, index_tar, picture
+from tests.helpers.runs import environment
+
+CPU = torch.device("cpu")
+RAW = DataConfig(mean=[0.0] * 3, std=[1 / 255] * 3)  # pixels as they are, 0..255
+
+
+def evaluate(
+    photos: Index, config: DataConfig, batch_size: int = 16, device: torch.device = CPU
+) -> tuple[torch.Tensor, list[Batch]]:
+    specs = evaluation_specs(photos, np.arange(len(photos)), config, batch_size)
+    batches = list(Loader(photos, specs, config, device, batch_size, threads=2))
+    return torch.cat([batch.images for batch in batches]), batches
+
+
+def pil(photos: Index, row: int) -> Image.Image:
+    (view,) = Files(photos).views(np.array([row]))
+    return decode(view.tobytes()).convert("RGB")
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
+
+
+def difference_in_evaluation(
+    photos: Index, device: torch.device, interpolation: str = "bilinear"
+) -> list[float]:
+    config = dataclasses.replace(RAW, interpolation=interpolation)
+    got, _ = evaluate(photos, config, device=device)
+    differences = []
+    how = InterpolationMode(interpolation)
+    for row in range(len(photos)):
+        resized = transforms.resize(pil(photos, row), 256, interpolation=how)
+        wanted = transforms.center_crop(resized, [224, 224])
+        differences.append((got[row].cpu() - as_tensor(wanted)).abs().mean().item())
+    return differences
+
+
+def difference_in_training(photos: Index, device: torch.device) -> list[float]:
+    rows = np.arange(len(photos))
+    windows = training_windows(photos.width, photos.height, 0, 0, 0, RAW)
+    loader = Loader(photos, [BatchSpec(rows, windows)], RAW, device, len(rows), threads=2)
+    (batch,) = loader
+    differences = []
+    for row in range(len(photos)):
+        top, left = windows.anchor[row].astype(int).tolist()
+        height, width = windows.shape[row].astype(int).tolist()
+        wanted = transforms.resized_crop(pil(photos, row), top, left, height, width, [224, 224])
+        if windows.mirror[row]:
+            wanted = transforms.horizontal_flip(wanted)
+        differences.append((batch.images[row].cpu() - as_tensor(wanted)).abs().mean().item())
+    return differences
+
+
+def test_agrees_with_torchvision_on_generated_pictures(photos: Index) -> None:
+    assert np.mean(difference_in_evaluation(photos, CPU)) < 0.5
+    assert np.mean(difference_in_training(photos, CPU)) < 0.5
+
+
+def test_agrees_with_torchvision_on_photos(ilsvrc_val: Path) -> None:
+    photos = index.read(str(ilsvrc_val))
+    assert max(difference_in_evaluation(photos, CPU)) < 0.5
+    bicubic = difference_in_evaluation(photos, CPU, "bicubic")
+    assert max(bicubic) < 0.7, max(bicubic)
+    assert np.mean(bicubic) < 0.5
+    assert max(difference_in_training(photos, CPU)) < 0.5
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_torchvision(photos: Index) -> None:
+    device = torch.device("cuda", 0)
+    assert np.mean(difference_in_evaluation(photos, device)) < 2
+    assert np.mean(difference_in_training(photos, device)) < 2
+
+
+@pytest.mark.gpu
+def test_gpu_half_precision_is_channels_last(photos: Index) -> None:
+    config, rows = DataConfig(), np.arange(16)
+    specs = evaluation_specs(photos, rows, config, 16)
+    (batch,) = Loader(photos, specs, config, torch.device("cuda", 0), 16, threads=2, half=True)
+    assert batch.images.dtype == torch.float16
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    exact, _ = evaluate(photos, config)
+    assert (batch.images.float().cpu() - exact[:16]).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "mode"),
+    [
+        ("grey", "JPEG", "L"),
+        ("cmyk", "JPEG", "CMYK"),
+        ("png", "PNG", "RGB"),
+        ("rgba", "PNG", "RGBA"),
+    ],
+)
+def test_whatever_the_file_is_it_decodes_to_rgb(
+    tmp_path: Path, name: str, kind: str, mode: str
+) -> None:
+    source = picture(300, 260).convert(mode)
+    options = {"quality": 95} if kind == "JPEG" else {}
+    one = index_tar(tmp_path / f"{name}.tar", {"c/x.JPEG": encode(source, kind, **options)})
+    assert difference_in_evaluation(one, CPU)[0] < 0.5
+
+
+def test_labels_rows_and_order(photos: Index) -> None:
+    _, batches = evaluate(photos, DataConfig(), batch_size=16)
+    assert [len(b.rows) for b in batches] == [16, 16, 8]
+    assert np.concatenate([b.rows for b in batches]).tolist() == list(range(40))
+    labels = torch.cat([b.labels for b in batches])
+    assert labels.tolist() == photos.label.tolist()
+
+
+def test_batches_stay_as_they_were(photos: Index) -> None:
+    config = DataConfig()
+    specs = evaluation_specs(photos, np.tile(np.arange(40), 5), config, 8)
+    kept, sums = [], []
+    for batch in Loader(photos, specs, config, CPU, 8, threads=2):
+        kept.append(batch.images)
+        sums.append(batch.images.double().sum().item())
+    assert len(kept) == 25
+    assert [k.double().sum().item() for k in kept] == sums
+    assert torch.equal(kept[0], kept[5])  # the same images again
+
+
+def broken_archive(tmp_path: Path, keep: int = 0) -> Index:
+    """Two images of thirty break after they were indexed, as a failing disk would do; their first
+    ``keep`` bytes stay."""
+    members = {f"c/{k:02d}.jpg": encode(picture(60, 50, k), "JPEG") for k in range(30)}
+    good = index_tar(tmp_path / "photos.tar", members)
+    data = bytearray((tmp_path / "photos.tar").read_bytes())
+    for row in (11, 20):
+        start, length = int(good.offset[row]) + keep, int(good.length[row]) - keep
+        data[start : start + length] = b"\0" * length
+    (tmp_path / "photos.tar").write_bytes(data)
+    return good
+
+
+@pytest.mark.parametrize("keep", [0, 30, 300, 700], ids=lambda n: f"first {n} bytes kept")
+def test_an_image_that_does_not_decode_is_named(tmp_path: Path, keep: int) -> None:
+    photos = broken_archive(tmp_path, keep)
+    with pytest.raises(UserError, match=r"c/11\.jpg.*--data\.on_error skip"):
+        evaluate(photos, DataConfig(), batch_size=4)
+
+
+def test_images_that_do_not_decode_are_skipped_and_counted(tmp_path: Path) -> None:
+    photos = broken_archive(tmp_path)
+    config = dataclasses.replace(RAW, on_error="skip")
+    rows = np.tile(np.arange(30), 2)  # a second epoch meets them again
+    loader = Loader(photos, evaluation_specs(photos, rows, config, 4), config, CPU, 4, threads=2)
+    got = list(loader)
+    wanted = [row for row in rows.tolist() if row not in (11, 20)]
+    assert np.concatenate([b.rows for b in got]).tolist() == wanted
+    assert [loader.index.id(row) for row in loader.skipped] == ["c/11.jpg", "c/20.jpg"]
+    images = torch.cat([b.images for b in got])
+    place = wanted.index(12)
+    expected = transforms.center_crop(transforms.resize(pil(photos, 12), 256), [224, 224])
+    assert (images[place] - as_tensor(expected)).abs().mean() < 0.5
+    assert sum(len(b.labels) for b in got) == len(wanted)
+
+
+@pytest.mark.parametrize("keep", [0, 30, 300])
+def test_breaking_again_and_again_does_not_crash(tmp_path: Path, keep: int) -> None:
+    """DALI's decoder alone would take the process down now and then: see `Loader._source`."""
+    script = (
+        "import dataclasses, sys; from pathlib import Path; from tests.unit.test_loader import *\n"
+        "photos = broken_archive(Path(sys.argv[1]), int(sys.argv[2]))\n"
+        "config = dataclasses.replace(RAW, on_error='skip')\n"
+        "for _ in range(12):\n"
+        "    specs = evaluation_specs(photos, np.arange(30), config, 30)\n"
+        "    assert len(list(Loader(photos, specs, config, CPU, 30, threads=2))) == 1\n"
+        "specs = evaluation_specs(photos, np.arange(10), config, 2)\n"
+        "next(iter(Loader(photos, specs, config, CPU, 2, threads=2)))  # left in mid-prefetch\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), str(keep)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "L", {"progressive": True}),
+        ("JPEG", "CMYK", {"exif": b"Exif\0\0" + b"\xff\xd8\xff\xc0" * 500}),
+        ("PNG", "RGBA", {}),
+        ("BMP", "RGB", {}),
+    ],
+)
+def test_headers_tell_the_size(kind: str, mode: str, options: dict) -> None:
+    data = encode(picture(61, 47).convert(mode), kind, **options)
+    view = np.frombuffer(data, np.uint8)
+    assert image_headers.size(view) == (61, 47)
+    assert image_headers.size(view[:9]) is None
+    assert image_headers.size(np.zeros(400, np.uint8)) is None
+
+
+def test_an_image_of_another_size_than_indexed_is_named(tmp_path: Path) -> None:
+    photos = index_tar(tmp_path / "a.tar", {"c/x.JPEG": encode(picture(60, 50), "JPEG")})
+    photos = dataclasses.replace(photos, width=photos.width + 1)
+    with pytest.raises(UserError, match=r"c/x\.JPEG"):
+        evaluate(photos, DataConfig())
+
+
+def test_a_batch_with_no_image_left_is_an_error(tmp_path: Path) -> None:
+    photos = broken_archive(tmp_path)
+    config = dataclasses.replace(RAW, on_error="skip")
+    specs = evaluation_specs(photos, np.array([11, 20, 1]), config, 2)
+    with pytest.raises(UserError, match="no image of a batch decodes"):
+        list(Loader(photos, specs, config, CPU, 2, threads=2))
+
+
+def test_wait_for_data_is_measured(photos: Index) -> None:
+    config = DataConfig()
+    specs = evaluation_specs(photos, np.arange(40), config, 8)
+    loader = Loader(photos, specs, config, CPU, 8, threads=2)
+    assert loader.wait_seconds == 0
+    iterator: Iterator[Batch] = iter(loader)
+    next(iterator)
+    first = loader.wait_seconds
+    assert first > 0
+    list(iterator)
+    assert loader.wait_seconds > first

@@ -1,0 +1,28 @@
+"""Every mistake of the tables in tests/unit/mistakes ends with its exit code and its one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.unit.mistakes import config, data, files, models, runs
+from tests.unit.mistakes.case import Case, call
+
+CASES = [*config.CASES, *data.CASES, *models.CASES, *runs.CASES, *files.CASES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.number for case in CASES])
+def test_mistake(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = call(*case.words(tmp_path))
+    text = ended.stdout + ended.stderr
+    assert ended.code == case.code, text
+    assert re.search(case.line, text, re.MULTILINE), text
+    assert "Traceback" not in text, text
+    if case.code == 2:
+        errors = [line for line in ended.stderr.splitlines() if "error: " in line]
+        assert len(errors) == 1, text
+
+
+def test_numbers_are_unique() -> None:
+    assert len({case.number for case in CASES}) == len(CASES)
