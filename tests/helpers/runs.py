@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "weights.pth", weights_only=True)
 
 
+def assert_same_weights(folder: Path, other: Path) -> None:
+    """Two runs ended with the same weights, to the last bit."""
+    one, two = weights(folder), weights(other)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+
+
 def metrics(folder: Path, name: str) -> dict[int, Any]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     values = [(line["step"], line[name]) for line in lines if name in line]
@@ -48,15 +56,25 @@ def metrics(folder: Path, name: str) -> dict[int, Any]:
 
 def children(pid: int) -> list[int]:
     """Processes started by one."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = path.read_text().rpartition(")")[2].split()[1]
         except OSError:  # it has ended
             continue
         if int(parent) == pid:
-            found.append(int(path.parent.name))
-    return found
+            pids.append(int(path.parent.name))
+    return pids
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """kill -9 a process and those it started.
+
+    torchrun gives its workers sessions of their own: they would live on as orphans.
+    """
+    for pid in [process.pid, *children(process.pid)]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 def start(

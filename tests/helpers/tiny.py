@@ -1,11 +1,16 @@
 """The smallest run of pipeline/finetune.py, in this process."""
 
 from pathlib import Path
+from typing import Any
 
-from pipeline.runtime import lock
-from tests.unit.mistakes.case import FINETUNE, Ended, call
+import pytest
+
+from pipeline.training.trainer import Trainer
+from tests.helpers.in_process import in_process
+from tests.unit.mistakes.case import FINETUNE, Ended
 
 TINY = (
+    *("--model.name", "tests.helpers.nets:dropout_mlp"),
     *("--train.batch_size", 1000, "--train.clean_epochs", 1, "--train.epochs", 2),
     *("--checkpoint.every_steps", 100, "--log.every_steps", 4, "--log.panel_images", 0),
     *("--evaluation.num_images", 100, "--evaluation.every_epochs", 1),
@@ -13,8 +18,17 @@ TINY = (
 
 
 def finetune(folder: Path, *options: object) -> Ended:
-    try:
-        return call(FINETUNE, *TINY, "--output", folder, *options)
-    finally:
-        while lock._held:  # as the end of a process would
-            lock._held.pop().close()
+    done = in_process(FINETUNE, *TINY, "--output", folder, *options)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def kill_at_step(patch: pytest.MonkeyPatch, number: int) -> None:
+    """End a run after ``number`` steps by what nothing catches; nothing more is saved."""
+    train_step = Trainer._train_step
+
+    def step(self: Trainer, batches: Any) -> Any:
+        if self.step == number:
+            raise KeyboardInterrupt
+        return train_step(self, batches)
+
+    patch.setattr(Trainer, "_train_step", step)

@@ -11,7 +11,7 @@ import pytest
 from pipeline.data import demo
 from pipeline.errors import disk_message
 from pipeline.runtime.monitor import Monitor
-from tests.helpers.tiny import finetune
+from tests.helpers.tiny import finetune, kill_at_step
 from tests.unit.mistakes.case import EVALUATE, call
 
 
@@ -91,3 +91,26 @@ def test_a_training_without_disk_space(tmp_path: Path) -> None:
     (line,) = ended.stderr.splitlines()  # of TensorBoard or of reference.pth, whichever is first
     assert line.startswith("error: cannot write ")
     assert "File too large" in line
+
+
+def test_a_checkpoint_without_disk_space_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_five = "--checkpoint.every_steps", 5
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tmp_path / "run", *every_five)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    old = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
+    assert "step-000000006.pt" in old  # of the evaluation
+    with disk_full(200_000):  # less than a checkpoint
+        ended = finetune(tmp_path / "run", *every_five)
+    assert ended.code == 2, ended.stderr
+    assert f"error: cannot write {checkpoints}/" in ended.stderr
+    assert "File too large" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == old
+    ended = finetune(tmp_path / "run", *every_five)
+    assert ended.code == 0, ended.stderr
+    assert f"resuming from {checkpoints / 'step-000000006.pt'}, step 6" in ended.stdout

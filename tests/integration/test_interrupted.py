@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.config import CheckpointConfig
 from pipeline.runtime import files
 from pipeline.runtime.files import replacing, sweep
-from pipeline.runtime.signals import StopRequest
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.trainer import Trainer
-from tests.helpers.tiny import finetune
+from tests.helpers.runs import assert_same_weights
+from tests.helpers.tiny import finetune, kill_at_step
 from tests.unit.mistakes.case import EVALUATE, Ended, call
 
 
@@ -113,37 +114,70 @@ def test_best_that_cannot_be_restored(tmp_path: Path) -> None:
     assert not kept.best_path.exists()
 
 
-@pytest.mark.parametrize(("signalled", "every_steps"), [(5, 100), (9, 100), (None, 5)])
-def test_metrics_of_an_interrupted_run_are_those_of_a_whole_one(
-    whole: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    signalled: int | None,
-    every_steps: int,
-) -> None:
-    """Stopped by a signal, or killed at step 8, between two rows of metrics."""
+def stop_in_step(patch: pytest.MonkeyPatch, number: int) -> None:
+    """SIGTERM in the step after ``number`` others."""
     train_step = Trainer._train_step
 
     def step(self: Trainer, batches: Any) -> Any:
-        if self.step == signalled:
-            self.stop.signals.add(signal.SIGTERM)
-        if signalled is None and self.step == 8:
-            raise KeyboardInterrupt
+        if self.step == number:
+            os.kill(os.getpid(), signal.SIGTERM)
         return train_step(self, batches)
 
-    options = "--checkpoint.every_steps", every_steps
+    patch.setattr(Trainer, "_train_step", step)
+
+
+def stop_in_evaluation(patch: pytest.MonkeyPatch, number: int) -> None:
+    """SIGUSR2 in the evaluation after ``number`` steps."""
+    evaluate = Trainer._evaluate
+
+    def evaluation(self: Trainer, monitor: Any) -> None:
+        if self.step == number:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        evaluate(self, monitor)
+
+    patch.setattr(Trainer, "_evaluate", evaluation)
+
+
+@pytest.mark.parametrize(
+    ("stop", "number", "saved"),
+    [
+        pytest.param(stop_in_step, 5, 6, marks=pytest.mark.slow),
+        (stop_in_step, 9, 10),
+        (stop_in_evaluation, 12, 12),
+    ],
+)
+def test_stopped_by_a_signal_and_resumed(
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: Callable[[pytest.MonkeyPatch, int], None],
+    number: int,
+    saved: int,
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", step)
-        patch.setattr(StopRequest, "signals", set())
-        if signalled is None:
-            with pytest.raises(KeyboardInterrupt):
-                finetune(tmp_path, *options)
-        else:
-            ended = finetune(tmp_path, *options)
-            assert ended.code == 75, ended.stderr
-            assert f"interrupted after step {signalled + 1}; everything is saved" in ended.stdout
-    finished(tmp_path, *options)
+        stop(patch, number)
+        ended = finetune(tmp_path)
+    assert ended.code == 75, ended.stderr
+    assert f"interrupted after step {saved}; everything is saved: rerun the same" in ended.stdout
+    assert (tmp_path / "checkpoints" / f"step-{saved:09}.pt").exists()
+    assert not any(r["step"] == saved and "evaluation/rho2" in r for r in rows(tmp_path))
+    finished(tmp_path)
     assert rows(tmp_path) == rows(whole)
+    assert_same_weights(tmp_path, whole)
+
+
+def test_killed_between_two_rows_of_metrics_and_resumed(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_five = "--checkpoint.every_steps", 5
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tmp_path, *every_five)
+    assert (tmp_path / "checkpoints" / "step-000000006.pt").exists()
+    finished(tmp_path, *every_five)
+    assert rows(tmp_path) == rows(whole)
+    assert_same_weights(tmp_path, whole)
 
 
 def test_a_checkpoint_without_sums_resumes(copy: Path) -> None:
@@ -179,6 +213,7 @@ def test_another_norm_and_fgs_in_training(tmp_path: Path) -> None:
     fgs = ("--evaluation.fgs.search", "true", "--evaluation.fgs.eps", "[0.01]")
     options = ("--evaluation.attack.norm", "inf", "--checkpoint.best", "rho2", *fgs)
     options += ("--train.clean_lr", 0.1, "--objective.method", "clean")  # right for over half
+    options += ("--train.epochs", 1)
     ended = finished(tmp_path, *options)
     history = json.loads((tmp_path / "summary.json").read_text())["history"]
     assert "rho_inf, relative" in ended.stdout
@@ -234,7 +269,7 @@ def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
     tmp_path: Path,
 ) -> None:
     script = (
-        "import sys; from pathlib import Path; from pipeline import atomic\n"
+        "import sys; from pathlib import Path; from pipeline.runtime import files\n"
         "Path(sys.argv[1], f'.x.tmp-{sys.argv[2]}-{files._SCOPE}').write_text('')"
     )
     container = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
