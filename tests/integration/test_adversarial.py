@@ -14,6 +14,7 @@ from pipeline.data.batches import TrainingPlan, evaluation_specs
 from pipeline.data.loader import Loader
 from pipeline.errors import UserError
 from pipeline.models.paper_nets import mlp
+from tests.helpers.in_process import in_process, succeed
 from tests.helpers.runs import Run, expect_error
 
 SCRIPT = "tools/adversarial.py"
@@ -24,11 +25,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def reference(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     words = ("--model.name", "mlp", "--train.clean_epochs", 2, "--train.epochs", 0)
-    done = run("pipeline/finetune.py", *words, "--output", folder)
-    assert done.returncode == 0, done.stderr
+    succeed("pipeline/finetune.py", *words, "--output", folder)
     return folder
 
 
@@ -84,7 +84,7 @@ def test_examples_fool_the_net_again_after_reading_back(reference: Path, made: P
 
 
 def test_cut_and_gone_on_with_on_another_number_of_ranks(
-    run: Run, reference: Path, made: Path, tmp_path: Path
+    reference: Path, made: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "cut"
     subprocess.run(["cp", "-r", made, folder], check=True)
@@ -92,29 +92,25 @@ def test_cut_and_gone_on_with_on_another_number_of_ranks(
     last = array_tars.members(path)[40]
     os.truncate(path, last.offset_data + 100)  # as a kill leaves it
     assert 100 < len(array_tars.stored(folder)) < 150
-    done = run(SCRIPT, *options(reference, folder))
-    assert done.returncode == 0, done.stderr
+    succeed(SCRIPT, *options(reference, folder))
     whole, again = arrays_of(made), arrays_of(folder)
     assert whole.keys() == again.keys()
     for row, values in whole.items():
         np.testing.assert_allclose(again[row], values, atol=1e-6)
     other = ("--evaluation.space", "pixels", "--data.val", made / "index.parquet")
     line = expect_error(
-        run, *options(reference, tmp_path / "x"), *other, script="pipeline/evaluate.py"
+        in_process, *options(reference, tmp_path / "x"), *other, script="pipeline/evaluate.py"
     )
     assert "evaluation.space: the arrays of" in line
     other = ("--data.mean", "[0.5]")
-    line = expect_error(run, *options(reference, folder), *other, script=SCRIPT)
+    line = expect_error(in_process, *options(reference, folder), *other, script=SCRIPT)
     assert "holds other examples (input.mean" in line
 
 
-def test_images_and_examples_are_trained_with_together(
-    run: Run, made: Path, tmp_path: Path
-) -> None:
+def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Path) -> None:
     both, source = tmp_path / "both.parquet", demo.prepare()["train"]
-    done = run("tools/index.py", "join", source, made / "index.parquet", "--out", both)
-    assert done.returncode == 0, done.stderr
-    assert "6,150 images" in done.stdout
+    words = ("join", source, made / "index.parquet", "--out", both)
+    assert "6,150 images" in succeed("tools/index.py", *words)
     found, images = index.read(str(both)), index.read(str(source))
     assert found.arrays.sum() == 150
     assert found.ids.to_pylist()[:6000] == images.ids.to_pylist()
@@ -138,8 +134,8 @@ def test_images_and_examples_are_trained_with_together(
     words += ("--data.resize", 28, "--data.channels", 1, "--data.mean", "[0.1307]")
     words += ("--data.std", "[0.3081]", "--data.random_crop", "false", "--data.flip", "false")
     words += ("--model.name", "mlp", "--objective.method", "clean", "--train.batch_size", 410)
-    done = run("pipeline/finetune.py", *words, "--output", tmp_path / "run", ranks=2)
-    assert done.returncode == 0, done.stderr
-    assert "15 with the cross-entropy alone" in done.stdout
+    words += ("--train.clean_epochs", 0, "--train.epochs", 1, "--evaluation.num_images", 100)
+    output = succeed("pipeline/finetune.py", *words, "--output", tmp_path / "run")
+    assert "15 with the cross-entropy alone" in output
     with pytest.raises(UserError, match=r"its arrays are not of the shape \(1, 24, 24\)"):
         Loader(found, iter(specs), DataConfig(**(vars(DATA) | {"crop": 24})), CPU, 50, 2)
