@@ -259,7 +259,7 @@ def test_shards_of_other_evaluations_are_refused(trained: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("num_images", "ranks"), [(12, 0), pytest.param(150, 2, marks=pytest.mark.slow)]
+    ("num_images", "ranks"), [(8, 0), pytest.param(150, 2, marks=pytest.mark.slow)]
 )
 def test_squeezenet_on_ilsvrc_out_of_the_box(
     run: Run,
