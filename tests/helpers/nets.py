@@ -15,11 +15,6 @@ def dropout_mlp(num_classes: int = 10) -> nn.Module:
     )
 
 
-def small_mlp(num_classes: int = 10) -> nn.Module:
-    """Without dropout, so that the images and their order alone decide."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, num_classes))
-
-
 def slow_mlp(num_classes: int = 10, seconds: float = 0.02) -> nn.Module:
     """The paper's MLP, slower; its weights have the same names and start alike."""
     net = mlp(num_classes)

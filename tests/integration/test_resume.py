@@ -33,7 +33,7 @@ from tests.helpers.runs import (
 # Sums are taken in another order, and a large step would blow the last bit up in no time, as
 # would choices that hang on it: which candidates to visit, whether to take one more tiny step.
 PLAIN = (
-    *("--model.name", "tests.helpers.nets:small_mlp", "--optim.lr", 0.0005),
+    *("--model.name", "mlp", "--optim.lr", 0.0005),
     *("--regularizer.attack.visit", "all", "--regularizer.attack.linearize_at", "reached"),
 )
 
