@@ -165,5 +165,5 @@ def test_one_run_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         line = expect_error(in_process, *SMALL, *options, "--output", tmp_path)
     assert f"is being written by process {process.pid} on " in line
     kill_all(process)
-    lock.hold(tmp_path)
+    lock.lock_folder(tmp_path)
     lock._held.pop().close()
