@@ -22,14 +22,17 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launchers import run_status, slurm_states
 from launchers.options import Resources
-from pipeline.config import RunConfig
+from pipeline.config import CONFIGS, RunConfig
 from pipeline.data import demo
 from pipeline.errors import UserError
 from pipeline.runtime import config_file
 
 PROJECT = Path(__file__).resolve().parent.parent
 SUBMITTED = "submitted.yaml"  # in a run's folder: the options that it was given
-_CODE = ("pipeline", "launchers", "configs", "tools")
+# What a job needs. An installed package has its configs inside pipeline/, and no tools.
+_CODE: tuple[str, ...] = ("pipeline", "launchers")
+if CONFIGS.parent == PROJECT:  # a checkout, or a copy of one
+    _CODE += ("configs", "tools")
 _NO_CONTROLLER = ("controller", "could not establish a configuration source")
 _DEATHS = 5  # after which a run that is killed again stays dead
 _REQUEUES = 1000  # submitit counts the times a limit was reached, and would stop at 3
