@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import EvaluateConfig, FinetuneConfig
 from pipeline.config.checks import all_options
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OPTIONS = {*all_options(FinetuneConfig), *all_options(EvaluateConfig)}
 FOLDERS = "pipeline|tools|launchers|configs|slurm"
