@@ -81,7 +81,7 @@ def test_readme_is_short() -> None:
 def test_mistakes_are_found() -> None:
     assert not is_defined("pipeline.config.NoSuchOption")
     assert unknown_options("--optim.rate 1") == ["optim.rate"]
-    assert unknown_options("regularizer.lamda") == ["regularizer.lamda"]
+    assert unknown_options("regularizer.lam_bda") == ["regularizer.lam_bda"]
     assert unknown_options("launchers/jobs.py --wach") == ["wach"]
     assert unknown_options("launchers/chain.py --nodes 4 -- --nodes 4") == ["nodes"]
     assert code_of("Text `a\nb`.\n\n    c \\\n      d\n") == ["    c        d", "a b"]
