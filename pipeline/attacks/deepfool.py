@@ -65,7 +65,7 @@ class Perturbation:
         key = done.state.key[ended] - first
         self.delta[key] = delta
         self.iterations[key] = done.state.iteration[ended]
-        self.flipped[key], self.no_gradient[key] = done.flipped[ended], done.stuck[ended]
+        self.flipped[key], self.no_gradient[key] = done.flipped[ended], done.no_gradient[ended]
         self.prediction[key] = done.prediction[ended]
 
 
@@ -77,7 +77,7 @@ class AttackState:
     images: Tensor  # (A, C, H, W)
     total_step: Tensor  # (A, C, H, W), sum of the steps so far
     label: Tensor  # (A,) int64, class to leave, or with towards to reach
-    towards: Tensor  # (A,) bool
+    toward_label: Tensor  # (A,) bool
     choices: Tensor  # (A, M) int64, classes to consider moving to
     iteration: Tensor  # (A,) int64, steps taken
 
@@ -103,13 +103,13 @@ class IterationResult(NamedTuple):
     step: Step  # samples: the keys
     prediction: Tensor  # (A,) class at the point that was tested
     flipped: Tensor  # (A,) bool, whether it is the wanted one
-    stuck: Tensor  # (A,) bool, no finite step was found
+    no_gradient: Tensor  # (A,) bool, no finite step was found
     graph: ForwardPass | None  # at the points that were tested, if wanted
 
     @property
     def ended(self) -> Tensor:
         """(A,) bool: flipped, or without a step to take."""
-        return self.flipped | self.stuck
+        return self.flipped | self.no_gradient
 
 
 def initial_state(
@@ -160,8 +160,8 @@ def deepfool_iteration(
         held = [view.forward_with_grad(view.clip_(points), running.key)]
         rows = None
     rows = torch.arange(len(running), device=x.device) if rows is None else rows
-    source = torch.where(running.towards, held[0].logits.detach()[rows].argmax(dim=1), label)
-    where = view, held, rows, source, choices, running.towards
+    source = torch.where(running.toward_label, held[0].logits.detach()[rows].argmax(dim=1), label)
+    where = view, held, rows, source, choices, running.toward_label
     if config.direction == "loss":
         found = loss_gradient_step(*where, config)
     else:
@@ -172,12 +172,14 @@ def deepfool_iteration(
     tested = view.clip_(torch.add(x, moved, alpha=1.0 + config.overshoot))
     graph = view.forward_with_grad(tested, running.key) if keep_graph else None
     now = (graph.logits.detach() if graph else view(tested, running.key)).argmax(dim=1)
-    after = replace(running, moved=moved, choices=choices, iteration=running.iteration + 1)
+    after = replace(running, total_step=moved, choices=choices, iteration=running.iteration + 1)
     return IterationResult(
         after,
-        Step(running.key, **found._asdict(), toward_label=running.towards, iteration=iteration),
+        Step(
+            running.key, **found._asdict(), toward_label=running.toward_label, iteration=iteration
+        ),
         now,
-        (now == label) == running.towards,
+        (now == label) == running.toward_label,
         found.gradient_norm.isinf(),
         graph,
     )
@@ -283,5 +285,5 @@ def _sweep(
 def _join(parts: list[Perturbation]) -> Perturbation:
     """Of consecutive parts of a batch."""
     steps = [step for part in parts for step in part.steps]
-    names = ("delta", "iterations", "flipped", "stuck", "prediction", "clean")
+    names = ("delta", "iterations", "flipped", "no_gradient", "prediction", "clean")
     return Perturbation(*(torch.cat([getattr(part, n) for part in parts]) for n in names), steps)

@@ -148,7 +148,7 @@ class Evaluator:
             adversarial=done.prediction[rows],
             steps=running.iteration,
             flipped=done.flipped[rows],
-            stuck=done.stuck[rows],
+            stuck=done.no_gradient[rows],
             perturbation_norm=per_sample_norm(delta.double(), self._attack.norm),
         )
         mine = np.isin(self._begun.row, columns["row"])
