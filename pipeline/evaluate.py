@@ -3,7 +3,7 @@ r"""Measure how accurate and how robust a classifier is, over ranks and over job
     torchrun --standalone --nproc_per_node=2 pipeline/evaluate.py \
         --config runs/demo/config.yaml --model.weights runs/demo/weights.pth
     torchrun --nproc_per_node=8 pipeline/evaluate.py --data.val val.parquet \
-        --model.name resnet18 --model.weights resnet18.pth --measure.fgs.search true
+        --model.name resnet18 --model.weights resnet18.pth --evaluation.fgs.search true
     python pipeline/evaluate.py ... --output runs/r18 --shard 3/16    # one job of an array
 
 Takes the YAML files of pipeline/finetune.py; what only training reads is passed over. Results are

@@ -1,7 +1,7 @@
 """DeepFool (Moosavi-Dezfooli, Fawzi, Frossard, CVPR 2016), as Deep Defense uses it.
 
 Finds perturbations without a graph. Only unfinished samples stay in the batch. The record of the
-steps is what `pipeline.regularizer.penalty` differentiates; evaluation uses the perturbation alone.
+steps is what `pipeline.regularizer` differentiates; evaluation uses the perturbation alone.
 """
 
 import itertools
@@ -49,9 +49,8 @@ class Perturbation:
     prediction: Tensor  # (N,) int64, class at x + delta
     clean: Tensor  # (N,) int64, class at x
     steps: list[Step] = field(default_factory=list)
-    boundary_passes: list[BoundaryPass] = field(
-        default_factory=list
-    )  # at most one, of half the batch or more
+    # at most one, of half the batch or more
+    boundary_passes: list[BoundaryPass] = field(default_factory=list)
 
     @classmethod
     def empty(cls, images: Tensor, clean: Tensor) -> "Perturbation":

@@ -39,9 +39,8 @@ def steepest_step(w: Tensor, dual_norm: Tensor, length: Tensor, p: float) -> Ten
         return w * expand_to_images(length / dual_norm)
     if math.isinf(p):
         return w.sign() * expand_to_images(length)
-    return signed_power(w / expand_to_images(dual_norm), dual_exponent(p) - 1.0) * expand_to_images(
-        length
-    )
+    direction = signed_power(w / expand_to_images(dual_norm), dual_exponent(p) - 1.0)
+    return direction * expand_to_images(length)
 
 
 def signed_power(values: Tensor, exponent: float) -> Tensor:

@@ -32,9 +32,8 @@ from pipeline.data.index_format import (
 from pipeline.errors import UserError, first_line, warn
 from pipeline.runtime.files import atomic_write
 
-FLOAT32_ARRAY = (
-    "FLOAT32"  # format of rows whose bytes are a (C, height, width) array, normalised already
-)
+# The format of rows whose bytes are a (C, height, width) array, normalised already.
+FLOAT32_ARRAY = "FLOAT32"
 
 
 @dataclass(frozen=True)

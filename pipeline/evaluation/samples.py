@@ -116,7 +116,7 @@ def summarize(samples: Samples, definition: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         samples: at least one.
-        definition: of `pipeline.evaluation.measure.definition`.
+        definition: of `pipeline.evaluation.protocol.evaluation_protocol`.
     """
     ratio, counted, nonfinite = samples.ratio, samples.in_rho, samples.nonfinite
     summary = {

@@ -33,6 +33,6 @@ class AdversarialTraining(Method):
         images = upcast(clean.images.detach())
         graph = clean.graph or self.view.forward_with_grad(images)
         sign = fgs.fgs_direction(graph, clean.labels).sign
-        logits = self.view.forward_train_mode(torch.add(images, sign, alpha=self.options.eps))
+        logits = self.view.forward_current_mode(torch.add(images, sign, alpha=self.options.eps))
         mixed = F.cross_entropy(logits, clean.labels, reduction="none") - clean.cross_entropy
         return Term(self.options.weight * mixed.mean())

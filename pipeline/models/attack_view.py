@@ -126,10 +126,10 @@ class AttackView:
         with self._eval_mode():
             if 0 < number < self.least and self.masks is None:
                 repeats = images[-1:].expand(self.least - number, *images.shape[1:])
-                return self.forward_train_mode(torch.cat([images, repeats]))[:number]
-            return self.forward_train_mode(images, rows)
+                return self.forward_current_mode(torch.cat([images, repeats]))[:number]
+            return self.forward_current_mode(images, rows)
 
-    def forward_train_mode(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward_current_mode(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (N, K) fp32 of the net in its present mode, for the cross-entropy it trains on;
         ``rows`` as of a call."""
         with autocast(images, self.precision), self._with_dropout_masks(images, rows):

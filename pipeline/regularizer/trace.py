@@ -210,9 +210,8 @@ def _through_pieces(replay: AttackTrace, adjoint: Tensor) -> Gradients:
             waiting = []
         u = adjoint[step.samples]
         length = per_sample_norm(step.displacement, p)  # |f| / ||w||_q
-        unit = step.displacement / expand_to_images(
-            length.where(length > 0, torch.inf)
-        )  # the step's direction n
+        # The step's direction n.
+        unit = step.displacement / expand_to_images(length.where(length > 0, torch.inf))
         along = (u * unit).flatten(1).sum(dim=1)  # <u, n>
         w, bent = unit, u  # w / ||w||_q, and u times (q - 1) |w / ||w||_q|^(q - 2)
         if p != 2.0:

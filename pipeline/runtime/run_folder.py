@@ -1,4 +1,4 @@
-"""The output folder of a run: its kind, its lock, and the options it was started with."""
+"""The output folder of a run: its kind, its lock, and what killed runs left in it."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,6 @@ from pipeline.runtime.distributed import DistributedContext
 
 # A name in the folder of each kind of run, which no other kind of run writes.
 _MARKERS = {"training": "checkpoints", "evaluation": "results", "adversarial": "manifest.json"}
-
 
 Kind = Literal["training", "evaluation", "adversarial"]
 

@@ -1,4 +1,4 @@
-"""Memory: how many images fit, who holds it, and keeping it.
+"""Memory: how many images fit at once.
 
 In: an objective, a device. Out: the number of images that `regularizer.max_images` auto lets the
 attack hold at once, from what a few images were measured to take and what is free.

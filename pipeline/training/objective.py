@@ -134,15 +134,15 @@ class Objective(nn.Module):
             rows = torch.arange(len(images), device=images.device)
             parts = zip(images.split(self.at_once), rows.split(self.at_once), strict=True)
             made_again = [
-                checkpoint(self.view.forward_train_mode, *part, use_reentrant=False)
+                checkpoint(self.view.forward_current_mode, *part, use_reentrant=False)
                 for part in parts
             ]
             return torch.cat(made_again), None
         if attacked and self._shares_forward(images):
             points = upcast(images.detach()).requires_grad_()
-            graph = ForwardPass(points, self.view.forward_train_mode(points))
+            graph = ForwardPass(points, self.view.forward_current_mode(points))
             return graph.logits, graph
-        return self.view.forward_train_mode(images), None
+        return self.view.forward_current_mode(images), None
 
     def _takes_parts(self, images: Tensor) -> bool:
         """Whether the cross-entropy's graph is made part by part, each when it is differentiated.
@@ -160,7 +160,7 @@ class Objective(nn.Module):
             else:
                 two = torch.arange(2, device=images.device)[: len(images)]
                 with torch.no_grad():
-                    as_trained = self.view.forward_train_mode(images[:2], two)
+                    as_trained = self.view.forward_current_mode(images[:2], two)
                     self._shares = torch.equal(as_trained, self.view(images[:2], two))
         return self._shares
 

@@ -287,8 +287,8 @@ def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
 def test_a_killed_write_is_swept_by_the_next_one(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from pipeline.runtime.files import replacing\n"
-        "with replacing(Path(sys.argv[1])) as partial:\n"
+        "from pipeline.runtime.files import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as partial:\n"
         "    partial.write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     path = tmp_path / "x.parquet"
