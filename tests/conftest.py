@@ -16,7 +16,7 @@ from pipeline.data.index import Index
 from pipeline.runtime.reproducibility import use_reproducible_kernels
 from tests.helpers import images
 from tests.helpers.runs import SCRIPT, SMALL, Run, command, environment
-from tests.helpers.slurm import NEEDED, PLAIN, processes
+from tests.helpers.slurm import NEEDED, processes
 
 use_reproducible_kernels()  # before the first matrix product
 torch.set_num_threads(1)
@@ -147,12 +147,3 @@ def cluster() -> Iterator[None]:
         base = int(os.environ.get("SLURM_BASE_PORT", "16900"))
         ports = [base + number for number in (0, 2, 11, 12)]
         assert not [port for port in ports if f":{port:04X} 00000000:0000 0A" in listening]
-
-
-@pytest.fixture(scope="session")
-def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of the tests on SLURM, under torchrun on this machine."""
-    folder = tmp_path_factory.mktemp("torchrun") / "run"
-    words = command("pipeline/finetune.py", *PLAIN, "--output", folder, ranks=4)
-    subprocess.run(words, check=True, env=environment(), capture_output=True)
-    return folder

@@ -41,6 +41,14 @@ def smooth(num_classes: int = 10) -> nn.Module:
     )
 
 
+def first_two(num_classes: int = 10) -> nn.Module:
+    """`smooth`, which only ever predicts one of the first two classes, and with small margins."""
+    net = smooth(num_classes)
+    with torch.no_grad():
+        net[-1].bias[:2] = torch.tensor([10.033, 10.0])  # halves the photos, with seed 0
+    return net
+
+
 class Exploding(nn.Sequential):
     """Its logits are finite until it trains."""
 

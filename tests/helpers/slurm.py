@@ -19,10 +19,10 @@ NEEDED = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd")
 # 15 steps, and 15 with Deep Defense
 PLAIN = (*SMALL, "--model.name", "mlp", "--train.batch_size", 400)
 PLAIN += ("--train.clean_epochs", 1, "--train.epochs", 1)
-TWO_NODES = ("--nodes", 2, "--tasks-per-node", 2, "--time", "5m", "--grace", 30)
+TWO_NODES = ("--nodes", 2, "--tasks-per-node", 1, "--time", "5m", "--grace", 30)
 # What a user's own environment sets: the interpreter that has the packages, ranks without GPUs.
-SBATCH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RANKS_PER_NODE": "2"}
-SHARDS = SBATCH | {"SHARDS": "3", "RANKS_PER_NODE": "1"}
+SBATCH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RANKS_PER_NODE": "1"}
+SHARDS = SBATCH | {"SHARDS": "3"}
 
 
 def slurm(*words: object, env: dict[str, str] | None = None) -> str:
@@ -38,7 +38,7 @@ def slurm(*words: object, env: dict[str, str] | None = None) -> str:
 
 
 def submit(run: Run, folder: Path, *options: object, where: tuple = TWO_NODES) -> str:
-    """Submit a fine-tuning, on two nodes with two tasks each; the job's number."""
+    """Submit a fine-tuning, on two nodes with a task each; the job's number."""
     done = run(SCRIPT, *where, "--", *PLAIN, "--output", folder, *options)
     assert done.returncode == 0, done.stderr
     assert f"tensorboard --logdir {shlex.quote(str(folder))}\n" in done.stdout

@@ -5,86 +5,108 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.runs import Run
+from pipeline.data.index import Index
+from tests.helpers.runs import Run, expect_error
+from tests.unit.mistakes.case import call
 
-pytest.importorskip("nvidia.dali")
+TOOL = "tools/benchmark.py"
+SMALL = ("--model", "tests.helpers.nets:smooth", "--num-images", 3)
 
 
-def rows_of(run: Run, tmp_path: Path, *options: object) -> dict[str, dict]:
+@pytest.fixture(scope="module")
+def squeezenet(squeezenet_weights: Path, ilsvrc_val: Path) -> tuple[object, ...]:
+    """Options for a trained net and its photos."""
+    return ("--weights", squeezenet_weights, "--data", ilsvrc_val)
+
+
+def rows_of(tmp_path: Path, *options: object) -> dict[str, dict]:
     path = tmp_path / "result.json"
-    done = run("tools/benchmark.py", *options, "--json", path, "--repeats", 1)
-    assert done.returncode == 0, done.stderr
+    ended = call(TOOL, *options, "--json", path, "--repeats", 1)
+    assert ended.code == 0, ended.stderr
     result = json.loads(path.read_text())
     assert result["device"] == "cpu"
     assert result["versions"]["torch"]
     return {row["name"]: row for row in result["rows"]}
 
 
-def test_regularizer(run: Run, tmp_path: Path, squeezenet_weights: Path, ilsvrc_val: Path) -> None:
-    options = ("--weights", squeezenet_weights, "--data", ilsvrc_val, "--num-images", 3)
-    rows = rows_of(run, tmp_path, "regularizer", *options)
+def check_regularizer(rows: dict[str, dict]) -> None:
     names = ["plain", "authors", "exact", "first", "first, lazy", "unrolled", "boundary"]
     assert list(rows) == names
     assert rows["plain"]["flops_ratio"] == 1
     assert rows["exact"]["cosine"] > 0.9999
     assert rows["exact"]["norm_ratio"] == pytest.approx(1, abs=1e-3)
-    assert rows["unrolled"]["cosine"] > 0.98
-    assert rows["boundary"]["cosine"] > 0.9
     cost = [rows[name]["flops_ratio"] for name in names[1:]]
     assert cost == sorted(cost, reverse=True)
+
+
+def test_regularizer(tmp_path: Path) -> None:
+    check_regularizer(rows_of(tmp_path, "regularizer", *SMALL))
+
+
+@pytest.mark.slow
+def test_regularizer_of_a_trained_net(tmp_path: Path, squeezenet: tuple[object, ...]) -> None:
+    rows = rows_of(tmp_path, "regularizer", *squeezenet, "--num-images", 2)
+    check_regularizer(rows)
+    assert rows["unrolled"]["cosine"] > 0.98
+    assert rows["boundary"]["cosine"] > 0.9
     assert rows["authors"]["peak_memory_ratio"] > 4
     assert max(rows[name]["peak_memory_ratio"] for name in ("unrolled", "boundary")) < 2.6
 
 
-def test_deepfool(run: Run, tmp_path: Path, squeezenet_weights: Path, ilsvrc_val: Path) -> None:
-    options = ("--weights", squeezenet_weights, "--data", ilsvrc_val, "--num-images", 3)
-    rows = rows_of(run, tmp_path, "deepfool", *options)
-    first = rows["first"]
-    for name, row in rows.items():  # foolbox's and adversarial-library's too, where installed
-        assert row["flipped"] == 1, name
-        assert row["rho2"] == pytest.approx(first["rho2"], rel=0.05), name
-        assert row["images_per_second"] > 0, name
-
-
-def test_evaluation(run: Run, tmp_path: Path, squeezenet_weights: Path, ilsvrc_val: Path) -> None:
-    options = ("--weights", squeezenet_weights, "--data", ilsvrc_val, "--num-images", 4)
-    rows = rows_of(run, tmp_path, "evaluation", *options)
-    assert list(rows) == ["foolbox", "this project", "lazy", "and eps_ref"]
-    first = rows["foolbox"]
+def check_rates(rows: dict[str, dict]) -> None:
+    """All variants, foolbox's too, find the same robustness."""
+    expected = pytest.approx(next(iter(rows.values()))["rho2"], rel=0.05)
     for name, row in rows.items():
-        assert row["rho2"] == pytest.approx(first["rho2"], rel=0.05), name
+        assert row["rho2"] == expected, name
         assert row["images_per_second"] > 0, name
+
+
+def test_deepfool(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "deepfool", *SMALL)
+    assert len(rows) >= 5  # and other libraries', where installed
+    check_rates(rows)
+    assert all(row["flipped"] == 1 for row in rows.values())
+
+
+def test_evaluation(tmp_path: Path, photos: Index) -> None:
+    net = ("--model", "tests.helpers.nets:first_two", "--num-images", 8)
+    rows = rows_of(tmp_path, "evaluation", "--data", photos.path, *net)
+    assert list(rows) == ["foolbox", "this project", "lazy", "and eps_ref"]
+    check_rates(rows)
+    for name, row in rows.items():
         for number in ("accuracy", "fgs 0.0001", "fgs 0.001", "fgs 0.02"):
-            assert row[number] == first[number], (name, number)
+            assert row[number] == rows["foolbox"][number], (name, number)
+    assert 1 > rows["foolbox"]["accuracy"] > rows["foolbox"]["fgs 0.02"]
 
 
-def test_loader(run: Run, tmp_path: Path) -> None:
-    rows = rows_of(run, tmp_path, "loader", "--num-images", 64)
+def test_loader(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "loader", "--num-images", 16)
     assert list(rows) == ["torchvision", "dali reader", "this project"]
-    assert all(row["images_per_second"] > 10 for row in rows.values())
+    assert all(row["images_per_second"] > 0 for row in rows.values())
 
 
-def test_step(run: Run, tmp_path: Path, ilsvrc_val: Path) -> None:
-    options = ("--data", ilsvrc_val, "--num-images", 2, "--max-images", "auto")
-    rows = rows_of(run, tmp_path, "step", *options)
+def test_step(tmp_path: Path, ilsvrc_val: Path) -> None:
+    rows = rows_of(tmp_path, "step", "--data", ilsvrc_val, *SMALL, "--max-images", "auto")
     assert list(rows) == ["plain", "unrolled", "boundary"]
-    assert rows["unrolled"]["ratio"] > rows["plain"]["ratio"] == 1
+    assert rows["unrolled"]["tflops_per_second"] > 0
     assert all(0 <= row["data_wait"] <= 1 for row in rows.values())
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "said"),
     [
         (("loader", "--data", "nowhere.parquet"), "--data"),
         (("step", "--num-images", 0), "at least 1"),
         (("deepfool", "--model", "resnet19"), "resnet19"),
         (("deepfool", "--data", "nowhere.parquet"), "nowhere.parquet"),
-        (("evaluation",), "--data"),
-        (("regularizer", "--max-images", "auto"), "--max-images"),
+        (("regularizer", "--max-images", "auto", *SMALL[:2]), "--max-images"),
     ],
 )
-def test_mistakes_are_one_line(run: Run, options: tuple, words: str) -> None:
-    done = run("tools/benchmark.py", *options)
-    assert done.returncode == 2
-    assert words in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_mistakes_are_one_line(options: tuple, said: str) -> None:
+    ended = call(TOOL, *options)
+    assert ended.code == 2
+    assert said in ended.stderr.splitlines()[-1]
+
+
+def test_a_mistake_of_a_process(run: Run) -> None:
+    assert "--data" in expect_error(run, "evaluation", script=TOOL)

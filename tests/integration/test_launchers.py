@@ -15,7 +15,9 @@ from tests.helpers.runs import ROOT, Run, expect_error
 from tests.helpers.slurm import PLAIN, SCRIPT, at_step, log_of, until
 from tests.unit.mistakes.case import call
 
-JOBS = "launchers/jobs.py"
+CHAIN, JOBS = "launchers/chain.py", "launchers/jobs.py"
+# 6 steps
+SHORT = (*PLAIN, "--train.batch_size", 1000, "--train.clean_epochs", 0)
 
 
 @pytest.mark.parametrize("name", ["finetune", "evaluate"])
@@ -43,49 +45,49 @@ def test_sbatch_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "--cluster local" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "ranks"), [("local", 2), ("debug", 1)])
 def test_on_this_machine(run: Run, tmp_path: Path, where: str, ranks: int) -> None:
     folder = tmp_path / "a run"
-    options = (*PLAIN, "--output", folder)
-    done = run(SCRIPT, "--cluster", where, "--tasks-per-node", ranks, "--wait", "--", *options)
+    words = ("--cluster", where, "--tasks-per-node", ranks, "--wait")
+    done = run(SCRIPT, *words, "--", *SHORT, "--output", folder)
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "summary.json").read_text())["ranks"] == ranks
     assert "rho2, relative" in done.stdout
-    if where == "local":
-        broken = (
-            *options,
-            "--output",
-            tmp_path / "x",
-            "--model.name",
-            "tests.helpers.nets:exploding",
-        )
-        done = run(SCRIPT, "--cluster", where, "--wait", "--", *broken)
-        assert done.returncode == 2
-        assert "not finite" in done.stdout  # the run's log
-        assert done.stderr.splitlines()[-1].startswith("error: job ")
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_on_this_machine(run: Run, tmp_path: Path) -> None:
+    options = (*SHORT, "--output", tmp_path, "--model.name", "tests.helpers.nets:exploding")
+    done = run(SCRIPT, "--cluster", "local", "--wait", "--", *options)
+    assert done.returncode == 2
+    assert "not finite" in done.stdout  # the run's log
+    assert done.stderr.splitlines()[-1].startswith("error: job ")
 
 
 def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
-    words = ("--cluster", "local", "--", *PLAIN, "--model.name", "tests.helpers.nets:slower_mlp")
-    done = run(SCRIPT, *words, "--output", folder)
+    slower = ("--train.clean_epochs", 0, "--model.name", "tests.helpers.nets:slower_mlp")
+    words = ("--cluster", "local", "--", *PLAIN, *slower, "--output", folder)
+    done = run(SCRIPT, *words)
     assert done.returncode == 0, done.stderr
-    at_step(folder, 18)  # those with Deep Defense take a second each
-    shown = run(JOBS, tmp_path).stdout.splitlines()
+    at_step(folder, 2)  # those with Deep Defense take a second each
+    shown = call(JOBS, tmp_path).stdout.splitlines()
     assert len(shown) == 2
-    assert re.search(r"RUNNING .* training \d+/30 .* 0:00:\d\d", shown[1])
-    line = expect_error(run, *words, "--output", folder, script=SCRIPT)
-    assert "which is RUNNING, writes" in line
-    assert "jobs.py cancel" in line
-    done = run(JOBS, "cancel", tmp_path)
-    assert done.stdout.startswith("cancelled job ")
+    assert re.search(r"RUNNING .* training \d+/15 .* 0:00:\d\d", shown[1])
+    refused = call(SCRIPT, *words)
+    assert refused.code == 2
+    assert "which is RUNNING, writes" in refused.stderr
+    assert "jobs.py cancel" in refused.stderr
+    assert call(JOBS, "cancel", tmp_path).stdout.startswith("cancelled job ")
     until(lambda: "interrupted after step" in log_of(folder), lambda: log_of(folder))
-    until(lambda: "ENDED" in run(JOBS, tmp_path).stdout, lambda: log_of(folder))
+    until(lambda: "ENDED" in call(JOBS, tmp_path).stdout, lambda: log_of(folder))
     assert "interrupted after step" in run(JOBS, "logs", folder).stdout
-    assert run(JOBS, "cancel", tmp_path).stdout == ""
+    assert call(JOBS, "cancel", tmp_path).stdout == ""
     assert "no runs" in expect_error(run, tmp_path / "elsewhere", script=JOBS)
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_another_net_is_refused(run: Run, tmp_path: Path) -> None:
     options = ("--evaluation.num_images", 20, "--output", tmp_path)
     words = ("--cluster", "local", "--shards", 2, "--wait", "--")
@@ -93,37 +95,44 @@ def test_an_evaluation_of_another_net_is_refused(run: Run, tmp_path: Path) -> No
     done = run(script, *words, *options)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "summary.json").read_text())["num_samples"] == 20
-    assert "all images are done" in run(script, *words, *options).stdout
-    line = expect_error(run, *words, *options, "--model.name", "lenet", script=script)
-    assert "holds results of another evaluation (here -> there: model: lenet -> mlp" in line
-    reference = ("--evaluation.fgs.reference", tmp_path / "no")
-    line = expect_error(run, *words, *options, *reference, script=script)
-    assert "holds no eps_ref" in line
+    assert "all images are done" in call(script, *words, *options).stdout
+    cases = [
+        (
+            ("--model.name", "lenet"),
+            "holds results of another evaluation (here -> there: model: lenet -> mlp",
+        ),
+        (("--evaluation.fgs.reference", tmp_path / "no"), "holds no eps_ref"),
+    ]
+    for more, said in cases:
+        ended = call(script, *words, *options, *more)
+        assert ended.code == 2
+        assert said in ended.stderr
 
 
 def test_a_chain_on_this_machine(run: Run, tmp_path: Path) -> None:
-    words = ("--cluster", "local", "--", *PLAIN, "--train.clean_epochs", 0, "--output", tmp_path)
-    done = run("launchers/chain.py", *words, "--", "--evaluation.num_images", 60)
+    words = ("--cluster", "local", "--", *SHORT, "--output", tmp_path)
+    done = run(CHAIN, *words, "--", "--evaluation.num_images", 60)
     assert done.returncode == 0, done.stderr
     for name in ("before", "after"):
         assert json.loads((tmp_path / name / "summary.json").read_text())["num_samples"] == 60
     assert (tmp_path / "report" / "report.md").read_text().count("Deep Defense") == 1
-    assert [line.split()[2] for line in run(JOBS, tmp_path).stdout.splitlines()[1:]] == [
-        "COMPLETED"
-    ] * 3
+    listed = call(JOBS, tmp_path).stdout.splitlines()[1:]
+    assert [line.split()[2] for line in listed] == ["COMPLETED"] * 3
 
 
 def test_chains_are_checked_before_submission(run: Run, tmp_path: Path) -> None:
     cases = [
-        (("--", "--optim.lrr", 3), "optim.lrr"),
         (("--", "--output", tmp_path / "x", "--", "--optim.lr", 3), "optim.lr"),
         (("--", "--output", tmp_path / "x", "--", "--shard", "0/3"), "--shards before --"),
     ]
     for words, said in cases:
-        assert said in expect_error(run, *words, script="launchers/chain.py")
-    done = run("launchers/chain.py", "--", "--output", tmp_path / "x", "--dry_run", "true")
-    assert "fine-tuning, 8 shards for each of before, after, report" in done.stdout
+        ended = call(CHAIN, *words)
+        assert ended.code == 2
+        assert said in ended.stderr.splitlines()[-1]
+    ended = call(CHAIN, "--", "--output", tmp_path / "x", "--dry_run", "true")
+    assert "fine-tuning, 8 shards for each of before, after, report" in ended.stdout
     assert not (tmp_path / "x").exists()
+    assert "optim.lrr" in expect_error(run, "--", "--optim.lrr", 3, script=CHAIN)
 
 
 def test_a_sweep_is_all_combinations() -> None:
@@ -164,10 +173,9 @@ def test_mistakes_are_refused_before_submission(
         ((), ("--data.train", "no.parquet"), f"data.train: no file {Path.cwd()}/no.parquet"),
     ]
     for mine, theirs, words in cases:
-        done = run(SCRIPT, *mine, "--", "--output", tmp_path / "x", *theirs)
-        assert done.returncode == 2
-        assert words in done.stderr, done.stderr
-        assert "Traceback" not in done.stderr
+        ended = call(SCRIPT, *mine, "--", "--output", tmp_path / "x", *theirs)
+        assert ended.code == 2
+        assert words in ended.stderr.splitlines()[-1], ended.stderr
         assert not (tmp_path / "x").exists()
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     line = expect_error(run, "--", "--output", tmp_path / "x", script=SCRIPT)

@@ -78,13 +78,13 @@ def assert_drawn(points: np.ndarray, values: np.ndarray) -> None:
         assert np.allclose(slope * values[:, axis] + origin, points[:, axis], atol=1e-3)
 
 
-def test_epochs_are_drawn_from_the_history(run: Run, tmp_path: Path) -> None:
+def test_epochs_are_drawn_from_the_history(tmp_path: Path) -> None:
     one = finetuning(tmp_path / "one", 15, 25, 0.97, 0.2)
     two = finetuning(tmp_path / "two", 15, 25, 0.96, 0.3)
     out = tmp_path / "figures" / "fig2"
-    done = run(SCRIPT, "figures", "epochs", f"Deep Defense={one}", two, "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [f"{out}.png", f"{out}.svg"]
+    ended = call(SCRIPT, "figures", "epochs", f"Deep Defense={one}", two, "--out", out)
+    assert ended.code == 0, ended.stderr
+    assert ended.stdout.split() == [f"{out}.png", f"{out}.svg"]
     assert Path(f"{out}.png").read_bytes()[:4] == b"\x89PNG"
     lines = svg_lines(Path(f"{out}.svg"))
     assert len(lines) == 4
@@ -107,7 +107,7 @@ def test_lines_can_be_told_apart_in_grey(tmp_path: Path) -> None:
     assert len({line.get_marker() for line in lines}) == 6
 
 
-def test_a_sweep_has_a_line_for_each_value(run: Run, tmp_path: Path) -> None:
+def test_a_sweep_has_a_line_for_each_value(tmp_path: Path) -> None:
     points = {
         (5, 10): (0.97, 0.3),
         (5, 5): (0.96, 0.4),
@@ -118,8 +118,8 @@ def test_a_sweep_has_a_line_for_each_value(run: Run, tmp_path: Path) -> None:
         finetuning(tmp_path / f"{lam}-{c}", lam, c, *found) for (lam, c), found in points.items()
     ]
     out = tmp_path / "fig3"
-    done = run(SCRIPT, "figures", "sweep", *folders, "--out", out)
-    assert done.returncode == 0, done.stderr
+    ended = call(SCRIPT, "figures", "sweep", *folders, "--out", out)
+    assert ended.code == 0, ended.stderr
     figure = figures.sweep([runs.read(f) for f in folders], "regularizer.lam", "regularizer.c")
     (axis,) = figure.axes
     drawn = {line.get_label(): line.get_xydata() for line in axis.lines}
@@ -131,11 +131,9 @@ def test_a_sweep_has_a_line_for_each_value(run: Run, tmp_path: Path) -> None:
     masked = [f"conv1={folders[0]}", f"conv1={folders[1]}", f"fc1={folders[2]}"]
     figure = figures.sweep([runs.named(name) for name in masked], "label", "regularizer.c")
     assert [line.get_label() for line in figure.axes[0].lines] == ["conv1", "fc1"]
-    line = expect_error(
-        *(run, "figures", "sweep", *folders, "--by", "regularizer.nothing", "--out", out),
-        script=SCRIPT,
-    )
-    assert "config.yaml has no option regularizer.nothing" in line
+    ended = call(SCRIPT, "figures", "sweep", *folders, "--by", "regularizer.nothing", "--out", out)
+    assert ended.code == 2
+    assert "config.yaml has no option regularizer.nothing" in ended.stderr
 
 
 def test_numbers_that_would_lie_on_one_another_are_left_out(tmp_path: Path) -> None:
@@ -145,12 +143,12 @@ def test_numbers_that_would_lie_on_one_another_are_left_out(tmp_path: Path) -> N
     assert [text.get_text() for text in figure.axes[0].texts] == ["5", "15"]
 
 
-def test_ratios_before_and_after(run: Run, tmp_path: Path) -> None:
+def test_ratios_before_and_after(tmp_path: Path) -> None:
     before = evaluation(tmp_path / "ref", 1.0)
     after = evaluation(tmp_path / "dd", 2.0)
     out = tmp_path / "ratios"
-    done = run(SCRIPT, "figures", "ratios", f"before={before}", f"after={after}", "--out", out)
-    assert done.returncode == 0, done.stderr
+    ended = call(SCRIPT, "figures", "ratios", f"before={before}", f"after={after}", "--out", out)
+    assert ended.code == 0, ended.stderr
     found = {name: runs.read(folder) for name, folder in (("b", before), ("a", after))}
     figure = figures.ratios([found["b"], found["a"]])
     (axis,) = figure.axes
@@ -170,10 +168,10 @@ def test_ratios_before_and_after(run: Run, tmp_path: Path) -> None:
     assert len(medians) == 2
 
 
-def test_the_sheet_shows_the_kept_images(run: Run, tmp_path: Path) -> None:
+def test_the_sheet_shows_the_kept_images(tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "dd", 1.0)
-    done = run(SCRIPT, "figures", "sheet", folder, "--out", tmp_path / "sheet")
-    assert done.returncode == 0, done.stderr
+    ended = call(SCRIPT, "figures", "sheet", folder, "--out", tmp_path / "sheet")
+    assert ended.code == 0, ended.stderr
     assert (tmp_path / "sheet.png").stat().st_size > 5000
     figure = figures.sheet(runs.read(folder))
     picture = np.linspace(-1, 1, 64).reshape(8, 8)
@@ -183,17 +181,17 @@ def test_the_sheet_shows_the_kept_images(run: Run, tmp_path: Path) -> None:
     assert np.allclose(shown[2], (picture + 0.1 * picture[::-1]) * 0.25 + 0.5, atol=1e-6)
 
 
-def rows_of(run: Run, *options: object) -> list[dict[str, str]]:
-    done = run(SCRIPT, "table", *options, "--format", "csv")
-    assert done.returncode == 0, done.stderr
-    return list(csv.DictReader(io.StringIO(done.stdout)))
+def rows_of(*options: object) -> list[dict[str, str]]:
+    ended = call(SCRIPT, "table", *options, "--format", "csv")
+    assert ended.code == 0, ended.stderr
+    return list(csv.DictReader(io.StringIO(ended.stdout)))
 
 
-def test_table(run: Run, tmp_path: Path) -> None:
+def test_table(tmp_path: Path) -> None:
     before = f"Net & Co:Reference={evaluation(tmp_path / 'ref', 1.0)}"
     after = f"Net & Co:Deep Defense={evaluation(tmp_path / 'dd', 2.0)}"
     tuned = finetuning(tmp_path / "ft", 15, 25, 0.97, 0.2)
-    rows = rows_of(run, before, after, tuned)
+    rows = rows_of(before, after, tuned)
     assert [(row["network"], row["method"]) for row in rows] == [
         *(("Net & Co", "Reference"), ("Net & Co", "Deep Defense")),
         *(("mlp", "Reference"), ("mlp", "ft")),
@@ -208,29 +206,29 @@ def test_table(run: Run, tmp_path: Path) -> None:
             assert float(row[f"accuracy_at_{fraction:g}_eps_ref"]) == pytest.approx(share)
     assert float(rows[1]["rho2"]) == pytest.approx(2 * float(rows[0]["rho2"]))
     assert (rows[3]["rho2"], rows[3]["accuracy_at_1_eps_ref"]) == ("0.2", "")
-    given = rows_of(run, before, "--eps-ref", 0.1)
+    given = rows_of(before, "--eps-ref", 0.1)
     assert float(given[0]["accuracy_at_1_eps_ref"]) == 0.5  # measured, not read from the curve
-    done = run(SCRIPT, "table", before, after, "--out", tmp_path / "t.md")
-    assert done.returncode == 0, done.stderr
+    ended = call(SCRIPT, "table", before, after, "--out", tmp_path / "t.md")
+    assert ended.code == 0, ended.stderr
     lines = (tmp_path / "t.md").read_text().splitlines()
     assert lines[0] == "| Network | Method | Accuracy | rho2 | @0.2 | @0.5 | @1 |"
     assert lines[2].startswith("| Net & Co | Reference | 50.00 | 5.53e-2 |")
     assert lines[3].startswith("|  | Deep Defense | 50.00 | 1.11e-1 |")
-    latex = run(SCRIPT, "table", before, after, "--format", "latex").stdout
+    latex = call(SCRIPT, "table", before, after, "--format", "latex").stdout
     assert r"Net \& Co & Reference & 50.00 & $5.53 \times 10^{-2}$ &" in latex
     assert latex.count(r"\midrule") == 1
     assert latex.count(r" \\") == 3
 
 
-def test_rows_that_mean_something_else_are_told(run: Run, tmp_path: Path) -> None:
+def test_rows_that_mean_something_else_are_told(tmp_path: Path) -> None:
     one, two = (evaluation(tmp_path / name, 1.0) for name in ("one", "two"))
     summary = json.loads((two / "summary.json").read_text())
     summary["definition"]["max_iterations"] = 50
     (two / "summary.json").write_text(json.dumps(summary))
-    done = run(SCRIPT, "table", one, two)
-    assert done.returncode == 0
-    assert "warning" in done.stderr
-    assert "max_iterations: 5 -> 50" in done.stderr
+    ended = call(SCRIPT, "table", one, two)
+    assert ended.code == 0
+    assert "warning" in ended.stderr
+    assert "max_iterations: 5 -> 50" in ended.stderr
 
 
 @pytest.mark.parametrize("command", ["table", "figures ratios"])
@@ -255,17 +253,22 @@ def test_mistakes(run: Run, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "x")
     cases = [
         (("merge", tmp_path / "nothing"), "holds no results"),
-        (("table", tmp_path / "nothing"), "no file"),
         (("table", tmp_path / "cut"), "cannot be read"),
         (("figures", "epochs", folder, *out), "is an evaluation"),
         (("figures", "ratios", tuned, *out), "is a fine-tuning"),
         (("figures", "sheet", folder, folder, *out), "of one run"),
     ]
     for options, words in cases:
-        assert words in expect_error(run, *options, script=SCRIPT)
+        ended = call(SCRIPT, *options)
+        assert ended.code == 2
+        (line,) = ended.stderr.splitlines()
+        assert words in line
+    line = expect_error(run, "table", tmp_path / "nothing", script=SCRIPT)
+    assert "no file" in line
     (folder / "samples.parquet").write_bytes((folder / "samples.parquet").read_bytes()[:-100])
-    line = expect_error(run, "figures", "ratios", folder, *out, script=SCRIPT)
-    assert "samples.parquet cannot be read" in line
+    ended = call(SCRIPT, "figures", "ratios", folder, *out)
+    assert ended.code == 2
+    assert "samples.parquet cannot be read" in ended.stderr
 
 
 def test_labels_may_be_paths(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ JobRequeue=1
 KillWait=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SchedulerParameters=sched_interval=2,bf_interval=2
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=1
 GresTypes=gpu
 NodeName=127.0.0.11 NodeHostname=$H NodeAddr=127.0.0.11 Port=$((B+11)) CPUs=4 RealMemory=4000 Gres=gpu:2
 NodeName=127.0.0.12 NodeHostname=$H NodeAddr=127.0.0.12 Port=$((B+12)) CPUs=4 RealMemory=4000 Gres=gpu:2

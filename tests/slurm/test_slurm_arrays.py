@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.runs import Run, expect_error
+from tests.helpers.runs import Run
 from tests.helpers.slurm import (
     PLAIN,
+    SCRIPT,
     SHARDS,
     TWO_NODES,
     at_step,
@@ -25,8 +26,9 @@ from tests.helpers.slurm import (
     until,
 )
 from tests.integration.test_evaluate import same
+from tests.unit.mistakes.case import call
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 CHAIN, JOBS = "launchers/chain.py", "launchers/jobs.py"
 ALONE = ("--cpus-per-task", 1, "--time", "5m", "--grace", 30)
 
@@ -35,16 +37,16 @@ ALONE = ("--cpus-per-task", 1, "--time", "5m", "--grace", 30)
 def limited(run: Run, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that needs longer than its time limit; other tests go on meanwhile."""
     folder = tmp_path_factory.mktemp("limited") / "run"
-    where = (*TWO_NODES[:4], "--time", "1m", "--grace", 5)
+    where = (*TWO_NODES, "--time", "1m", "--grace", 5)
     submit(run, folder, "--model.name", "tests.helpers.nets:slowest_mlp", where=where)
     return folder
 
 
-def states(run: Run, folder: Path) -> dict[str, str]:
+def states(folder: Path) -> dict[str, str]:
     """What launchers/jobs.py says of each run below a folder, by its name."""
-    done = run(JOBS, folder)
-    assert done.returncode == 0, done.stderr
-    lines = (line.strip() for line in done.stdout.splitlines()[1:])
+    ended = call(JOBS, folder)
+    assert ended.code == 0, ended.stderr
+    lines = (line.strip() for line in ended.stdout.splitlines()[1:])
     return {line.split("  ")[0].rpartition("/")[2]: line for line in lines if line}
 
 
@@ -66,39 +68,39 @@ def test_an_array_without_submitit(limited: Path, tmp_path: Path) -> None:
 
 
 def test_shards_and_the_job_that_joins_them(run: Run, cluster: None, tmp_path: Path) -> None:
-    options = ("--model.name", "tests.helpers.nets:slow_mlp", "--evaluation.num_images", 400)
+    options = ("--model.name", "tests.helpers.nets:slower_mlp", "--evaluation.num_images", 120)
     options += ("--evaluation.batch_size", 8)
     folder = tmp_path / "a run"
-    words = ("--shards", 5, *ALONE, "--")
+    words = ("--shards", 3, *ALONE, "--")
     done = run("launchers/evaluate.py", *words, *options, "--output", folder)
     assert done.returncode == 0, done.stderr
-    third = folder / "results" / "2-of-5" / "rank0.jsonl"
-    until(third.exists, lambda: log_of(folder))
-    slurm("scancel", f"{job_of(folder)}_2")
+    second = folder / "results" / "1-of-3" / "rank0.jsonl"
+    until(second.exists, lambda: log_of(folder))
+    slurm("scancel", f"{job_of(folder)}_1")
     last = Path(re.search(r"joined by .* log (.*)", done.stdout)[1])
     until(lambda: last.exists() and "missing" in last.read_text(), lambda: log_of(folder))
-    assert re.search(r"of 400 images are missing: \d+ of shard 2/5 ", last.read_text())
+    assert re.search(r"of 120 images are missing: \d+ of shard 1/3 ", last.read_text())
     assert not (folder / "summary.json").exists()
     done = run("launchers/evaluate.py", *words, *options, "--output", folder)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^shards       2/5$", done.stdout, re.MULTILINE)
+    assert re.search(r"^shards       1/3$", done.stdout, re.MULTILINE)
     finished(folder)
     whole = tmp_path / "whole"
     assert run("pipeline/evaluate.py", *options, "--output", whole).returncode == 0
     same(whole, folder)
-    done = run("launchers/evaluate.py", *words, *options, "--output", folder)
-    assert "all images are done" in done.stdout
+    ended = call("launchers/evaluate.py", *words, *options, "--output", folder)
+    assert "all images are done" in ended.stdout
 
 
 def test_a_chain_ends_with_a_report(run: Run, cluster: None, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
-    where = ("--tasks-per-node", 2, *ALONE, "--shard-time", "5m", "--shards", 2)
+    where = (*ALONE, "--shard-time", "5m", "--shards", 2)
     words = (*where, "--", *PLAIN, "--output", folder, "--", "--evaluation.num_images", 100)
     # Nothing can start, however slow this machine is at looking.
     taken = slurm("sbatch", "--parsable", "-N2", "--exclusive", "-o/dev/null", "--wrap=sleep 300")
     done = run(CHAIN, *words)
     assert done.returncode == 0, done.stderr
-    shown = until(lambda: _waits(run, folder), lambda: str(states(run, folder)))
+    shown = until(lambda: _waits(folder), lambda: str(states(folder)))
     assert [*shown] == ["a run", "before", "after", "report"]
     assert "Dependency" not in shown["a run"]
     slurm("scancel", taken.strip())
@@ -113,29 +115,29 @@ def test_a_chain_ends_with_a_report(run: Run, cluster: None, tmp_path: Path) -> 
     assert float(rows[1]["accuracy_at_1_eps_ref"]) == 0.5
     for image in re.findall(r"\((\S+\.png)\)", page.read_text()):
         assert (page.parent / image).stat().st_size > 10_000
-    done_ = until(lambda: _ended(run, folder), lambda: str(states(run, folder)))
-    assert "training 30/30" in done_["a run"]
-    assert "evaluating 100/100" in done_["after"]
-    assert f"{summary['rho2']:.4g}" in done_["after"]
-    done = run(CHAIN, *words)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["report", "progress"]
+    shown = until(lambda: _ended(folder), lambda: str(states(folder)))
+    assert "training 30/30" in shown["a run"]
+    assert "evaluating 100/100" in shown["after"]
+    assert f"{summary['rho2']:.4g}" in shown["after"]
+    ended = call(CHAIN, *words)
+    assert [line.split()[0] for line in ended.stdout.splitlines()] == ["report", "progress"]
 
 
-def _waits(run: Run, folder: Path) -> dict[str, str] | None:
+def _waits(folder: Path) -> dict[str, str] | None:
     """The states, once all but the run wait for others; SLURM says why a moment late."""
-    found = states(run, folder)
+    found = states(folder)
     rest = [line for name, line in found.items() if name != "a run"]
     return found if all("PENDING (Dependency)" in line for line in rest) else None
 
 
-def _ended(run: Run, folder: Path) -> dict[str, str] | None:
-    found = states(run, folder)
+def _ended(folder: Path) -> dict[str, str] | None:
+    found = states(folder)
     return found if all("COMPLETED" in line for line in found.values()) else None
 
 
-def _cut(run: Run, folder: Path) -> dict[str, str] | None:
+def _cut(folder: Path) -> dict[str, str] | None:
     """The states, once the accounts know that the first link failed and nothing waits for it."""
-    found = states(run, folder)
+    found = states(folder)
     return found if "FAILED" in str(found) and "PENDING" not in str(found) else None
 
 
@@ -149,7 +151,7 @@ def test_a_first_link_that_fails_leaves_nothing_waiting(
     assert len(jobs) == 6
     mine = ("squeue", "-h", "-o", "%F")
     until(lambda: not set(jobs) & set(slurm(*mine).split()), lambda: slurm("squeue"))
-    shown = until(lambda: _cut(run, tmp_path), lambda: str(states(run, tmp_path)))
+    shown = until(lambda: _cut(tmp_path), lambda: str(states(tmp_path)))
     assert "FAILED" in shown[tmp_path.name]
     assert "2 CANCELLED" in shown["before"]
     assert "2 CANCELLED" in shown["after"]
@@ -161,14 +163,13 @@ def test_a_sweep_of_which_parts_are_cut(run: Run, cluster: None, tmp_path: Path)
     sweep = ("--sweep", "regularizer.c", 5, 10, 15, "--at-once", 3, *ALONE)
     few = ("--model.name", "tests.helpers.nets:slower_mlp", "--train.clean_epochs", 0)
     words = (*sweep, "--", *PLAIN, *few, "--output", tmp_path / "s")
-    done = run("launchers/finetune.py", *words)
+    done = run(SCRIPT, *words)
     assert done.returncode == 0, done.stderr
     runs = [tmp_path / "s" / f"c={c}" for c in (5, 10, 15)]
     for folder in runs:
         at_step(folder, 3)
-    assert "RUNNING" in expect_error(run, *words, script="launchers/finetune.py")
-    done = run(JOBS, "cancel", runs[0])
-    assert done.stdout.startswith("cancelled job ")
+    assert "RUNNING" in call(SCRIPT, *words).stderr
+    assert call(JOBS, "cancel", runs[0]).stdout.startswith("cancelled job ")
     slurm("scancel", "--signal=USR2", job_of(runs[1]))
     # The last of an array bears the number of the whole: it alone must start again.
     os.kill(task(tmp_path / "s" / "jobs", SLURM_ARRAY_TASK_ID=2), signal.SIGKILL)
@@ -177,14 +178,14 @@ def test_a_sweep_of_which_parts_are_cut(run: Run, cluster: None, tmp_path: Path)
         assert log_of(folder).count("resuming from") == 1
     assert "interrupted after step" in log_of(runs[0])
     assert "resuming from" not in log_of(runs[0])
-    shown = states(run, tmp_path)
+    shown = states(tmp_path)
     assert "CANCELLED" in shown["c=5"]
     tuned = [json.loads((folder / "summary.json").read_text())["after"] for folder in runs[1:]]
     assert tuned[0] != tuned[1]
 
 
-def test_after_a_time_limit(limited: Path, four_ranks: Path) -> None:
+def test_after_a_time_limit(limited: Path, two_ranks: Path) -> None:
     finished(limited)
     assert "interrupted after step" in log_of(limited)
     assert "resuming from" in log_of(limited)
-    equal(four_ranks, limited)
+    equal(two_ranks, limited)
