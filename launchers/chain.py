@@ -32,7 +32,7 @@ from launchers.options import Resources
 from launchers.run_status import Submission
 from launchers.tasks import Report
 from pipeline.config import arguments, parse
-from pipeline.errors import guarded, warn
+from pipeline.errors import exit_on_user_error, warn
 from pipeline.evaluation import reference
 from pipeline.evaluation.shard_results import Manifest
 
@@ -51,7 +51,7 @@ def parser() -> arguments.Parser:
     )
     top.add_argument(
         "--shard-time",
-        type=options.minutes,
+        type=options.parse_minutes,
         default=240,
         metavar="TIME",
         help="limit of a shard, which has one task and one GPU if nodes have any (4h)",
@@ -76,7 +76,7 @@ def evaluations_of(
         config_file.save(dataclasses.replace(tuning, resume="auto"), base)
         search = ["--evaluation.fgs.search", "true"]
         config = parse.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *words])
-    config = submit.absolute(reference.resolve_reference(config))
+    config = submit.with_absolute_paths(reference.resolve_reference(config))
     # The weights to evaluate do not exist yet. Those to start from have another head where a new
     # one is asked for.
     weights = None if tuning.model.new_head else tuning.model.weights
@@ -114,13 +114,13 @@ def launch(
 ) -> None:
     """Submit what is not done; on this machine, one after the other."""
     folder, slurm = Path(tuning.output), resources.cluster == "slurm"
-    submit.ready(folder, resources)
+    submit.check_can_submit(folder, resources)
     jobs: list[submitit.Job[None]] = []
     needed: list[str] = []  # by the report
 
     def submitted(name: str, more: list[submitit.Job[None]]) -> None:
         last = more[-1]
-        print(f"{name:<12} job {', '.join(submit.numbers(more))}, log {last.paths.stdout}")
+        print(f"{name:<12} job {', '.join(submit.job_ids(more))}, log {last.paths.stdout}")
         sys.stdout.flush()
         jobs.extend(more)
         needed.append(last.job_id)
@@ -131,7 +131,7 @@ def launch(
         submitted("fine-tuning", finetune.launch(folder, [tuning], resources))
     first = needed[0] if needed else None
     for name, config in evaluations.items():
-        todo = evaluate.undone(Path(config.output), shards)
+        todo = evaluate.unfinished_shards(Path(config.output), shards)
         if todo:
             submitted(name, evaluate.launch(config, todo, for_shards, first))
     report_folder = folder / "report"
@@ -141,7 +141,7 @@ def launch(
         return
     condition = f"afterok:{':'.join(needed)}" if needed else None
     task = Report(str(folder))
-    report = submit.submit([task], folder, resources.alone(), condition)
+    report = submit.submit([task], folder, resources.single_task(), condition)
     Submission.of(report_folder, "report", "slurm", report[0]).write()
     submitted("report", report)
     print(f"progress     python launchers/jobs.py --watch {shlex.quote(str(folder))}")
@@ -153,7 +153,7 @@ def main() -> None:
     mine, theirs = options.split(sys.argv[1:])
     tuning_words, evaluation_words = options.split(theirs)
     asked = parser().parse_args(mine)
-    with guarded():
+    with exit_on_user_error():
         resources = options.resources(asked)
         _, (tuning,) = finetune.parse_configs([], tuning_words)
         warn(*finetune.check(tuning, resources))

@@ -27,7 +27,7 @@ from launchers.tasks import Merge, Task
 from pipeline import evaluate as entry
 from pipeline.config import arguments, parse
 from pipeline.data import source
-from pipeline.errors import UserError, guarded, warn
+from pipeline.errors import UserError, exit_on_user_error, warn
 from pipeline.evaluation import merge, reference
 from pipeline.evaluation.shard_results import Manifest, refuse_other
 from pipeline.models import prepare
@@ -71,12 +71,12 @@ def num_shards(asked: int | None, default: int, manifest: Manifest) -> int:
     return min(default, num_images) if asked is None else asked
 
 
-def undone(folder: Path, shards: int) -> list[Shard]:
+def unfinished_shards(folder: Path, shards: int) -> list[Shard]:
     """The shards that lack images: all of them where nothing was found yet."""
     every = [Shard(number, shards) for number in range(shards)]
     if not list(folder.glob("results/*/rank*.jsonl")):
         return every
-    lacking = merge.join(folder).lacking(shards)
+    lacking = merge.merge_shards(folder).num_missing_by_shard(shards)
     return [shard for shard in every if shard.number in lacking]
 
 
@@ -95,16 +95,16 @@ def launch(
         after: a job that must end well first.
     """
     folder = Path(config.output)
-    (given,) = submit.snapshot(folder, [config], resources)
+    (given,) = submit.snapshot_code_and_config(folder, [config], resources)
     words = "--config", str(given), "--shard"
     tasks = [Task("pipeline.evaluate", (*words, str(shard)), str(Path.cwd())) for shard in shards]
     condition = f"afterok:{after}" if after else None
     jobs = submit.submit(tasks, folder, resources, condition)
-    numbers, logs = submit.numbers(jobs), [str(job.paths.stdout) for job in jobs]
+    numbers, logs = submit.job_ids(jobs), [str(job.paths.stdout) for job in jobs]
     joined_by = None
     if resources.cluster == "slurm":
         ended = ",".join(filter(None, [f"afterany:{numbers[0]}", condition]))
-        jobs += submit.submit([Merge(str(folder))], folder, resources.alone(), ended)
+        jobs += submit.submit([Merge(str(folder))], folder, resources.single_task(), ended)
         joined_by = jobs[-1].job_id
     Submission(folder, "evaluate", resources.cluster, numbers, logs, joined_by).write()
     return jobs
@@ -115,16 +115,16 @@ def main() -> None:
     mine, theirs = options.split(sys.argv[1:])
     asked = parser().parse_args(mine)
     config = parse.parse(EvaluateConfig, __doc__, theirs, output_suffix="-evaluation")
-    with guarded():
+    with exit_on_user_error():
         resources = options.resources(asked)
         config = reference.resolve_reference(config)
         manifest = check(config)
         total = num_shards(asked.shards, 8, manifest)
         warn(*warn_ignored(config))
-        config = submit.absolute(config)
+        config = submit.with_absolute_paths(config)
         folder = Path(config.output)
         refuse_other(folder / "results", manifest)
-        shards = undone(folder, total)
+        shards = unfinished_shards(folder, total)
         if not shards:
             print(f"all images are done; python tools/report.py merge {folder} joins them")
             return
@@ -137,7 +137,7 @@ def main() -> None:
         joining = [
             f"joined by    job {job.job_id}, log {job.paths.stdout}" for job in jobs[len(tasks) :]
         ]
-        print(submit.tell(folder, tasks, resources, names, *joining), flush=True)
+        print(submit.submission_message(folder, tasks, resources, names, *joining), flush=True)
         submit.follow(jobs, resources, asked.wait)
 
 

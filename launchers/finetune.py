@@ -31,7 +31,7 @@ from launchers.tasks import Task
 from pipeline.config import arguments, parse
 from pipeline.data import source
 from pipeline.data.batches import TrainingPlan
-from pipeline.errors import guarded, warn
+from pipeline.errors import exit_on_user_error, warn
 from pipeline.evaluation import reference
 from pipeline.models import prepare
 
@@ -66,7 +66,7 @@ def parse_configs(sweeps: list[list[str]], words: list[str]) -> tuple[Path, list
         more = [word for name, value in point for word in (f"--{name}", value)]
         config = parse.parse(FinetuneConfig, __doc__, [*words, *more])
         config.output = str(folder / options.name_of(point))
-        configs.append(submit.absolute(reference.resolve_reference(config)))
+        configs.append(submit.with_absolute_paths(reference.resolve_reference(config)))
     return folder, configs
 
 
@@ -88,7 +88,7 @@ def launch(
     folder: Path, configs: Sequence[FinetuneConfig], resources: Resources
 ) -> list[submitit.Job[None]]:
     """Submit one run, or an array of them."""
-    given = submit.snapshot(folder, configs, resources)
+    given = submit.snapshot_code_and_config(folder, configs, resources)
     tasks = [Task("pipeline.finetune", ("--config", str(path)), str(Path.cwd())) for path in given]
     jobs = submit.submit(tasks, folder, resources)
     for config, job in zip(configs, jobs, strict=True):
@@ -100,7 +100,7 @@ def main() -> None:
     """Check, submit, tell."""
     mine, theirs = options.split(sys.argv[1:])
     asked = parser().parse_args(mine)
-    with guarded():
+    with exit_on_user_error():
         folder, configs = parse_configs(asked.sweep, theirs)
         resources = options.resources(asked)
         warn(*dict.fromkeys(line for config in configs for line in check(config, resources)))
@@ -111,7 +111,7 @@ def main() -> None:
             return
         jobs = launch(folder, configs, resources)
         places = f"checkpoints  {Path(configs[0].output) / 'checkpoints'}"
-        print(submit.tell(folder, jobs, resources, places), flush=True)
+        print(submit.submission_message(folder, jobs, resources, places), flush=True)
         submit.follow(jobs, resources, asked.wait)
 
 

@@ -26,7 +26,7 @@ from launchers.run_status import Submission
 from launchers.slurm_states import State
 from pipeline.config import arguments
 from pipeline.config.checks import Range
-from pipeline.errors import UserError, guarded
+from pipeline.errors import UserError, exit_on_user_error
 
 COMMANDS = ("list", "cancel", "logs")
 
@@ -187,7 +187,7 @@ def main() -> None:
     if not words or words[0] not in (*COMMANDS, "-h", "--help"):
         words = ["list", *words]
     options = parser().parse_args(words)
-    with guarded():
+    with exit_on_user_error():
         try:
             {"list": show, "cancel": cancel, "logs": logs}[options.command](options)
         except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from pipeline.config import RunConfig, parse
 from pipeline.config.arguments import POSITIVE, Number, Parser
 from pipeline.config.checks import Range
 from pipeline.config.text import did_you_mean
-from pipeline.errors import UserError, guarded
+from pipeline.errors import UserError, exit_on_user_error
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Resources:
         """Tasks in all."""
         return self.nodes * self.tasks_per_node
 
-    def alone(self) -> "Resources":
+    def single_task(self) -> "Resources":
         """For a short job of one task without a GPU, in the same place."""
         return replace(self, nodes=1, tasks_per_node=1, gpus_per_node=None, minutes=30)
 
@@ -69,7 +69,7 @@ def check_names(argv: list[str], own: Sequence[str], *entry_points: type[RunConf
     program = parse.PROGRAMS[entry_points[0]]
     inner = {*parse.option_names(entry_points[0]), "config"}
     launcher_words, *rest = split(argv)
-    with guarded():
+    with exit_on_user_error():
         for word in launcher_words:
             name = word.partition("=")[0].removeprefix("--")
             if not word.startswith("--") or name in names:
@@ -105,7 +105,7 @@ def add_resources(parser: Parser) -> None:
     )
     parser.add_argument(
         "--time",
-        type=minutes,
+        type=parse_minutes,
         default=60,
         metavar="TIME",
         help="limit: 90m, 24h, 2d, or as SLURM writes it, 1-12:00:00 (1h); the run is requeued "
@@ -146,7 +146,7 @@ def resources(options: argparse.Namespace) -> Resources:
     return Resources(tasks_per_node=tasks, minutes=options.time, **given)
 
 
-def minutes(text: str) -> int:
+def parse_minutes(text: str) -> int:
     """Minutes of 90m, 24h, 2d, 30 (minutes), 2:30:00 or 1-12:00:00."""
     short = re.fullmatch(r"(\d+)([mhd]?)", text)
     if short:

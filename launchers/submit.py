@@ -22,27 +22,32 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launchers import run_status, slurm_states
 from launchers.options import Resources
-from pipeline.config import RunConfig
+from pipeline.config import CONFIGS, RunConfig
 from pipeline.data import demo
 from pipeline.errors import UserError
 from pipeline.runtime import config_file
 
 PROJECT = Path(__file__).resolve().parent.parent
 SUBMITTED = "submitted.yaml"  # in a run's folder: the options that it was given
-_CODE = ("pipeline", "launchers", "configs", "tools")
+# What a job needs. An installed package has its configs inside pipeline/, and no tools.
+_CODE: tuple[str, ...] = ("pipeline", "launchers")
+if CONFIGS.parent == PROJECT:  # a checkout, or a copy of one
+    _CODE += ("configs", "tools")
 _NO_CONTROLLER = ("controller", "could not establish a configuration source")
 _DEATHS = 5  # after which a run that is killed again stays dead
 _REQUEUES = 1000  # submitit counts the times a limit was reached, and would stop at 3
 
 
-def snapshot(folder: Path, configs: Sequence[RunConfig], resources: Resources) -> list[Path]:
+def snapshot_code_and_config(
+    folder: Path, configs: Sequence[RunConfig], resources: Resources
+) -> list[Path]:
     """Copy the code into a folder, and merged options into each run's own; the options' files.
 
     Raises:
         UserError: the folder cannot be written, a job that has not ended writes in it, or there is
             no sbatch.
     """
-    ready(folder, resources)
+    check_can_submit(folder, resources)
     runs = [Path(config.output) for config in configs]
     try:
         for name in _CODE:
@@ -59,7 +64,7 @@ def snapshot(folder: Path, configs: Sequence[RunConfig], resources: Resources) -
     return paths
 
 
-def ready(folder: Path, resources: Resources) -> None:
+def check_can_submit(folder: Path, resources: Resources) -> None:
     """Refuse where nothing can be submitted, and a folder in or below which a job writes, or will.
 
     Raises:
@@ -80,7 +85,7 @@ def ready(folder: Path, resources: Resources) -> None:
                 )
 
 
-def absolute(config: RunConfig) -> RunConfig:
+def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The configuration with paths that mean the same everywhere."""
     data, model = config.data, config.model
     changed = {
@@ -193,12 +198,12 @@ def _parameters(folder: Path, resources: Resources, dependency: str | None) -> d
         # A rank that dies takes the others along.
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
         "slurm_additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
-        "slurm_teardown": _after_a_death(folder / "jobs" / "deaths"),
+        "slurm_teardown": _requeue_script(folder / "jobs" / "deaths"),
     }
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _after_a_death(deaths: Path) -> list[str]:
+def _requeue_script(deaths: Path) -> list[str]:
     """Lines of the batch script behind srun: when a task was killed (and the job was not), the job
     starts again, a few times. Whoever ended by himself, with an error or saved, is left alone."""
     file = shlex.quote(str(deaths)) + '"${SLURM_ARRAY_TASK_ID:-}"'
@@ -217,19 +222,21 @@ def _after_a_death(deaths: Path) -> list[str]:
     ]
 
 
-def numbers(jobs: Sequence[submitit.Job[None]]) -> list[str]:
+def job_ids(jobs: Sequence[submitit.Job[None]]) -> list[str]:
     """The jobs' numbers: one for a whole array."""
     return list(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs))
 
 
-def tell(folder: Path, jobs: Sequence[submitit.Job[None]], resources: Resources, *more: str) -> str:
+def submission_message(
+    folder: Path, jobs: Sequence[submitit.Job[None]], resources: Resources, *more: str
+) -> str:
     """What was submitted, where things will be, and how to follow them."""
     shape = f"{resources.nodes} node(s) x {resources.tasks_per_node} task(s)"
     many = f"{len(jobs)} x " if len(jobs) > 1 else ""
     place = shlex.quote(str(folder))
     return "\n".join(
         [
-            f"job {', '.join(numbers(jobs))}: {many}{shape}, {resources.minutes} min, on "
+            f"job {', '.join(job_ids(jobs))}: {many}{shape}, {resources.minutes} min, on "
             f"{resources.cluster}, in {folder}",
             f"log          tail -F {shlex.quote(str(jobs[0].paths.stdout))}",
             f"TensorBoard  tensorboard --logdir {place}",

@@ -66,17 +66,17 @@ class Merge:
         Raises:
             SystemExit: images are missing; says which shards'.
         """
-        from pipeline.errors import UserError, guarded
+        from pipeline.errors import UserError, exit_on_user_error
         from pipeline.evaluation import merge
 
         folder = Path(self.folder)
-        with guarded():
-            merged = merge.join(folder)
+        with exit_on_user_error():
+            merged = merge.merge_shards(folder)
             if not merged.complete:
                 raise UserError(
-                    f"{merged.what_is_missing()}; the same command repeats those shards alone"
+                    f"{merged.missing_message()}; the same command repeats those shards alone"
                 )
-            print(merge.tell(merge.publish(folder, merged)))
+            print(merge.format_summary(merge.write_outputs(folder, merged)))
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Report:
         Raises:
             SystemExit: something is missing; says what.
         """
-        from pipeline.errors import guarded
+        from pipeline.errors import exit_on_user_error
         from pipeline.reports import chain_report
 
-        with guarded():
+        with exit_on_user_error():
             print(chain_report.write(Path(self.folder)))
 
 

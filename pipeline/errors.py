@@ -1,8 +1,8 @@
 """The one kind of error that the user can correct, and how it is printed.
 
-A mistake in an option, a file or the data raises `UserError`. The entry points run under `guarded`,
-which prints it as one line on one rank and exits with code 2. Anything else is a defect of this
-program and keeps its traceback.
+A mistake in an option, a file or the data raises `UserError`. The entry points run under
+`exit_on_user_error`, which prints it as one line on one rank and exits with code 2. Anything else
+is a defect of this program and keeps its traceback.
 """
 
 import errno
@@ -26,7 +26,7 @@ class Stopped(Exception):
     """A run was asked to stop, and has saved where it is."""
 
 
-def brief(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of another library's error, or its type's name if it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -74,7 +74,7 @@ def disk_message(error: OSError) -> str:
     )
 
 
-def refuse(message: str) -> NoReturn:
+def exit_with_error(message: str) -> NoReturn:
     """Print a mistake as one line and exit. All ranks fail alike; only rank 0 prints."""
     if is_first_process():
         print(f"error: {message}", file=sys.stderr, flush=True)
@@ -84,13 +84,13 @@ def refuse(message: str) -> NoReturn:
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """Print a `UserError`, or a full disk, from before the ranks have joined as one line."""
     try:
         yield
     except UserError as error:
-        refuse(str(error))
+        exit_with_error(str(error))
     except OSError as error:
         if not is_disk_error(error):
             raise
-        refuse(disk_message(error))
+        exit_with_error(disk_message(error))

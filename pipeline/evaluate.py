@@ -3,7 +3,7 @@ r"""Measure how accurate and how robust a classifier is, over ranks and over job
     torchrun --standalone --nproc_per_node=2 pipeline/evaluate.py \
         --config runs/demo/config.yaml --model.weights runs/demo/weights.pth
     torchrun --nproc_per_node=8 pipeline/evaluate.py --data.val val.parquet \
-        --model.name resnet18 --model.weights resnet18.pth --measure.fgs.search true
+        --model.name resnet18 --model.weights resnet18.pth --evaluation.fgs.search true
     python pipeline/evaluate.py ... --output runs/r18 --shard 3/16    # one job of an array
 
 Takes the YAML files of pipeline/finetune.py; what only training reads is passed over. Results are
@@ -25,16 +25,16 @@ import torch
 
 from pipeline.data import source
 from pipeline.data.index import Index, evenly_spaced
-from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded, warn
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
 from pipeline.evaluation import attack_space, measure, merge, reference
-from pipeline.evaluation.measure import Found
-from pipeline.evaluation.protocol import definition, fingerprint, input_of
+from pipeline.evaluation.measure import Finished
+from pipeline.evaluation.protocol import evaluation_protocol, preprocessing_of, weights_hash
 from pipeline.evaluation.self_check import largest_difference
 from pipeline.evaluation.shard_results import Manifest, ResultsFolder
 from pipeline.models import build, prepare
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime import allocator, config_file, machine, run_folder
-from pipeline.runtime.distributed import Ranks, session
+from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.reproducibility import images_at_once, kernels, relative_tolerance
 from pipeline.runtime.signals import StopRequest
@@ -43,7 +43,11 @@ from pipeline.runtime.signals import StopRequest
 def main() -> None:
     """Parse, join the ranks, evaluate what is not done yet, report."""
     config = parse.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
-    with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
+    with (
+        exit_on_user_error(),
+        distributed_session(config.runtime) as ranks,
+        Monitor(None, ranks.is_main) as monitor,
+    ):
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every part
         config = reference.resolve_reference(config)
         run_folder.check_folder(config, "evaluation")
@@ -65,7 +69,7 @@ def main() -> None:
         manifest.about.update(check_batches(config, net, ranks))
         folder = run_folder.open_folder(config, ranks, "evaluation")
         store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
-        if ranks.first:
+        if ranks.is_main:
             config_file.save(config, folder / "config.yaml")
             store.keep_mean(config.data.mean)
             monitor.status = store.place / "progress.json"
@@ -74,7 +78,7 @@ def main() -> None:
         except Stopped:
             monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
-        if ranks.first:
+        if ranks.is_main:
             report(store.folder.parent, config, monitor)
         ranks.barrier()
 
@@ -84,12 +88,12 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
     num_classes = prepare.num_classes_of(config, index)
     identity = {
         "model": config.model.name,
-        "weights": fingerprint(net),
+        "weights": weights_hash(net),
         "index": index.fingerprint,
         "num_indexed": len(index),
         "num_images": config.evaluation.num_images,
-        "input": input_of(config.data),
-        "definition": definition(config.evaluation, config.runtime, num_classes),
+        "input": preprocessing_of(config.data),
+        "definition": evaluation_protocol(config.evaluation, config.runtime, num_classes),
     }
     about = {
         "index": index.path,
@@ -99,9 +103,11 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
     return Manifest(identity, about)
 
 
-def check_batches(config: EvaluateConfig, net: torch.nn.Module, ranks: Ranks) -> dict[str, Any]:
+def check_batches(
+    config: EvaluateConfig, net: torch.nn.Module, ranks: DistributedContext
+) -> dict[str, Any]:
     """Check that an image's results do not depend on its batch; the values for the manifest."""
-    view = attack_space.view_of(net, config.data, config.evaluation, ranks.device)
+    view = attack_space.attack_view_of(net, config.data, config.evaluation, ranks.device)
     shape = (config.data.channels, config.data.crop, config.data.crop)
     size = images_at_once(config.evaluation.batch_size, ranks.device)
     difference = max(ranks.gather(largest_difference_that_fits(view, shape, size, ranks.device)))
@@ -124,22 +130,24 @@ def largest_difference_that_fits(
         try:
             return largest_difference(view, shape, size, device)
         except (RuntimeError, MemoryError) as error:
-            if size == 1 or not allocator.ran_out(error):
+            if size == 1 or not allocator.is_out_of_memory(error):
                 raise
         size //= 2
         view.least = min(view.least, size)
-        allocator.give_back()
+        allocator.release_cached_memory()
 
 
-def announce(config: EvaluateConfig, means: dict[str, Any], rows: np.ndarray, ranks: Ranks) -> str:
+def announce(
+    config: EvaluateConfig, means: dict[str, Any], rows: np.ndarray, ranks: DistributedContext
+) -> str:
     """What will run, in a few lines."""
     fgs = config.evaluation.fgs
     asked = [f"FGS at {len(fgs.measured)} eps"] * bool(fgs.measured) + ["eps_ref"] * fgs.search
     part = f", shard {config.shard}" if config.part.of > 1 else ""
     size = images_at_once(config.evaluation.batch_size, ranks.device)
     return (
-        f"{config.model.name} on {ranks.size} x {ranks.device.type}{part}: {len(rows)} images in "
-        f"batches of {size}\naccuracy, DeepFool (p {means['norm']}, "
+        f"{config.model.name} on {ranks.world_size} x {ranks.device.type}{part}: {len(rows)} "
+        f"images in batches of {size}\naccuracy, DeepFool (p {means['norm']}, "
         f"q {means['num_candidates']}, at most {means['max_iterations']} iterations, "
         f"{means['space']}){''.join(', ' + what for what in asked)}; in {config.output}"
     )
@@ -151,7 +159,7 @@ def evaluate(
     net: torch.nn.Module,
     rows: np.ndarray,
     store: ResultsFolder,
-    ranks: Ranks,
+    ranks: DistributedContext,
     monitor: Monitor,
 ) -> None:
     """Evaluate those of ``rows`` that ``store`` lacks; everything found is in the store.
@@ -170,7 +178,7 @@ def evaluate(
     examples = frozenset(whole[evenly_spaced(len(whole), config.num_examples)].tolist())
     with store.appender(ranks.rank) as appender:
 
-        def keep(found: Found, skipped: list[int]) -> None:
+        def keep(found: Finished, skipped: list[int]) -> None:
             appender.append(found.samples, [index.id(row) for row in found.samples.row])
             appender.keep(found.examples)
             appender.skip(skipped, [index.id(row) for row in skipped])
@@ -180,17 +188,17 @@ def evaluate(
         measured = measure.measure_until_stopped(*known, keep, examples, stop, monitor)
     if measured is None:
         raise Stopped
-    found, _ = measure.join(*measured, todo, ranks)
+    found, _ = measure.gather_samples(*measured, todo, ranks)
     monitor.end_progress()
-    if ranks.first and len(todo):
+    if ranks.is_main and len(todo):
         seconds = time.perf_counter() - begin
-        store.ended(
+        store.log_run(
             {
                 "shard": config.shard,
                 "num_images": len(found),
                 "images_per_second": len(found) / seconds,
                 "seconds": seconds,
-                "ranks": ranks.size,
+                "ranks": ranks.world_size,
                 "device": ranks.device_name,
                 "versions": machine.versions(),
             }
@@ -199,12 +207,12 @@ def evaluate(
 
 def report(folder: Path, config: EvaluateConfig, monitor: Monitor) -> None:
     """Join the shards if this was the last, and print what was found."""
-    merged = merge.join(folder)
+    merged = merge.merge_shards(folder)
     if not merged.complete:
-        monitor.say(f"shard {config.shard} is done; {merged.what_is_missing()}")
+        monitor.say(f"shard {config.shard} is done; {merged.missing_message()}")
         monitor.say(f"the last shard joins them, or: python tools/report.py merge {folder}")
         return
-    monitor.say(merge.tell(merge.publish(folder, merged)))
+    monitor.say(merge.format_summary(merge.write_outputs(folder, merged)))
     monitor.say(f"{folder / 'summary.json'}, {folder / 'samples.parquet'}")
     monitor.say(messages.after_evaluation(folder))
 

@@ -18,11 +18,11 @@ if __name__ == "__main__":  # a mistake in an option is reported before the slow
 import torch
 
 from pipeline.data import source
-from pipeline.errors import STOPPED_EXIT_CODE, Stopped, first_few, guarded, warn
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped, exit_on_user_error, first_few, warn
 from pipeline.evaluation import reference
 from pipeline.models import build, prepare
 from pipeline.runtime import config_file, machine, run_folder
-from pipeline.runtime.distributed import session
+from pipeline.runtime.distributed import distributed_session
 from pipeline.runtime.files import write_json
 from pipeline.runtime.monitor import Monitor
 from pipeline.training.trainer import Trainer
@@ -31,7 +31,7 @@ from pipeline.training.trainer import Trainer
 def main() -> None:
     """Parse, join the ranks, train, report."""
     config = parse.parse(FinetuneConfig, __doc__)
-    with guarded(), session(config.runtime) as ranks:
+    with exit_on_user_error(), distributed_session(config.runtime) as ranks:
         config = reference.resolve_reference(config)
         folder = run_folder.check_folder(config, "training")
         torch.manual_seed(config.train.seed)
@@ -48,15 +48,15 @@ def main() -> None:
             build.preprocessing_advice(config.model, config.data),
         ]
         if config.dry_run:
-            with Monitor(None, ranks.first) as monitor:
+            with Monitor(None, ranks.is_main) as monitor:
                 monitor.say(describe(trainer))
                 warn(*warnings)
             return
-        with Monitor(folder, ranks.first, trainer.step) as monitor:
+        with Monitor(folder, ranks.is_main, trainer.step) as monitor:
             monitor.say(describe(trainer))
             warn(*warnings)
             monitor.say(where(folder, resumed, trainer))
-            if ranks.first:
+            if ranks.is_main:
                 config_file.save(config, folder / "config.yaml")
             try:
                 trainer.fit(monitor)
@@ -64,8 +64,8 @@ def main() -> None:
                 monitor.say(messages.interrupted(f" after step {trainer.step}"))
                 raise SystemExit(STOPPED_EXIT_CODE) from None
             trainer.export("weights.pth")
-            skipped = trainer.skipped()
-            if ranks.first:
+            skipped = trainer.gather_skipped_ids()
+            if ranks.is_main:
                 report(trainer, skipped, folder, monitor)
         ranks.barrier()
 
@@ -75,10 +75,10 @@ def describe(trainer: Trainer) -> str:
     config, ranks, schedule = trainer.config, trainer.ranks, trainer.schedule
     parameters = sum(parameter.numel() for parameter in trainer.parameters)
     budget = f"\nregularizer.max_images auto: {trainer.budget}" if trainer.budget else ""
-    per_step = f"{ranks.size} rank(s) x {config.train.accumulation} pass(es)"
+    per_step = f"{ranks.world_size} rank(s) x {config.train.accumulation} pass(es)"
     return (
         f"{config.model.name}, {parameters:,} trained parameters, {config.runtime.precision} "
-        f"on {ranks.size} x {ranks.device.type}\n"
+        f"on {ranks.world_size} x {ranks.device.type}\n"
         f"{len(trainer.train_index):,} images to train on, {len(trainer.val_index):,} held out\n"
         f"{schedule.clean_steps} clean steps, then "
         f"{schedule.total_steps - schedule.clean_steps} with {with_options(config)}, "
@@ -119,7 +119,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
         "training_seconds": trainer.seconds,
         "steps": trainer.step,
         "skipped": skipped,
-        "ranks": trainer.ranks.size,
+        "ranks": trainer.ranks.world_size,
         "device": trainer.ranks.device_name,
         "history": trainer.history,
         "versions": machine.versions(),
@@ -134,7 +134,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
     if skipped:
         monitor.say(f"{len(skipped)} training images did not decode: {first_few(skipped)}")
     monitor.say(f"{folder / 'summary.json'}, {folder / 'weights.pth'}")
-    monitor.say(messages.after_training(config, trainer.ranks.size))
+    monitor.say(messages.after_training(config, trainer.ranks.world_size))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ r"""A fixed set of DeepFool examples of a net, for adversarial training I: made 
         --data.train adversarial/joined.parquet ...
 
 Takes the options of pipeline/evaluate.py; --data.val is the index whose images are attacked, with
---measure.attack. x + dx is stored as float32, to the last bit, in the net's input space and with
+--evaluation.attack. x + dx is stored as float32, to the last bit, in the net's input space and with
 the true label: train with the same data.crop, .mean and .std. Images that DeepFool does not flip
 are left out. OUTPUT/index.parquet is of the examples, OUTPUT/joined.parquet of the images and them.
 The same command resumes an interrupted run, on any number of ranks.
@@ -24,13 +24,13 @@ import torch
 
 from pipeline.data import array_tars, source
 from pipeline.data.index import Index, join
-from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, guarded, warn
+from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
 from pipeline.evaluate import describe
 from pipeline.evaluation import measure, reference
-from pipeline.evaluation.measure import Found
+from pipeline.evaluation.measure import Finished
 from pipeline.models import prepare
 from pipeline.runtime import run_folder
-from pipeline.runtime.distributed import Ranks, session
+from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.files import write_json
 from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.signals import StopRequest
@@ -39,7 +39,11 @@ from pipeline.runtime.signals import StopRequest
 def main() -> None:
     """Attack what is not done yet, then index all of it."""
     config = parse.parse(EvaluateConfig, __doc__, output_suffix="-adversarial")
-    with guarded(), session(config.runtime) as ranks, Monitor(None, ranks.first) as monitor:
+    with (
+        exit_on_user_error(),
+        distributed_session(config.runtime) as ranks,
+        Monitor(None, ranks.is_main) as monitor,
+    ):
         config = reference.resolve_reference(config)
         run_folder.check_folder(config, "adversarial")
         torch.manual_seed(0)
@@ -62,7 +66,7 @@ def main() -> None:
         except Stopped:
             monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
-        if ranks.first:
+        if ranks.is_main:
             number = array_tars.write_index(folder, index)
             if config.data.root is None:
                 join([Path(index.path), folder / "index.parquet"], folder / "joined.parquet")
@@ -73,7 +77,7 @@ def main() -> None:
         ranks.barrier()
 
 
-def begin(folder: Path, identity: dict, ranks: Ranks) -> None:
+def begin(folder: Path, identity: dict, ranks: DistributedContext) -> None:
     """Refuse a folder with examples of another net or other options.
 
     Raises:
@@ -93,7 +97,7 @@ def begin(folder: Path, identity: dict, ranks: Ranks) -> None:
                 f"output: {folder} holds other examples ({'; '.join(changed)}); give another"
             )
     ranks.barrier()
-    if ranks.first:
+    if ranks.is_main:
         write_json(path, identity)
 
 
@@ -102,7 +106,7 @@ def attack(
     config: EvaluateConfig,
     index: Index,
     net: torch.nn.Module,
-    ranks: Ranks,
+    ranks: DistributedContext,
     monitor: Monitor,
 ) -> None:
     """Attack the images that are not stored yet; this rank's share of them.
@@ -118,7 +122,7 @@ def attack(
     monitor.start_progress("attacking", len(rows), len(rows) - len(todo))
     with array_tars.Appender(folder / f"rank{ranks.rank}.tar") as appender:
 
-        def keep(found: Found, _skipped: list[int]) -> None:
+        def keep(found: Finished, _skipped: list[int]) -> None:
             flipped = dict(zip(found.samples.row.tolist(), found.samples.flipped, strict=True))
             for example in found.examples:
                 if flipped[example.row]:

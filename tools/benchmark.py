@@ -18,7 +18,7 @@ from benchmarks import batches, common, data, deepfool, evaluation, loader, regu
 
 from pipeline.config import arguments
 from pipeline.config.checks import Range
-from pipeline.errors import guarded
+from pipeline.errors import exit_on_user_error
 from pipeline.runtime.files import check_writable
 
 BENCHMARKS = {
@@ -65,7 +65,7 @@ def parser() -> arguments.Parser:
 
 if __name__ == "__main__":
     options = parser().parse_args()
-    with guarded():
+    with exit_on_user_error():
         if options.json is not None:
             check_writable(options.json, common.JSON_REMEDY)
         device = common.set_up_device(options)

@@ -21,8 +21,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
 from pipeline.config import arguments
-from pipeline.errors import UserError, guarded
-from pipeline.runtime.files import check_writable, replacing, writable
+from pipeline.errors import UserError, exit_on_user_error
+from pipeline.runtime.files import atomic_write, check_writable, writable
 from pipeline.runtime.npz import read_npz
 
 Arrays = dict[str, list[np.ndarray]]
@@ -164,13 +164,13 @@ def main() -> None:
         "--first", default="conv1", help="layer whose input is the image (%(default)s)"
     )
     options = parser.parse_args()
-    with guarded():
+    with exit_on_user_error():
         check_writable(options.target, _REMEDY)
         source = options.source
         read = read_arrays if source.suffix == ".npz" else read_caffemodel
         state = state_dict(read(source), options.first, source)
         target = options.target
-        with writable(target, _REMEDY), replacing(target) as partial, partial.open("wb") as file:
+        with writable(target, _REMEDY), atomic_write(target) as partial, partial.open("wb") as file:
             torch.save(state, file)
     for name, value in state.items():
         print(f"{name:<16} {tuple(value.shape)}")

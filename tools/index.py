@@ -35,8 +35,8 @@ from pipeline.data.class_list import read_class_list
 from pipeline.data.classes import Classes
 from pipeline.data.new_index import NewIndex
 from pipeline.data.scan import Scan
-from pipeline.errors import UserError, first_few, guarded
-from pipeline.runtime.files import check_writable, replacing, writable
+from pipeline.errors import UserError, exit_on_user_error, first_few
+from pipeline.runtime.files import atomic_write, check_writable, writable
 
 ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}
 SIDE = arguments.Number(int, checks.options(DataConfig)["crop"].range)
@@ -163,7 +163,7 @@ def mean(options: argparse.Namespace) -> None:
     if options.resize < options.crop:
         raise UserError(f"--resize {options.resize} must be at least --crop, {options.crop}")
     found = index.read(str(options.index), options.root, option="index")
-    if found.arrays.any():
+    if found.is_array.any():
         raise UserError(f"{options.index} holds arrays, which have no mean taken from them")
     channels = options.channels
     data = preprocessing(options)
@@ -176,7 +176,7 @@ def mean(options: argparse.Namespace) -> None:
             total = total + batch.images.double().sum(dim=0)
             done += len(batch.rows)
             progress(done)
-    with writable(options.out), replacing(options.out) as partial, partial.open("wb") as file:
+    with writable(options.out), atomic_write(options.out) as partial, partial.open("wb") as file:
         np.save(file, (total / done).float().numpy())
     print(
         f"{options.out}: the mean of {done:,} images, {channels} x {options.crop} x {options.crop}"
@@ -273,5 +273,5 @@ def parser() -> arguments.Parser:
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
-    with guarded():
+    with exit_on_user_error():
         arguments.run(arguments)

@@ -12,7 +12,7 @@ from rich.progress import track
 
 from pipeline.config import arguments
 from pipeline.data import convert
-from pipeline.errors import UserError, guarded
+from pipeline.errors import UserError, exit_on_user_error
 from pipeline.runtime.files import check_writable, writable
 
 CIFAR10_CLASSES = [
@@ -73,5 +73,5 @@ def parser() -> arguments.Parser:
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
-    with guarded():
+    with exit_on_user_error():
         arguments.run(arguments)

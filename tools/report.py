@@ -17,10 +17,10 @@ from pathlib import Path
 
 from pipeline.config import arguments
 from pipeline.config.checks import Range
-from pipeline.errors import UserError, guarded
+from pipeline.errors import UserError, exit_on_user_error
 from pipeline.evaluation import merge
 from pipeline.reports import chain_report, figures, runs, table
-from pipeline.runtime.files import replacing, writable
+from pipeline.runtime.files import atomic_write, writable
 
 FIGURES = ("epochs", "sweep", "ratios", "sheet")
 
@@ -71,13 +71,13 @@ def parser() -> arguments.Parser:
 
 def join(options: argparse.Namespace) -> None:
     """``merge``."""
-    merged = merge.join(options.folder)
+    merged = merge.merge_shards(options.folder)
     if not merged.complete and not options.partial:
         raise UserError(
-            f"{options.folder}: {merged.what_is_missing()}; run what is missing again with the "
+            f"{options.folder}: {merged.missing_message()}; run what is missing again with the "
             "same command, or join what there is with --partial"
         )
-    print(merge.tell(merge.publish(options.folder, merged)))
+    print(merge.format_summary(merge.write_outputs(options.folder, merged)))
 
 
 def tabulate(options: argparse.Namespace) -> None:
@@ -88,7 +88,7 @@ def tabulate(options: argparse.Namespace) -> None:
     if options.out is None:
         sys.stdout.write(text)
         return
-    with writable(options.out), replacing(options.out) as partial:
+    with writable(options.out), atomic_write(options.out) as partial:
         partial.write_text(text)
 
 
@@ -119,5 +119,5 @@ COMMANDS = {"merge": join, "table": tabulate, "figures": draw, "chain": report}
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
-    with guarded():
+    with exit_on_user_error():
         COMMANDS[arguments.command](arguments)

@@ -20,14 +20,14 @@ from pathlib import Path
 
 from reproduction import data, estimate, report, run
 from reproduction.experiments import EXPERIMENTS, Experiment
-from reproduction.plan import Planner, Unit
+from reproduction.plan import PlannedRun, Planner
 from rich.console import Console
 from rich.table import Table
 
 from launchers import options, submit
 from launchers.options import Resources
 from pipeline.config import arguments
-from pipeline.errors import STOPPED_EXIT_CODE, UserError, guarded
+from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
 from pipeline.runtime.files import check_writable
 
 
@@ -61,7 +61,7 @@ def parser() -> arguments.Parser:
     return top
 
 
-def plan(asked: argparse.Namespace, output: Path, words: list[str]) -> list[Unit]:
+def plan(asked: argparse.Namespace, output: Path, words: list[str]) -> list[PlannedRun]:
     """The units that are asked for.
 
     Raises:
@@ -95,7 +95,7 @@ def check_weights(weights: str | None) -> None:
 
 
 def show(
-    units: list[Unit], done: set[str], seconds: dict[str, float], ranks: int, at_once: int
+    units: list[PlannedRun], done: set[str], seconds: dict[str, float], ranks: int, at_once: int
 ) -> None:
     """The runs, in an order in which they can run, with what they will take."""
     listed = Table("run", "state", "estimate", box=None)
@@ -129,7 +129,9 @@ def command_of(asked: argparse.Namespace, words: list[str]) -> str:
     )
 
 
-def here(experiment: Experiment, output: Path, todo: list[Unit], resources: Resources) -> None:
+def here(
+    experiment: Experiment, output: Path, todo: list[PlannedRun], resources: Resources
+) -> None:
     """Run the units on this machine.
 
     Raises:
@@ -137,9 +139,9 @@ def here(experiment: Experiment, output: Path, todo: list[Unit], resources: Reso
         UserError: some failed.
     """
     ranks, at_once = resources.tasks_per_node, resources.at_once
-    seconds = estimate.Clock(experiment, output / "data", ranks, at_once).seconds(todo)
+    seconds = estimate.RuntimeEstimator(experiment, output / "data", ranks, at_once).seconds(todo)
     try:
-        run.here(todo, seconds, ranks, at_once)
+        run.run_locally(todo, seconds, ranks, at_once)
     except KeyboardInterrupt:
         print("interrupted; rerun the same command to resume", file=sys.stderr)
         raise SystemExit(STOPPED_EXIT_CODE) from None
@@ -149,7 +151,7 @@ def main() -> None:
     """Plan, make the data, run, report."""
     mine, words = options.split(sys.argv[1:])
     asked = parser().parse_args(mine)
-    with guarded():
+    with exit_on_user_error():
         experiment = EXPERIMENTS[asked.experiment]
         output = (asked.output or Path("runs/reproduce") / experiment.name).absolute()
         check_writable(output / "report" / "report.md", "give another --output")
@@ -164,7 +166,9 @@ def main() -> None:
             print("timing a few steps of each kind here; minutes for large nets", file=sys.stderr)
             slurm = resources.cluster == "slurm"  # whose machines are not this one
             ranks, at_once = (1, 1) if slurm else (resources.tasks_per_node, resources.at_once)
-            seconds = estimate.Clock(experiment, output / "data", ranks, at_once).seconds(units)
+            seconds = estimate.RuntimeEstimator(
+                experiment, output / "data", ranks, at_once
+            ).seconds(units)
             show(units, done, seconds, ranks, at_once)
             return
         check_weights(asked.weights or experiment.weights)

@@ -1,7 +1,7 @@
 """DeepFool (Moosavi-Dezfooli, Fawzi, Frossard, CVPR 2016), as Deep Defense uses it.
 
 Finds perturbations without a graph. Only unfinished samples stay in the batch. The record of the
-steps is what `pipeline.regularizer.penalty` differentiates; evaluation uses the perturbation alone.
+steps is what `pipeline.regularizer` differentiates; evaluation uses the perturbation alone.
 """
 
 import itertools
@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.attacks.linearized_step import along_loss, candidates, nearest_boundary
+from pipeline.attacks.linearized_step import candidate_classes, loss_gradient_step, nearest_boundary
 from pipeline.config import AttackConfig
-from pipeline.models.attack_view import AttackView, Graph, upcast
+from pipeline.models.attack_view import AttackView, ForwardPass, upcast
 
 
 @dataclass(frozen=True)
@@ -21,19 +21,19 @@ class Step:
     """One iteration, for the A samples that were unfinished at its beginning."""
 
     samples: Tensor  # (A,) int64, positions in the batch
-    move: Tensor  # (A, C, H, W), the step r, for p = 2: |f| w / ||w||^2
+    displacement: Tensor  # (A, C, H, W), the step r, for p = 2: |f| w / ||w||^2
     source: Tensor  # (A,) int64, the class moved away from
     target: Tensor  # (A,) int64, the class moved towards
-    gap: Tensor  # (A,) f, logit of the target minus that of the source, before the step
-    norm: Tensor  # (A,) ||w||_q, w the gradient of f; infinite where it vanished
-    towards: Tensor  # (A,) bool, samples that move towards their label
+    logit_diff: Tensor  # (A,) f, logit of the target minus that of the source, before the step
+    gradient_norm: Tensor  # (A,) ||w||_q, w the gradient of f; infinite where it vanished
+    toward_label: Tensor  # (A,) bool, samples that move towards their label
     iteration: int  # counted from 0
 
 
-class Crossed(NamedTuple):
+class BoundaryPass(NamedTuple):
     """A graph at x + delta of samples whose class was found changed there, among others."""
 
-    graph: Graph
+    graph: ForwardPass
     rows: Tensor  # (A,) int64, of the graph
     samples: Tensor  # (A,) int64, positions in the batch
 
@@ -45,101 +45,102 @@ class Perturbation:
     delta: Tensor  # (N, C, H, W), with the overshoot
     iterations: Tensor  # (N,) int64, steps taken
     flipped: Tensor  # (N,) bool, whether the class at x + delta is the wanted one
-    stuck: Tensor  # (N,) bool, left because its gradient vanished or was not finite
+    no_gradient: Tensor  # (N,) bool, left because its gradient vanished or was not finite
     prediction: Tensor  # (N,) int64, class at x + delta
     clean: Tensor  # (N,) int64, class at x
     steps: list[Step] = field(default_factory=list)
-    crossed: list[Crossed] = field(default_factory=list)  # at most one, of half the batch or more
+    # at most one, of half the batch or more
+    boundary_passes: list[BoundaryPass] = field(default_factory=list)
 
     @classmethod
-    def unmoved(cls, images: Tensor, clean: Tensor) -> "Perturbation":
+    def empty(cls, images: Tensor, clean: Tensor) -> "Perturbation":
         """To be entered into."""
         no = torch.zeros_like(clean, dtype=torch.bool)
         none = torch.zeros_like(clean)
         return cls(torch.zeros_like(images), none, no, no.clone(), clean.clone(), clean)
 
-    def enter(self, done: "Advanced", ended: Tensor, delta: Tensor, first: int) -> None:
-        """Write what the rows ``ended`` of an iteration found; their keys count from ``first``."""
-        key = done.running.key[ended] - first
+    def write_rows(self, done: "IterationResult", ended: Tensor, delta: Tensor, first: int) -> None:
+        """Write the results of the rows ``ended`` of an iteration; keys count from ``first``."""
+        key = done.state.key[ended] - first
         self.delta[key] = delta
-        self.iterations[key] = done.running.iteration[ended]
-        self.flipped[key], self.stuck[key] = done.flipped[ended], done.stuck[ended]
+        self.iterations[key] = done.state.iteration[ended]
+        self.flipped[key], self.no_gradient[key] = done.flipped[ended], done.no_gradient[ended]
         self.prediction[key] = done.prediction[ended]
 
 
 @dataclass(frozen=True)
-class Running:
+class AttackState:
     """A samples of any batches on their way to a boundary."""
 
     key: Tensor  # (A,) int64, the caller's numbers of the samples
     images: Tensor  # (A, C, H, W)
-    moved: Tensor  # (A, C, H, W), sum of the steps so far
+    total_step: Tensor  # (A, C, H, W), sum of the steps so far
     label: Tensor  # (A,) int64, class to leave, or with towards to reach
-    towards: Tensor  # (A,) bool
+    toward_label: Tensor  # (A,) bool
     choices: Tensor  # (A, M) int64, classes to consider moving to
     iteration: Tensor  # (A,) int64, steps taken
 
     def __len__(self) -> int:
         return len(self.key)
 
-    def take(self, rows: Tensor | slice) -> "Running":
+    def take(self, rows: Tensor | slice) -> "AttackState":
         """Some of the samples."""
-        return Running(*(getattr(self, f.name)[rows] for f in fields(Running)))
+        return AttackState(*(getattr(self, f.name)[rows] for f in fields(AttackState)))
 
     @classmethod
-    def join(cls, parts: list["Running"]) -> "Running":
+    def join(cls, parts: list["AttackState"]) -> "AttackState":
         """Of several parts, which have as many choices."""
         if len(parts) == 1:
             return parts[0]
         return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
-class Advanced(NamedTuple):
+class IterationResult(NamedTuple):
     """What an iteration did to A samples."""
 
-    running: Running  # all A, moved
+    state: AttackState  # all A, moved
     step: Step  # samples: the keys
     prediction: Tensor  # (A,) class at the point that was tested
     flipped: Tensor  # (A,) bool, whether it is the wanted one
-    stuck: Tensor  # (A,) bool, no finite step was found
-    graph: Graph | None  # at the points that were tested, if wanted
+    no_gradient: Tensor  # (A,) bool, no finite step was found
+    graph: ForwardPass | None  # at the points that were tested, if wanted
 
     @property
     def ended(self) -> Tensor:
         """(A,) bool: flipped, or without a step to take."""
-        return self.flipped | self.stuck
+        return self.flipped | self.no_gradient
 
 
-def start(
+def initial_state(
     view: AttackView,
     images: Tensor,
     logits: Tensor,
     config: AttackConfig,
     labels: Tensor | None = None,
     key: Tensor | None = None,
-) -> Running:
+) -> AttackState:
     """The samples (N, C, H, W) of a batch before their first step; see `deepfool`."""
     clean = logits.argmax(dim=1)
     labels = clean if labels is None else labels
     towards = clean != labels
-    choices = candidates(logits, labels, config.num_candidates)
+    choices = candidate_classes(logits, labels, config.num_candidates)
     choices[towards] = labels[towards, None]
     key = torch.arange(len(images), device=images.device) if key is None else key
     none = torch.zeros_like(labels)
-    return Running(key, images, torch.zeros_like(images), labels, towards, choices, none)
+    return AttackState(key, images, torch.zeros_like(images), labels, towards, choices, none)
 
 
 @torch.no_grad()
-def advance(
+def deepfool_iteration(
     view: AttackView,
-    running: Running,
+    running: AttackState,
     config: AttackConfig,
-    held: list[Graph] | None = None,
+    held: list[ForwardPass] | None = None,
     rows: Tensor | None = None,
     *,
     iteration: int = 0,
     keep_graph: bool = False,
-) -> Advanced:
+) -> IterationResult:
     """One iteration of all samples: linearise, step to the nearest boundary, test.
 
     Args:
@@ -154,40 +155,42 @@ def advance(
     """
     x, label, choices = running.images, running.label, running.choices
     if not held:
-        points = torch.add(x, running.moved, alpha=config.reach)
-        held = [view.graph(view.clipped(points), running.key)]
+        points = torch.add(x, running.total_step, alpha=config.reach)
+        held = [view.forward_with_grad(view.clip_(points), running.key)]
         rows = None
     rows = torch.arange(len(running), device=x.device) if rows is None else rows
-    source = torch.where(running.towards, held[0].logits.detach()[rows].argmax(dim=1), label)
-    where = view, held, rows, source, choices, running.towards
+    source = torch.where(running.toward_label, held[0].logits.detach()[rows].argmax(dim=1), label)
+    where = view, held, rows, source, choices, running.toward_label
     if config.direction == "loss":
-        found = along_loss(*where, config)
+        found = loss_gradient_step(*where, config)
     else:
         found = nearest_boundary(*where, running.key, config)
     if config.classes == "first":
         choices = found.target[:, None]
-    moved = torch.add(found.move, running.moved, alpha=config.reach)
-    tested = view.clipped(torch.add(x, moved, alpha=1.0 + config.overshoot))
-    graph = view.graph(tested, running.key) if keep_graph else None
+    moved = torch.add(found.displacement, running.total_step, alpha=config.reach)
+    tested = view.clip_(torch.add(x, moved, alpha=1.0 + config.overshoot))
+    graph = view.forward_with_grad(tested, running.key) if keep_graph else None
     now = (graph.logits.detach() if graph else view(tested, running.key)).argmax(dim=1)
-    after = replace(running, moved=moved, choices=choices, iteration=running.iteration + 1)
-    return Advanced(
+    after = replace(running, total_step=moved, choices=choices, iteration=running.iteration + 1)
+    return IterationResult(
         after,
-        Step(running.key, **found._asdict(), towards=running.towards, iteration=iteration),
+        Step(
+            running.key, **found._asdict(), toward_label=running.toward_label, iteration=iteration
+        ),
         now,
-        (now == label) == running.towards,
-        found.norm.isinf(),
+        (now == label) == running.toward_label,
+        found.gradient_norm.isinf(),
         graph,
     )
 
 
-def perturbation(view: AttackView, running: Running, config: AttackConfig) -> Tensor:
+def perturbation(view: AttackView, running: AttackState, config: AttackConfig) -> Tensor:
     """What the steps so far amount to, (A, C, H, W): with the overshoot, and cut to the bounds."""
     factor = 1.0 + config.overshoot
     if view.bounds is None:
-        return factor * running.moved
-    points = torch.add(running.images, running.moved, alpha=factor)
-    return view.clipped(points) - running.images
+        return factor * running.total_step
+    points = torch.add(running.images, running.total_step, alpha=factor)
+    return view.clip_(points) - running.images
 
 
 @torch.no_grad()
@@ -197,7 +200,7 @@ def deepfool(
     config: AttackConfig,
     labels: Tensor | None = None,
     *,
-    graph: Graph | None = None,
+    graph: ForwardPass | None = None,
     record: bool = False,
     keep_graph: bool = False,
     at_once: int | None = None,
@@ -241,39 +244,39 @@ def _sweep(
     images: Tensor,
     config: AttackConfig,
     labels: Tensor | None,
-    graph: Graph | None = None,
+    graph: ForwardPass | None = None,
     record: bool = False,
     keep_graph: bool = False,
     first: int = 0,
 ) -> Perturbation:
     """`deepfool` of images that the net takes at once, the batch's from position ``first`` on."""
     key = torch.arange(first, first + len(images), device=images.device)
-    graph = graph or view.graph(images, key)
+    graph = graph or view.forward_with_grad(images, key)
     logits = graph.logits.detach()
-    running = start(view, images, logits, config, labels, key)
-    result = Perturbation.unmoved(images, logits.argmax(dim=1))
+    running = initial_state(view, images, logits, config, labels, key)
+    result = Perturbation.empty(images, logits.argmax(dim=1))
     reuse = config.linearize_at == "tested"
     rows = None  # of the graph: where the running samples are
     for iteration in range(config.max_iterations):
         last = iteration + 1 == config.max_iterations
         held, graph = [graph] if graph else [], None
-        done = advance(
+        done = deepfool_iteration(
             view, running, config, held, rows, iteration=iteration, keep_graph=reuse and not last
         )
         if record:
             result.steps.append(done.step)
         ended = (done.ended | last).nonzero().squeeze(1)
-        result.enter(done, ended, perturbation(view, done.running.take(ended), config), first)
+        result.write_rows(done, ended, perturbation(view, done.state.take(ended), config), first)
         rows = (~done.ended).nonzero().squeeze(1)
         # With what comes after it, such a graph takes no more memory than one of all images.
         fits = len(running) + len(rows) <= len(images) <= 2 * len(ended)
         if keep_graph and done.graph is not None and fits:
-            result.crossed.append(Crossed(done.graph, ended, running.key[ended]))
+            result.boundary_passes.append(BoundaryPass(done.graph, ended, running.key[ended]))
         if len(rows) == 0 or last:
             break
         # A new forward of few costs less than gradients of all.
         graph = done.graph if 2 * len(rows) > len(running) else None
-        running = done.running.take(rows)
+        running = done.state.take(rows)
         del done  # and the graph with it, before another is made
     return result
 
@@ -281,5 +284,5 @@ def _sweep(
 def _join(parts: list[Perturbation]) -> Perturbation:
     """Of consecutive parts of a batch."""
     steps = [step for part in parts for step in part.steps]
-    names = ("delta", "iterations", "flipped", "stuck", "prediction", "clean")
+    names = ("delta", "iterations", "flipped", "no_gradient", "prediction", "clean")
     return Perturbation(*(torch.cat([getattr(part, n) for part in parts]) for n in names), steps)

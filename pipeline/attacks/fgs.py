@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.attacks.norms import lengths, wide
-from pipeline.models.attack_view import AttackView, Graph
+from pipeline.attacks.norms import expand_to_images, per_sample_norm
+from pipeline.models.attack_view import AttackView, ForwardPass
 
 # The lattice of `smallest_eps`: logarithmic, in steps of 0.05 %, from a millionth to a thousand:
 # inputs of pixels from 0 to 255 are met, too.
@@ -21,14 +21,14 @@ HALVINGS = math.ceil(math.log2(STEPS))
 _TRIALS = 12  # by false position, before halving
 
 
-class Signs(NamedTuple):
+class FgsDirection(NamedTuple):
     """What FGS takes of N images."""
 
     sign: Tensor  # (N, C, H, W), sign(grad_x CE); zeros where the gradient is not finite
     slope: Tensor  # (N,) how fast the label's margin shrinks along it, roughly
 
 
-def signs(graph: Graph, labels: Tensor) -> Signs:
+def fgs_direction(graph: ForwardPass, labels: Tensor) -> FgsDirection:
     """The direction of FGS.
 
     Args:
@@ -37,14 +37,14 @@ def signs(graph: Graph, labels: Tensor) -> Signs:
     """
     with torch.enable_grad():
         loss = F.cross_entropy(graph.logits, labels, reduction="none")
-    (gradient,) = torch.autograd.grad(loss.sum(), graph.points, retain_graph=True)
+    (gradient,) = torch.autograd.grad(loss.sum(), graph.inputs, retain_graph=True)
     # grad CE = (1 - p) times a mean over the other classes of grad (logit - label's logit).
-    slope = lengths(gradient, 1.0) / -torch.expm1(-loss.detach())
-    return Signs(torch.nan_to_num_(gradient.sign_(), 0.0), slope)
+    slope = per_sample_norm(gradient, 1.0) / -torch.expm1(-loss.detach())
+    return FgsDirection(torch.nan_to_num_(gradient.sign_(), 0.0), slope)
 
 
 @torch.no_grad()
-def correct_at(
+def correct_after_fgs(
     view: AttackView, images: Tensor, sign: Tensor, labels: Tensor, eps: list[float]
 ) -> Tensor:
     """Whether each image is classified correctly after FGS, (N, E) bool, at each of E eps."""
@@ -54,7 +54,7 @@ def correct_at(
 
 @torch.no_grad()
 def smallest_eps(
-    view: AttackView, images: Tensor, found: Signs, labels: Tensor, logits: Tensor
+    view: AttackView, images: Tensor, direction: FgsDirection, labels: Tensor, logits: Tensor
 ) -> Tensor:
     """The smallest eps of the lattice at which each image is found misclassified, (N,) float64.
 
@@ -68,25 +68,25 @@ def smallest_eps(
     Args:
         view: the net.
         images: (N, C, H, W).
-        found: of `signs`.
+        found: of `fgs_direction`.
         labels: (N,) true classes.
         logits: (N, K) of the images.
     """
     result = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     margin = margins(logits, labels).double()
     rows = (margin > 0).nonzero().squeeze(1)
-    x, sign, label = images[rows], found.sign[rows], labels[rows]
+    x, sign, label = images[rows], direction.sign[rows], labels[rows]
     low, high = torch.zeros_like(label), torch.full_like(label, STEPS)
     at_low = margin[rows]
     at_high = torch.full_like(at_low, -torch.inf)  # unknown at the end of the lattice
-    guess = at_low / found.slope[rows].double()
+    guess = at_low / direction.slope[rows].double()
     before = torch.ones_like(label).bool()  # whether the last trial was still right
     for trial in range(_TRIALS + HALVINGS):
         if len(rows) == 0:
             break
         place = ((low + high) // 2) if trial >= _TRIALS else _position(guess)
         place = torch.minimum(torch.maximum(place, low + 1), high - 1)
-        tried = _margins(view, x + wide(_lattice(place)).float() * sign, label).double()
+        tried = _margins(view, x + expand_to_images(_lattice(place)).float() * sign, label).double()
         right = tried > 0
         # Illinois: an end that stays twice counts half, so that it is not kept for ever.
         factor = torch.where(right == before, 0.5, 1.0)
@@ -132,4 +132,4 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _margins(view: AttackView, points: Tensor, labels: Tensor) -> Tensor:
-    return margins(view(view.clipped(points)), labels)
+    return margins(view(view.clip_(points)), labels)

@@ -1,6 +1,6 @@
 """One iteration of DeepFool: the nearest of the linearised class boundaries, and the step to it.
 
-In: a graph of points, the class to leave and the classes to consider. Out: `Nearest`.
+In: a graph of points, the class to leave and the classes to consider. Out: `LinearizedStep`.
 """
 
 from typing import NamedTuple
@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.attacks.norms import dual_exponent, lengths, step_along, wide
+from pipeline.attacks.norms import dual_exponent, expand_to_images, per_sample_norm, steepest_step
 from pipeline.config import AttackConfig
-from pipeline.models.attack_view import AttackView, Graph
+from pipeline.models.attack_view import AttackView, ForwardPass
 
 
-def candidates(logits: Tensor, labels: Tensor, number: int) -> Tensor:
+def candidate_classes(logits: Tensor, labels: Tensor, number: int) -> Tensor:
     """The classes to move to: the ``number`` highest logits, in that order, without the label.
 
     Args:
@@ -32,26 +32,26 @@ def candidates(logits: Tensor, labels: Tensor, number: int) -> Tensor:
     return top[~is_label].view(len(top), -1)
 
 
-class Nearest(NamedTuple):
+class LinearizedStep(NamedTuple):
     """The nearest of the linearised boundaries, for A samples; fields as in `Step`."""
 
-    move: Tensor
+    displacement: Tensor
     source: Tensor
     target: Tensor
-    gap: Tensor
-    norm: Tensor
+    logit_diff: Tensor
+    gradient_norm: Tensor
 
 
 def nearest_boundary(
     view: AttackView,
-    held: list[Graph],
+    held: list[ForwardPass],
     rows: Tensor,
     source: Tensor,
     choices: Tensor,
     single: Tensor,
     key: Tensor,
     config: AttackConfig,
-) -> Nearest:
+) -> LinearizedStep:
     """The step to the nearest of the linearised boundaries.
 
     A boundary's distance is |f| / ||w||, in the norm dual to ``config.norm``. Each round computes
@@ -73,12 +73,12 @@ def nearest_boundary(
     # Those with a gradient in this round, and where they are in the graph.
     samples, places = torch.arange(len(source), device=source.device), rows
     graph = held.pop()
-    points = graph.points.detach()
+    points = graph.inputs.detach()
     dual = dual_exponent(config.norm)
-    gaps = gaps_of(graph.logits.detach()[rows], source, choices)
+    gaps = logit_differences(graph.logits.detach()[rows], source, choices)
     spread = torch.ones_like(gaps)
     if config.visit == "lazy" and choices.shape[1] > 1:
-        spread = view.class_distances(source, choices)
+        spread = view.class_weight_distances(source, choices)
         order = (gaps.abs() / spread).argsort(dim=1)
         gaps, spread, choices = (v.gather(1, order) for v in (gaps, spread, choices))
     best = torch.full_like(gaps[:, 0], torch.inf)  # distance
@@ -93,16 +93,18 @@ def nearest_boundary(
             if len(wanting) == 0:
                 break
             # A new forward of few costs less than gradients of many.
-            if 2 * len(wanting) <= len(graph.points):
+            if 2 * len(wanting) <= len(graph.inputs):
                 samples, places = wanting, torch.arange(len(wanting), device=source.device)
                 graph = gap = None  # both hold the old one
-                graph = view.graph(points[rows[samples]], key[samples])
+                graph = view.forward_with_grad(points[rows[samples]], key[samples])
         with torch.enable_grad():
-            gap = gaps_of(graph.logits[places], source[samples], choices[samples, m : m + 1])[:, 0]
-        gradient = view.gap_gradient(graph, gap)
+            gap = logit_differences(
+                graph.logits[places], source[samples], choices[samples, m : m + 1]
+            )[:, 0]
+        gradient = view.logit_diff_gradient(graph, gap)
         if len(places) < len(gradient):
             gradient = gradient[places]
-        norm = lengths(gradient, dual)
+        norm = per_sample_norm(gradient, dual)
         distance = gap.detach().abs() / norm
         steepest[samples] = torch.maximum(steepest[samples], norm / spread[samples, m])
         nearer = distance < best[samples]  # False for NaN and for a vanished gradient's infinity
@@ -112,21 +114,23 @@ def nearest_boundary(
             w = gradient
         else:
             w[changed] = gradient[nearer]
-    move = step_along(w, norms, best, config.norm)
+    move = steepest_step(w, norms, best, config.norm)
     move[best.isinf()] = 0.0  # no finite distance: no step
     pick = chosen[:, None]
-    return Nearest(move, source, choices.gather(1, pick)[:, 0], gaps.gather(1, pick)[:, 0], norms)
+    return LinearizedStep(
+        move, source, choices.gather(1, pick)[:, 0], gaps.gather(1, pick)[:, 0], norms
+    )
 
 
-def along_loss(
+def loss_gradient_step(
     view: AttackView,
-    held: list[Graph],
+    held: list[ForwardPass],
     rows: Tensor,
     source: Tensor,
     choices: Tensor,
     towards: Tensor,
     config: AttackConfig,
-) -> Nearest:
+) -> LinearizedStep:
     """The step along the gradient of the cross-entropy, as far as the linearised boundary to the
     choice of highest logit: FGS for p = inf, a normalised gradient step for p = 2.
 
@@ -140,22 +144,22 @@ def along_loss(
         config: norm.
     """
     graph = held.pop()
-    gaps = gaps_of(graph.logits.detach()[rows], source, choices)
+    gaps = logit_differences(graph.logits.detach()[rows], source, choices)
     target = choices.gather(1, gaps.abs().argmin(dim=1, keepdim=True))[:, 0]
     return loss_step(view, graph, rows, source, target, towards, config.norm)
 
 
 def loss_step(
     view: AttackView,
-    graph: Graph,
+    graph: ForwardPass,
     rows: Tensor | None,
     source: Tensor,
     target: Tensor,
     towards: Tensor,
     p: float,
     create_graph: bool = False,
-) -> Nearest:
-    """`along_loss` to a given class; with ``create_graph`` differentiable.
+) -> LinearizedStep:
+    """`loss_gradient_step` to a given class; with ``create_graph`` differentiable.
 
     ``norm`` is <w, n>, w the gradient of f and n the direction of unit p-norm; infinite where f
     does not grow along it. n follows the gradient of log sum exp of the other logits minus the
@@ -167,19 +171,19 @@ def loss_step(
         others = logits.scatter(1, label, -torch.inf).logsumexp(dim=1)
         loss = others - logits.gather(1, label)[:, 0]
         rise = torch.where(towards, -loss, loss)
-        gap = gaps_of(logits, source, target[:, None])[:, 0]
-    w = view.gap_gradient(graph, gap, create_graph)
-    steepest = view.gap_gradient(graph, rise, create_graph)
+        gap = logit_differences(logits, source, target[:, None])[:, 0]
+    w = view.logit_diff_gradient(graph, gap, create_graph)
+    steepest = view.logit_diff_gradient(graph, rise, create_graph)
     if rows is not None:
         w, steepest = w[rows], steepest[rows]
-    dual = lengths(steepest, dual_exponent(p))
-    unit = step_along(steepest, dual.where(dual > 0, torch.inf), torch.ones_like(dual), p)
+    dual = per_sample_norm(steepest, dual_exponent(p))
+    unit = steepest_step(steepest, dual.where(dual > 0, torch.inf), torch.ones_like(dual), p)
     slope = (w * unit).flatten(1).sum(dim=1)
     norm = slope.where(slope > 0, torch.inf)
-    move = unit * wide(gap.abs() / norm)
-    return Nearest(move, source, target, gap.detach(), norm.detach())
+    move = unit * expand_to_images(gap.abs() / norm)
+    return LinearizedStep(move, source, target, gap.detach(), norm.detach())
 
 
-def gaps_of(logits: Tensor, source: Tensor, choices: Tensor) -> Tensor:
+def logit_differences(logits: Tensor, source: Tensor, choices: Tensor) -> Tensor:
     """Logits of the choices minus that of the source, (A, M)."""
     return logits.gather(1, choices) - logits.gather(1, source[:, None])

@@ -15,7 +15,7 @@ def dual_exponent(p: float) -> float:
     return 1.0 if math.isinf(p) else p / (p - 1.0)
 
 
-def lengths(images: Tensor, p: float = 2.0) -> Tensor:
+def per_sample_norm(images: Tensor, p: float = 2.0) -> Tensor:
     """Norms (A,) of images (A, C, H, W), whatever their memory format; p at least 1, or inf."""
     dims = tuple(range(1, images.dim()))
     if p in (1.0, 2.0, math.inf):
@@ -23,10 +23,10 @@ def lengths(images: Tensor, p: float = 2.0) -> Tensor:
     # The powers of small values would leave fp32's range. Without a graph: the scale cancels.
     largest = images.detach().abs().amax(dims)
     scale = largest.where(largest > 0, 1.0)
-    return scale * torch.linalg.vector_norm(images / wide(scale), p, dim=dims)
+    return scale * torch.linalg.vector_norm(images / expand_to_images(scale), p, dim=dims)
 
 
-def step_along(w: Tensor, dual_norm: Tensor, length: Tensor, p: float) -> Tensor:
+def steepest_step(w: Tensor, dual_norm: Tensor, length: Tensor, p: float) -> Tensor:
     """The step (A, C, H, W) of a given p-norm along which <w, .> grows most; differentiable.
 
     Args:
@@ -36,10 +36,11 @@ def step_along(w: Tensor, dual_norm: Tensor, length: Tensor, p: float) -> Tensor
         p: in (1, inf].
     """
     if p == 2.0:
-        return w * wide(length / dual_norm)
+        return w * expand_to_images(length / dual_norm)
     if math.isinf(p):
-        return w.sign() * wide(length)
-    return signed_power(w / wide(dual_norm), dual_exponent(p) - 1.0) * wide(length)
+        return w.sign() * expand_to_images(length)
+    direction = signed_power(w / expand_to_images(dual_norm), dual_exponent(p) - 1.0)
+    return direction * expand_to_images(length)
 
 
 def signed_power(values: Tensor, exponent: float) -> Tensor:
@@ -49,7 +50,7 @@ def signed_power(values: Tensor, exponent: float) -> Tensor:
     return values.sign() * size.masked_fill(zero, 0.0)
 
 
-def wide(values: Tensor) -> Tensor:
+def expand_to_images(values: Tensor) -> Tensor:
     """(A,) values beside images: (A, 1, 1, 1)."""
     return values[:, None, None, None]
 

@@ -22,7 +22,9 @@ from .training import (
     TrainConfig,
 )
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_ROOT = Path(__file__).resolve().parents[2]
+_INSTALLED = _ROOT / "pipeline" / "configs"  # exists in an installed wheel, not in a checkout
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _ROOT / "configs"
 DEFAULT_CONFIG = CONFIGS / "demo.yaml"
 
 __all__ = [

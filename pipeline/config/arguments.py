@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pipeline.config.checks import Range
 from pipeline.config.text import did_you_mean
-from pipeline.errors import refuse
+from pipeline.errors import exit_with_error
 
 _RULES = {int: "a whole number", float: "a number"}
 
@@ -85,4 +85,4 @@ class Parser(argparse.ArgumentParser):
             message = f"{message[: choice.start()]}no {choice[1]}; use {', '.join(names)}{hint}"
         if "are required" in message:
             message += "; --help shows the usage"
-        refuse(message.removeprefix("argument "))
+        exit_with_error(message.removeprefix("argument "))

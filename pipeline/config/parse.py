@@ -25,7 +25,7 @@ from jsonargparse import (
 from pipeline.config import CONFIGS, DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig, RunConfig
 from pipeline.config.checks import OptionError, all_options, choices, sections, words_for
 from pipeline.config.text import did_you_mean, parse_yaml, read_yaml
-from pipeline.errors import UserError, guarded
+from pipeline.errors import UserError, exit_on_user_error
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -58,7 +58,7 @@ def parse(
         argv = [_CONFIG, str(DEFAULT_CONFIG), *argv]
     parser = _parser(cls)
     parser.description = description
-    with guarded():
+    with exit_on_user_error():
         if words.isdisjoint({"-h", "--help"}):
             check_names(cls, argv)
         files = {path: read_yaml(path, [CONFIGS]) for path in _config_files(argv)}

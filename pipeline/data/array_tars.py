@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.index import ARRAY, Index, write
+from pipeline.data.index import FLOAT32_ARRAY, Index, write
 from pipeline.errors import UserError
-from pipeline.runtime.files import naming
+from pipeline.runtime.files import name_in_errors
 
 
 def members(path: Path) -> list[tarfile.TarInfo]:
@@ -56,19 +56,19 @@ class Appender:
         member = tarfile.TarInfo(f"{row}.npy")
         member.size = content.tell()
         content.seek(0)
-        with naming(self._path):
+        with name_in_errors(self._path):
             self._tar.addfile(member, content)
 
     def flush(self) -> None:
         """Hand everything to the operating system."""
-        with naming(self._path):
+        with name_in_errors(self._path):
             self._file.flush()
 
     def __enter__(self) -> "Appender":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        with naming(self._path), self._file:
+        with name_in_errors(self._path), self._file:
             self._tar.close()
 
 
@@ -90,7 +90,7 @@ def write_index(folder: Path, source: Index) -> int:
                 row = int(Path(member.name).stem)
                 values = _facts(file, member)
                 values |= {"id": f"adversarial/{source.id(row)}", "file": path.name}
-                values |= {"label": int(source.label[row]), "format": ARRAY}
+                values |= {"label": int(source.label[row]), "format": FLOAT32_ARRAY}
                 for name, value in values.items():
                     columns.setdefault(name, []).append(value)
     if not columns:

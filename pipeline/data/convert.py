@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import UserError, brief
-from pipeline.runtime.files import replacing
+from pipeline.errors import UserError, first_line
+from pipeline.runtime.files import atomic_write
 
 _IDX_UINT8 = 0x08
 
@@ -37,7 +37,7 @@ def read_idx(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise UserError(f"{path} cannot be read as IDX: {brief(error)}") from None
+        raise UserError(f"{path} cannot be read as IDX: {first_line(error)}") from None
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -69,7 +69,7 @@ def read_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except Exception as error:  # a damaged pickle raises errors of any type
-        raise UserError(f"{path} cannot be read as a CIFAR-10 batch: {brief(error)}") from None
+        raise UserError(f"{path} cannot be read as a CIFAR-10 batch: {first_line(error)}") from None
     problem = _cifar10_problem(images, labels)
     if problem:
         raise UserError(f"{path} cannot be read as a CIFAR-10 batch: {problem}")
@@ -111,7 +111,7 @@ def write_tar(
     path.parent.mkdir(parents=True, exist_ok=True)
     number = 0
     empty = set(range(len(class_names)))
-    with replacing(path) as partial, tarfile.open(partial, "w") as archive:
+    with atomic_write(path) as partial, tarfile.open(partial, "w") as archive:
         for number, (image, label) in enumerate(zip(images, labels, strict=True), 1):
             png = io.BytesIO()
             Image.fromarray(image).save(png, "PNG")

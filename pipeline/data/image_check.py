@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import brief
+from pipeline.errors import first_line
 
 _HEAD = 16 * 1024  # bytes read of each member; longer headers (EXIF, ICC) take the whole member
 _TAIL = 64  # bytes in which the end mark is looked for
@@ -53,7 +53,7 @@ def look(source: BinaryIO, offset: int, length: int) -> ImageFacts:
     except Image.DecompressionBombError:
         raise NotDecodable(f"more than {MAX_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError, IndexError) as error:
-        raise NotDecodable(brief(error)) from None
+        raise NotDecodable(first_line(error)) from None
 
 
 def _look(source: BinaryIO, offset: int, length: int) -> ImageFacts:

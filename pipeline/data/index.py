@@ -29,10 +29,11 @@ from pipeline.data.index_format import (
     check_rows,
     read_metadata,
 )
-from pipeline.errors import UserError, brief, warn
-from pipeline.runtime.files import replacing
+from pipeline.errors import UserError, first_line, warn
+from pipeline.runtime.files import atomic_write
 
-ARRAY = "FLOAT32"  # format of rows whose bytes are a (C, height, width) array, normalised already
+# The format of rows whose bytes are a (C, height, width) array, normalised already.
+FLOAT32_ARRAY = "FLOAT32"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Index:
     label: np.ndarray  # (N,) int32
     width: np.ndarray  # (N,) int32
     height: np.ndarray  # (N,) int32
-    arrays: np.ndarray  # (N,) bool, float32 arrays in the net's input space instead of images
+    is_array: np.ndarray  # (N,) bool, float32 arrays in the net's input space instead of images
     ids: pa.ChunkedArray  # (N,) strings
 
     def __len__(self) -> int:
@@ -119,7 +120,7 @@ def write(
     metadata = Metadata(str(root), classes, sizes)
     table = rows.select(SCHEMA.names).cast(SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         described = table.replace_schema_metadata({METADATA_KEY: metadata.to_json()})
         pq.write_table(described, partial, compression="zstd", write_page_checksum=True)
 
@@ -163,7 +164,9 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
         table.validate(full=True)
         _ = table.column_names  # decoded only now
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where} cannot be read as an index ({brief(error)}); {REMEDY}") from None
+        raise UserError(
+            f"{where} cannot be read as an index ({first_line(error)}); {REMEDY}"
+        ) from None
     metadata = read_metadata(table.schema, where)
     table = check_columns(table, where)
     if len(table) == 0:
@@ -181,7 +184,7 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
         file_sizes=metadata.file_sizes,
         file=file.indices.to_numpy(),
         ids=table["id"],
-        arrays=pc.equal(table["format"].cast(pa.string()), ARRAY).to_numpy(),
+        is_array=pc.equal(table["format"].cast(pa.string()), FLOAT32_ARRAY).to_numpy(),
         **column,
     )
 

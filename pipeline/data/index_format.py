@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.classes import Classes, is_list_of_strings
-from pipeline.errors import UserError, brief
+from pipeline.errors import UserError, first_line
 
 VERSION = 1
 METADATA_KEY = b"deep_defense_index"
@@ -128,7 +128,7 @@ def check_columns(table: pa.Table, where: str) -> pa.Table:
             columns[field.name] = column.cast(field.type)
         except pa.ArrowException as error:
             raise UserError(
-                f"{where}: its column {field.name} cannot be read ({brief(error)}); {REMEDY}"
+                f"{where}: its column {field.name} cannot be read ({first_line(error)}); {REMEDY}"
             ) from None
     return pa.table(columns)
 

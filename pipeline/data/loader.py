@@ -77,7 +77,7 @@ class Loader:
                 another size than the net's input, or the mean image is.
         """
         self.index = index
-        self._mixed = bool(index.arrays.any())
+        self._mixed = bool(index.is_array.any())
         if self._mixed:
             _check_arrays(index, config)
         self.wait_seconds = 0.0
@@ -162,7 +162,7 @@ class Loader:
         bad = [
             row
             for row, view in zip(spec.rows.tolist(), views, strict=True)
-            if not self.index.arrays[row]
+            if not self.index.is_array[row]
             and image_headers.size(view) != (self.index.width[row], self.index.height[row])
         ]
         if bad:
@@ -235,13 +235,13 @@ class Loader:
 
     def _inputs(self, views: list[np.ndarray], spec: BatchSpec) -> tuple[Any, ...]:
         windows = (getattr(spec.windows, f.name) for f in fields(Windows))
-        mixed = (self.index.arrays[spec.rows],) if self._mixed else ()
+        mixed = (self.index.is_array[spec.rows],) if self._mixed else ()
         return (views, *windows, *mixed)
 
 
 def _check_arrays(index: Index, config: DataConfig) -> None:
     shape = (config.channels, config.crop, config.crop)
-    rows = np.flatnonzero(index.arrays)
+    rows = np.flatnonzero(index.is_array)
     sizes = np.stack([index.width[rows], index.height[rows]])
     if (sizes != config.crop).any() or (index.length[rows] != 4 * np.prod(shape)).any():
         raise UserError(

@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.errors import UserError, brief
+from pipeline.errors import UserError, first_line
 
 
 def mean_of(data: DataConfig) -> np.ndarray:
@@ -28,8 +28,8 @@ def mean_of(data: DataConfig) -> np.ndarray:
         ) from None
     except Exception as error:  # a damaged header raises errors of many types
         raise UserError(
-            f"data.mean: {data.mean} is no .npy file of numbers ({brief(error)}); make it again "
-            "with tools/index.py mean"
+            f"data.mean: {data.mean} is no .npy file of numbers ({first_line(error)}); make it "
+            "again with tools/index.py mean"
         ) from None
     shape = (data.channels, data.crop, data.crop)
     fits = isinstance(image, np.ndarray) and image.shape == shape and image.dtype.kind == "f"

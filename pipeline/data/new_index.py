@@ -10,6 +10,7 @@ from pipeline.data import index
 from pipeline.data.classes import Classes
 from pipeline.data.scan import Progress, Scan
 from pipeline.data.scan_rows import printable
+from pipeline.runtime import machine
 
 _NAMED = 8  # members that are named for each reason to leave them out
 
@@ -39,8 +40,7 @@ class NewIndex:
         Args:
             progress: called with the number of images decoded so far.
         """
-        from pipeline.data.verify import undecodable_rows
-        from pipeline.runtime import machine
+        from pipeline.data.verify import undecodable_rows  # imports torch and DALI, which is slow
 
         with tempfile.TemporaryDirectory() as folder:
             draft = Path(folder) / "draft.parquet"

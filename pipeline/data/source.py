@@ -18,7 +18,7 @@ def open_index(config: RunConfig, part: str) -> Index:
     if path == demo.NAME:
         path, root = str(demo.prepare()[part]), None
     found = index.read(path, root, option=f"data.{part}")
-    if part == "val" and found.arrays.any() and config.evaluation.space != "input":
+    if part == "val" and found.is_array.any() and config.evaluation.space != "input":
         raise UserError(
             f"evaluation.space: the arrays of {path} are in the net's input space, where alone "
             "they can be evaluated: input"

@@ -36,7 +36,7 @@ def data_options(data: DataConfig, evaluation: EvaluationConfig) -> DataConfig:
     return replace(data, mean=[0.0] * data.channels, std=[1.0] * data.channels)
 
 
-def view_of(
+def attack_view_of(
     net: nn.Module, data: DataConfig, evaluation: EvaluationConfig, device: torch.device
 ) -> AttackView:
     """The net as it is attacked in that space, an image's results the same in any batch."""

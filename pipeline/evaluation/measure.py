@@ -13,9 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.attacks.deepfool import Advanced, Running, advance, perturbation, start
-from pipeline.attacks.fgs import correct_at, signs, smallest_eps
-from pipeline.attacks.norms import lengths
+from pipeline.attacks.deepfool import (
+    AttackState,
+    IterationResult,
+    deepfool_iteration,
+    initial_state,
+    perturbation,
+)
+from pipeline.attacks.fgs import correct_after_fgs, fgs_direction, smallest_eps
+from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import EvaluationConfig, RunConfig
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
@@ -25,7 +31,7 @@ from pipeline.evaluation import attack_space
 from pipeline.evaluation.samples import Example, Samples
 from pipeline.models.attack_view import AttackView, upcast
 from pipeline.runtime import allocator
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.reproducibility import images_at_once
 from pipeline.runtime.signals import StopRequest
@@ -33,7 +39,7 @@ from pipeline.runtime.signals import StopRequest
 Result = TypeVar("Result")
 
 
-class Found(NamedTuple):
+class Finished(NamedTuple):
     """What is finished."""
 
     samples: Samples
@@ -44,7 +50,7 @@ class _Clean(NamedTuple):
     """A part of a batch after its clean forward and first iteration."""
 
     samples: Samples  # of all, without a perturbation yet
-    done: Advanced
+    done: IterationResult
 
 
 class Evaluator:
@@ -68,10 +74,10 @@ class Evaluator:
         self.view, self.config, self.at_once = view, config, size
         self._attack = config.attack
         self._wanted = examples
-        self._pool: list[Running] = []
+        self._pool: list[AttackState] = []
         self._begun = Samples.empty(len(config.fgs.measured))
 
-    def feed(self, batch: Batch) -> Iterator[Found]:
+    def add_batch(self, batch: Batch) -> Iterator[Finished]:
         """Begin with a batch; what finishes meanwhile, of it or of those before it."""
         for clean in self._in_parts(len(batch.rows), lambda part: self._clean(batch, part)):
             self._begun = Samples.concat([self._begun, clean.samples])
@@ -79,7 +85,7 @@ class Evaluator:
         while self._waiting() >= self.at_once:
             yield from self._iterate()
 
-    def drain(self) -> Iterator[Found]:
+    def drain(self) -> Iterator[Finished]:
         """Finish what is left."""
         while self._waiting() > 0:
             yield from self._iterate()
@@ -90,17 +96,17 @@ class Evaluator:
     def _clean(self, batch: Batch, part: slice) -> _Clean:
         """Everything that the clean forward gives, and the first iteration from its graph."""
         images, labels = upcast(batch.images[part]), batch.labels[part]
-        graph = self.view.graph(images)
+        graph = self.view.forward_with_grad(images)
         logits = graph.logits.detach()
         fgs = self.config.fgs
-        direction = signs(graph, labels) if fgs.asked else None
+        direction = fgs_direction(graph, labels) if fgs.asked else None
         key = torch.from_numpy(batch.rows[part]).to(images.device)
-        running = start(self.view, images, logits, self._attack, key=key)
+        running = initial_state(self.view, images, logits, self._attack, key=key)
         held, graph = [graph], None
-        done = advance(self.view, running, self._attack, held)
+        done = deepfool_iteration(self.view, running, self._attack, held)
         after_fgs = torch.zeros(len(images), 0, dtype=torch.bool)
         if fgs.measured:
-            after_fgs = correct_at(self.view, images, direction.sign, labels, fgs.measured)
+            after_fgs = correct_after_fgs(self.view, images, direction.sign, labels, fgs.measured)
         finite = logits.isfinite().all(dim=1)
         prediction = torch.where(finite, running.label, -1)
         eps = torch.full_like(labels, torch.nan, dtype=torch.float64)
@@ -108,51 +114,51 @@ class Evaluator:
             eps = smallest_eps(self.view, images, direction, labels, logits)
         rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
         rank = torch.where(finite, rank, logits.shape[1])
-        norm = lengths(images.double(), self._attack.norm)
-        columns = _on_host(
+        norm = per_sample_norm(images.double(), self._attack.norm)
+        columns = _to_numpy(
             label=labels, prediction=prediction, label_rank=rank, image_norm=norm, fgs_eps=eps
         )
         columns |= {"row": batch.rows[part], "fgs_correct": after_fgs.cpu().numpy()}
         samples = Samples.of_columns(columns, after_fgs.shape[1])
         return _Clean(samples, done)
 
-    def _iterate(self) -> Iterator[Found]:
+    def _iterate(self) -> Iterator[Finished]:
         """One iteration of the samples that have waited longest, as many as fit."""
-        pool = Running.join(self._pool)
+        pool = AttackState.join(self._pool)
         first, rest = pool.take(slice(self.at_once)), pool.take(slice(self.at_once, None))
         self._pool = [rest] if len(rest) else []
         results = self._in_parts(
-            len(first), lambda part: advance(self.view, first.take(part), self._attack)
+            len(first), lambda part: deepfool_iteration(self.view, first.take(part), self._attack)
         )
         for done in results:
             yield self._sort(done)
 
-    def _sort(self, done: Advanced) -> Found:
+    def _sort(self, done: IterationResult) -> Finished:
         """Take the samples that ended out, and put the others back."""
-        last = done.running.iteration >= self._attack.max_iterations
+        last = done.state.iteration >= self._attack.max_iterations
         ended = done.ended | last
         going = (~ended).nonzero().squeeze(1)
         if len(going):
-            self._pool.append(done.running.take(going))
+            self._pool.append(done.state.take(going))
         rows = ended.nonzero().squeeze(1)
-        running = done.running.take(rows)
+        running = done.state.take(rows)
         delta = perturbation(self.view, running, self._attack)
-        columns = _on_host(
+        columns = _to_numpy(
             row=running.key,
             adversarial=done.prediction[rows],
             steps=running.iteration,
             flipped=done.flipped[rows],
-            stuck=done.stuck[rows],
-            perturbation_norm=lengths(delta.double(), self._attack.norm),
+            stuck=done.no_gradient[rows],
+            perturbation_norm=per_sample_norm(delta.double(), self._attack.norm),
         )
         mine = np.isin(self._begun.row, columns["row"])
         order = np.argsort(columns["row"])  # what has begun is in the order of rows
         ordered = {name: column[order] for name, column in columns.items()}
-        samples = self._begun.take(mine).changed(ordered)
+        samples = self._begun.take(mine).with_columns(ordered)
         self._begun = self._begun.take(~mine)
-        return Found(samples, self._examples(running, delta, samples))
+        return Finished(samples, self._examples(running, delta, samples))
 
-    def _examples(self, running: Running, delta: Tensor, samples: Samples) -> list[Example]:
+    def _examples(self, running: AttackState, delta: Tensor, samples: Samples) -> list[Example]:
         if self._wanted.isdisjoint(samples.row.tolist()):
             return []
         found = []
@@ -172,7 +178,7 @@ class Evaluator:
             try:
                 result = work(part)
             except (RuntimeError, MemoryError) as error:
-                if not allocator.ran_out(error):
+                if not allocator.is_out_of_memory(error):
                     raise
                 result = None  # its traceback, which holds tensors, ends with this block
             if result is None:
@@ -189,7 +195,7 @@ class Evaluator:
             )
         self.at_once = tried // 2
         self.view.least = min(self.view.least, self.at_once)
-        allocator.give_back()
+        allocator.release_cached_memory()
         print(
             f"warning: {tried} images at once do not fit in memory; going on with {self.at_once} "
             "(evaluation.batch_size)",
@@ -198,7 +204,7 @@ class Evaluator:
         )
 
 
-def _on_host(**columns: Tensor) -> dict[str, np.ndarray]:
+def _to_numpy(**columns: Tensor) -> dict[str, np.ndarray]:
     """One transfer from the device for all columns (N,), as float64."""
     values = torch.stack([column.double() for column in columns.values()]).cpu().numpy()
     return dict(zip(columns, values, strict=True))
@@ -209,9 +215,9 @@ def measure(
     index: Index,
     rows: np.ndarray,
     config: RunConfig,
-    ranks: Ranks,
+    ranks: DistributedContext,
     threads: int,
-    watch: Callable[[Found, list[int]], None] = lambda *_: None,
+    watch: Callable[[Finished, list[int]], None] = lambda *_: None,
     examples: frozenset[int] = frozenset(),
 ) -> tuple[Samples, list[int]]:
     """Evaluate this rank's share of ``rows``.
@@ -229,21 +235,21 @@ def measure(
     Returns:
         This rank's results, and the rows of images that did not decode and were left out.
     """
-    share = rows[ranks.rank :: ranks.size]
+    share = rows[ranks.rank :: ranks.world_size]
     size = images_at_once(config.evaluation.batch_size, ranks.device)
     data = attack_space.data_options(config.data, config.evaluation)
-    view = attack_space.view_of(net, config.data, config.evaluation, ranks.device)
+    view = attack_space.attack_view_of(net, config.data, config.evaluation, ranks.device)
     specs = evaluation_specs(index, share, data, size)
     loader = Loader(index, specs, data, ranks.device, size, threads)
     evaluator = Evaluator(view, config.evaluation, size, examples)
     parts, told = [Samples.empty(len(config.evaluation.fgs.measured))], 0
     for batch in itertools.chain(loader if len(share) else (), [None]):
-        for found in evaluator.drain() if batch is None else evaluator.feed(batch):
+        for found in evaluator.drain() if batch is None else evaluator.add_batch(batch):
             parts.append(found.samples)
             watch(found, loader.skipped[told:])
             told = len(loader.skipped)
     if told < len(loader.skipped):
-        watch(Found(parts[0], []), loader.skipped[told:])
+        watch(Finished(parts[0], []), loader.skipped[told:])
     return Samples.concat(parts), loader.skipped
 
 
@@ -252,9 +258,9 @@ def measure_until_stopped(
     index: Index,
     rows: np.ndarray,
     config: RunConfig,
-    ranks: Ranks,
+    ranks: DistributedContext,
     threads: int,
-    keep: Callable[[Found, list[int]], None],
+    keep: Callable[[Finished, list[int]], None],
     examples: frozenset[int],
     stop: StopRequest,
     monitor: Monitor,
@@ -267,19 +273,19 @@ def measure_until_stopped(
         monitor: whose bar has been started.
     """
 
-    def watch(found: Found, skipped: list[int]) -> None:
+    def watch(found: Finished, skipped: list[int]) -> None:
         keep(found, skipped)
-        monitor.advance(len(found.samples) * ranks.size)
+        monitor.advance(len(found.samples) * ranks.world_size)
         if stop.received:
             raise Stopped
 
-    return ranks.unless_stopped(
+    return ranks.run_unless_stopped(
         lambda: measure(net, index, rows, config, ranks, threads, watch, examples)
     )
 
 
-def join(
-    mine: Samples, skipped: list[int], rows: np.ndarray, ranks: Ranks
+def gather_samples(
+    mine: Samples, skipped: list[int], rows: np.ndarray, ranks: DistributedContext
 ) -> tuple[Samples, list[int]]:
     """Join the ranks' results and check that each row was evaluated exactly once."""
     parts = ranks.gather((mine, skipped))

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Shard
 from pipeline.data.index import evenly_spaced
-from pipeline.errors import UserError, brief
+from pipeline.errors import UserError, first_line
 from pipeline.evaluation import contact_sheet
 from pipeline.evaluation.manifest import identity_problem, num_eps
 from pipeline.evaluation.samples import Samples, by_class, rho_name, summarize
-from pipeline.evaluation.shard_results import Manifest, ResultsFolder, Stored
+from pipeline.evaluation.shard_results import Manifest, ResultsFolder, StoredResults
 from pipeline.runtime import lock
-from pipeline.runtime.files import replacing, report_unwritable, write_json
+from pipeline.runtime.files import atomic_write, report_unwritable, write_json
 from pipeline.runtime.monitor import Monitor
 
 _METADATA_KEY = b"deep_defense_samples"
@@ -33,7 +33,7 @@ _METADATA_KEY = b"deep_defense_samples"
 class Merged:
     """All that the shards of an evaluation found."""
 
-    stored: Stored
+    stored: StoredResults
     missing: np.ndarray  # rows that no shard has
 
     @property
@@ -41,24 +41,24 @@ class Merged:
         """Whether every image was evaluated, or did not decode."""
         return len(self.missing) == 0
 
-    def lacking(self, of: int) -> Counter[int]:
+    def num_missing_by_shard(self, of: int) -> Counter[int]:
         """How many images each shard lacks that does, were there so many shards."""
         place = {row: i % of for i, row in enumerate(_rows(self.stored.manifest).tolist())}
         return Counter(place[row] for row in self.missing.tolist())
 
-    def what_is_missing(self) -> str:
+    def missing_message(self) -> str:
         """One line that names the shards and rows that are not done."""
         numbers = {shard.of for shard in self.stored.shards}
         rows = ", ".join(map(str, self.missing[:8])) + (", ..." if len(self.missing) > 8 else "")
         line = f"{len(self.missing)} of {len(_rows(self.stored.manifest))} images are missing"
         if len(numbers) == 1:
             (of,) = numbers
-            lacking = sorted(self.lacking(of).items())
+            lacking = sorted(self.num_missing_by_shard(of).items())
             line += ": " + ", ".join(f"{n} of shard {Shard(number, of)}" for number, n in lacking)
         return f"{line} (rows {rows})"
 
 
-def join(folder: Path) -> Merged:
+def merge_shards(folder: Path) -> Merged:
     """Join the shards in OUTPUT/results.
 
     Raises:
@@ -74,7 +74,7 @@ def _rows(manifest: Manifest) -> np.ndarray:
     return evenly_spaced(manifest.identity["num_indexed"], manifest.identity["num_images"])
 
 
-def publish(folder: Path, merged: Merged) -> dict[str, Any]:
+def write_outputs(folder: Path, merged: Merged) -> dict[str, Any]:
     """Write everything that is made of the results; the summary."""
     stored = merged.stored
     identity, about = stored.manifest.identity, stored.manifest.about
@@ -92,7 +92,7 @@ def publish(folder: Path, merged: Merged) -> dict[str, Any]:
     remedy = f"once it can be written, run tools/report.py merge {folder}"
     with (
         report_unwritable(folder, remedy),
-        lock.turn(folder / "results" / ".merge"),  # two shards may end at once
+        lock.wait_for_lock(folder / "results" / ".merge"),  # two shards may end at once
     ):
         write_samples(folder / "samples.parquet", stored)
         _write_csv(folder / "classes.csv", by_class(stored.samples, about["class_names"]))
@@ -101,7 +101,7 @@ def publish(folder: Path, merged: Merged) -> dict[str, Any]:
     return summary
 
 
-def tell(summary: dict[str, Any]) -> str:
+def format_summary(summary: dict[str, Any]) -> str:
     """The summary in a few lines."""
     attack, rho = summary["definition"], rho_name(summary["definition"])
     quantiles = summary["ratio_quantiles"]
@@ -146,14 +146,14 @@ def _show(folder: Path, merged: Merged, summary: dict[str, Any]) -> None:
             monitor.figure(0, "evaluate/perturbations", sheet)
 
 
-def write_samples(path: Path, stored: Stored) -> None:
+def write_samples(path: Path, stored: StoredResults) -> None:
     """Write samples.parquet: id and the columns of `Samples`; as metadata, the identity."""
     samples = stored.samples
     columns = {f.name: getattr(samples, f.name) for f in fields(Samples)}
     columns["fgs_correct"] = list(samples.fgs_correct)
     table = pa.table({"id": [stored.ids[row] for row in samples.row.tolist()], **columns})
     metadata = {_METADATA_KEY: json.dumps(stored.manifest.identity).encode()}
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         described = table.replace_schema_metadata(metadata)
         pq.write_table(described, partial, compression="zstd", write_page_checksum=True)
 
@@ -179,14 +179,14 @@ def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
         samples = Samples.of_columns(columns, num_eps(identity))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read ({brief(error)}); make it again with tools/report.py merge "
-            f"{path.parent}"
+            f"{path} cannot be read ({first_line(error)}); make it again with tools/report.py "
+            f"merge {path.parent}"
         ) from None
     return samples, identity
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with replacing(path) as partial, partial.open("w", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

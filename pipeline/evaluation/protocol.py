@@ -28,7 +28,7 @@ SPACES = {
 }
 
 
-def definition(
+def evaluation_protocol(
     evaluation: EvaluationConfig, runtime: RuntimeConfig, num_classes: int
 ) -> dict[str, Any]:
     """What the numbers of an evaluation mean; goes beside every one of them."""
@@ -54,7 +54,7 @@ def definition(
     }
 
 
-def input_of(data: DataConfig) -> dict[str, Any]:
+def preprocessing_of(data: DataConfig) -> dict[str, Any]:
     """What the network's input is, wherever files lie."""
     return {
         "mean": mean_image.identity(data),
@@ -62,7 +62,7 @@ def input_of(data: DataConfig) -> dict[str, Any]:
     }
 
 
-def fingerprint(net: nn.Module) -> str:
+def weights_hash(net: nn.Module) -> str:
     """Short hash of a net's weights and buffers."""
     digest = hashlib.sha256()
     for name, value in sorted(net.state_dict().items()):

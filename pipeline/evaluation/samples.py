@@ -54,7 +54,7 @@ class Samples:
             arrays[name] = values.reshape(shape)
         return cls(**arrays)
 
-    def changed(self, columns: dict[str, np.ndarray]) -> "Samples":
+    def with_columns(self, columns: dict[str, np.ndarray]) -> "Samples":
         """With other values in some columns."""
         kinds = {name: getattr(self, name).dtype for name in columns}
         return replace(self, **{name: v.astype(kinds[name]) for name, v in columns.items()})
@@ -83,7 +83,7 @@ class Samples:
         return (self.prediction < 0) | ~np.isfinite(norms) & ~self.stuck
 
     @property
-    def counted(self) -> np.ndarray:
+    def in_rho(self) -> np.ndarray:
         """(N,) bool: what rho2 is the mean over. All, never flipped ones too, but those without a
         gradient, images of norm zero, and where numbers are not finite."""
         return ~self.stuck & ~self.nonfinite & (self.image_norm > 0)
@@ -91,7 +91,7 @@ class Samples:
     @property
     def ratio(self) -> np.ndarray:
         """||dx|| / ||x|| of those that are counted."""
-        chosen = self.counted
+        chosen = self.in_rho
         return self.perturbation_norm[chosen] / self.image_norm[chosen]
 
 
@@ -116,9 +116,9 @@ def summarize(samples: Samples, definition: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         samples: at least one.
-        definition: of `pipeline.evaluation.measure.definition`.
+        definition: of `pipeline.evaluation.protocol.evaluation_protocol`.
     """
-    ratio, counted, nonfinite = samples.ratio, samples.counted, samples.nonfinite
+    ratio, counted, nonfinite = samples.ratio, samples.in_rho, samples.nonfinite
     summary = {
         "accuracy": float(np.mean(samples.correct)),
         "top5_accuracy": float(np.mean(samples.label_rank < 5)),

@@ -58,8 +58,8 @@ def _parts(size: int, smallest: int) -> Iterator[Tensor]:
 
 def _logits_and_gradients(view: AttackView, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (N, K), and the gradients (N, C * H * W) of the difference of two of them."""
-    graph = view.graph(images)
+    graph = view.forward_with_grad(images)
     with torch.enable_grad():
         top = graph.logits.topk(2, dim=1).values
-        gradient = view.gap_gradient(graph, top[:, 1] - top[:, 0])
+        gradient = view.logit_diff_gradient(graph, top[:, 1] - top[:, 0])
     return graph.logits.detach(), gradient.flatten(1)

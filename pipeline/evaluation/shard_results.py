@@ -23,8 +23,8 @@ from pipeline.evaluation.agreement import allowed_difference, check_agreement
 from pipeline.evaluation.manifest import Manifest, read_manifest
 from pipeline.evaluation.result_lines import Row, read_lines, read_rows
 from pipeline.evaluation.samples import Example, Samples
-from pipeline.runtime.distributed import Ranks, restarted
-from pipeline.runtime.files import naming, replacing, write_json
+from pipeline.runtime.distributed import DistributedContext, restarted
+from pipeline.runtime.files import atomic_write, name_in_errors, write_json
 from pipeline.runtime.npz import read_npz
 
 WHOLE = Shard(0, 1)
@@ -33,7 +33,7 @@ _MEAN = "mean.npy"
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredResults:
     """All that the shards of a folder hold."""
 
     manifest: Manifest
@@ -54,7 +54,7 @@ class ResultsFolder:
 
     @classmethod
     def open(
-        cls, folder: Path, resume: str, manifest: Manifest, shard: Shard, ranks: Ranks
+        cls, folder: Path, resume: str, manifest: Manifest, shard: Shard, ranks: DistributedContext
     ) -> "ResultsFolder":
         """Begin a shard, or go on with one.
 
@@ -78,7 +78,7 @@ class ResultsFolder:
             raise UserError(f"resume is never, but {store.place} exists; give another --output")
         refuse_other(folder, manifest)
         ranks.barrier()
-        if ranks.first:
+        if ranks.is_main:
             (store.place / "examples").mkdir(parents=True, exist_ok=True)
             path = store.place / _MANIFEST
             if path.exists():  # some results may be of a job on another machine
@@ -92,14 +92,14 @@ class ResultsFolder:
     def keep_mean(self, mean: list[float] | str) -> None:
         """Keep a copy of the mean image, which pictures of the examples need."""
         if isinstance(mean, str):
-            with replacing(self.place / _MEAN) as partial:
+            with atomic_write(self.place / _MEAN) as partial:
                 shutil.copyfile(mean, partial)
 
     def mean(self) -> str | None:
         """The mean image that some shard kept."""
         return next((str(path) for path in self.folder.glob(f"*/{_MEAN}")), None)
 
-    def read(self) -> Stored:
+    def read(self) -> StoredResults:
         """Everything found so far, by every shard and rank.
 
         Raises:
@@ -131,7 +131,7 @@ class ResultsFolder:
                     done[row] = values
         columns = {f.name: [r[f.name] for r in done.values()] for f in fields(Samples)}
         samples = Samples.of_columns(columns, manifests[0].num_eps)
-        return Stored(
+        return StoredResults(
             manifests[0],
             Samples.concat([samples]),
             {row: values["id"] for row, values in done.items()},
@@ -158,10 +158,10 @@ class ResultsFolder:
         """Where a rank appends; a torn last line of an earlier run is dropped."""
         return Appender(self.place, rank)
 
-    def ended(self, run: dict[str, Any]) -> None:
+    def log_run(self, run: dict[str, Any]) -> None:
         """Note how a job went."""
         path = self.place / "runs.jsonl"
-        with naming(path), path.open("a") as file:
+        with name_in_errors(path), path.open("a") as file:
             file.write(json.dumps(run) + "\n")
 
 
@@ -201,7 +201,7 @@ class Appender:
     def append(self, samples: Samples, ids: list[str]) -> None:
         """Write results and hand them to the operating system."""
         columns = {f.name: getattr(samples, f.name).tolist() for f in fields(Samples)}
-        with naming(self._path):
+        with name_in_errors(self._path):
             for number, image_id in enumerate(ids):
                 values = {name: column[number] for name, column in columns.items()}
                 self._file.write(json.dumps({"id": image_id, **values}) + "\n")
@@ -209,7 +209,7 @@ class Appender:
 
     def skip(self, rows: Iterable[int], ids: Iterable[str]) -> None:
         """Note images that did not decode."""
-        with naming(self._path):
+        with name_in_errors(self._path):
             for row, image_id in zip(rows, ids, strict=True):
                 line = {"id": image_id, "row": row, "skipped": True}
                 self._file.write(json.dumps(line) + "\n")
@@ -219,7 +219,7 @@ class Appender:
         """Write perturbations for the contact sheet."""
         for example in examples:
             path = self._examples / f"{example.row}.npz"
-            with replacing(path) as partial, partial.open("wb") as file:
+            with atomic_write(path) as partial, partial.open("wb") as file:
                 classes = np.array([example.before, example.after])
                 np.savez(file, image=example.image, delta=example.delta, classes=classes)
 
@@ -227,7 +227,7 @@ class Appender:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        with naming(self._path):
+        with name_in_errors(self._path):
             self._file.close()
 
 

@@ -31,8 +31,8 @@ class AdversarialTraining(Method):
     def term(self, clean: Clean) -> Term:
         """What makes the clean cross-entropy the mixture."""
         images = upcast(clean.images.detach())
-        graph = clean.graph or self.view.graph(images)
-        sign = fgs.signs(graph, clean.labels).sign
-        logits = self.view.as_it_is(torch.add(images, sign, alpha=self.options.eps))
+        graph = clean.graph or self.view.forward_with_grad(images)
+        sign = fgs.fgs_direction(graph, clean.labels).sign
+        logits = self.view.forward_current_mode(torch.add(images, sign, alpha=self.options.eps))
         mixed = F.cross_entropy(logits, clean.labels, reduction="none") - clean.cross_entropy
         return Term(self.options.weight * mixed.mean())

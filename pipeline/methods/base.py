@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pipeline.config import FinetuneConfig
-from pipeline.models.attack_view import AttackView, Graph
+from pipeline.models.attack_view import AttackView, ForwardPass
 
 
 class Clean(NamedTuple):
@@ -16,7 +16,7 @@ class Clean(NamedTuple):
     labels: Tensor  # (N,) int64
     cross_entropy: Tensor  # (N,), with a graph
     logits: Tensor  # (N, K), with a graph
-    graph: Graph | None  # of the images too, where the net trains as the attack sees it
+    graph: ForwardPass | None  # of the images too, where the net trains as the attack sees it
     at_once: int | None  # largest number of images in the net at a time
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig
 from pipeline.models.attack_view import AttackView
-from pipeline.runtime.seeds import seed_of
+from pipeline.runtime.seeds import derive_seed
 
 from .base import Method
 
@@ -27,7 +27,7 @@ class Parseval(Method):
     def after_step(self, step: int) -> None:
         """Project; which columns is a function of the run's seed and the step."""
         for number, layer in enumerate(self.layers):
-            seed = seed_of(self.config.train.seed, step, number)
+            seed = derive_seed(self.config.train.seed, step, number)
             groups = getattr(layer, "groups", 1)
             weight = layer.weight
             matrices = weight.reshape(groups, len(weight) // groups, -1)  # a copy, if need be

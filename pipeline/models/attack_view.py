@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.models import linear_region
-from pipeline.models.fixed_dropout import LAYERS, Held, Masks
+from pipeline.models.fixed_dropout import DROPOUT_LAYERS, DropoutMasks, FixedDropout
 
 
-class Graph(NamedTuple):
+class ForwardPass(NamedTuple):
     """Logits (A, K) as a function of points (A, C, H, W) that require grad."""
 
-    points: Tensor
+    inputs: Tensor
     logits: Tensor
 
 
@@ -57,23 +57,25 @@ class AttackView:
         self.least = least
         self.precision = precision
         self.dropout, self.seed = dropout, 0
-        self.masks: Masks | None = None
+        self.masks: DropoutMasks | None = None
         self._head = _last_layer(net)
         self._channels_last = _is_channels_last(net)
         self._piecewise_linear: bool | None = None
 
-    def begin(self, number: int) -> None:
+    def draw_dropout_masks(self, number: int) -> None:
         """Draw masks for the images of another batch, by ``seed``; nothing without dropout."""
-        self.masks = Masks(self.seed, number) if self.dropout else None
+        self.masks = DropoutMasks(self.seed, number) if self.dropout else None
 
-    def graph(self, points: Tensor, rows: Tensor | None = None) -> "Graph":
+    def forward_with_grad(self, points: Tensor, rows: Tensor | None = None) -> "ForwardPass":
         """Logits of points (A, C, H, W) with a graph, to be differentiated by the points; ``rows``
         as of a call."""
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            return Graph(points, self(points, rows))
+            return ForwardPass(points, self(points, rows))
 
-    def gap_gradient(self, graph: "Graph", gaps: Tensor, create_graph: bool = False) -> Tensor:
+    def logit_diff_gradient(
+        self, graph: "ForwardPass", gaps: Tensor, create_graph: bool = False
+    ) -> Tensor:
         """Per-sample gradients (A, C, H, W) of gaps (A,), which are functions of the graph.
 
         The graph stays, for further gradients.
@@ -81,11 +83,11 @@ class AttackView:
         scale = self.seed_scale
         seed = torch.full_like(gaps, scale)
         (gradient,) = torch.autograd.grad(
-            gaps, graph.points, seed, retain_graph=True, create_graph=create_graph
+            gaps, graph.inputs, seed, retain_graph=True, create_graph=create_graph
         )
         return gradient if scale == 1.0 else gradient / scale
 
-    def class_distances(self, source: Tensor, choices: Tensor) -> Tensor:
+    def class_weight_distances(self, source: Tensor, choices: Tensor) -> Tensor:
         """Distances of the classes' weights in the last layer, (A, M); ones if none is found.
 
         Roughly proportional to the norm of the gap's gradient, at no cost.
@@ -121,32 +123,32 @@ class AttackView:
             rows: (N,) which images of the batch they are, for their dropout masks. Default: all.
         """
         number = images.shape[0]
-        with self._held():
+        with self._eval_mode():
             if 0 < number < self.least and self.masks is None:
                 repeats = images[-1:].expand(self.least - number, *images.shape[1:])
-                return self.as_it_is(torch.cat([images, repeats]))[:number]
-            return self.as_it_is(images, rows)
+                return self.forward_current_mode(torch.cat([images, repeats]))[:number]
+            return self.forward_current_mode(images, rows)
 
-    def as_it_is(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward_current_mode(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (N, K) fp32 of the net in its present mode, for the cross-entropy it trains on;
         ``rows`` as of a call."""
-        with autocast(images, self.precision), self._masked(images, rows):
-            return upcast(logits_of(self.net(self.laid_out(images))))
+        with autocast(images, self.precision), self._with_dropout_masks(images, rows):
+            return upcast(logits_of(self.net(self.to_net_memory_format(images))))
 
-    def clipped(self, images: Tensor) -> Tensor:
+    def clip_(self, images: Tensor) -> Tensor:
         """The images, cut to the valid range where there is one; in place."""
         return images if self.bounds is None else images.clamp_(*self.bounds)
 
-    def laid_out(self, images: Tensor) -> Tensor:
+    def to_net_memory_format(self, images: Tensor) -> Tensor:
         """The images in the memory format of the net's weights."""
         if images.dim() != 4 or not self._channels_last:
             return images
         return images.contiguous(memory_format=torch.channels_last)
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _eval_mode(self) -> Iterator[None]:
         """Evaluation mode, but for dropout where it is asked for."""
-        keep = LAYERS if self.masks is not None else ()
+        keep = DROPOUT_LAYERS if self.masks is not None else ()
         held = [m for m in self.net.modules() if m.training and not isinstance(m, keep)]
         for module in held:
             module.training = False
@@ -158,12 +160,14 @@ class AttackView:
             for module in held:
                 module.training = True
 
-    def _masked(self, images: Tensor, rows: Tensor | None) -> AbstractContextManager[Any]:
+    def _with_dropout_masks(
+        self, images: Tensor, rows: Tensor | None
+    ) -> AbstractContextManager[Any]:
         if self.masks is None:
             return nullcontext()
         if rows is None:
             rows = torch.arange(images.shape[0], device=images.device)
-        return Held(self.masks, rows)
+        return FixedDropout(self.masks, rows)
 
 
 def autocast(images: Tensor, precision: torch.dtype) -> torch.autocast:

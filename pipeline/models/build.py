@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.config import DataConfig, ModelConfig
 from pipeline.config.text import did_you_mean
-from pipeline.errors import UserError, brief, first_few, note
+from pipeline.errors import UserError, first_few, first_line, note
 from pipeline.models import paper_nets
 from pipeline.models.head import head_keys, resized_keys
 from pipeline.models.second_derivative import make_twice_differentiable
@@ -24,7 +24,7 @@ from pipeline.runtime.importing import import_callable, report_exceptions
 
 State = dict[str, Tensor]
 
-_OWN = {
+PAPER_NETS = {
     "mlp": paper_nets.mlp,
     "lenet": paper_nets.lenet,
     "convnet": paper_nets.convnet,
@@ -59,14 +59,14 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def _construct(name: str, num_classes: int) -> nn.Module:
-    if name in _OWN:
-        return _OWN[name](num_classes)
+    if name in PAPER_NETS:
+        return PAPER_NETS[name](num_classes)
     if ":" in name:
-        return _own(name, num_classes)
+        return _import_user_net(name, num_classes)
     known = _zoo().list_models(module=_zoo())
     if name not in known:
-        near = did_you_mean(name, [*_OWN, *known])
-        names = f"{', '.join(_OWN)}, package.module:callable, or one of torchvision's: "
+        near = did_you_mean(name, [*PAPER_NETS, *known])
+        names = f"{', '.join(PAPER_NETS)}, package.module:callable, or one of torchvision's: "
         names += ", ".join(known)
         raise UserError(f"model.name: no net {name!r}{near or f'; use {names}'}")
     options = {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY else {}
@@ -88,7 +88,7 @@ def _draw_weights(net: nn.Module, std: float) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _own(name: str, num_classes: int) -> nn.Module:
+def _import_user_net(name: str, num_classes: int) -> nn.Module:
     function = import_callable(name, "model.name")
     with report_exceptions(name, "model.name"):
         net = _call_factory(function, num_classes)
@@ -193,7 +193,7 @@ def read_state(path: Path) -> State:
     except torch_file.UnreadableFile as error:
         raise UserError(f"model.weights: {path} {error}; fetch or write it again") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"model.weights: {path} cannot be read: {brief(error)}") from None
+        raise UserError(f"model.weights: {path} cannot be read: {first_line(error)}") from None
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -218,8 +218,8 @@ def _torchvision_state(config: ModelConfig) -> State:
         ) from None
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"model.weights: {config.weights} cannot be downloaded ({brief(error)}); fetch the "
-            "file on a machine that can, and give its path"
+            f"model.weights: {config.weights} cannot be downloaded ({first_line(error)}); fetch "
+            "the file on a machine that can, and give its path"
         ) from None
 
 

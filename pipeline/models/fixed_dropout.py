@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import UserError
 
-LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _WHOLE_CHANNELS: dict[Callable, bool] = {
     F.dropout: False,
     F.dropout1d: True,
@@ -23,7 +23,7 @@ _WHOLE_CHANNELS: dict[Callable, bool] = {
 }
 
 
-class Masks:
+class DropoutMasks:
     """The masks of N images, one for each dropout layer in the order in which they are called;
     drawn when a layer is first met."""
 
@@ -50,10 +50,10 @@ class Masks:
         return self.drawn[call][rows].to(like.dtype) * (1.0 / (1.0 - p) if p < 1 else 0.0)
 
 
-class Held(TorchFunctionMode):
+class FixedDropout(TorchFunctionMode):
     """One forward of images at ``rows``, with their masks."""
 
-    def __init__(self, masks: Masks, rows: Tensor) -> None:
+    def __init__(self, masks: DropoutMasks, rows: Tensor) -> None:
         super().__init__()
         self._masks, self._rows, self._calls = masks, rows, 0
 

@@ -38,7 +38,7 @@ _AFFINE: frozenset[Callable] = frozenset(
 )
 _RELUS: frozenset[Callable] = frozenset([F.relu, F.relu_, torch.relu, torch.relu_])
 _CLAMPS: frozenset[Callable] = frozenset([F.relu6, F.hardtanh])
-_SLOPED: frozenset[Callable] = frozenset([F.leaky_relu])
+_LEAKY: frozenset[Callable] = frozenset([F.leaky_relu])
 _POOLS: frozenset[Callable] = frozenset([F.max_pool2d])
 
 
@@ -46,7 +46,7 @@ class NotPiecewiseLinear(Exception):
     """The net uses an operation that is not known to be piecewise linear."""
 
 
-class Record(TorchFunctionMode):
+class RecordActivationPattern(TorchFunctionMode):
     """Runs a net and keeps the pattern of its kinks."""
 
     def __init__(self) -> None:
@@ -61,10 +61,10 @@ class Record(TorchFunctionMode):
             out = func(*args, **kwargs)
             self.pattern.append((out > 0, None))
             return out
-        if func in _CLAMPS or func in _SLOPED:
+        if func in _CLAMPS or func in _LEAKY:
             x = args[0].clone() if _in_place(args, kwargs) else args[0]
             out = func(*args, **kwargs)
-            if func in _SLOPED:
+            if func in _LEAKY:
                 slope = torch.where(x > 0, 1.0, out / x).nan_to_num_(0.0)
                 self.pattern.append((slope, None))
             else:
@@ -80,7 +80,7 @@ class Record(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Hold(TorchFunctionMode):
+class FixedActivationPattern(TorchFunctionMode):
     """Runs a net with the kinks held as recorded, for inputs of the same shape."""
 
     def __init__(self, pattern: list[Kept]) -> None:
@@ -94,13 +94,13 @@ class Hold(TorchFunctionMode):
         if func in _RELUS:
             on, _ = next(self._pattern)
             return _Gate.apply(args[0], on)
-        if func in _CLAMPS or func in _SLOPED:
+        if func in _CLAMPS or func in _LEAKY:
             slope, offset = next(self._pattern)
             out = args[0] * slope
             return out if offset is None else out + offset
         if func in _POOLS:
             indices, _ = next(self._pattern)
-            return _taken(args[0], indices)
+            return _max_pool_at(args[0], indices)
         return func(*args, **kwargs)
 
 
@@ -122,7 +122,7 @@ def _gate(x: Tensor, on: Tensor) -> Tensor:
     return x * on if x.is_cuda else on.view(torch.uint8).to(x.dtype).mul_(x)
 
 
-def _taken(x: Tensor, indices: Tensor) -> Tensor:
+def _max_pool_at(x: Tensor, indices: Tensor) -> Tensor:
     """(N, C, h, w) elements of x (N, C, H, W), indices within each H x W; the layout stays."""
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return x.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
@@ -150,7 +150,7 @@ def _in_place(args: tuple, kwargs: dict) -> bool:
 def is_piecewise_linear(net: Callable[[Tensor], Tensor], images: Tensor) -> bool:
     """Whether every operation of the net is known, tried on one image (1, C, H, W)."""
     try:
-        with torch.no_grad(), Record():
+        with torch.no_grad(), RecordActivationPattern():
             net(images)
     except NotPiecewiseLinear:
         return False

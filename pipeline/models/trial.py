@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig, RunConfig
-from pipeline.errors import UserError, brief, first_few, warn
+from pipeline.errors import UserError, first_few, first_line, warn
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime.importing import describe_exception
 
@@ -53,7 +53,7 @@ def _differentiable_logits(net: nn.Module, config: RunConfig) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, data.channels, data.crop, data.crop, generator=generator)
     try:
-        graph = AttackView(net).graph(images)
+        graph = AttackView(net).forward_with_grad(images)
     except UserError:
         raise
     except Exception as error:  # of torch, or of the user's own code
@@ -66,10 +66,10 @@ def _differentiable_logits(net: nn.Module, config: RunConfig) -> Tensor:
         try:
             total = graph.logits.sum()
             (gradient,) = torch.autograd.grad(
-                total, graph.points, retain_graph=True, allow_unused=True
+                total, graph.inputs, retain_graph=True, allow_unused=True
             )
         except RuntimeError as error:
-            raise UserError(f"{name} cannot be differentiated: {brief(error)}") from None
+            raise UserError(f"{name} cannot be differentiated: {first_line(error)}") from None
     if gradient is None:
         raise UserError(
             f"{name}: its logits have no gradient with respect to the image; its forward must not "

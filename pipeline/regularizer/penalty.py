@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pipeline.attacks.deepfool import deepfool
-from pipeline.attacks.norms import lengths
+from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import RegularizerConfig
-from pipeline.models.attack_view import AttackView, Graph, upcast
-from pipeline.regularizer.trace import Replay, boundary, unrolled
+from pipeline.models.attack_view import AttackView, ForwardPass, upcast
+from pipeline.regularizer.trace import AttackTrace, boundary, unrolled
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def robustness(
     images: Tensor,
     labels: Tensor,
     config: RegularizerConfig,
-    graph: Graph | None = None,
+    graph: ForwardPass | None = None,
     at_once: int | None = None,
 ) -> Robustness:
     """Attack each image and measure the perturbation.
@@ -47,7 +47,7 @@ def robustness(
         at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
-    found = deepfool(
+    perturbation = deepfool(
         view,
         images,
         config.attack,
@@ -57,14 +57,24 @@ def robustness(
         keep_graph=config.gradient == "boundary",
         at_once=at_once,
     )
-    replay = Replay(
-        view, images, found, config.attack, len(images) if at_once is None else at_once, view.masks
+    replay = AttackTrace(
+        view,
+        images,
+        perturbation,
+        config.attack,
+        len(images) if at_once is None else at_once,
+        view.masks,
     )
     p = config.attack.norm
     by_steps = config.gradient == "unrolled"
-    norm = lengths(unrolled(replay), p) if by_steps else boundary(replay)
-    ratio = norm / lengths(images, p)
-    return Robustness(ratio, found.clean == labels, found.flipped, found.iterations)
+    norm = per_sample_norm(unrolled(replay), p) if by_steps else boundary(replay)
+    ratio = norm / per_sample_norm(images, p)
+    return Robustness(
+        ratio,
+        perturbation.clean == labels,
+        perturbation.flipped,
+        perturbation.iterations,
+    )
 
 
 def penalty(found: Robustness, config: RegularizerConfig) -> Tensor:

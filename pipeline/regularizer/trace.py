@@ -38,43 +38,49 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.attacks.deepfool import Perturbation, Step
-from pipeline.attacks.linearized_step import gaps_of, loss_step
-from pipeline.attacks.norms import dual_exponent, lengths, signed_power, step_along, wide
+from pipeline.attacks.linearized_step import logit_differences, loss_step
+from pipeline.attacks.norms import (
+    dual_exponent,
+    expand_to_images,
+    per_sample_norm,
+    signed_power,
+    steepest_step,
+)
 from pipeline.config import AttackConfig
-from pipeline.errors import UserError, brief
-from pipeline.models.attack_view import AttackView, Graph
-from pipeline.models.fixed_dropout import Masks
-from pipeline.models.linear_region import Hold, Record
+from pipeline.errors import UserError, first_line
+from pipeline.models.attack_view import AttackView, ForwardPass
+from pipeline.models.fixed_dropout import DropoutMasks
+from pipeline.models.linear_region import FixedActivationPattern, RecordActivationPattern
 
 Gradients = list[Tensor | None]
 
 
-class Replay(NamedTuple):
+class AttackTrace(NamedTuple):
     """What a backward pass needs of the sweep."""
 
     view: AttackView
     images: Tensor  # (N, C, H, W) fp32, as DeepFool had them, without a graph
-    found: Perturbation  # with its steps
+    perturbation: Perturbation  # with its steps
     config: AttackConfig  # what DeepFool was given
     at_once: int  # largest number of images in the net at a time
-    masks: Masks | None  # of dropout
+    masks: DropoutMasks | None  # of dropout
 
     def steps(self) -> Iterator[tuple[Step, Tensor]]:
         """Each step with the points where it linearised, from the last to the first; each is let
         go as it is taken, so that the next graph finds its memory free."""
-        reached = self.found.delta / (1.0 + self.config.overshoot)
-        while self.found.steps:
-            step = self.found.steps.pop()
-            start = reached[step.samples] - step.move
+        reached = self.perturbation.delta / (1.0 + self.config.overshoot)
+        while self.perturbation.steps:
+            step = self.perturbation.steps.pop()
+            start = reached[step.samples] - step.displacement
             reached[step.samples] = start / self.config.reach
             yield step, self.images[step.samples] + start
 
     def crossings(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The samples, some at a time, and their logits at the boundary, with a graph: first those
         whose graph was kept, which is let go."""
-        left = torch.ones_like(self.found.flipped)
-        while self.found.crossed:
-            graph, rows, samples = self.found.crossed.pop()
+        left = torch.ones_like(self.perturbation.flipped)
+        while self.perturbation.boundary_passes:
+            graph, rows, samples = self.perturbation.boundary_passes.pop()
             left[samples] = False
             with torch.enable_grad():
                 logits = graph.logits[rows]
@@ -83,13 +89,13 @@ class Replay(NamedTuple):
         # Where the kept graphs are, or without the overshoot.
         scale = self.config.reach / (1.0 + self.config.overshoot)
         for samples in left.nonzero().squeeze(1).split(self.at_once):
-            points = torch.add(self.images[samples], self.found.delta[samples], alpha=scale)
+            points = torch.add(self.images[samples], self.perturbation.delta[samples], alpha=scale)
             with torch.enable_grad():
                 logits = self.view(points, samples)
             yield samples, logits
 
 
-def unrolled(replay: Replay) -> Tensor:
+def unrolled(replay: AttackTrace) -> Tensor:
     """The perturbation (N, C, H, W), exactly differentiable."""
     view, images = replay.view, replay.images
     # Low precision would round away the shift v / a, which is small beside z.
@@ -100,7 +106,7 @@ def unrolled(replay: Replay) -> Tensor:
     return _Unrolled.apply(replay, fast, *view.parameters())
 
 
-def boundary(replay: Replay) -> Tensor:
+def boundary(replay: AttackTrace) -> Tensor:
     """The perturbation's norm (N,), differentiable at the boundary point."""
     return _Boundary.apply(replay, *replay.view.parameters())
 
@@ -109,9 +115,9 @@ class _Unrolled(torch.autograd.Function):
     """Forward gives the perturbation as it is; backward unrolls the steps that made it."""
 
     @staticmethod
-    def forward(ctx: Any, replay: Replay, fast: bool, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, replay: AttackTrace, fast: bool, *parameters: Tensor) -> Tensor:
         ctx.replay, ctx.fast, ctx.used = replay, fast, False
-        return replay.found.delta.detach()
+        return replay.perturbation.delta.detach()
 
     @staticmethod
     @once_differentiable
@@ -129,7 +135,7 @@ class _Unrolled(torch.autograd.Function):
         return None, None, *total
 
 
-def _through_steps(replay: Replay, adjoint: Tensor) -> Gradients:
+def _through_steps(replay: AttackTrace, adjoint: Tensor) -> Gradients:
     """Any net: one step at a time, by a second derivative."""
     total: Gradients = [None] * len(replay.view.parameters())
     for step, points in replay.steps():
@@ -144,38 +150,40 @@ def _through_steps(replay: Replay, adjoint: Tensor) -> Gradients:
 
 
 def _differentiate(
-    replay: Replay, points: Tensor, step: Step, adjoint: Tensor, through_points: bool
+    replay: AttackTrace, points: Tensor, step: Step, adjoint: Tensor, through_points: bool
 ) -> tuple[Tensor | None, ...]:
     """Gradients of <adjoint, step> with respect to the parameters, and then to the points."""
     view = replay.view
     try:
         with torch.enable_grad():
-            graph = view.graph(points, step.samples)
+            graph = view.forward_with_grad(points, step.samples)
             moved = _moved(replay, graph, step)
-        wanted = [*view.parameters(), graph.points] if through_points else view.parameters()
+        wanted = [*view.parameters(), graph.inputs] if through_points else view.parameters()
         return torch.autograd.grad(moved, wanted, adjoint, allow_unused=True)
     except RuntimeError as error:
         if "derivative for" not in str(error):
             raise
         raise UserError(
-            f"the net has a layer without a second derivative ({brief(error)}), "
+            f"the net has a layer without a second derivative ({first_line(error)}), "
             "which the regulariser needs; replace it by simpler operations, or use "
             "regularizer.gradient boundary"
         ) from None
 
 
-def _moved(replay: Replay, graph: Graph, step: Step) -> Tensor:
+def _moved(replay: AttackTrace, graph: ForwardPass, step: Step) -> Tensor:
     """A step of the sweep once more, with a graph."""
     view, config = replay.view, replay.config
     if config.direction == "loss":
-        ends = step.source, step.target, step.towards
-        return loss_step(view, graph, None, *ends, config.norm, create_graph=True).move
+        ends = step.source, step.target, step.toward_label
+        return loss_step(view, graph, None, *ends, config.norm, create_graph=True).displacement
     gap = _gap(graph.logits, step.target, step.source)
-    w = view.gap_gradient(graph, gap, create_graph=True)
-    norm = lengths(w, dual_exponent(config.norm))
+    w = view.logit_diff_gradient(graph, gap, create_graph=True)
+    norm = per_sample_norm(w, dual_exponent(config.norm))
     norm = norm.where(norm > 0, torch.inf)
     # Not |f| w / ||w||^2 as written: the square of a small norm leaves fp32's range.
-    return step_along(w / wide(norm), torch.ones_like(norm), gap.abs() / norm, config.norm)
+    return steepest_step(
+        w / expand_to_images(norm), torch.ones_like(norm), gap.abs() / norm, config.norm
+    )
 
 
 class _Piece(NamedTuple):
@@ -189,7 +197,7 @@ class _Piece(NamedTuple):
     source: Tensor
 
 
-def _through_pieces(replay: Replay, adjoint: Tensor) -> Gradients:
+def _through_pieces(replay: AttackTrace, adjoint: Tensor) -> Gradients:
     """A piecewise linear net: no second derivatives, steps of several iterations together."""
     view, p = replay.view, replay.config.norm
     q = dual_exponent(p)
@@ -201,21 +209,24 @@ def _through_pieces(replay: Replay, adjoint: Tensor) -> Gradients:
             total = _add(total, _held_gradients(view, waiting))
             waiting = []
         u = adjoint[step.samples]
-        length = lengths(step.move, p)  # |f| / ||w||_q
-        unit = step.move / wide(length.where(length > 0, torch.inf))  # the step's direction n
+        length = per_sample_norm(step.displacement, p)  # |f| / ||w||_q
+        # The step's direction n.
+        unit = step.displacement / expand_to_images(length.where(length > 0, torch.inf))
         along = (u * unit).flatten(1).sum(dim=1)  # <u, n>
         w, bent = unit, u  # w / ||w||_q, and u times (q - 1) |w / ||w||_q|^(q - 2)
         if p != 2.0:
             w = signed_power(unit, p - 1.0)
             bent = (q - 1.0) * u * signed_power(unit, 2.0 - p).abs()
-        passed = u + wide(step.gap.sign() * along) * w
+        passed = u + expand_to_images(step.logit_diff.sign() * along) * w
         adjoint[step.samples] = passed.mul_(replay.config.reach)
-        weight = step.gap.sign() * along / step.norm
-        v = wide(length / step.norm) * (bent - q * wide(along) * unit)
+        weight = step.logit_diff.sign() * along / step.gradient_norm
+        v = expand_to_images(length / step.gradient_norm) * (
+            bent - q * expand_to_images(along) * unit
+        )
         # A weight far below v's share would only lose digits: it is kept from vanishing.
-        least = 1e-6 * lengths(v) / lengths(points)
+        least = 1e-6 * per_sample_norm(v) / per_sample_norm(points)
         weight = torch.where(weight.abs() < least, least, weight)
-        shift = v / wide(weight.where(weight != 0, torch.inf))
+        shift = v / expand_to_images(weight.where(weight != 0, torch.inf))
         waiting.append(_Piece(step.samples, points, shift, weight, step.target, step.source))
         del u, w, bent, unit, passed, v, shift  # each as large as the batch
     return _add(total, _held_gradients(view, waiting)) if waiting else total
@@ -224,10 +235,10 @@ def _through_pieces(replay: Replay, adjoint: Tensor) -> Gradients:
 def _held_gradients(view: AttackView, pieces: list[_Piece]) -> Gradients:
     piece = _Piece(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
     pieces.clear()
-    with torch.no_grad(), Record() as record:
+    with torch.no_grad(), RecordActivationPattern() as record:
         view(piece.points, piece.samples)
     with torch.enable_grad():
-        with Hold(record.pattern):
+        with FixedActivationPattern(record.pattern):
             logits = view(piece.points + piece.shift, piece.samples)
         gap = _gap(logits, piece.target, piece.source)
     return list(torch.autograd.grad(gap, view.parameters(), piece.weight, allow_unused=True))
@@ -237,20 +248,20 @@ class _Boundary(torch.autograd.Function):
     """Forward gives the norm as it is; backward is the boundary's shift under the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, replay: Replay, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, replay: AttackTrace, *parameters: Tensor) -> Tensor:
         ctx.replay = replay
-        return lengths(replay.found.delta, replay.config.norm)
+        return per_sample_norm(replay.perturbation.delta, replay.config.norm)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Any, ...]:
-        replay: Replay = ctx.replay
-        found = replay.found
+        replay: AttackTrace = ctx.replay
+        found = replay.perturbation
         target, source = torch.zeros_like(found.iterations), torch.zeros_like(found.iterations)
         norm = torch.full_like(adjoint, torch.inf)
         for step in found.steps:  # the last step of each sample is what stays
             target[step.samples], source[step.samples] = step.target, step.source
-            norm[step.samples] = step.norm
+            norm[step.samples] = step.gradient_norm
         weight = -(1.0 + replay.config.overshoot) * adjoint / norm
         parameters = replay.view.parameters()
         total: Gradients = [None] * len(parameters)
@@ -264,7 +275,7 @@ class _Boundary(torch.autograd.Function):
 
 def _gap(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:
     """Logit of the target minus that of the source, (A,)."""
-    return gaps_of(logits, source, target[:, None])[:, 0]
+    return logit_differences(logits, source, target[:, None])[:, 0]
 
 
 def _add(total: Gradients, terms: Any) -> Gradients:

@@ -5,7 +5,7 @@ In: RUN, RUN/before and RUN/after, as launchers/chain.py makes them. Out: RUN/re
 
 from pathlib import Path
 
-from pipeline.runtime.files import check_writable, replacing
+from pipeline.runtime.files import atomic_write, check_writable
 
 from . import figures, runs, table
 
@@ -39,6 +39,6 @@ def write(folder: Path) -> Path:
         figures.save(figure, target / name)
         lines += [f"## {title}", "", f"![{title}]({name}.png)", ""]
     page = target / "report.md"
-    with replacing(page) as partial:
+    with atomic_write(page) as partial:
         partial.write_text("\n".join(lines))
     return page

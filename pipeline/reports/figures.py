@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.contact_sheet import draw_kept
 from pipeline.evaluation.samples import rho_name
 from pipeline.evaluation.shard_results import ResultsFolder
-from pipeline.runtime.files import replacing, writable
+from pipeline.runtime.files import atomic_write, writable
 
 from .runs import Run
 
@@ -152,7 +152,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "deep defense"}):
         for path in paths:
             dated = {"Date": None} if path.suffix == ".svg" else {}
-            with writable(path), replacing(path) as partial:
+            with writable(path), atomic_write(path) as partial:
                 figure.savefig(partial, format=path.suffix[1:], dpi=200, metadata=dated)
     return paths
 

@@ -16,7 +16,7 @@ _RAN_OUT = (
 )
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is used up; on a CPU only its words do."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -24,9 +24,9 @@ def ran_out(error: BaseException) -> bool:
     return "descriptor" not in said and any(words in said for words in _RAN_OUT)
 
 
-def give_back() -> None:
-    """Return freed memory to the system or the device, after it has run out: what `keep_freed`
-    keeps is of no use to libraries that ask the system themselves."""
+def release_cached_memory() -> None:
+    """Return freed memory to the system or the device, after it has run out: blocks that
+    `retain_freed_blocks` keeps are of no use to libraries that ask the system themselves."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -34,7 +34,7 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def keep_freed() -> None:
+def retain_freed_blocks() -> None:
     """Let the C library keep freed blocks instead of returning each to the system: on the CPU the
     page faults of fresh blocks cost an eighth of a step, and more of the attack's."""
     threshold, trim, pad = -3, -1, -2  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h

@@ -6,10 +6,10 @@ from typing import Any
 import yaml
 
 from pipeline.config.parse import to_dict
-from pipeline.runtime.files import replacing
+from pipeline.runtime.files import atomic_write
 
 
 def save(config: Any, path: Path) -> None:
     """Write the merged configuration as YAML that ``--config`` reads back."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))

@@ -1,7 +1,7 @@
 """Ranks: one initialisation for torchrun, SLURM tasks and a single process, and shared endings.
 
-In: the environment (torchrun's or SLURM's variables) and `RuntimeConfig`. Out: `Ranks`, which the
-rest of the program asks for its rank, its device and the few collectives it needs.
+In: the environment (torchrun's or SLURM's variables) and `RuntimeConfig`. Out: a
+`DistributedContext` with this process's rank, its device and the few collectives that are needed.
 """
 
 import os
@@ -23,30 +23,30 @@ from pipeline.errors import (
     USER_ERROR_EXIT_CODE,
     Stopped,
     UserError,
-    brief,
     disk_message,
+    first_line,
     is_disk_error,
 )
-from pipeline.runtime.allocator import keep_freed, ran_out
+from pipeline.runtime.allocator import is_out_of_memory, retain_freed_blocks
 from pipeline.runtime.machine import cpu_name
-from pipeline.runtime.rendezvous import Attendance, meet
+from pipeline.runtime.rendezvous import LivenessBoard, fresh_store
 from pipeline.runtime.reproducibility import use_reproducible_kernels
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistributedContext:
     """This process among all: global rank, their number, rank on this node, and its device."""
 
     rank: int
-    size: int
+    world_size: int
     local_rank: int
     local_size: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is global rank 0, which alone writes shared files."""
         return self.rank == 0
 
@@ -64,11 +64,11 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """Collect an object of every rank on every rank, in rank order."""
-        values: list[Any] = [None] * self.size
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def unless_stopped(self, work: Callable[[], Result]) -> Result | None:
+    def run_unless_stopped(self, work: Callable[[], Result]) -> Result | None:
         """This rank's result of work without collectives; None on every rank if any of them raised
         `Stopped` meanwhile, so that all of them stop."""
         result = None
@@ -78,7 +78,7 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        if self.size > 1:
+        if self.world_size > 1:
             dist.barrier()
 
 
@@ -90,41 +90,44 @@ def restarted() -> bool:
 
 
 @contextmanager
-def session(config: RuntimeConfig) -> Iterator[Ranks]:
+def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     """Join the other ranks; leave them at the end.
 
     The process group exists for a single process too, so that there is one way of running. A
     `UserError` or a full disk inside ends every rank: the first rank to fail prints it as one line.
     """
     try:
-        rank, size, local_rank, local_size = _place()
+        rank, size, local_rank, local_size = _rank_from_env()
     except UserError as error:
         _exit_alone(str(error))
     device = _device(config, local_rank)
     use_reproducible_kernels()
     if device.type == "cpu":
-        keep_freed()
+        retain_freed_blocks()
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     torch.backends.cudnn.allow_tf32 = config.tf32
     store = _join(rank, size, device, config)
-    attendance = Attendance(store, rank, size)
+    attendance = LivenessBoard(store, rank, size)
     try:
-        yield Ranks(rank, size, local_rank, local_size, device)
+        yield DistributedContext(rank, size, local_rank, local_size, device)
     except UserError as error:
-        _end(store, rank, size, f"error: {error}")
+        _exit_with_error(store, rank, size, f"error: {error}")
     except OSError as error:
         if not is_disk_error(error):
             raise
-        _end(store, rank, size, f"error: {disk_message(error)}")
+        _exit_with_error(store, rank, size, f"error: {disk_message(error)}")
     except (RuntimeError, MemoryError) as error:
-        if ran_out(error):
-            _end(store, rank, size, f"error: out of memory ({brief(error)}); {LESS_MEMORY}")
+        if is_out_of_memory(error):
+            _exit_with_error(
+                store, rank, size, f"error: out of memory ({first_line(error)}); {LESS_MEMORY}"
+            )
         if _another_failed(store, rank):
             raise SystemExit(USER_ERROR_EXIT_CODE) from None
         if size > 1 and _is_lost(error):
             print(
-                f"error: rank {rank} lost the others ({brief(error)}){attendance.missing()}; rerun "
-                "the same command to resume from the last checkpoint",
+                f"error: rank {rank} lost the others ({first_line(error)})"
+                f"{attendance.unresponsive()}; rerun the same command to resume from the last "
+                "checkpoint",
                 file=sys.stderr,
                 flush=True,
             )
@@ -143,7 +146,7 @@ LESS_MEMORY = (
 )
 
 
-def _place() -> tuple[int, int, int, int]:
+def _rank_from_env() -> tuple[int, int, int, int]:
     """Rank, number of ranks, rank on this node and ranks on this node.
 
     Raises:
@@ -229,14 +232,14 @@ def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> dist.Store:
     patience = timedelta(seconds=config.connect_timeout)
     try:
         store = next(dist.rendezvous("env://", rank, size, timeout=patience))[0]
-        return meet(store, rank, size, config.connect_timeout)
+        return fresh_store(store, rank, size, config.connect_timeout)
     except (RuntimeError, ValueError) as error:
         place = ":".join(os.environ[name] for name in names)
         tried = "waited for the other ranks at" if rank == 0 else "cannot reach rank 0 at"
         _exit_alone(
             f"rank {rank} of {size} on {host} {tried} {place} for {config.connect_timeout} s "
-            f"({brief(error)}); see that every node resolves that name and that the port is free "
-            "and open, or wait longer with --runtime.connect_timeout"
+            f"({first_line(error)}); see that every node resolves that name and that the port is "
+            "free and open, or wait longer with --runtime.connect_timeout"
         )
 
 
@@ -246,7 +249,7 @@ def _exit_alone(message: str) -> NoReturn:
     raise SystemExit(USER_ERROR_EXIT_CODE) from None
 
 
-def _end(store: dist.Store, rank: int, size: int, message: str) -> NoReturn:
+def _exit_with_error(store: dist.Store, rank: int, size: int, message: str) -> NoReturn:
     """Leave without collectives, since other ranks may wait in one; torchrun ends them."""
     if size == 1:
         print(message, file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, brief, is_disk_error
+from pipeline.errors import UserError, first_line, is_disk_error
 
 _REMEDY = "give another --out"
 _TEMPORARY = re.compile(r"\..+\.tmp-(?P<pid>\d{1,9})-(?P<scope>.+)")
@@ -44,7 +44,7 @@ _SCOPE = _process_scope()
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Where to write what then takes the place of ``path``; after an error the old file stays.
 
     The first call for a folder also removes temporary files that ended processes left in it.
@@ -55,9 +55,9 @@ def replacing(path: Path) -> Iterator[Path]:
     _refuse_other_than_file(path)
     if path.parent not in _swept:
         _swept.add(path.parent)
-        sweep(path.parent)
+        remove_abandoned(path.parent)
     partial = path.with_name(f".{path.name}.tmp-{os.getpid()}-{_SCOPE}")
-    with naming(path):
+    with name_in_errors(path):
         try:
             yield partial
             os.replace(partial, path)
@@ -66,7 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_in_errors(path: Path) -> Iterator[None]:
     """Make errors of a full or read-only disk name ``path``: writing to an open file names none."""
     try:
         yield
@@ -76,7 +76,7 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def sweep(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files in a folder whose process has ended.
 
     Those of other machines and containers are removed once nothing was written to them for a day.
@@ -122,7 +122,7 @@ def report_unwritable(path: Path, remedy: str) -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        name, reason = path, cause.strerror or brief(cause)
+        name, reason = path, cause.strerror or first_line(cause)
         if is_disk_error(cause):  # the file is known, and libraries word the reason differently
             name, reason = cause.filename or path, os.strerror(cause.errno or 0)
         raise UserError(f"cannot write {name}: {reason}; {remedy}") from None
@@ -153,7 +153,7 @@ def check_writable(path: Path, remedy: str = _REMEDY) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")
 
 

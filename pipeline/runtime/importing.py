@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, brief
+from pipeline.errors import UserError, first_line
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SCRIPT_FOLDERS = {_ROOT / name for name in ("pipeline", "launchers", "tools")}
@@ -30,8 +30,8 @@ def import_callable(name: str, option: str) -> Any:
             module = importlib.import_module(module_name)
         except ImportError as error:
             raise UserError(
-                f"{option}: {name} cannot be imported ({brief(error)}); it is package.module:name, "
-                "with the package installed, in this folder or on PYTHONPATH"
+                f"{option}: {name} cannot be imported ({first_line(error)}); it is "
+                "package.module:name, with the package installed, in this folder or on PYTHONPATH"
             ) from None
     if not hasattr(module, attribute):
         file = getattr(module, "__file__", None) or "built into Python"
@@ -64,7 +64,7 @@ def describe_exception(error: BaseException) -> str:
     """Type and message of an exception, and the line of the user's file where it was raised."""
     text = type(error).__name__
     if str(error):
-        text += f": {brief(error)}"
+        text += f": {first_line(error)}"
     libraries = (sys.prefix, sys.base_prefix, str(_ROOT / "pipeline"), "<")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith(libraries):

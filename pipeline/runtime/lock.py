@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import UserError
-from pipeline.runtime.files import naming
+from pipeline.runtime.files import name_in_errors
 
 _PATIENCE = 5  # seconds: a run that was just ended may still be leaving
 _held: list[IO[str]] = []
 
 
 @contextmanager
-def turn(path: Path) -> Iterator[None]:
+def wait_for_lock(path: Path) -> Iterator[None]:
     """Wait until no other process is in the same place."""
     with path.open("a") as file:
         with suppress(OSError):  # a file system without locks
@@ -25,7 +25,7 @@ def turn(path: Path) -> Iterator[None]:
         yield
 
 
-def hold(folder: Path) -> None:
+def lock_folder(folder: Path) -> None:
     """Keep other processes from writing a run into the folder until this one ends.
 
     Works between nodes where the file system has locks (NFS from version 4, Lustre with -o flock);
@@ -52,7 +52,7 @@ def hold(folder: Path) -> None:
         except OSError:  # a file system without locks
             return
     job = f" of job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    with naming(folder / ".lock"):
+    with name_in_errors(folder / ".lock"):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}{job}\n")
         file.flush()

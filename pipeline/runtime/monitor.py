@@ -28,7 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from pipeline.errors import first_few, is_disk_error, warn
-from pipeline.runtime.files import naming, replacing, write_json
+from pipeline.runtime.files import atomic_write, name_in_errors, write_json
 
 _LINE_SECONDS = 15  # between lines where there is no terminal for a bar
 _STATUS_SECONDS = 2  # between two states of progress.json
@@ -56,7 +56,7 @@ class Monitor:
         self._file = self._path.open("a")
         self._board_folder = folder / "tensorboard"
         _hide_disk_errors_of_threads()
-        with naming(self._board_folder):
+        with name_in_errors(self._board_folder):
             self._board = SummaryWriter(self._board_folder, purge_step=step + 1)
 
     def __enter__(self) -> "Monitor":
@@ -68,9 +68,9 @@ class Monitor:
         with later:
             self.end_progress()
         if self.active:
-            with later, naming(self._path):
+            with later, name_in_errors(self._path):
                 self._file.close()
-            with later, naming(self._board_folder):
+            with later, name_in_errors(self._board_folder):
                 self._board.close()
 
     def say(self, text: str) -> None:
@@ -85,7 +85,7 @@ class Monitor:
             return
         plain = (bool, int, float, str)
         values = {k: v if isinstance(v, plain) else str(v) for k, v in options.items()}
-        with naming(self._board_folder):
+        with name_in_errors(self._board_folder):
             for summary in hparams(values, metrics):
                 self._board.file_writer.add_summary(summary)
             for name, value in metrics.items():  # the table reads its values from these scalars
@@ -97,10 +97,10 @@ class Monitor:
             return
         named = {f"{group}/{name}": value for name, value in values.items()}
         line = {"step": step, "time": time.time(), **named}
-        with naming(self._path):
+        with name_in_errors(self._path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-        with naming(self._board_folder):
+        with name_in_errors(self._board_folder):
             for name, value in named.items():
                 self._board.add_scalar(name, value, step)
 
@@ -134,13 +134,13 @@ class Monitor:
     def figure(self, step: int, name: str, figure: Any) -> None:
         """Show a matplotlib figure in TensorBoard."""
         if self.active:
-            with naming(self._board_folder):
+            with name_in_errors(self._board_folder):
                 self._board.add_figure(name, figure, step)
 
     def histogram(self, step: int, name: str, values: np.ndarray) -> None:
         """Show a distribution in TensorBoard."""
         if self.active and len(values):
-            with naming(self._board_folder):
+            with name_in_errors(self._board_folder):
                 self._board.add_histogram(name, values, step)
 
     def start_progress(self, name: str, total: int, done: int = 0, at: str = "") -> None:
@@ -249,7 +249,7 @@ def _drop_after(path: Path, step: int) -> str:
             damaged.append(str(number))
         elif line_step <= step:
             kept.append(line)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(b"".join(kept))
     if not damaged:
         return ""

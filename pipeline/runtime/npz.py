@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import UserError, brief
+from pipeline.errors import UserError, first_line
 
 
 def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
@@ -24,4 +24,4 @@ def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # zip, zlib and header errors of many types: all mean one thing
-        raise UserError(f"{path} cannot be read as .npz ({brief(error)}); {remedy}") from None
+        raise UserError(f"{path} cannot be read as .npz ({first_line(error)}); {remedy}") from None

@@ -13,7 +13,7 @@ import torch.distributed as dist
 _PATIENCE = 10.0  # seconds: the others' collective fails about when this rank's does
 
 
-def meet(store: dist.Store, rank: int, size: int, patience: float) -> dist.Store:
+def fresh_store(store: dist.Store, rank: int, size: int, patience: float) -> dist.Store:
     """A part of the store that only the processes that live now know of.
 
     torchrun's store outlives its workers, so after ``--max-restarts`` it still holds what the dead
@@ -47,7 +47,7 @@ def meet(store: dist.Store, rank: int, size: int, patience: float) -> dist.Store
     return dist.PrefixStore(start, store)
 
 
-class Attendance:
+class LivenessBoard:
     """A list in the ranks' store that those who are alive sign when a collective has failed."""
 
     def __init__(self, store: dist.Store, rank: int, size: int) -> None:
@@ -55,7 +55,7 @@ class Attendance:
         if size > 1:
             store.set(f"host/{rank}", socket.gethostname())
 
-    def missing(self) -> str:
+    def unresponsive(self) -> str:
         """Sign, wait for the others, and name those who did not; empty if it cannot be told."""
         try:
             self._store.set(f"here/{self._rank}", "")

@@ -1,4 +1,4 @@
-"""The same bits for an image in any batch: what makes them so on CPUs, and a check.
+"""The same bits for an image in any batch: what makes them so on CPUs.
 
 A matrix product may give a row other last bits in another row's place or beside fewer rows, because
 the library picks another kernel. Near a class boundary such a difference grows by a factor of some
@@ -10,7 +10,7 @@ thousands in DeepFool. Three measures make an image's result a function of the i
 3. With more than `MAX_THREADS` threads MKL splits products by the number of rows, so that every
    batch is padded to one size.
 
-`largest_difference` measures whether this is so for a net; its result is stored beside results.
+`pipeline.evaluation.self_check` measures whether this is so for a net.
 """
 
 import os
@@ -54,7 +54,7 @@ def relative_tolerance(difference: float) -> float:
     """By how much two measurements of one perturbation's norm may differ, relative.
 
     Args:
-        difference: of `largest_difference`, where they were made.
+        difference: as `pipeline.evaluation.self_check` measured it, where they were made.
     """
     return max(RELATIVE_TOLERANCE, _GROWTH * difference)
 

@@ -1,17 +1,16 @@
-"""The output folder of a run: its kind, its lock, and the options it was started with."""
+"""The output folder of a run: its kind, its lock, and what killed runs left in it."""
 
 import tempfile
 from pathlib import Path
 from typing import Literal
 
 from pipeline.config import RunConfig
-from pipeline.errors import UserError, brief
+from pipeline.errors import UserError, first_line
 from pipeline.runtime import files, lock
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import DistributedContext
 
 # A name in the folder of each kind of run, which no other kind of run writes.
 _MARKERS = {"training": "checkpoints", "evaluation": "results", "adversarial": "manifest.json"}
-
 
 Kind = Literal["training", "evaluation", "adversarial"]
 
@@ -34,7 +33,9 @@ def check_folder(config: RunConfig, kind: Kind) -> Path:
     return folder
 
 
-def open_folder(config: RunConfig, ranks: Ranks, kind: Kind, alone: bool = False) -> Path:
+def open_folder(
+    config: RunConfig, ranks: DistributedContext, kind: Kind, alone: bool = False
+) -> Path:
     """Make the output folder, see that it can be written, and remove what killed runs left in it.
 
     Args:
@@ -47,7 +48,7 @@ def open_folder(config: RunConfig, ranks: Ranks, kind: Kind, alone: bool = False
         UserError: it cannot be written, or belongs to another kind of run or to a running one.
     """
     folder = check_folder(config, kind)
-    if ranks.first:
+    if ranks.is_main:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):  # a name of its own: other shards try too
@@ -55,15 +56,15 @@ def open_folder(config: RunConfig, ranks: Ranks, kind: Kind, alone: bool = False
         except (OSError, ValueError) as error:
             raise UserError(_unusable(folder, error)) from None
         if alone:
-            lock.hold(folder)
+            lock.lock_folder(folder)
         shards = folder.glob("results/*")
         for part in (folder, folder / "checkpoints", *shards, *folder.glob("results/*/examples")):
-            files.sweep(part)
+            files.remove_abandoned(part)
     ranks.barrier()
     return folder
 
 
 def _unusable(folder: Path, error: OSError | ValueError) -> str:
     name = str(folder) if len(str(folder)) < 100 else f"{str(folder)[:60]}..."
-    reason = getattr(error, "strerror", None) or brief(error)
+    reason = getattr(error, "strerror", None) or first_line(error)
     return f"output: {name} cannot be written ({reason}); give another --output"

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def seed_of(*place: int) -> int:
+def derive_seed(*place: int) -> int:
     """A seed (63 bits) that is a function of where in a run it is drawn for: the run's seed, the
     step, ..."""
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)

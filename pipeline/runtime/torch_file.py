@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import brief
+from pipeline.errors import first_line
 
 
 class UnreadableFile(Exception):
@@ -42,7 +42,7 @@ def load(path: Path) -> Any:
             raise UnreadableFile("is no file of torch.save") from None
         raise ForeignObject(f"holds a Python object besides tensors ({global_name[1]})") from None
     except (OSError, EOFError, RuntimeError) as error:
-        reason = brief(error).partition(". This is an internal")[0]
+        reason = first_line(error).partition(". This is an internal")[0]
         raise UnreadableFile(f"cannot be read, it may be cut short ({reason})") from None
     except Exception as error:  # damaged pickles end in errors of many types
         raise UnreadableFile(f"is no file of torch.save ({type(error).__name__})") from None
@@ -68,6 +68,6 @@ def _check_records(path: Path) -> None:
                 return
             damaged = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise UnreadableFile(f"is damaged ({brief(error)})") from None
+        raise UnreadableFile(f"is damaged ({first_line(error)})") from None
     if damaged is not None:
         raise UnreadableFile(f"is damaged: the checksum of its record {damaged} is wrong")

@@ -16,7 +16,7 @@ from pipeline.data.classes import Classes, difference
 from pipeline.errors import UserError
 from pipeline.runtime import torch_file
 from pipeline.runtime.distributed import restarted
-from pipeline.runtime.files import replacing, report_unwritable
+from pipeline.runtime.files import atomic_write, report_unwritable
 from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, TEXT, WHOLE_NUMBER, Kinds, lacking
 
 VERSION = 1
@@ -142,7 +142,7 @@ def write(path: Path, state: State) -> None:
     )
     with report_unwritable(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial, partial.open("wb") as file:
+        with atomic_write(path) as partial, partial.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Memory: how many images fit, who holds it, and keeping it.
+"""Memory: how many images fit at once.
 
 In: an objective, a device. Out: the number of images that `regularizer.max_images` auto lets the
 attack hold at once, from what a few images were measured to take and what is free.
@@ -48,7 +48,7 @@ class PeakMemory(TorchDispatchMode):
         self.now -= size
 
 
-class Budget(NamedTuple):
+class MemoryBudget(NamedTuple):
     """How many images at once, and why."""
 
     images: int
@@ -89,14 +89,14 @@ def free_bytes(device: torch.device, sharers: int = 1) -> int:
     return free // sharers
 
 
-def fit(
+def max_images_that_fit(
     step: Callable[[int], Any],
     parameters: list[nn.Parameter],
     shape: tuple[int, ...],
     batch: int,
     device: torch.device,
     sharers: int = 1,
-) -> Budget:
+) -> MemoryBudget:
     """The largest number of images that fit at once, by measuring two and four.
 
     Args:
@@ -118,4 +118,4 @@ def fit(
     parts = 1
     if room < batch * per_image:
         parts = -(-batch // max(int((room - inputs) / per_image), 1))
-    return Budget(-(-batch // parts), batch, per_image, free)
+    return MemoryBudget(-(-batch // parts), batch, per_image, free)

@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 from pipeline import methods
 from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig, RuntimeConfig
 from pipeline.methods import Clean
-from pipeline.models.attack_view import AttackView, Graph, upcast
+from pipeline.models.attack_view import AttackView, ForwardPass, upcast
 from pipeline.models.build import batch_norms, draws
-from pipeline.models.fixed_dropout import LAYERS
+from pipeline.models.fixed_dropout import DROPOUT_LAYERS
 from pipeline.training import memory_budget
 
-_SEEN = ("penalty", "ratio", "iterations", "flipped")  # of a term
+_PER_SAMPLE = ("penalty", "ratio", "iterations", "flipped")  # of a term
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -76,8 +76,8 @@ class Objective(nn.Module):
             labels: (N,) int64.
             tuning: whether the methods take part; not in the clean epochs.
         """
-        self.view.begin(len(images))
-        logits, graph = self._clean(images, tuning and self.attacks)
+        self.view.draw_dropout_masks(len(images))
+        logits, graph = self._clean_forward(images, tuning and self.attacks)
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
         clean = Clean(images, labels, cross_entropy, logits, graph, self.at_once)
         terms = [method.term(clean) for method in self.methods] if tuning else []
@@ -93,7 +93,7 @@ class Objective(nn.Module):
             flipped=seen.bool(),
         )
         for term in filter(None, terms):
-            named = {name: getattr(term, name) for name in _SEEN}
+            named = {name: getattr(term, name) for name in _PER_SAMPLE}
             losses = losses._replace(
                 loss=losses.loss + term.value,
                 **{name: value for name, value in named.items() if value is not None},
@@ -105,15 +105,15 @@ class Objective(nn.Module):
         for method in self.methods:
             method.after_step(step)
 
-    def fit(
+    def max_images_that_fit(
         self, shape: tuple[int, ...], batch: int, device: torch.device, sharers: int = 1
-    ) -> memory_budget.Budget:
+    ) -> memory_budget.MemoryBudget:
         """How many images fit at once; see `memory_budget.fit`. Weights and buffers stay."""
         parameters = self.view.parameters()
 
         def step(number: int) -> None:
             images = torch.randn(number, *shape, device=device)
-            self.view.begin(number)
+            self.view.draw_dropout_masks(number)
             with torch.no_grad():
                 labels = self.view(images).argmax(dim=1)
             loss = self(images, labels, True).loss
@@ -121,25 +121,28 @@ class Objective(nn.Module):
 
         self.eval()  # batch norm would take the generated images into its statistics
         try:
-            return memory_budget.fit(step, parameters, shape, batch, device, sharers)
+            return memory_budget.max_images_that_fit(
+                step, parameters, shape, batch, device, sharers
+            )
         finally:
             self.train()
             self._shares = None  # another answer in training mode
 
-    def _clean(self, images: Tensor, attacked: bool) -> tuple[Tensor, Graph | None]:
+    def _clean_forward(self, images: Tensor, attacked: bool) -> tuple[Tensor, ForwardPass | None]:
         """Logits for the cross-entropy, and their graph if the attack may start from it."""
         if attacked and self._takes_parts(images):
             rows = torch.arange(len(images), device=images.device)
             parts = zip(images.split(self.at_once), rows.split(self.at_once), strict=True)
             made_again = [
-                checkpoint(self.view.as_it_is, *part, use_reentrant=False) for part in parts
+                checkpoint(self.view.forward_current_mode, *part, use_reentrant=False)
+                for part in parts
             ]
             return torch.cat(made_again), None
         if attacked and self._shares_forward(images):
             points = upcast(images.detach()).requires_grad_()
-            graph = Graph(points, self.view.as_it_is(points))
+            graph = ForwardPass(points, self.view.forward_current_mode(points))
             return graph.logits, graph
-        return self.view.as_it_is(images), None
+        return self.view.forward_current_mode(images), None
 
     def _takes_parts(self, images: Tensor) -> bool:
         """Whether the cross-entropy's graph is made part by part, each when it is differentiated.
@@ -151,18 +154,18 @@ class Objective(nn.Module):
         """Whether the attack may start from the cross-entropy's forward: whether the net computes
         the same in training mode as the attack sees, tried once, on two images."""
         if self._shares is None:
-            held = LAYERS if self.view.dropout else ()  # its masks are the attack's
+            held = DROPOUT_LAYERS if self.view.dropout else ()  # its masks are the attack's
             if any(draws(m) and m.training and not isinstance(m, held) for m in self.net.modules()):
                 self._shares = False
             else:
                 two = torch.arange(2, device=images.device)[: len(images)]
                 with torch.no_grad():
-                    as_trained = self.view.as_it_is(images[:2], two)
+                    as_trained = self.view.forward_current_mode(images[:2], two)
                     self._shares = torch.equal(as_trained, self.view(images[:2], two))
         return self._shares
 
 
-def deep_defense(
+def make_objective(
     net: nn.Module,
     regularizer: RegularizerConfig,
     model: ModelConfig | None = None,

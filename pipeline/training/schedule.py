@@ -23,7 +23,7 @@ class Schedule:
         """All steps of the run."""
         return self.clean_steps + self.config.train.epochs * self.steps_per_epoch
 
-    def tunes(self, step: int) -> bool:
+    def is_finetuning_step(self, step: int) -> bool:
         """Whether the methods take part; not in the clean epochs."""
         return step >= self.clean_steps
 
@@ -33,7 +33,7 @@ class Schedule:
             return self.config.train.clean_lr
         return self.config.optim.lr * self._factor(step - self.clean_steps)
 
-    def evaluates(self, step: int) -> bool:
+    def should_evaluate(self, step: int) -> bool:
         """Whether to evaluate before this step: before and after fine-tuning, and as asked."""
         since, rest = divmod(step - self.clean_steps, self.steps_per_epoch)
         on_boundary = since >= 0 and rest == 0

@@ -10,7 +10,7 @@ from pipeline.errors import UserError, first_few
 from pipeline.training.objective import Losses
 
 
-class Tally(NamedTuple):
+class StepStats(NamedTuple):
     """Sums of one or more steps; ``loss`` is the sum of batch mean times batch size."""
 
     samples: float = 0
@@ -21,11 +21,11 @@ class Tally(NamedTuple):
     ratio: float = 0
     iterations: float = 0
     flipped: float = 0
-    broken: float = 0  # samples whose loss is not finite
+    num_nonfinite: float = 0  # samples whose loss is not finite
     stop: float = 0  # ranks that were asked to stop
 
-    def __add__(self, other: "Tally") -> "Tally":  # type: ignore[override]
-        return Tally(*(a + b for a, b in zip(self, other, strict=True)))
+    def __add__(self, other: "StepStats") -> "StepStats":  # type: ignore[override]
+        return StepStats(*(a + b for a, b in zip(self, other, strict=True)))
 
     def means(self, regularised: bool) -> dict[str, float]:
         """What is logged; the attack's numbers only where there was one."""
@@ -54,7 +54,7 @@ class LogWindow:
     """
 
     def __init__(self, sums: Sequence[float] = ()) -> None:
-        self.sums = Tally(*sums)
+        self.sums = StepStats(*sums)
         self.restart_clock(0.0)
 
     def restart_clock(self, wait_seconds: float) -> None:
@@ -76,12 +76,12 @@ class LogWindow:
 
     def restart(self, wait_seconds: float) -> None:
         """Begin the next row."""
-        self.sums = Tally()
+        self.sums = StepStats()
         self.restart_clock(wait_seconds)
 
 
-def sums(losses: Losses) -> torch.Tensor:
-    """One batch's sums on its device, (10,) float64, in the order of `Tally`; no sync."""
+def batch_sums(losses: Losses) -> torch.Tensor:
+    """One batch's sums on its device, (10,) float64, in the order of `StepStats`; no sync."""
     n = len(losses.cross_entropy)
     count = losses.loss.new_tensor(n, dtype=torch.float64)
     columns = [
@@ -91,14 +91,14 @@ def sums(losses: Losses) -> torch.Tensor:
         losses.ratio,
         losses.iterations,
         losses.flipped,
-        broken(losses),
+        is_nonfinite(losses),
     ]
     totals = torch.stack([column.double().sum() for column in columns])
     loss = losses.loss.detach().double() * n
     return torch.cat([torch.stack([count, loss]), totals, totals.new_zeros(1)])
 
 
-def broken(losses: Losses) -> torch.Tensor:
+def is_nonfinite(losses: Losses) -> torch.Tensor:
     """Samples whose loss is not finite, (N,) bool; all where a term is not finite that has no value
     for each sample."""
     finite = losses.cross_entropy.isfinite() & losses.penalty.isfinite()

@@ -19,22 +19,28 @@ from pipeline.data import mean_image
 from pipeline.data.batches import TrainingPlan
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
-from pipeline.errors import Stopped, brief, warn
+from pipeline.errors import Stopped, first_line, warn
 from pipeline.evaluation import attack_space, contact_sheet, measure
-from pipeline.evaluation.protocol import definition
+from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.evaluation.samples import Example, nonfinite_warning, rho_name, summarize
 from pipeline.models import prepare
 from pipeline.models.build import portable_state
 from pipeline.models.weight_classes import with_classes
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.monitor import Monitor, peak_memory_mib
-from pipeline.runtime.seeds import seed_of
+from pipeline.runtime.seeds import derive_seed
 from pipeline.runtime.signals import StopRequest
 from pipeline.training.checkpoint import Checkpoints, State, damaged, read, write
-from pipeline.training.memory_budget import Budget
+from pipeline.training.memory_budget import MemoryBudget
 from pipeline.training.objective import Losses, Objective, data_parallel
 from pipeline.training.schedule import Schedule
-from pipeline.training.step_stats import LogWindow, Tally, broken, raise_nonfinite, sums
+from pipeline.training.step_stats import (
+    LogWindow,
+    StepStats,
+    batch_sums,
+    is_nonfinite,
+    raise_nonfinite,
+)
 
 
 class Trainer:
@@ -48,7 +54,7 @@ class Trainer:
     def __init__(
         self,
         config: FinetuneConfig,
-        ranks: Ranks,
+        ranks: DistributedContext,
         net: nn.Module,
         indices: tuple[Index, Index],
         threads: int,
@@ -69,14 +75,14 @@ class Trainer:
             self.fingerprint += f", mean {mean_image.identity(config.data)}"
         self.folder = Path(config.output)
         self.plan = TrainingPlan(
-            self.train_index, config.data, config.train, ranks.rank, ranks.size
+            self.train_index, config.data, config.train, ranks.rank, ranks.world_size
         )
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint)
         layout = prepare.memory_format(config.runtime, ranks.device)
         self.net = net.to(ranks.device, memory_format=layout)
         self.objective = Objective(self.net, config)
-        self.budget = self._fit()
+        self.budget = self._choose_micro_batch()
         self.ddp = data_parallel(
             self.objective, ranks.device, sync_buffers=not config.model.freeze_batch_norm
         )
@@ -89,7 +95,7 @@ class Trainer:
         )
         fp16 = config.runtime.precision == "fp16"
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=fp16)
-        self.definition = definition(
+        self.definition = evaluation_protocol(
             config.evaluation, config.runtime, prepare.num_classes_of(config, indices[0])
         )
         self.step = 0
@@ -98,13 +104,15 @@ class Trainer:
         self.window = LogWindow()
         self.rho = rho_name(self.definition)  # rho2, or that of another norm
 
-    def _fit(self) -> Budget | None:
+    def _choose_micro_batch(self) -> MemoryBudget | None:
         """How many images the attack holds at once, where that is to be found out."""
         if self.config.regularizer.max_images != "auto" or not self.objective.attacks:
             return None
         data, ranks = self.config.data, self.ranks
         shape = (data.channels, data.crop, data.crop)
-        mine = self.objective.fit(shape, self.plan.pass_size, ranks.device, ranks.local_size)
+        mine = self.objective.max_images_that_fit(
+            shape, self.plan.pass_size, ranks.device, ranks.local_size
+        )
         least = min(ranks.gather(mine))  # ranks in step do as much work each
         self.objective.at_once = least.images
         return least
@@ -120,7 +128,7 @@ class Trainer:
                 self.optimizer.load_state_dict(state["optimizer"])
                 self.scaler.load_state_dict(state["scaler"])
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise damaged(path, f"does not fit the net ({brief(error)})") from None
+                raise damaged(path, f"does not fit the net ({first_line(error)})") from None
             self.step, self.history = state["step"], state["history"]
             self.seconds = state["seconds"]
             self.window = LogWindow(state.get("window", ()))  # older checkpoints have none
@@ -134,15 +142,15 @@ class Trainer:
             UserError: an image does not decode, the loss is not finite, the disk is full.
         """
         self.stop = StopRequest()
-        if self.ranks.first and len(self.history) > 1:  # the first is the reference
+        if self.ranks.is_main and len(self.history) > 1:  # the first is the reference
             values = [entry[self._best_metric] for entry in self.history[1:]]
             best_step = self.history[1 + values.index(max(values))]["step"]
             warn(self.checkpoints.restore_best(best_step, self.step))
-        self._settle()
+        self._warm_up_ddp()
         with closing(iter(self._loader())) as batches:
-            self._steps(monitor, batches)
+            self._train_loop(monitor, batches)
 
-    def _settle(self) -> None:
+    def _warm_up_ddp(self) -> None:
         """Have DDP lay out its gradients now. It does so after the first backward pass that it
         sees, in the order they arrived, and the sums of more than two ranks depend on the layout:
         a resumed run, which sees another pass first, would go on with other last bits."""
@@ -154,11 +162,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.train()
 
-    def _steps(self, monitor: Monitor, batches: Iterator[Batch]) -> None:
+    def _train_loop(self, monitor: Monitor, batches: Iterator[Batch]) -> None:
         self.window.restart_clock(self.loader.wait_seconds)
         monitor.start_progress("training", self.schedule.total_steps, self.step)
         while True:
-            if self.schedule.evaluates(self.step) and not self._evaluated():
+            if self.schedule.should_evaluate(self.step) and not self._evaluated():
                 self._evaluate(monitor)
                 monitor.start_progress("training", self.schedule.total_steps, self.step)
                 self.window.restart_clock(self.loader.wait_seconds)
@@ -188,32 +196,36 @@ class Trainer:
         )
         return self.loader
 
-    def _train_step(self, batches: Iterator[Batch]) -> Tally:
+    def _train_step(self, batches: Iterator[Batch]) -> StepStats:
         """One optimiser step; the sums over all ranks of what it saw."""
         accumulation = self.config.train.accumulation
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr(self.step)
-        total = torch.zeros(len(Tally()), dtype=torch.float64, device=self.ranks.device)
+        total = torch.zeros(len(StepStats()), dtype=torch.float64, device=self.ranks.device)
         seen: list[tuple[Batch, Losses]] = []
         for number in range(accumulation):
             batch = next(batches)
             self._seed(number)
             last = number == accumulation - 1
             with nullcontext() if last else self.ddp.no_sync():
-                losses = self.ddp(batch.images, batch.labels, self.schedule.tunes(self.step))
+                losses = self.ddp(
+                    batch.images, batch.labels, self.schedule.is_finetuning_step(self.step)
+                )
                 self.scaler.scale(losses.loss / accumulation).backward()
-            total += sums(losses)
+            total += batch_sums(losses)
             seen.append((batch, losses._replace(loss=losses.loss.detach())))
         total[-1] = self.stop.received
-        done = Tally(*self.ranks.sum(total).tolist())
-        if done.broken:
-            rows = [r for batch, losses in seen for r in batch.rows[broken(losses).cpu().numpy()]]
+        done = StepStats(*self.ranks.sum(total).tolist())
+        if done.num_nonfinite:
+            rows = [
+                r for batch, losses in seen for r in batch.rows[is_nonfinite(losses).cpu().numpy()]
+            ]
             ids = self.ranks.gather([self.train_index.id(row) for row in rows])
             raise_nonfinite(
-                self.step + 1, int(done.broken), [name for part in ids for name in part]
+                self.step + 1, int(done.num_nonfinite), [name for part in ids for name in part]
             )
         self._update()
-        if self.schedule.tunes(self.step):
+        if self.schedule.is_finetuning_step(self.step):
             self.objective.after_step(self.step + 1)
         return done
 
@@ -227,13 +239,13 @@ class Trainer:
 
     def _seed(self, number: int) -> None:
         """Dropout's randomness is a function of the run's seed, the step, the pass and the rank."""
-        seed = seed_of(self.config.train.seed, self.step, number, self.ranks.rank)
+        seed = derive_seed(self.config.train.seed, self.step, number, self.ranks.rank)
         torch.manual_seed(seed)
         self.objective.view.seed = seed // 2
 
     def _log(self, monitor: Monitor) -> None:
         step = self.step - 1  # the schedule of the step just done
-        regularised = self.schedule.tunes(step) and self.objective.measures
+        regularised = self.schedule.is_finetuning_step(step) and self.objective.measures
         values = self.window.sums.means(regularised)
         values |= {
             "lr": self.schedule.lr(step),
@@ -256,7 +268,7 @@ class Trainer:
         rows = self.val_index.subset(self.config.evaluation.num_images)
         at = f"step {self.step}/{self.schedule.total_steps}"
         monitor.start_progress("evaluating", len(rows), at=at)
-        mine = rows[self.ranks.rank :: self.ranks.size]
+        mine = rows[self.ranks.rank :: self.ranks.world_size]
         shown = frozenset(mine[: self.config.log.panel_images].tolist())
         panels: list[Example] = []
 
@@ -274,7 +286,7 @@ class Trainer:
             data = attack_space.data_options(self.config.data, self.config.evaluation)
             sheet = contact_sheet.draw(sorted(panels), self.val_index.class_names, data)
             monitor.figure(self.step, "perturbations", sheet)
-        samples, skipped = measure.join(*measured, rows, self.ranks)
+        samples, skipped = measure.gather_samples(*measured, rows, self.ranks)
         epoch = (self.step - self.schedule.clean_steps) / self.plan.steps_per_epoch
         summary = summarize(samples, self.definition) | {"num_skipped": len(skipped)}
         metric = self._best_metric
@@ -293,7 +305,7 @@ class Trainer:
         return "accuracy" if self.config.checkpoint.best == "accuracy" else self.rho
 
     def _save(self, best: bool = False) -> None:
-        if self.ranks.first:
+        if self.ranks.is_main:
             state: State = {
                 "model": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -308,13 +320,13 @@ class Trainer:
             }
             self.checkpoints.save(self.step, state, best)
 
-    def skipped(self) -> list[str]:
+    def gather_skipped_ids(self) -> list[str]:
         """Ids of the training images that did not decode on any rank, in this part of the run."""
         rows = {row for part in self.ranks.gather(self.loader.skipped) for row in part}
         return sorted(self.train_index.id(row) for row in rows)
 
     def export(self, name: str) -> None:
         """Write the net's weights alone, for any program that reads a state dict."""
-        if self.ranks.first:
+        if self.ranks.is_main:
             state = with_classes(portable_state(self.net), self.train_index.classes)
             write(self.folder / name, state)

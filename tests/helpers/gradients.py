@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import AttackConfig, ModelConfig, RegularizerConfig
-from pipeline.models import build
-from pipeline.training.objective import deep_defense
+from pipeline.models.build import build
+from pipeline.training.objective import make_objective
 
 # As the paper has it: every candidate in every iteration.
 CONFIG = RegularizerConfig(lam=5, c=3, d=5, attack=AttackConfig())
@@ -55,7 +55,7 @@ def with_attack(gradient_kind: str = "unrolled", **attack: object) -> Regularize
 def gradient_by(
     net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig
 ) -> Tensor:
-    objective = deep_defense(net, config)
+    objective = make_objective(net, config)
     net.eval().zero_grad()
     objective(images, labels, True).loss.backward()
     return gradient(net)

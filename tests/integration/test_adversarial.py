@@ -66,7 +66,7 @@ def made(run: Run, reference: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_examples_fool_the_net_again_after_reading_back(reference: Path, made: Path) -> None:
     found = index.read(str(made / "index.parquet"))
-    assert found.arrays.all()
+    assert found.is_array.all()
     images, stored = loaded(found), arrays_of(made)
     source = index.read(str(demo.prepare()["val"]))
     rows = {source.id(row): row for row in source.subset(150).tolist()}
@@ -116,7 +116,7 @@ def test_images_and_examples_are_trained_with_together(
     assert done.returncode == 0, done.stderr
     assert "6,150 images" in done.stdout
     found, images = index.read(str(both)), index.read(str(source))
-    assert found.arrays.sum() == 150
+    assert found.is_array.sum() == 150
     assert found.ids.to_pylist()[:6000] == images.ids.to_pylist()
     # Batches of images, of arrays and of both, mirrored by the plan.
     data = DataConfig(**(vars(DATA) | {"flip": True}))
@@ -125,7 +125,7 @@ def test_images_and_examples_are_trained_with_together(
     specs = list(plan.specs(0, plan.steps_per_epoch))
     seen = mirrored = 0
     for batch, spec in zip(Loader(found, iter(specs), data, CPU, 50, 2), specs, strict=True):
-        for position in np.flatnonzero(found.arrays[batch.rows]):
+        for position in np.flatnonzero(found.is_array[batch.rows]):
             expected = stored[batch.rows[position] - 6000]
             if spec.windows.mirror[position]:
                 expected, mirrored = expected.flip(2), mirrored + 1

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.config import CheckpointConfig
 from pipeline.runtime import files
-from pipeline.runtime.files import replacing, sweep
+from pipeline.runtime.files import atomic_write, remove_abandoned
 from pipeline.runtime.signals import StopRequest
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoints
@@ -225,9 +225,9 @@ def test_temporary_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
     os.utime(tmp_path / ".x.tar.tmp-1-far", (0, 0))
     folder = tmp_path / f".folder.tmp-{dead}-{scope}"
     folder.mkdir()
-    sweep(tmp_path)
+    remove_abandoned(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*kept, folder.name}
-    sweep(tmp_path / "nowhere")
+    remove_abandoned(tmp_path / "nowhere")
 
 
 def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
@@ -242,10 +242,10 @@ def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
         pytest.skip("needs unshare, and namespaces for users")
     words = [sys.executable, "-c", script, tmp_path, str(ended_process())]
     subprocess.run([*container, *words], check=True)
-    sweep(tmp_path)
+    remove_abandoned(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     subprocess.run(words, check=True)
-    sweep(tmp_path)
+    remove_abandoned(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -259,7 +259,7 @@ def test_a_killed_write_is_swept_by_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     subprocess.run([sys.executable, "-c", script, path], env=os.environ)
     assert [p.name.split(".tmp-")[0] for p in tmp_path.iterdir()] == [".x.parquet"]
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("y")
     assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.options import grid, minutes, name_of, split
+from launchers.options import grid, name_of, parse_minutes, split
 from pipeline.errors import UserError
 from tests.helpers.runs import ROOT, Run, expect_error
 from tests.helpers.slurm import PLAIN, SCRIPT, at_step, log_of, until
@@ -150,7 +150,7 @@ def test_words_after_two_dashes_are_the_runs() -> None:
     [("90m", 90), ("24h", 1440), ("2d", 2880), ("30", 30), ("2:30:00", 150), ("1-12:00:01", 2161)],
 )
 def test_times(text: str, expected: int) -> None:
-    assert minutes(text) == expected
+    assert parse_minutes(text) == expected
 
 
 def test_mistakes_are_refused_before_submission(

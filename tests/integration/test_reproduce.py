@@ -14,7 +14,7 @@ import pytest
 from reproduction import data, estimate, experiments, report
 from reproduction import run as start
 from reproduction.experiments import EXPERIMENTS
-from reproduction.plan import Planner, Unit
+from reproduction.plan import PlannedRun, Planner
 
 from launchers.submit import SUBMITTED
 from pipeline.data import demo
@@ -74,7 +74,7 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reference_stays_whatever_the_regularisers_options(tmp_path: Path) -> None:
-    def planned(*words: str) -> dict[str, Unit]:
+    def planned(*words: str) -> dict[str, PlannedRun]:
         planner = Planner(EXPERIMENTS["mnist_mlp"], tmp_path, words)
         return {unit.name: unit for unit in planner.table([0], ["deep_defense"])}
 
@@ -201,8 +201,8 @@ def test_a_sweep_is_run_and_drawn(
     mlp = EXPERIMENTS["mnist_mlp"]
     data.prepare(mlp.data, downloads, tmp_path / "data")
     units = Planner(mlp, tmp_path, list(map(str, SHORT))).sweep(0, 3)
-    expected = estimate.Clock(mlp, tmp_path / "data", 1, 2).seconds(units)
-    start.here(units, expected, ranks=1, at_once=2)
+    expected = estimate.RuntimeEstimator(mlp, tmp_path / "data", 1, 2).seconds(units)
+    start.run_locally(units, expected, ranks=1, at_once=2)
     assert all(unit.done() for unit in units)
     page = report.write(mlp, tmp_path, [0], units, "the command", 3)
     assert "`the command`" in page.read_text()

@@ -7,9 +7,9 @@ import torch
 
 from pipeline.attacks import fgs
 from pipeline.attacks.deepfool import deepfool
-from pipeline.attacks.norms import lengths
+from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import AttackConfig, EvaluationConfig, RuntimeConfig
-from pipeline.evaluation.protocol import definition
+from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.models.attack_view import AttackView
 from tests.helpers import nets, unrolled
 from tests.helpers.gradients import cosine, gradient, gradient_by, setting, with_attack
@@ -63,15 +63,15 @@ def test_one_step_of_fgs() -> None:
     view = AttackView(net)
     config = AttackConfig(norm=math.inf, direction="loss", max_iterations=1)
     found = deepfool(view, images, config)
-    graph = view.graph(images)
-    sign = fgs.signs(graph, graph.logits.argmax(dim=1)).sign
-    largest = lengths(found.delta, math.inf)
+    graph = view.forward_with_grad(images)
+    sign = fgs.fgs_direction(graph, graph.logits.argmax(dim=1)).sign
+    largest = per_sample_norm(found.delta, math.inf)
     assert (largest > 0).all()
     torch.testing.assert_close(found.delta, largest[:, None, None, None] * sign)
     many = deepfool(view, images, AttackConfig(norm=2.0, direction="loss", max_iterations=50))
     assert many.flipped.all()
     least = deepfool(view, images, AttackConfig(max_iterations=50))
-    ratio = lengths(many.delta) / lengths(least.delta)
+    ratio = per_sample_norm(many.delta) / per_sample_norm(least.delta)
     assert (ratio > 0.99).all()  # DeepFool goes the shorter way
     assert ratio.max() < 2
 
@@ -80,7 +80,7 @@ def test_a_net_that_is_sure_is_attacked_all_the_same() -> None:
     torch.manual_seed(0)
     net = nets.linear(300 * torch.randn(10, 30), torch.zeros(10))  # its cross-entropy is 0 in fp32
     images = torch.randn(8, 1, 5, 6)
-    graph = AttackView(net).graph(images)
+    graph = AttackView(net).forward_with_grad(images)
     labels = graph.logits.argmax(dim=1)
     assert torch.nn.functional.cross_entropy(graph.logits, labels, reduction="none").min() == 0
     found = deepfool(AttackView(net), images, AttackConfig(direction="loss", max_iterations=20))
@@ -88,8 +88,8 @@ def test_a_net_that_is_sure_is_attacked_all_the_same() -> None:
 
 
 def test_results_say_which_attack_it_was() -> None:
-    plain = definition(EvaluationConfig(), RuntimeConfig(), 10)
+    plain = evaluation_protocol(EvaluationConfig(), RuntimeConfig(), 10)
     assert "direction" not in plain
     attack = AttackConfig(direction="loss")
-    other = definition(EvaluationConfig(attack=attack), RuntimeConfig(), 10)
+    other = evaluation_protocol(EvaluationConfig(attack=attack), RuntimeConfig(), 10)
     assert other["direction"] == "gradient of the cross-entropy"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.models import build
+from pipeline.models.build import build
 from tests.helpers.runs import Run, expect_error
 
 SCRIPT = "tools/caffe.py"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig
 from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView
-from pipeline.models.fixed_dropout import Masks
-from pipeline.training.objective import Objective, deep_defense
+from pipeline.models.fixed_dropout import DropoutMasks
+from pipeline.training.objective import Objective, make_objective
 from tests.helpers import nets, unrolled
 from tests.helpers.gradients import gradient, with_attack
 
@@ -40,7 +40,7 @@ def batch() -> tuple[Tensor, Tensor]:
 def whole_gradient(
     net: nn.Module, batch: tuple[Tensor, Tensor], config: RegularizerConfig
 ) -> tuple[Tensor, Objective]:
-    objective = deep_defense(net, config, HELD)
+    objective = make_objective(net, config, HELD)
     objective.view.seed = 5
     net.zero_grad()
     objective(*batch, True).loss.backward()
@@ -53,14 +53,14 @@ def test_an_image_keeps_its_masks_in_any_batch(
     images, _ = batch
     view = AttackView(net.train(), dropout=True)
     view.seed = 3
-    view.begin(len(images))
+    view.draw_dropout_masks(len(images))
     rows = torch.tensor([5, 2, 2])
     torch.testing.assert_close(view(images[rows], rows), view(images)[rows])
     before = view(images)
-    view.begin(len(images))
+    view.draw_dropout_masks(len(images))
     assert torch.equal(view(images), before)
     view.seed = 4
-    view.begin(len(images))
+    view.draw_dropout_masks(len(images))
     assert not torch.allclose(view(images), before)
     assert all(module.training for module in net.modules())
 
@@ -70,14 +70,14 @@ def test_masks_are_those_of_dropout() -> None:
     net = nets.dropout_mlp().double().train()
     images = torch.randn(50, 1, 28, 28, dtype=torch.float64)
     view = AttackView(net, dropout=True)
-    view.begin(50)
+    view.draw_dropout_masks(50)
     logits = view(images)
     (kept,) = view.masks.drawn
     assert kept.shape == (50, 40)
     assert kept.double().mean().item() == pytest.approx(0.5, abs=0.05)
     assert not torch.equal(kept[0], kept[1])
     torch.testing.assert_close(logits, net[4](net[:3](images) * kept / 0.5))
-    masks = Masks(0, 4)
+    masks = DropoutMasks(0, 4)
     factor = masks.part(torch.arange(4), 0, torch.ones(4, 3, 5, 5), 0.25, channels=True)
     assert factor.shape == (4, 3, 1, 1)
     assert factor.unique().tolist() == pytest.approx([0.0, 4 / 3])
@@ -123,15 +123,17 @@ def test_the_cross_entropy_has_the_same_masks_and_shares_its_forward(
     losses = objective(images, labels, True)
     expected = F.cross_entropy(objective.view(images), labels, reduction="none")
     torch.testing.assert_close(losses.cross_entropy, expected.detach())
-    assert objective._clean(images, True)[1] is not None
+    assert objective._clean_forward(images, True)[1] is not None
     plain = Objective(net, FinetuneConfig(model=ModelConfig()))
-    assert plain._clean(images, True)[1] is None  # its cross-entropy drops, its attack does not
+    assert (
+        plain._clean_forward(images, True)[1] is None
+    )  # its cross-entropy drops, its attack does not
     assert AttackView(net)(images).allclose(net.eval()(images))
 
 
 def test_nets_whose_rows_are_no_images_are_refused() -> None:
     net = nn.Sequential(nn.Flatten(0, 1), nn.Dropout(), nn.Flatten(), nn.Linear(9, 3))
     view = AttackView(net.train(), dropout=True)
-    view.begin(2)
+    view.draw_dropout_masks(2)
     with pytest.raises(UserError, match="does not have an image a row"):
         view(torch.ones(2, 4, 3, 3))

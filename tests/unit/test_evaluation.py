@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.attacks.deepfool import deepfool
-from pipeline.attacks.norms import lengths
+from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import (
     AttackConfig,
     DataConfig,
@@ -22,11 +22,11 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch
 from pipeline.errors import UserError
 from pipeline.evaluation import attack_space, measure
-from pipeline.evaluation.measure import Evaluator, Found
-from pipeline.evaluation.protocol import definition
+from pipeline.evaluation.measure import Evaluator, Finished
+from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.evaluation.samples import Samples, summarize
 from pipeline.models.attack_view import AttackView
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import DistributedContext
 from tests.helpers import nets
 
 CPU = torch.device("cpu")
@@ -40,9 +40,9 @@ def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[Batch]:
 
 def run(
     view: AttackView, config: EvaluationConfig, images: Tensor, labels: Tensor, size: int
-) -> list[Found]:
+) -> list[Finished]:
     evaluator = Evaluator(view, config, size, frozenset([3]))
-    found = [f for batch in batches(images, labels, size) for f in evaluator.feed(batch)]
+    found = [f for batch in batches(images, labels, size) for f in evaluator.add_batch(batch)]
     return [*found, *evaluator.drain()]
 
 
@@ -71,7 +71,7 @@ def test_the_pool_finds_what_each_image_alone_has(visit: str, classes: str) -> N
     assert samples.steps.tolist() == together.iterations.tolist()
     assert samples.adversarial.tolist() == together.prediction.tolist()
     assert samples.flipped.tolist() == together.flipped.tolist()
-    assert np.allclose(samples.perturbation_norm, lengths(together.delta), rtol=1e-8)
+    assert np.allclose(samples.perturbation_norm, per_sample_norm(together.delta), rtol=1e-8)
     assert samples.prediction.tolist() == together.clean.tolist()
     logits = net(images)
     rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
@@ -107,7 +107,7 @@ def test_an_image_has_the_same_bits_in_any_batch() -> None:
     config = EvaluationConfig(batch_size=32, fgs=FgsConfig(eps=[0.01, 0.1], search=True))
     found = []
     for order in (torch.arange(70), torch.randperm(70), torch.arange(69, -1, -1)):
-        view = attack_space.view_of(net, DataConfig(), config, CPU)
+        view = attack_space.attack_view_of(net, DataConfig(), config, CPU)
         parts = [f.samples for f in run(view, config, images[order], labels[order], 32)]
         samples = Samples.concat(parts)
         found.append(samples.take(np.argsort(order.numpy()[samples.row])))
@@ -149,7 +149,7 @@ def test_images_without_a_gradient_are_counted_apart() -> None:
     assert (samples.stuck == (kind > 0)).all()
     assert ((samples.prediction == -1) == (kind == 2)).all()
     assert np.isfinite(samples.perturbation_norm).all()
-    summary = summarize(samples, definition(config, RuntimeConfig(), 10))
+    summary = summarize(samples, evaluation_protocol(config, RuntimeConfig(), 10))
     assert summary["num_without_gradient"] == 20
     assert summary["num_nonfinite"] == 10
     assert summary["accuracy"] == 0.75
@@ -168,7 +168,7 @@ def test_fewer_classes_than_candidates() -> None:
     config = EvaluationConfig(attack=AttackConfig(num_candidates=10))
     samples = Samples.concat(f.samples for f in run(AttackView(net), config, images, labels, 20))
     assert samples.flipped.all()
-    assert definition(config, RuntimeConfig(), 3)["num_candidates"] == 3
+    assert evaluation_protocol(config, RuntimeConfig(), 3)["num_candidates"] == 3
 
 
 class Hungry(nn.Module):
@@ -224,7 +224,7 @@ def test_the_space_of_pixels(photos: Index) -> None:
     torch.manual_seed(0)
     net = nets.smooth(2)
     data = DataConfig(crop=32, resize=32, mean=[0.4, 0.5, 0.6], std=[0.25] * 3)
-    alone = Ranks(0, 1, 0, 1, CPU)
+    alone = DistributedContext(0, 1, 0, 1, CPU)
     found = {}
     for space in ("input", "pixels"):
         config = RunConfig(data=data, evaluation=EvaluationConfig(space=space))
@@ -235,7 +235,7 @@ def test_the_space_of_pixels(photos: Index) -> None:
     assert (pixels.image_norm <= np.sqrt(3 * 32 * 32)).all()
     assert not np.allclose(pixels.image_norm, 0.25 * given.image_norm, rtol=0.1)
     clipped = EvaluationConfig(space="pixels", clip=True)
-    seen: list[Found] = []
+    seen: list[Finished] = []
     measure.measure(
         *(net, photos, np.arange(40), RunConfig(data=data, evaluation=clipped), alone, 1),
         lambda part, _: seen.append(part),
@@ -260,7 +260,7 @@ def test_images_that_do_not_decode_are_told(tmp_path: Path, photos: Index) -> No
     told: list[int] = []
     samples, skipped = measure.measure(
         *(nets.smooth(2), broken, np.arange(40), RunConfig(data=data)),
-        *(Ranks(0, 1, 0, 1, CPU), 1, lambda _, rows: told.extend(rows)),
+        *(DistributedContext(0, 1, 0, 1, CPU), 1, lambda _, rows: told.extend(rows)),
     )
     assert told == skipped == [7, 39]
     assert len(samples) == 38

@@ -16,8 +16,8 @@ def linear(num_classes: int, dimension: int = 12) -> tuple[AttackView, Tensor, T
 
 
 def search(view: AttackView, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    graph = view.graph(images)
-    found = fgs.signs(graph, labels)
+    graph = view.forward_with_grad(images)
+    found = fgs.fgs_direction(graph, labels)
     return found.sign, fgs.smallest_eps(view, images, found, labels, graph.logits.detach())
 
 
@@ -46,7 +46,7 @@ def test_the_search_brackets_every_image() -> None:
     for n in correct.nonzero().flatten().tolist():
         below = eps[n].item() * 2 ** (-1.001 * fgs.OCTAVES / fgs.STEPS)
         one = (images[n : n + 1], sign[n : n + 1], labels[n : n + 1])
-        at = fgs.correct_at(view, *one, [below, eps[n].item()])
+        at = fgs.correct_after_fgs(view, *one, [below, eps[n].item()])
         assert at.tolist() == [[True, False]]
 
 
@@ -64,7 +64,7 @@ def test_values_that_are_not_finite_count_as_misclassified() -> None:
     sign, eps = search(view, images, labels)
     assert (sign == 0).all()
     assert eps.tolist() == [0.0, 0.0]
-    assert not fgs.correct_at(view, images, sign, labels, [0.1]).any()
+    assert not fgs.correct_after_fgs(view, images, sign, labels, [0.1]).any()
 
 
 def test_points_stay_in_the_valid_range() -> None:
@@ -77,8 +77,8 @@ def test_points_stay_in_the_valid_range() -> None:
 
     view = AttackView(Watching(), bounds=(0.0, 1.0))
     images, labels = torch.rand(5, 1, 1, 3), torch.zeros(5, dtype=torch.long)
-    found = fgs.signs(view.graph(images), labels)
-    fgs.correct_at(view, images, found.sign, labels, [0.5, 3.0])
+    found = fgs.fgs_direction(view.forward_with_grad(images), labels)
+    fgs.correct_after_fgs(view, images, found.sign, labels, [0.5, 3.0])
     assert min(low for low, _ in seen) >= 0
     assert max(high for _, high in seen) <= 1
 

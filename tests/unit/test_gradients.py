@@ -6,9 +6,9 @@ from torch import Tensor
 
 from pipeline.attacks.deepfool import Perturbation, deepfool
 from pipeline.config import ModelConfig, RegularizerConfig
-from pipeline.models import build
 from pipeline.models.attack_view import AttackView
-from pipeline.training.objective import deep_defense
+from pipeline.models.build import build
+from pipeline.training.objective import make_objective
 from tests.helpers import nets
 from tests.helpers.gradients import (
     CONFIG,
@@ -33,7 +33,7 @@ from tests.helpers.gradients import (
 def test_the_road_for_any_net_and_the_one_for_pieces_agree(name: str) -> None:
     net, images, labels = setting(name)
     fast = gradient_by(net, images, labels, CONFIG)
-    objective = deep_defense(net, CONFIG)
+    objective = make_objective(net, CONFIG)
     assert objective.view.is_piecewise_linear(images)
     objective.view._piecewise_linear = False
     net.eval().zero_grad()
@@ -53,7 +53,7 @@ def test_smooth_nets_are_known_as_such() -> None:
     ):
         net = build(ModelConfig(name=name), 10)
         images = torch.randn(1, *SHAPES.get(name, (3, 64, 64)))
-        assert deep_defense(net, CONFIG).view.is_piecewise_linear(images) is expected, name
+        assert make_objective(net, CONFIG).view.is_piecewise_linear(images) is expected, name
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_lazy_candidates_save_gradients_and_choose_nearly_the_same() -> None:
     net, images, labels = setting("lenet", count=60)
     counts, ratios = {}, {}
     for kind in ("all", "lazy"):
-        objective = deep_defense(net, with_attack(visit=kind))
+        objective = make_objective(net, with_attack(visit=kind))
         calls = []
-        original = objective.view.gap_gradient
+        original = objective.view.logit_diff_gradient
 
         def counting(graph, gaps, create_graph=False, calls=calls, original=original):  # noqa: ANN001, ANN202
             calls.append(len(gaps))
             return original(graph, gaps, create_graph)
 
-        objective.view.gap_gradient = counting  # type: ignore[method-assign]
+        objective.view.logit_diff_gradient = counting  # type: ignore[method-assign]
         net.eval()
         ratios[kind] = objective(images, labels, 5.0).ratio
         counts[kind] = sum(calls)
@@ -127,7 +127,7 @@ def test_the_boundarys_kept_graph_serves_as_a_new_one(name: str) -> None:
     taken = attack(torch.arange(24)).iterations
     second = (taken == 2).nonzero().squeeze(1)
     chosen = torch.cat([second, (taken == 1).nonzero().squeeze(1)[: len(second)]])
-    (crossed,) = attack(chosen).crossed
+    (crossed,) = attack(chosen).boundary_passes
     assert crossed.samples.tolist() == list(range(len(second)))
     images, labels = images[chosen], labels[chosen]
     whole = gradient_by(net, images, labels, config)

@@ -18,8 +18,8 @@ from pipeline.data.loader import Loader
 from pipeline.data.mean_image import identity, mean_of
 from pipeline.data.plan import BatchSpec, training_windows
 from pipeline.errors import UserError
-from pipeline.evaluation.attack_space import data_options, view_of
-from pipeline.models import build
+from pipeline.evaluation.attack_space import attack_view_of, data_options
+from pipeline.models.build import build
 from tests.helpers.runs import SMALL, Run, expect_error
 from tests.unit.mistakes.case import call
 from tests.unit.test_loader import broken_archive
@@ -76,7 +76,7 @@ def test_in_the_space_of_pixels_the_net_subtracts_it(digits: Index, mean: Path) 
     space = EvaluationConfig(space="pixels")
     pixels = loaded(digits, data_options(config, space))
     assert 0 <= pixels.min() < pixels.max() <= 1
-    found = view_of(net, config, space, CPU)(pixels)
+    found = attack_view_of(net, config, space, CPU)(pixels)
     torch.testing.assert_close(found, net(loaded(digits, config)), atol=1e-4, rtol=1e-4)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from pipeline.config import ModelConfig, RegularizerConfig
-from pipeline.models import build
+from pipeline.models.build import build
 from pipeline.training import memory_budget
-from pipeline.training.objective import deep_defense
+from pipeline.training.objective import make_objective
 from tests.helpers.gradients import gradient, gradient_by, setting, with_attack
 from tests.helpers.runs import Run, environment
 
@@ -33,7 +33,7 @@ def test_parts_change_nothing(name: str, start: str, kind: str) -> None:
 
 
 def peak(net: nn.Module, images: torch.Tensor, config: RegularizerConfig) -> int:
-    objective = deep_defense(net, config)
+    objective = make_objective(net, config)
     net.eval()
     labels = net(images).argmax(dim=1).detach()
     return memory_budget.peak_bytes(
@@ -66,7 +66,7 @@ def test_dropout_and_parts() -> None:
     images, labels = torch.randn(6, 1, 28, 28), torch.arange(6)
     config = with_attack()
     config.max_images, config.lam = 2, 1e-12
-    objective = deep_defense(net, config)
+    objective = make_objective(net, config)
     torch.manual_seed(1)
     losses = objective(images, labels, True)
     losses.loss.backward()
@@ -83,10 +83,10 @@ def test_dropout_and_parts() -> None:
 def test_fit_finds_what_fits(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
     net = build(ModelConfig(name="resnet18"), 10)
     config = with_attack(linearize_at="tested")
-    objective = deep_defense(net, config, ModelConfig(freeze_batch_norm=frozen))
+    objective = make_objective(net, config, ModelConfig(freeze_batch_norm=frozen))
     state = {name: value.clone() for name, value in net.state_dict().items()}
     shape, cpu = (3, 64, 64), torch.device("cpu")
-    ample = objective.fit(shape, 24, cpu)
+    ample = objective.max_images_that_fit(shape, 24, cpu)
     assert ample.images == 24
     assert "24 of 24 images at once" in str(ample)
     assert net.training is True
@@ -98,13 +98,13 @@ def test_fit_finds_what_fits(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> N
         (3 * weights + 10 * ample.per_image) / memory_budget.SHARE
     )  # two gradients, momentum
     monkeypatch.setattr(memory_budget, "free_bytes", lambda *_: free)
-    tight = objective.fit(shape, 24, cpu)
+    tight = objective.max_images_that_fit(shape, 24, cpu)
     assert 2 <= tight.images <= 12
     if frozen:
         config.max_images = tight.images
         assert peak(net, images, config) < memory_budget.SHARE * free
     monkeypatch.setattr(memory_budget, "free_bytes", lambda *_: 1)
-    assert objective.fit(shape, 24, cpu).images == 1
+    assert objective.max_images_that_fit(shape, 24, cpu).images == 1
 
 
 def test_free_memory_is_shared() -> None:

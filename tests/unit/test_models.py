@@ -20,7 +20,7 @@ from pipeline.models.build import (
     torchvision_categories,
 )
 from pipeline.models.weight_classes import KEY, recorded_classes, with_classes
-from pipeline.training.objective import deep_defense
+from pipeline.training.objective import make_objective
 from tests.helpers import nets
 
 
@@ -108,7 +108,7 @@ def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_frozen_batch_norm_neither_trains_nor_counts() -> None:
     net = build(ModelConfig(name="resnet18"), 5)
-    objective = deep_defense(net, RegularizerConfig(lam=0))
+    objective = make_objective(net, RegularizerConfig(lam=0))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
     optimizer = torch.optim.SGD(objective.view.parameters(), lr=0.1)
@@ -128,7 +128,7 @@ def test_frozen_batch_norm_neither_trains_nor_counts() -> None:
 def test_free_batch_norm_trains_but_the_attack_sees_stored_statistics() -> None:
     config = ModelConfig(name="resnet18", freeze_batch_norm=False)
     net = build(config, 5)
-    objective = deep_defense(net, RegularizerConfig(), config)
+    objective = make_objective(net, RegularizerConfig(), config)
     assert all(module.training for module in batch_norms(net))
     images = torch.randn(4, 3, 64, 64)
     one_by_one = torch.cat([objective.view(image[None]) for image in images])
@@ -143,7 +143,7 @@ def test_dropout_is_off_inside_the_attack_unless_asked_for() -> None:
     assert torch.equal(view(images), view(images))
     assert not torch.equal(net(images), net(images))
     noisy = AttackView(net, dropout=True)  # test_dropout.py has the rest
-    noisy.begin(6)
+    noisy.draw_dropout_masks(6)
     assert not torch.equal(noisy(images), view(images))
     assert net[3].training
 

@@ -8,15 +8,15 @@ import torch
 
 from pipeline.attacks import fgs
 from pipeline.attacks.deepfool import deepfool
-from pipeline.attacks.norms import lengths
+from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import AttackConfig, EvaluationConfig, FgsConfig, ModelConfig, RunConfig
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
 from pipeline.evaluation import measure
-from pipeline.models import build
 from pipeline.models.attack_view import AttackView
-from pipeline.runtime.distributed import Ranks
+from pipeline.models.build import build
+from pipeline.runtime.distributed import DistributedContext
 
 foolbox = pytest.importorskip("foolbox")
 
@@ -49,7 +49,9 @@ def test_rho2_is_near_foolbox(net: torch.nn.Module, photos: tuple) -> None:
     view = AttackView(net)
     theirs = attack.run(model, images, view(images).argmax(dim=1)) - images
     ours = deepfool(view, images, AttackConfig(max_iterations=50)).delta
-    rho2 = [(lengths(delta) / lengths(images)).mean().item() for delta in (ours, theirs)]
+    rho2 = [
+        (per_sample_norm(delta) / per_sample_norm(images)).mean().item() for delta in (ours, theirs)
+    ]
     assert rho2[0] == pytest.approx(rho2[1], rel=0.015)
 
 
@@ -67,7 +69,7 @@ def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, s
         )
     )
     found = index.read(str(ilsvrc_val))
-    alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
+    alone = DistributedContext(0, 1, 0, 1, torch.device("cpu"))
     samples, _ = measure.measure(net, found, np.arange(0, 150, 2), config, alone, 2)
     if space == "pixels":
         mean, std = config.data.mean, config.data.std
@@ -88,9 +90,9 @@ def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, s
 def test_the_curve_of_smallest_eps_is_what_is_measured(net: torch.nn.Module, photos: tuple) -> None:
     images, labels = photos
     view = AttackView(net)
-    graph = view.graph(images)
-    found = fgs.signs(graph, labels)
+    graph = view.forward_with_grad(images)
+    found = fgs.fgs_direction(graph, labels)
     needed = fgs.smallest_eps(view, images, found, labels, graph.logits.detach())
-    measured = fgs.correct_at(view, images, found.sign, labels, EPS).sum(dim=0)
+    measured = fgs.correct_after_fgs(view, images, found.sign, labels, EPS).sum(dim=0)
     read = [(needed > eps).sum().item() for eps in EPS]
     assert read == measured.tolist()

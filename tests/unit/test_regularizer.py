@@ -21,9 +21,9 @@ from pipeline.config import (
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
-from pipeline.models import build
+from pipeline.models.build import build
 from pipeline.training.memory_budget import PeakMemory
-from pipeline.training.objective import deep_defense
+from pipeline.training.objective import make_objective
 from tests.helpers import nets, unrolled
 from tests.helpers.gradients import (
     CONFIG,
@@ -44,7 +44,7 @@ SMALL = [  # without caffe_alexnet, which takes minutes
 
 
 def ours(net: nn.Module, images: Tensor, labels: Tensor, accumulation: int = 1) -> Tensor:
-    objective = deep_defense(net, CONFIG)
+    objective = make_objective(net, CONFIG)
     net.eval().zero_grad()
     for x, y in zip(images.chunk(accumulation), labels.chunk(accumulation), strict=True):
         (objective(x, y, True).loss / accumulation).backward()
@@ -62,7 +62,7 @@ def plainly(
 @pytest.mark.parametrize("name", SMALL)
 def test_equals_a_plain_unrolling(name: str) -> None:
     net, images, labels = setting(name)
-    losses = deep_defense(net, CONFIG)(images, labels, True)
+    losses = make_objective(net, CONFIG)(images, labels, True)
     assert losses.iterations.max() >= 2  # something was unrolled
     assert set(losses.correct.tolist()) == {True, False}
     a, b = ours(net, images, labels), plainly(net, images, labels)
@@ -104,7 +104,7 @@ def test_finite_differences(name: str, members: str) -> None:
         correct = net(images).argmax(dim=1) == labels
     keep = correct if members == "T" else ~correct
     images, labels = images[keep], labels[keep]
-    objective = deep_defense(net, CONFIG)
+    objective = make_objective(net, CONFIG)
     net.eval()
 
     def loss() -> float:
@@ -133,7 +133,7 @@ def rank_gradient(
     store = dist.FileStore(port_file, size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     net, images, labels = setting(name, count=8)
-    objective = deep_defense(net, config)
+    objective = make_objective(net, config)
     ddp = DistributedDataParallel(objective)
     net.eval()
     # Two passes of each rank: rank r takes images 2r, 2r+1, then 4 + 2r, 5 + 2r.
@@ -193,7 +193,7 @@ def test_memory_does_not_grow_with_the_iterations(name: str, start: str, kind: s
         net, images, labels = setting(name)
         # Without overshoot a sample ends up on the boundary, and many need all iterations.
         config = with_attack(kind, max_iterations=limit, overshoot=0.0, linearize_at=start)
-        objective = deep_defense(net.float(), config)
+        objective = make_objective(net.float(), config)
         net.eval()
         with PeakMemory() as memory:
             losses = objective(images.float(), labels, 5.0)
@@ -219,7 +219,7 @@ def test_reduced_precision_points_the_same_way(
     with torch.no_grad():
         labels = net.eval()(batch.images).argmax(dim=1)
     for each in ("fp32", precision):
-        objective = deep_defense(net, config, runtime=RuntimeConfig(precision=each))
+        objective = make_objective(net, config, runtime=RuntimeConfig(precision=each))
         net.eval().zero_grad()
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=each == "fp16")
         scaler.scale(objective(batch.images, labels, 5.0).loss).backward()
@@ -239,7 +239,7 @@ def test_attack_dropout_is_repeated_in_the_backward_pass() -> None:
         moved = copy.deepcopy(net)
         with torch.no_grad():
             moved[1].weight.add_(shift * direction)
-        objective = deep_defense(moved, CONFIG, config)
+        objective = make_objective(moved, CONFIG, config)
         torch.manual_seed(3)  # the cross-entropy's masks
         loss = objective(images, labels, 1.0).loss
         loss.backward()
@@ -253,7 +253,7 @@ def test_attack_dropout_is_repeated_in_the_backward_pass() -> None:
 
 def test_without_lambda_it_is_plain_cross_entropy() -> None:
     net, images, labels = setting("lenet")
-    losses = deep_defense(net, CONFIG)(images, labels, False)
+    losses = make_objective(net, CONFIG)(images, labels, False)
     assert losses.loss.item() == nn.functional.cross_entropy(net(images), labels).item()
     assert not losses.ratio.any()
 
@@ -286,7 +286,7 @@ def test_torchvisions_nets_have_second_derivatives(name: str) -> None:
             parameter.add_(0.02 * torch.randn_like(parameter))
     side = 224 if name == "vit_b_32" else 64
     images = torch.randn(1, 3, side, side)
-    objective = deep_defense(
+    objective = make_objective(
         net, RegularizerConfig(lam=5, c=3, attack=AttackConfig(max_iterations=1))
     )
     net.eval()

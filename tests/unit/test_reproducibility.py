@@ -107,11 +107,11 @@ def test_results_of_nets_that_depend_on_the_batch_agree_to_what_was_recorded(
     recorded.about["batch_difference"] = 1e-7
     shard(tmp_path, 0, 1, [0, 1, 2], manifest=recorded)
     shard(tmp_path, 1, 2, [2], perturbation_norm=[3.0 * (1 + 9e-4)], steps=[4])
-    merged = merge.join(tmp_path)
-    assert merge.publish(tmp_path, merged)["batch_difference"] == 1e-7
+    merged = merge.merge_shards(tmp_path)
+    assert merge.write_outputs(tmp_path, merged)["batch_difference"] == 1e-7
     shard(tmp_path, 2, 3, [1], perturbation_norm=[2.0 * (1 + 2e-3)])
     with pytest.raises(UserError, match="two results of image 1 disagree: perturbation_norm"):
-        merge.join(tmp_path)
+        merge.merge_shards(tmp_path)
 
 
 def test_results_of_different_machines_agree_within_single_precision(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_results_of_different_machines_agree_within_single_precision(tmp_path: P
         about.about["kernels"] = {"device": name}
         changes = {"perturbation_norm": [2.0 * (1 + 1e-4 * number)]}
         shard(tmp_path, number, 2, [1], manifest=about, **changes)
-    assert len(merge.join(tmp_path).stored.samples) == 1
+    assert len(merge.merge_shards(tmp_path).stored.samples) == 1
 
 
 def test_a_shard_that_is_resumed_keeps_the_largest_difference(tmp_path: Path) -> None:
@@ -139,4 +139,4 @@ def test_a_shard_that_is_resumed_on_another_machine_agrees_within_single_precisi
         about.about["kernels"] = {"device": name}
         shard(tmp_path, 0, 2, [row], manifest=about)
     shard(tmp_path, 1, 2, [0], manifest=about, perturbation_norm=[1.0 + 1e-4])
-    assert len(merge.join(tmp_path).stored.samples) == 2
+    assert len(merge.merge_shards(tmp_path).stored.samples) == 2

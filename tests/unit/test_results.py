@@ -14,14 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.config import EvaluateConfig, EvaluationConfig, FgsConfig, RuntimeConfig, Shard
 from pipeline.errors import UserError
 from pipeline.evaluation import contact_sheet, merge
-from pipeline.evaluation.protocol import definition
+from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.evaluation.samples import Example, Samples, accuracy_at, by_class, eps_ref, summarize
 from pipeline.evaluation.shard_results import Manifest, ResultsFolder
 from pipeline.runtime import run_folder
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import DistributedContext
 
 EPS = [0.1, 0.2]
-ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, 0, 1, torch.device("cpu"))
 
 
 def samples(rows: list[int], **changes: object) -> Samples:
@@ -50,7 +50,7 @@ def manifest(total: int = 6, **changes: object) -> Manifest:
         "num_indexed": total,
         "num_images": None,
         "input": {"crop": 8, "resize": 8, "channels": 1, "mean": [0.5], "std": [0.25]},
-        "definition": definition(evaluation, RuntimeConfig(), 10),
+        "definition": evaluation_protocol(evaluation, RuntimeConfig(), 10),
     }
     return Manifest(identity | changes, {"index": "i.parquet", "class_names": ["zero", "one"]})
 
@@ -143,12 +143,12 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     shard(tmp_path, 0, 3, [0, 3])
     shard(tmp_path, 1, 3, [4])
-    merged = merge.join(tmp_path)
-    line = merged.what_is_missing()
+    merged = merge.merge_shards(tmp_path)
+    line = merged.missing_message()
     assert line == "3 of 6 images are missing: 1 of shard 1/3, 2 of shard 2/3 (rows 1, 2, 5)"
-    assert merge.publish(tmp_path, merged)["num_missing"] == 3
+    assert merge.write_outputs(tmp_path, merged)["num_missing"] == 3
     shard(tmp_path, 2, 3, [1, 2, 5])
-    assert merge.join(tmp_path).complete
+    assert merge.merge_shards(tmp_path).complete
 
 
 def test_images_that_did_not_decode_are_not_missing(tmp_path: Path) -> None:
@@ -156,9 +156,9 @@ def test_images_that_did_not_decode_are_not_missing(tmp_path: Path) -> None:
     with store.appender(0) as appender:
         appender.skip([4, 5], ["bad", "repaired"])
         appender.append(samples([5]), ["repaired"])
-    merged = merge.join(tmp_path)
+    merged = merge.merge_shards(tmp_path)
     assert merged.complete
-    summary = merge.publish(tmp_path, merged)
+    summary = merge.write_outputs(tmp_path, merged)
     assert (summary["num_skipped"], summary["skipped"]) == (1, ["bad"])
 
 
@@ -166,17 +166,17 @@ def test_overlaps_must_agree(tmp_path: Path) -> None:
     shard(tmp_path, 0, 1, [0, 1, 2])
     near = [3.0 * (1 + 9e-6)]
     shard(tmp_path, 1, 2, [2], perturbation_norm=near)
-    assert len(merge.join(tmp_path).stored.samples) == 3
+    assert len(merge.merge_shards(tmp_path).stored.samples) == 3
     shard(tmp_path, 2, 3, [2], perturbation_norm=[3.001])
     with pytest.raises(UserError, match="two results of image 2 disagree: perturbation_norm"):
-        merge.join(tmp_path)
+        merge.merge_shards(tmp_path)
 
 
 def test_counts_of_overlaps_must_be_equal(tmp_path: Path) -> None:
     shard(tmp_path, 0, 1, [0])
     shard(tmp_path, 1, 2, [0], steps=[4])
     with pytest.raises(UserError, match="disagree: steps is 3, and 4"):
-        merge.join(tmp_path)
+        merge.merge_shards(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -196,22 +196,22 @@ def test_different_evaluations_do_not_mix(tmp_path: Path, changes: dict, words: 
     shard(tmp_path / "b", 1, 2, [1], manifest=manifest(**changes))
     (tmp_path / "b/results/1-of-2").rename(tmp_path / "a/results/1-of-2")
     with pytest.raises(UserError, match=words):
-        merge.join(tmp_path / "a")
+        merge.merge_shards(tmp_path / "a")
     with pytest.raises(UserError, match="results of another evaluation"):
         shard(tmp_path / "a", 0, 2, [0])
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no results"):
-        merge.join(tmp_path)
+        merge.merge_shards(tmp_path)
     shard(tmp_path, 0, 1, [0, 1, 2])
     path = tmp_path / "results" / "0-of-1" / "rank0.jsonl"
     path.write_text(path.read_text().replace('"label": 0', '"label" 0', 1))
     with pytest.raises(UserError, match=r"rank0\.jsonl is damaged in line 1"):
-        merge.join(tmp_path)
+        merge.merge_shards(tmp_path)
     (path.parent / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
-        merge.join(tmp_path)
+        merge.merge_shards(tmp_path)
 
 
 def test_published_files_hold_what_was_found(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_published_files_hold_what_was_found(tmp_path: Path) -> None:
     store = shard(tmp_path, 0, 1, list(range(6)))
     with store.appender(0) as appender:
         appender.keep([Example(3, image, delta, 0, 1)])
-    summary = merge.publish(tmp_path, merge.join(tmp_path))
+    summary = merge.write_outputs(tmp_path, merge.merge_shards(tmp_path))
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     read_back, identity = merge.read_samples(tmp_path / "samples.parquet")
     for name, column in vars(samples(list(range(6)))).items():
@@ -247,9 +247,9 @@ def test_published_files_hold_what_was_found(tmp_path: Path) -> None:
 
 def test_shards_that_end_at_once_join_one_after_another(tmp_path: Path) -> None:
     shard(tmp_path, 0, 1, list(range(6)))
-    merged = merge.join(tmp_path)
+    merged = merge.merge_shards(tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: merge.publish(tmp_path, merged), range(8)))
+        found = list(pool.map(lambda _: merge.write_outputs(tmp_path, merged), range(8)))
     assert all(summary == found[0] for summary in found)
     assert json.loads((tmp_path / "summary.json").read_text()) == found[0]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
@@ -260,7 +260,7 @@ def test_a_table_of_samples_that_is_cut_short(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
         merge.read_samples(path)
     shard(tmp_path, 0, 1, list(range(6)))
-    merge.publish(tmp_path, merge.join(tmp_path))
+    merge.write_outputs(tmp_path, merge.merge_shards(tmp_path))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"cannot be read .* tools/report\.py merge"):
         merge.read_samples(path)
@@ -268,7 +268,7 @@ def test_a_table_of_samples_that_is_cut_short(tmp_path: Path) -> None:
 
 def test_a_changed_byte_of_samples_is_no_other_result(tmp_path: Path) -> None:
     shard(tmp_path, 0, 1, list(range(6)))
-    merge.publish(tmp_path, merge.join(tmp_path))
+    merge.write_outputs(tmp_path, merge.merge_shards(tmp_path))
     path = tmp_path / "samples.parquet"
     whole, (expected, _) = path.read_bytes(), merge.read_samples(path)
     refused = 0

@@ -12,7 +12,7 @@ from torchvision.models.swin_transformer import (
 )
 
 from pipeline.models.second_derivative import make_twice_differentiable
-from pipeline.training.objective import deep_defense
+from pipeline.training.objective import make_objective
 from tests.helpers.gradients import CONFIG, gradient_by
 
 
@@ -55,7 +55,7 @@ def test_the_unrolled_gradient_of_cosine_attention_by_finite_differences() -> No
     images = torch.randn(2, 3, 24, 24, dtype=torch.float64)
     with torch.no_grad():
         labels = net(images).argmax(dim=1)
-    objective = deep_defense(net, CONFIG)
+    objective = make_objective(net, CONFIG)
     exact = gradient_by(net, images, labels, CONFIG)
     assert exact.isfinite().all()
     torch.manual_seed(1)

@@ -25,9 +25,9 @@ from pipeline.config import (
     parse,
 )
 from pipeline.data.classes import Classes
-from pipeline.errors import UserError, guarded, refuse
+from pipeline.errors import UserError, exit_on_user_error, exit_with_error
 from pipeline.runtime import config_file
-from pipeline.runtime.distributed import _place, session
+from pipeline.runtime.distributed import _rank_from_env, distributed_session
 from pipeline.runtime.monitor import Monitor
 from pipeline.training.checkpoint import Checkpoints, read, write
 from pipeline.training.schedule import Schedule
@@ -107,7 +107,7 @@ def schedule(
 def test_schedules() -> None:
     halved = schedule(kind="step", milestones=[2.0], gamma=0.5)
     assert [halved.lr(step) for step in (0, 9, 10, 29, 30, 49)] == [0.3, 0.3, 1, 1, 0.5, 0.5]
-    assert [halved.tunes(9), halved.tunes(10)] == [False, True]
+    assert [halved.is_finetuning_step(9), halved.is_finetuning_step(10)] == [False, True]
     by_steps = schedule(kind="step", unit="steps", milestones=[5], warmup=2)
     assert [by_steps.lr(10 + k) for k in (0, 1, 2, 4, 5)] == [0.5, 1, 1, 1, 0.5]
     cosine = schedule(kind="cosine", clean=0)
@@ -122,7 +122,7 @@ def test_schedules() -> None:
 def test_evaluations_are_before_after_and_as_asked() -> None:
     plan = schedule(epochs=5)
     plan.config.evaluation.every_epochs = 2
-    due = [step for step in range(plan.total_steps + 1) if plan.evaluates(step)]
+    due = [step for step in range(plan.total_steps + 1) if plan.should_evaluate(step)]
     assert due == [10, 30, 50, 60]
 
 
@@ -166,14 +166,14 @@ def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS")
     for name in names:
         monkeypatch.delenv(name, raising=False)
-    assert _place() == (0, 1, 0, 1)
+    assert _rank_from_env() == (0, 1, 0, 1)
     slurm = {"SLURM_NTASKS": 8, "SLURM_PROCID": 5, "SLURM_LOCALID": 1, "SLURM_NNODES": 2}
     for name, value in slurm.items():
         monkeypatch.setenv(name, str(value))
-    assert _place() == (5, 8, 1, 4)
+    assert _rank_from_env() == (5, 8, 1, 4)
     for name, value in zip(names, (3, 4, 1, 2), strict=False):
         monkeypatch.setenv(name, str(value))
-    assert _place() == (3, 4, 1, 2)
+    assert _rank_from_env() == (3, 4, 1, 2)
 
 
 def test_a_rank_without_a_gpu_prints_it(
@@ -184,7 +184,7 @@ def test_a_rank_without_a_gpu_prints_it(
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(SystemExit), guarded(), session(RuntimeConfig()):
+    with pytest.raises(SystemExit), exit_on_user_error(), distributed_session(RuntimeConfig()):
         pass
     assert (
         "error: local rank 1 has no GPU: torch sees 1; start at most 1" in capsys.readouterr().err
@@ -211,7 +211,7 @@ def test_wrong_variables_of_ranks(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit) as ended, session(RuntimeConfig()):
+    with pytest.raises(SystemExit) as ended, distributed_session(RuntimeConfig()):
         pass
     assert ended.value.code == 2
     (printed,) = capsys.readouterr().err.splitlines()
@@ -223,7 +223,7 @@ def test_a_mistake_is_printed_where_the_rank_is_not_known(
 ) -> None:
     monkeypatch.setenv("RANK", "a")
     with pytest.raises(SystemExit):
-        refuse("a mistake")
+        exit_with_error("a mistake")
     assert capsys.readouterr().err == "error: a mistake\n"
 
 

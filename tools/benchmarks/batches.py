@@ -52,7 +52,7 @@ def divided(view: AttackView, config: EvaluationConfig, whole: Batch, shards: in
         evaluator = Evaluator(view, config, size, frozenset())
         for chosen in positions.split(size):
             batch = Batch(whole.images[chosen], whole.labels[chosen], whole.rows[chosen.numpy()])
-            parts += [finished.samples for finished in evaluator.feed(batch)]
+            parts += [finished.samples for finished in evaluator.add_batch(batch)]
         parts += [finished.samples for finished in evaluator.drain()]
     return Samples.concat(parts)
 
@@ -80,7 +80,7 @@ def compare(
     for threads, batch_size in itertools.product(THREADS, BATCH_SIZES):
         torch.set_num_threads(threads)
         evaluation = replace(config.evaluation, batch_size=batch_size)
-        view = attack_space.view_of(net, config.data, evaluation, torch.device("cpu"))
+        view = attack_space.attack_view_of(net, config.data, evaluation, torch.device("cpu"))
         for shards in SHARDS:
             samples = divided(view, evaluation, images, shards)
             reference = reference or samples

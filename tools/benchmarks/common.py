@@ -37,7 +37,7 @@ def set_up_device(options: argparse.Namespace) -> torch.device:
         raise UserError("--device cuda, but torch sees no GPU on this machine")
     use_reproducible_kernels()
     if options.device == "cpu":
-        allocator.keep_freed()
+        allocator.retain_freed_blocks()
     torch.manual_seed(0)
     return device_of(options)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.attacks.deepfool import deepfool
-from pipeline.attacks.norms import lengths, wide
+from pipeline.attacks.norms import expand_to_images, per_sample_norm
 from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView
 
@@ -57,7 +57,7 @@ def adversarial_library_attack(net: nn.Module, images: Tensor, labels: Tensor) -
     with torch.no_grad():
         classes = net(images).topk(Q, dim=1).indices
     number = torch.arange(len(images), device=images.device) / len(images)
-    tags = wide(number).expand(-1, 1, *images.shape[2:])
+    tags = expand_to_images(number).expand(-1, 1, *images.shape[2:])
     inputs = torch.cat([(images + RANGE) / (2 * RANGE), tags], dim=1)
 
     def shown(inputs: Tensor) -> Tensor:
@@ -99,6 +99,6 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
 
 @torch.no_grad()
 def _quality(view: AttackView, images: Tensor, labels: Tensor, perturbed: Tensor) -> Row:
-    ratio = lengths((perturbed - images).double()) / lengths(images.double())
+    ratio = per_sample_norm((perturbed - images).double()) / per_sample_norm(images.double())
     flipped = view(perturbed).argmax(dim=1) != labels
     return {"rho2": ratio.mean().item(), "flipped": flipped.float().mean().item()}

@@ -19,9 +19,9 @@ from pipeline.data.loader import Loader
 from pipeline.data.source import decoding_threads
 from pipeline.errors import UserError
 from pipeline.evaluation import measure
-from pipeline.evaluation.protocol import definition
+from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.evaluation.samples import Samples, summarize
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import DistributedContext
 
 from .common import Row, device_of, in_turn, load_net, rates, runtime_of
 from .deepfool import ITERATIONS, OVERSHOOT, RANGE, Q
@@ -40,8 +40,8 @@ def ours(
     attack = AttackConfig(num_candidates=Q, max_iterations=ITERATIONS, overshoot=OVERSHOOT, **how)
     asked = EvaluationConfig(attack=attack, fgs=FgsConfig(eps=EPS, search=search), batch_size=BATCH)
     config = RunConfig(evaluation=asked, runtime=runtime_of(options))
-    means = definition(asked, config.runtime, photos.num_classes)
-    ranks = Ranks(0, 1, 0, 1, device_of(options))
+    means = evaluation_protocol(asked, config.runtime, photos.num_classes)
+    ranks = DistributedContext(0, 1, 0, 1, device_of(options))
     threads = decoding_threads(config.data)
 
     def run() -> Numbers:

@@ -12,7 +12,7 @@ from pipeline.config import AttackConfig, RegularizerConfig, RuntimeConfig
 from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView, autocast
 from pipeline.training.memory_budget import peak_bytes
-from pipeline.training.objective import PRECISIONS, deep_defense
+from pipeline.training.objective import PRECISIONS, make_objective
 
 from .common import Row, device_of, in_turn, load_images, load_net, medians, runtime_of, spread
 from .counters import Flops
@@ -61,7 +61,7 @@ def variants(
     ) -> Callable[[Tensor, Tensor], Tensor]:
         config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=max_images)
         config.attack = attack or config.attack
-        objective = deep_defense(net, config, runtime=runtime)
+        objective = make_objective(net, config, runtime=runtime)
         return lambda images, labels: objective(images, labels, True).loss
 
     def in_precision(

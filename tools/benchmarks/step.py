@@ -12,7 +12,7 @@ from pipeline.config import RegularizerConfig
 from pipeline.data import index
 from pipeline.data.loader import Batch, Loader
 from pipeline.errors import UserError
-from pipeline.training.objective import Objective, deep_defense
+from pipeline.training.objective import Objective, make_objective
 
 from .common import (
     Row,
@@ -77,7 +77,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
     objectives = {
-        "plain": (deep_defense(net, RegularizerConfig(), runtime=runtime_of(options)), False),
+        "plain": (make_objective(net, RegularizerConfig(), runtime=runtime_of(options)), False),
         **{
             gradient: (_objective(net, gradient, size, options), True)
             for gradient in ("unrolled", "boundary")
@@ -146,9 +146,9 @@ def _objective(
 ) -> Objective:
     most = options.max_images
     config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=most)  # type: ignore[arg-type]
-    objective = deep_defense(net, config, runtime=runtime_of(options))
+    objective = make_objective(net, config, runtime=runtime_of(options))
     if most == "auto":
-        budget = objective.fit((3, 224, 224), size, device_of(options))
+        budget = objective.max_images_that_fit((3, 224, 224), size, device_of(options))
         objective.at_once = budget.images
         print(f"max_images auto, {gradient}: {budget}")
     return objective

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError, brief
+from pipeline.errors import UserError, first_line
 
 _TOOLS = Path(__file__).resolve().parent.parent
 _MNIST = {
@@ -111,7 +111,7 @@ def _size(path: Path) -> int:
         return pq.read_metadata(path).num_rows
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{path} cannot be read as an index ({brief(error)}); remove it, and it is made again"
+            f"{path} cannot be read as an index ({first_line(error)}); remove it: it is made again"
         ) from None
 
 

@@ -21,7 +21,7 @@ from pipeline.runtime import machine
 from pipeline.training.objective import Objective
 from reproduction import data
 from reproduction.experiments import Experiment
-from reproduction.plan import Unit
+from reproduction.plan import PlannedRun
 
 _CLASSES = {"mnist": 10, "cifar10": 10, "ilsvrc": 1000}
 # So many images, and one time, tell enough where they take longer than this, s.
@@ -29,7 +29,7 @@ _FEW, _SLOW = 8, 1.0
 _START = 12.0  # seconds until the first step: imports, DALI, the index
 
 
-class Clock:
+class RuntimeEstimator:
     """Times what units are made of, each kind once."""
 
     def __init__(self, experiment: Experiment, folder: Path, ranks: int, at_once: int) -> None:
@@ -40,7 +40,7 @@ class Clock:
         self.classes = _CLASSES[experiment.data]
         self.known: dict[str, float] = {}
 
-    def seconds(self, units: Sequence[Unit]) -> dict[str, float]:
+    def seconds(self, units: Sequence[PlannedRun]) -> dict[str, float]:
         """Of each unit, by name."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
@@ -49,7 +49,7 @@ class Clock:
         finally:
             torch.set_num_threads(before)
 
-    def _of(self, unit: Unit) -> float:
+    def _of(self, unit: PlannedRun) -> float:
         config = unit.config
         if not isinstance(config, FinetuneConfig):
             number = self.sizes[unit.module == "pipeline.evaluate"]

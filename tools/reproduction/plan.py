@@ -1,6 +1,6 @@
 """Which runs an experiment consists of, and what each needs before it.
 
-In: an experiment, seeds, a folder. Out: `Unit`s in an order in which they can run.
+In: an experiment, seeds, a folder. Out: `PlannedRun`s in an order in which they can run.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from launchers.submit import SUBMITTED, absolute
+from launchers.submit import SUBMITTED, with_absolute_paths
 from pipeline.config import CONFIGS, EvaluateConfig, FinetuneConfig, RunConfig, parse
 from pipeline.errors import UserError
 from reproduction import data, experiments
@@ -25,14 +25,14 @@ _FREE = ("resume", "dry_run", "runtime", "data.threads", "evaluation.batch_size"
 
 
 @dataclass(frozen=True)
-class Unit:
+class PlannedRun:
     """One run of an entry point."""
 
     name: str  # of its folder in OUTPUT: seed0/deep_defense
     module: str
     config: RunConfig  # with absolute paths
     result: str  # the file that it ends with
-    needs: tuple["Unit", ...] = ()
+    needs: tuple["PlannedRun", ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -91,9 +91,9 @@ class Planner:
         self.weights = weights or experiment.weights
         self.experiment, self.output, self.given = experiment, output.absolute(), list(given)
         self.data = self.output / "data"
-        self.units: dict[str, Unit] = {}
+        self.units: dict[str, PlannedRun] = {}
 
-    def table(self, seeds: Sequence[int], names: Sequence[str]) -> list[Unit]:
+    def table(self, seeds: Sequence[int], names: Sequence[str]) -> list[PlannedRun]:
         """The evaluations behind the table: of the reference and of some methods, for each seed."""
         methods = [m for m in self.experiment.methods if m.name in names]
         for seed in seeds:
@@ -103,14 +103,14 @@ class Planner:
                 self.evaluation(seed, method.name)
         return self.ordered()
 
-    def histories(self, seed: int, names: Sequence[str]) -> list[Unit]:
+    def histories(self, seed: int, names: Sequence[str]) -> list[PlannedRun]:
         """The fine-tunings that Figure 2 draws."""
         for method in self.experiment.methods:
             if method.name in names:
                 self._tuning(seed, method)
         return self.ordered()
 
-    def sweep(self, seed: int, number: int) -> list[Unit]:
+    def sweep(self, seed: int, number: int) -> list[PlannedRun]:
         """Figure 3 (lambda by c) or Figure 4 (layers by c).
 
         Raises:
@@ -136,11 +136,11 @@ class Planner:
                 self._tuning(seed, Method(f"figure{number}/{line},c={c}", line, options))
         return self.ordered()
 
-    def ordered(self) -> list[Unit]:
+    def ordered(self) -> list[PlannedRun]:
         """All units so far; what comes before others first."""
         return sorted(self.units.values(), key=lambda unit: unit.depth)
 
-    def evaluation(self, seed: int, name: str) -> Unit:
+    def evaluation(self, seed: int, name: str) -> PlannedRun:
         """Of a net, with the search for eps_ref."""
         tuned = self._reference(seed) if name == REFERENCE else self.units[_name(seed, name)]
         config = tuned.config if tuned else self._options(seed, REFERENCE)
@@ -154,7 +154,7 @@ class Planner:
             evaluation=measured,
             output=str(Path(config.output) / "evaluation"),
         )
-        unit = Unit(
+        unit = PlannedRun(
             f"{_name(seed, name)}/evaluation",
             "pipeline.evaluate",
             evaluated,
@@ -163,17 +163,17 @@ class Planner:
         )
         return self._known(unit)
 
-    def _reference(self, seed: int) -> Unit | None:
+    def _reference(self, seed: int) -> PlannedRun | None:
         """Trained from scratch, unless there are weights."""
         if self.weights is not None:
             return None
         name = _name(seed, REFERENCE)
         if name not in self.units:
             config = self._options(seed, REFERENCE, "--train.epochs", "0")
-            self.units[name] = Unit(name, _FINETUNE, config, _SUMMARY)
+            self.units[name] = PlannedRun(name, _FINETUNE, config, _SUMMARY)
         return self.units[name]
 
-    def _tuning(self, seed: int, method: Method) -> Unit:
+    def _tuning(self, seed: int, method: Method) -> PlannedRun:
         reference = self._reference(seed)
         needs = [reference] if reference else []
         weights = str(reference.folder / "weights.pth") if reference else self.weights
@@ -183,17 +183,17 @@ class Planner:
             needs.append(examples)
             words += ["--data.train", str(examples.folder / examples.result)]
         config = self._options(seed, method.name, *words)
-        unit = Unit(_name(seed, method.name), _FINETUNE, config, _SUMMARY, tuple(needs))
+        unit = PlannedRun(_name(seed, method.name), _FINETUNE, config, _SUMMARY, tuple(needs))
         return self._known(unit)
 
-    def _examples(self, seed: int, weights: str, needs: Sequence[Unit]) -> Unit:
+    def _examples(self, seed: int, weights: str, needs: Sequence[PlannedRun]) -> PlannedRun:
         config = self._options(seed, EXAMPLES, "--model.weights", weights)
         attacked = _evaluation(
             config,
             data=replace(config.data, val=config.data.train),
             evaluation=replace(config.evaluation, num_images=None),
         )
-        unit = Unit(
+        unit = PlannedRun(
             _name(seed, EXAMPLES),
             "tools.adversarial",
             attacked,
@@ -207,9 +207,9 @@ class Planner:
         base = ["--config", str(CONFIGS / self.experiment.config)]
         base += [*data.options(self.experiment.data, self.data), "--train.seed", str(seed)]
         argv = [*base, *self.given, *words, "--output", str(place)]
-        return absolute(parse.parse(FinetuneConfig, "", argv))
+        return with_absolute_paths(parse.parse(FinetuneConfig, "", argv))
 
-    def _known(self, unit: Unit) -> Unit:
+    def _known(self, unit: PlannedRun) -> PlannedRun:
         return self.units.setdefault(unit.name, unit)
 
 

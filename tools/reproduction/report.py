@@ -12,10 +12,10 @@ from typing import Any
 from pipeline.config import EPS_REF_FRACTIONS
 from pipeline.reports import figures, runs, table
 from pipeline.reports.table import Row
-from pipeline.runtime.files import replacing
+from pipeline.runtime.files import atomic_write
 from reproduction import data, run
 from reproduction.experiments import DEEP_DEFENSE, REFERENCE, Experiment
-from reproduction.plan import Unit
+from reproduction.plan import PlannedRun
 
 _HEAD = ("Method", "accuracy, %", "rho2", *(f"@{f:g}" for f in EPS_REF_FRACTIONS))
 
@@ -84,7 +84,7 @@ def write(
     experiment: Experiment,
     output: Path,
     seeds: Sequence[int],
-    units: Sequence[Unit],
+    units: Sequence[PlannedRun],
     command: str,
     figure: int | None,
 ) -> Path:
@@ -100,7 +100,7 @@ def write(
         parts += _swept(target, figure, units, seeds[0])
     parts += _times(units)
     page = target / (f"figure{figure}.md" if figure else "report.md")
-    with replacing(page) as partial:
+    with atomic_write(page) as partial:
         partial.write_text("\n".join(parts) + "\n")
     return page
 
@@ -158,7 +158,7 @@ def _by_epoch(target: Path, experiment: Experiment, output: Path, seed: int) -> 
     return _drawn(target, "figure2", f"By epoch, seed {seed}", figures.epochs(tuned))
 
 
-def _swept(target: Path, number: int, units: Sequence[Unit], seed: int) -> list[str]:
+def _swept(target: Path, number: int, units: Sequence[PlannedRun], seed: int) -> list[str]:
     """Figure 3 or 4, of one seed's fine-tunings."""
     swept = [
         runs.read(unit.folder, unit.folder.name.split(",")[0])
@@ -186,7 +186,7 @@ def _drawn(target: Path, name: str, title: str, figure: Any) -> list[str]:
     return [f"## {title}", "", f"![{title}]({name}.png)", "", f"[{name}.csv]({name}.csv)", ""]
 
 
-def _times(units: Sequence[Unit]) -> list[str]:
+def _times(units: Sequence[PlannedRun]) -> list[str]:
     """What each unit took on this machine."""
     took = {unit.name: run.elapsed(unit) for unit in units}
     known = {name: seconds for name, seconds in took.items() if seconds is not None}
@@ -198,5 +198,5 @@ def _times(units: Sequence[Unit]) -> list[str]:
 
 
 def _write_csv(path: Path, head: list[str], lines: list[list[Any]]) -> None:
-    with replacing(path) as partial, partial.open("w", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([head, *lines])

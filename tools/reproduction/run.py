@@ -23,13 +23,15 @@ from pipeline.errors import UserError
 from pipeline.runtime import config_file
 from pipeline.runtime.files import write_json
 from reproduction import estimate
-from reproduction.plan import Unit
+from reproduction.plan import PlannedRun
 
 LOG, ELAPSED = "log.txt", "elapsed.json"
 _KINDS = {"pipeline.finetune": "finetune"}  # the others are evaluations
 
 
-def here(units: Sequence[Unit], seconds: Mapping[str, float], ranks: int, at_once: int) -> None:
+def run_locally(
+    units: Sequence[PlannedRun], seconds: Mapping[str, float], ranks: int, at_once: int
+) -> None:
     """Run units on this machine as soon as what they need is done.
 
     Args:
@@ -65,12 +67,12 @@ def _interrupt(*_: object) -> None:
 
 class _Pool:
     def __init__(
-        self, units: Sequence[Unit], seconds: Mapping[str, float], ranks: int, at_once: int
+        self, units: Sequence[PlannedRun], seconds: Mapping[str, float], ranks: int, at_once: int
     ) -> None:
         self.waiting, self.total = list(units), len(units)
         self.seconds, self.ranks, self.at_once = seconds, ranks, at_once
-        self.running: dict[str, tuple[Unit, subprocess.Popen[bytes], float]] = {}
-        self.failed: list[Unit] = []
+        self.running: dict[str, tuple[PlannedRun, subprocess.Popen[bytes], float]] = {}
+        self.failed: list[PlannedRun] = []
         self.ended: list[tuple[float, float]] = []  # seconds expected, and taken
 
     def go_on(self) -> bool:
@@ -97,7 +99,7 @@ class _Pool:
         for _, process, _ in self.running.values():
             process.wait()
 
-    def _note(self, unit: Unit, code: int, took: float) -> None:
+    def _note(self, unit: PlannedRun, code: int, took: float) -> None:
         _add_elapsed(unit, took)
         if code != 0:
             self.failed.append(unit)
@@ -115,7 +117,7 @@ class _Pool:
         )
 
 
-def _start(unit: Unit, ranks: int, at_once: int) -> subprocess.Popen[bytes]:
+def _start(unit: PlannedRun, ranks: int, at_once: int) -> subprocess.Popen[bytes]:
     unit.folder.mkdir(parents=True, exist_ok=True)
     config_file.save(unit.config, unit.folder / SUBMITTED)
     command = [sys.executable, "-m"]
@@ -133,15 +135,15 @@ def _start(unit: Unit, ranks: int, at_once: int) -> subprocess.Popen[bytes]:
         )
 
 
-def _hangs_on(unit: Unit, bad: set[str]) -> bool:
+def _hangs_on(unit: PlannedRun, bad: set[str]) -> bool:
     return any(need.name in bad or _hangs_on(need, bad) for need in unit.needs)
 
 
-def _add_elapsed(unit: Unit, seconds: float) -> None:
+def _add_elapsed(unit: PlannedRun, seconds: float) -> None:
     write_json(unit.folder / ELAPSED, {"seconds": seconds + (elapsed(unit) or 0.0)})
 
 
-def elapsed(unit: Unit) -> float | None:
+def elapsed(unit: PlannedRun) -> float | None:
     """Seconds that a unit took on this machine, over all its starts; None if it ran elsewhere."""
     try:
         return json.loads((unit.folder / ELAPSED).read_text())["seconds"]
@@ -161,13 +163,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def on_slurm(output: Path, units: Sequence[Unit], resources: Resources) -> list[submitit.Job[None]]:
+def on_slurm(
+    output: Path, units: Sequence[PlannedRun], resources: Resources
+) -> list[submitit.Job[None]]:
     """Submit all units, an array for each depth, after the one before it; and say so.
 
     Raises:
         UserError: sbatch refuses, or jobs of these runs have not ended.
     """
-    submit.snapshot(output, [unit.config for unit in units], resources)
+    submit.snapshot_code_and_config(output, [unit.config for unit in units], resources)
     every, before = [], None
     for depth in sorted({unit.depth for unit in units}):
         some = [unit for unit in units if unit.depth == depth]
@@ -179,7 +183,7 @@ def on_slurm(output: Path, units: Sequence[Unit], resources: Resources) -> list[
         for unit, job in zip(some, jobs, strict=True):
             kind = _KINDS.get(unit.module, "evaluate")
             Submission.of(unit.folder, kind, "slurm", job).write()
-        before = ":".join(submit.numbers(jobs))
+        before = ":".join(submit.job_ids(jobs))
         print(f"job {before}: {', '.join(unit.name for unit in some)}", flush=True)
         every += jobs
     return every
