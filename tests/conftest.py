@@ -21,7 +21,6 @@ from tests.helpers.slurm import NEEDED, PLAIN, processes
 use_reproducible_kernels()  # before the first matrix product
 torch.set_num_threads(1)
 
-
 TESTS = Path(__file__).parent
 
 

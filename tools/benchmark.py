@@ -15,7 +15,6 @@ are run in turn and compared within one run, since other work on the machine mov
 from pathlib import Path
 
 from benchmarks import batches, common, data, deepfool, evaluation, loader, regularizer, step
-
 from pipeline.config import arguments
 from pipeline.config.checks import Range
 from pipeline.errors import exit_on_user_error

@@ -18,9 +18,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from reproduction import data, estimate, report, run
-from reproduction.experiments import EXPERIMENTS, Experiment
-from reproduction.plan import PlannedRun, Planner
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +26,9 @@ from launchers.options import Resources
 from pipeline.config import arguments
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
 from pipeline.runtime.files import check_writable
+from reproduction import data, estimate, report, run
+from reproduction.experiments import EXPERIMENTS, Experiment
+from reproduction.plan import PlannedRun, Planner
 
 
 def parser() -> arguments.Parser:

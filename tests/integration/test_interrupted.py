@@ -234,7 +234,7 @@ def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
     tmp_path: Path,
 ) -> None:
     script = (
-        "import sys; from pathlib import Path; from pipeline import atomic\n"
+        "import sys; from pathlib import Path; from pipeline.runtime import files\n"
         "Path(sys.argv[1], f'.x.tmp-{sys.argv[2]}-{files._SCOPE}').write_text('')"
     )
     container = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
@@ -252,8 +252,8 @@ def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
 def test_a_killed_write_is_swept_by_the_next_one(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from pipeline.runtime.files import replacing\n"
-        "with replacing(Path(sys.argv[1])) as partial:\n"
+        "from pipeline.runtime.files import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as partial:\n"
         "    partial.write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     path = tmp_path / "x.parquet"

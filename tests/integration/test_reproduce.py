@@ -11,16 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-from reproduction import data, estimate, experiments, report
-from reproduction import run as start
-from reproduction.experiments import EXPERIMENTS
-from reproduction.plan import PlannedRun, Planner
 
 from launchers.submit import SUBMITTED
 from pipeline.data import demo
 from pipeline.errors import UserError
 from pipeline.reports.table import Row
 from pipeline.runtime import config_file
+from reproduction import data, estimate, experiments, report
+from reproduction import run as start
+from reproduction.experiments import EXPERIMENTS
+from reproduction.plan import PlannedRun, Planner
 from tests.helpers.runs import Run, command, environment
 
 pytest.importorskip("nvidia.dali")

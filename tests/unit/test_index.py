@@ -39,12 +39,7 @@ def write_kit(path: Path, truth: list[int]) -> Path:
         "kit/data/meta.mat": meta.getvalue(),
         "kit/data/ILSVRC2012_validation_ground_truth.txt": "\n".join(map(str, truth)).encode(),
     }
-    with tarfile.open(path, "w:gz") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
+    return write_tar(path, members)
 
 
 @pytest.fixture

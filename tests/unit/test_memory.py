@@ -119,8 +119,8 @@ def test_out_of_memory_is_one_line_with_remedies(raised: str) -> None:
     script = (
         "import torch\n"
         "from pipeline.config import RuntimeConfig\n"
-        "from pipeline.runtime.distributed import session\n"
-        f"with session(RuntimeConfig(device='cpu')):\n    {raised}\n"
+        "from pipeline.runtime.distributed import distributed_session\n"
+        f"with distributed_session(RuntimeConfig(device='cpu')):\n    {raised}\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment()

@@ -25,7 +25,7 @@ from pipeline.methods.parseval import Parseval, retracted
 from pipeline.models.attack_view import AttackView
 from pipeline.models.paper_nets import lenet
 from pipeline.training.objective import Objective
-from pipeline.training.step_stats import num_nonfinite
+from pipeline.training.step_stats import is_nonfinite
 from tests.helpers.runs import ROOT, Run, command, environment, expect_error, metrics, weights
 
 PAPER = RegularizerConfig(lam=15, c=25, d=5)
@@ -193,8 +193,8 @@ class Endless(Method):
 
 def test_a_term_that_is_not_finite_is_noticed(net: nn.Module, batch: tuple) -> None:
     found = objective(net, "tests.unit.test_methods:Endless")
-    assert num_nonfinite(found(*batch, True)).all()
-    assert not num_nonfinite(found(*batch, False)).any()
+    assert is_nonfinite(found(*batch, True)).all()
+    assert not is_nonfinite(found(*batch, False)).any()
 
 
 def test_frozen_parameters_are_left_alone() -> None:

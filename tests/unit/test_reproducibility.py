@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import batches
 from torch import Tensor, nn
 
+from benchmarks import batches
 from pipeline import evaluate
 from pipeline.errors import UserError
 from pipeline.evaluation import merge

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from reproduction.experiments import EXPERIMENTS
 
 from launchers import jobs
 from launchers.run_status import Submission
@@ -31,6 +30,7 @@ from pipeline.runtime.distributed import _rank_from_env, distributed_session
 from pipeline.runtime.monitor import Monitor
 from pipeline.training.checkpoint import Checkpoints, read, write
 from pipeline.training.schedule import Schedule
+from reproduction.experiments import EXPERIMENTS
 from tests.helpers.runs import ROOT, environment
 
 
