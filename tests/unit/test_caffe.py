@@ -91,6 +91,7 @@ def test_a_dictionary_of_arrays(run: Run, layers: dict, tmp_path: Path) -> None:
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_the_whole_alexnet_loads(run: Run, tmp_path: Path) -> None:
     """Weights that Caffe would have for a net of ours; BGR images there, RGB here."""
     torch.manual_seed(0)

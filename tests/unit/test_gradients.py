@@ -21,7 +21,15 @@ from tests.helpers.gradients import (
 )
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet", "squeezenet1_1", "resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlp",
+        "lenet",
+        pytest.param("squeezenet1_1", marks=pytest.mark.slow),
+        pytest.param("resnet18", marks=pytest.mark.slow),
+    ],
+)
 def test_the_road_for_any_net_and_the_one_for_pieces_agree(name: str) -> None:
     net, images, labels = setting(name)
     fast = gradient_by(net, images, labels, CONFIG)
@@ -48,7 +56,9 @@ def test_smooth_nets_are_known_as_such() -> None:
         assert make_objective(net, CONFIG).view.is_piecewise_linear(images) is expected, name
 
 
-@pytest.mark.parametrize("name", ["lenet", "resnet18", "tests.helpers.nets:smooth"])
+@pytest.mark.parametrize(
+    "name", ["lenet", pytest.param("resnet18", marks=pytest.mark.slow), "tests.helpers.nets:smooth"]
+)
 def test_lazy_candidates_with_a_large_safety_factor_are_all_candidates(name: str) -> None:
     net, images, labels = setting(name)
     lazy = gradient_by(net, images, labels, with_attack(visit="lazy", safety=1e6))
@@ -103,7 +113,7 @@ def test_boundary_points_nearly_the_same_way(name: str) -> None:
     assert 0.5 < (other.norm() / exact.norm()).item() < 2
 
 
-@pytest.mark.parametrize("name", ["lenet", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["lenet", pytest.param("squeezenet1_1", marks=pytest.mark.slow)])
 def test_the_boundarys_kept_graph_serves_as_a_new_one(name: str) -> None:
     net, images, _ = setting(name, count=24)
     labels = net(images).argmax(dim=1)

@@ -300,6 +300,7 @@ def test_classes_without_images_of_a_tar_and_of_packed_arrays(tmp_path: Path) ->
     assert rows.empty_classes(classes) == ["1"]
 
 
+@pytest.mark.slow
 def test_verify_decodes_as_the_loader_does(run: Run, tmp_path: Path) -> None:
     broken = bytearray(encode(picture(100, 100), "PNG"))
     middle = len(broken) // 2

@@ -181,7 +181,9 @@ def test_images_that_do_not_decode_are_skipped_and_counted(tmp_path: Path) -> No
     assert sum(len(b.labels) for b in got) == len(wanted)
 
 
-@pytest.mark.parametrize("keep", [0, 30, 300])
+@pytest.mark.parametrize(
+    "keep", [0, pytest.param(30, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.slow)]
+)
 def test_breaking_again_and_again_does_not_crash(tmp_path: Path, keep: int) -> None:
     """DALI's decoder alone would take the process down now and then: see `Loader._source`."""
     script = (

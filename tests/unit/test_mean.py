@@ -24,7 +24,6 @@ from tests.helpers.runs import SMALL, Run, expect_error
 from tests.unit.mistakes.case import call
 from tests.unit.test_loader import broken_archive
 
-pytest.importorskip("nvidia.dali")
 CPU = torch.device("cpu")
 DIGITS = DataConfig(crop=28, resize=28, channels=1, mean=[0.0], std=[1 / 255], random_crop=False)
 
@@ -110,6 +109,7 @@ def test_mistakes(mean: Path, tmp_path: Path) -> None:
         DataConfig(mean="mean.png")
 
 
+@pytest.mark.slow
 def test_runs_know_it_by_its_content(run: Run, mean: Path, tmp_path: Path) -> None:
     here, folder = tmp_path / "here.npy", tmp_path / "run"
     shutil.copyfile(mean, here)

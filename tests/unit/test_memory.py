@@ -19,7 +19,9 @@ from tests.helpers.runs import Run, environment
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
 @pytest.mark.parametrize("start", ["reached", "tested"])
-@pytest.mark.parametrize("name", ["lenet", "resnet18", "tests.helpers.nets:smooth"])
+@pytest.mark.parametrize(
+    "name", ["lenet", pytest.param("resnet18", marks=pytest.mark.slow), "tests.helpers.nets:smooth"]
+)
 def test_parts_change_nothing(name: str, start: str, kind: str) -> None:
     net, images, labels = setting(name, count=7)
     config = with_attack(kind, linearize_at=start, classes="first", visit="lazy", safety=1e6)
@@ -40,7 +42,9 @@ def peak(net: nn.Module, images: torch.Tensor, config: RegularizerConfig) -> int
 
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
-@pytest.mark.parametrize("name", ["squeezenet1_1", "tests.helpers.nets:smooth"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("squeezenet1_1", marks=pytest.mark.slow), "tests.helpers.nets:smooth"]
+)
 def test_parts_bound_the_memory(name: str, kind: str) -> None:
     net, images, _ = setting(name, count=32)
     net, images = net.float(), images.float()
@@ -74,6 +78,7 @@ def test_dropout_and_parts() -> None:
     assert torch.allclose(parts, gradient(net), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
 def test_fit_finds_what_fits(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
     net = build(ModelConfig(name="resnet18"), 10)

@@ -147,6 +147,7 @@ def test_parseval_projects_columns_of_every_layer(net: nn.Module) -> None:
     )
 
 
+@pytest.mark.slow
 def test_parseval_on_one_and_on_two_ranks_gives_the_same(run: Run, tmp_path: Path) -> None:
     options = (
         *("--objective.method", "parseval", "--train.clean_epochs", 0, "--train.epochs", 1),
@@ -207,6 +208,7 @@ def test_frozen_parameters_are_left_alone() -> None:
     assert torch.equal(net[0].weight, before)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation(run: Run, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "method.md").read_text()
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]

@@ -73,6 +73,7 @@ def test_a_scripts_own_modules_are_still_found(
     assert import_callable("benchmarks.common:medians", "model.name")
 
 
+@pytest.mark.slow
 def test_parameters_that_the_forward_does_not_use_on_two_ranks(
     run: Run, users_folder: Path
 ) -> None:

@@ -39,6 +39,7 @@ def photos(ilsvrc_val: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return batch.images.clone(), batch.labels.clone()
 
 
+@pytest.mark.slow
 def test_rho2_is_near_foolbox(net: torch.nn.Module, photos: tuple) -> None:
     images = photos[0][::5]  # thirty; foolbox takes a second an image
     model = foolbox.PyTorchModel(net, bounds=(-8, 8), device="cpu")
@@ -54,6 +55,7 @@ def test_rho2_is_near_foolbox(net: torch.nn.Module, photos: tuple) -> None:
     assert rho2[0] == pytest.approx(rho2[1], rel=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["input", "pixels"])
 def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, space: str) -> None:
     images, labels = (part[::2] for part in photos)
@@ -84,6 +86,7 @@ def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, s
         assert samples.fgs_correct[:, position].sum() == theirs, eps
 
 
+@pytest.mark.slow
 def test_the_curve_of_smallest_eps_is_what_is_measured(net: torch.nn.Module, photos: tuple) -> None:
     images, labels = photos
     view = AttackView(net)

@@ -35,7 +35,12 @@ from tests.helpers.gradients import (
     with_attack,
 )
 
-SMALL = [name for name in SHAPES if name != "caffe_alexnet"]  # which takes minutes
+LARGE = ("nin", "resnet18")
+SMALL = [  # without caffe_alexnet, which takes minutes
+    pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name
+    for name in SHAPES
+    if name != "caffe_alexnet"
+]
 
 
 def ours(net: nn.Module, images: Tensor, labels: Tensor, accumulation: int = 1) -> Tensor:
@@ -83,7 +88,15 @@ def test_accumulation_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("members", ["T", "F"])
 @pytest.mark.parametrize(
-    "name", ["mlp", "lenet", "convnet", "nin", "caffe_alexnet", "tests.helpers.nets:smooth"]
+    "name",
+    [
+        "mlp",
+        "lenet",
+        "convnet",
+        pytest.param("nin", marks=pytest.mark.slow),
+        pytest.param("caffe_alexnet", marks=pytest.mark.slow),
+        "tests.helpers.nets:smooth",
+    ],
 )
 def test_finite_differences(name: str, members: str) -> None:
     net, images, labels = setting(name)
@@ -132,7 +145,15 @@ def rank_gradient(
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet", "squeezenet1_1", "resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("mlp", marks=pytest.mark.slow),
+        "lenet",
+        pytest.param("squeezenet1_1", marks=pytest.mark.slow),
+        pytest.param("resnet18", marks=pytest.mark.slow),
+    ],
+)
 def test_two_ranks_with_accumulation_equal_one_plain_unrolling(tmp_path: Path, name: str) -> None:
     arguments = (2, str(tmp_path / "store"), str(tmp_path / "gradient"), name)
     multiprocessing.spawn(rank_gradient, arguments, nprocs=2)
@@ -158,7 +179,14 @@ def test_two_ranks_in_parts_equal_one(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
 @pytest.mark.parametrize("start", ["reached", "tested"])
-@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "lenet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("squeezenet1_1", marks=pytest.mark.slow),
+        pytest.param("resnet18", marks=pytest.mark.slow),
+        "lenet",
+    ],
+)
 def test_memory_does_not_grow_with_the_iterations(name: str, start: str, kind: str) -> None:
     peaks, iterations = {}, {}
     for limit in (2, 10):
@@ -176,6 +204,7 @@ def test_memory_does_not_grow_with_the_iterations(name: str, start: str, kind: s
     assert peaks[10] < 1.05 * peaks[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
 @pytest.mark.parametrize(("precision", "least"), [("bf16", 0.95), ("fp16", 0.99)])
 def test_reduced_precision_points_the_same_way(
@@ -239,6 +268,7 @@ def test_batches_of_one_kind(labels: str) -> None:
     assert (a - b).norm() < 1e-9 * b.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -28,7 +28,9 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(number)
 
 
-@pytest.mark.parametrize(("net", "num_images"), [("mlp", 400), ("lenet", 40)])
+@pytest.mark.parametrize(
+    ("net", "num_images"), [("mlp", 400), pytest.param("lenet", 40, marks=pytest.mark.slow)]
+)
 def test_divisions_batches_and_threads_give_the_same_bits(
     net: str, num_images: int, threads: None
 ) -> None:
