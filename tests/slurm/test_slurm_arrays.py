@@ -25,7 +25,7 @@ from tests.helpers.slurm import (
     task,
     until,
 )
-from tests.integration.test_evaluate import same
+from tests.integration.test_evaluate import assert_same_results
 from tests.unit.mistakes.case import call
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -87,7 +87,7 @@ def test_shards_and_the_job_that_joins_them(run: Run, cluster: None, tmp_path: P
     finished(folder)
     whole = tmp_path / "whole"
     assert run("pipeline/evaluate.py", *options, "--output", whole).returncode == 0
-    same(whole, folder)
+    assert_same_results(whole, folder)
     ended = call("launchers/evaluate.py", *words, *options, "--output", folder)
     assert "all images are done" in ended.stdout
 
