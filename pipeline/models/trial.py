@@ -101,6 +101,7 @@ def _leaves(output: Tensor) -> Iterator[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            yield variable
         nodes += [following for following, _ in node.next_functions]
