@@ -6,8 +6,8 @@ r"""Fine-tune, evaluate before and after, report: all submitted at once, each af
 
 What follows -- are the options of pipeline/finetune.py; after a second --, those of
 pipeline/evaluate.py that are to differ in the evaluations. These are written to OUTPUT/before and
-OUTPUT/after, tables and figures to OUTPUT/report. What waits for a job that fails is cancelled; the
-same command again goes on with what is not done.
+OUTPUT/after, tables and figures to OUTPUT/report. Jobs that wait for a job
+that fails are cancelled; the same command again submits what is not done.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def evaluations_of(
         SystemExit: an option that pipeline/evaluate.py would refuse.
         UserError: what the jobs would refuse.
     """
-    folder = Path(tuning.output)
+    folder = tuning.folder
     with tempfile.TemporaryDirectory() as place:
         base = Path(place) / "base.yaml"
         config_file.save(dataclasses.replace(tuning, resume="auto"), base)
@@ -95,7 +95,7 @@ def evaluations_of(
 
 def is_done(tuning: FinetuneConfig) -> bool:
     """Whether the fine-tuning has ended, with these options."""
-    folder = Path(tuning.output)
+    folder = tuning.folder
     try:
         options_then = yaml.safe_load((folder / "config.yaml").read_text())
         same = not parse.differences(options_then, parse.to_dict(tuning), ("resume", "dry_run"))
@@ -113,7 +113,7 @@ def launch(
     wait: bool,
 ) -> None:
     """Submit what is not done; on this machine, one after the other."""
-    folder, slurm = Path(tuning.output), resources.cluster == "slurm"
+    folder, slurm = tuning.folder, resources.cluster == "slurm"
     submit.check_can_submit(folder, resources)
     jobs: list[submitit.Job[None]] = []
     needed: list[str] = []  # by the report
@@ -125,13 +125,13 @@ def launch(
         jobs.extend(more)
         needed.append(last.job_id)
         if not slurm:
-            submit.follow(more, resources, True)
+            submit.follow(more, resources, wait=True)
 
     if not is_done(tuning):
         submitted("fine-tuning", finetune.launch(folder, [tuning], resources))
     first = needed[0] if needed else None
     for name, config in evaluations.items():
-        todo = evaluate.unfinished_shards(Path(config.output), shards)
+        todo = evaluate.unfinished_shards(config.folder, shards)
         if todo:
             submitted(name, evaluate.launch(config, todo, for_shards, first))
     report_folder = folder / "report"

@@ -94,7 +94,7 @@ def launch(
         resources: of each.
         after: a job that must end well first.
     """
-    folder = Path(config.output)
+    folder = config.folder
     (given,) = submit.snapshot_code_and_config(folder, [config], resources)
     words = "--config", str(given), "--shard"
     tasks = [Task("pipeline.evaluate", (*words, str(shard)), str(Path.cwd())) for shard in shards]
@@ -122,7 +122,7 @@ def main() -> None:
         total = num_shards(asked.shards, 8, manifest)
         warn(*warn_ignored(config))
         config = submit.with_absolute_paths(config)
-        folder = Path(config.output)
+        folder = config.folder
         refuse_other(folder / "results", manifest)
         shards = unfinished_shards(folder, total)
         if not shards:

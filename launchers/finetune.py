@@ -60,7 +60,7 @@ def parse_configs(sweeps: list[list[str]], words: list[str]) -> tuple[Path, list
         SystemExit: an option that pipeline/finetune.py would refuse.
         UserError: evaluation.fgs.reference names a folder without an eps_ref.
     """
-    folder = Path(parse.parse(FinetuneConfig, __doc__, words).output).absolute()
+    folder = parse.parse(FinetuneConfig, __doc__, words).folder.absolute()
     configs = []
     for point in options.grid(sweeps):
         more = [word for name, value in point for word in (f"--{name}", value)]
@@ -92,7 +92,7 @@ def launch(
     tasks = [Task("pipeline.finetune", ("--config", str(path)), str(Path.cwd())) for path in given]
     jobs = submit.submit(tasks, folder, resources)
     for config, job in zip(configs, jobs, strict=True):
-        Submission.of(Path(config.output), "finetune", resources.cluster, job).write()
+        Submission.of(config.folder, "finetune", resources.cluster, job).write()
     return jobs
 
 
@@ -110,7 +110,7 @@ def main() -> None:
             print(*(config.output for config in configs), sep="\n")
             return
         jobs = launch(folder, configs, resources)
-        places = f"checkpoints  {Path(configs[0].output) / 'checkpoints'}"
+        places = f"checkpoints  {configs[0].folder / 'checkpoints'}"
         print(submit.submission_message(folder, jobs, resources, places), flush=True)
         submit.follow(jobs, resources, asked.wait)
 

@@ -109,7 +109,7 @@ def add_resources(parser: Parser) -> None:
         default=60,
         metavar="TIME",
         help="limit: 90m, 24h, 2d, or as SLURM writes it, 1-12:00:00 (1h); the run is requeued "
-        "and goes on when it is up",
+        "and resumed when it is up",
     )
     parser.add_argument("--partition", help="of the cluster")
     parser.add_argument("--account", help="to charge")
@@ -120,7 +120,7 @@ def add_resources(parser: Parser) -> None:
         "--grace",
         type=POSITIVE,
         default=90,
-        help="seconds before the time limit at which the run is told to save (%(default)s)",
+        help="seconds before the time limit at which the run gets the signal to save (%(default)s)",
     )
     parser.add_argument(
         "--at-once", type=POSITIVE, default=256, help="jobs of an array that may run at once (256)"

@@ -1,4 +1,4 @@
-"""Submitting tasks: the snapshot, the executor, and what the user is told.
+"""Submitting tasks: the snapshot, the executor, and the messages to the user.
 
 In: `Resources` and configurations. Out: jobs, and in the run's folder code/ (a copy of this
 project), submitted.yaml (the merged options, paths absolute) and jobs/ (submitit's files and the
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -27,6 +27,8 @@ from pipeline.data import demo
 from pipeline.errors import UserError
 from pipeline.runtime import config_file
 
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
 PROJECT = Path(__file__).resolve().parent.parent
 SUBMITTED = "submitted.yaml"  # in a run's folder: the options that it was given
 # What a job needs. An installed package has its configs inside pipeline/, and no tools.
@@ -34,7 +36,7 @@ _CODE: tuple[str, ...] = ("pipeline", "launchers")
 if CONFIGS.parent == PROJECT:  # a checkout, or a copy of one
     _CODE += ("configs", "tools")
 _NO_CONTROLLER = ("controller", "could not establish a configuration source")
-_DEATHS = 5  # after which a run that is killed again stays dead
+_DEATHS = 5  # a run that is killed more often is not requeued
 _REQUEUES = 1000  # submitit counts the times a limit was reached, and would stop at 3
 
 
@@ -48,7 +50,7 @@ def snapshot_code_and_config(
             no sbatch.
     """
     check_can_submit(folder, resources)
-    runs = [Path(config.output) for config in configs]
+    runs = [config.folder for config in configs]
     try:
         for name in _CODE:
             target = folder / "code" / name
@@ -85,7 +87,7 @@ def check_can_submit(folder: Path, resources: Resources) -> None:
                 )
 
 
-def with_absolute_paths(config: RunConfig) -> RunConfig:
+def with_absolute_paths(config: ConfigT) -> ConfigT:
     """The configuration with paths that mean the same everywhere."""
     data, model = config.data, config.model
     changed = {
@@ -103,7 +105,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         resume = str(Path(resume).absolute())
     return dataclasses.replace(
         config,
-        output=str(Path(config.output).absolute()),
+        output=str(config.folder.absolute()),
         resume=resume,
         data=dataclasses.replace(data, **changed),
         model=dataclasses.replace(model, weights=weights),
@@ -125,7 +127,7 @@ def submit(
         dependency: what they wait for, as sbatch writes it (afterok:12); SLURM only.
 
     Raises:
-        UserError: sbatch refuses, in its words.
+        UserError: sbatch refuses; the message is that of sbatch.
     """
     executor = submitit.AutoExecutor(
         folder / "jobs", cluster=resources.cluster, slurm_max_num_timeout=_REQUEUES
@@ -158,7 +160,7 @@ def _refusal(words: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _silent(local: bool) -> Iterator[None]:
-    """Processes of this machine do not keep the launcher's output open: a pipe would wait."""
+    """Jobs on this machine do not inherit the launcher's output, which would keep a pipe open."""
     if not local:
         yield
         return
@@ -176,8 +178,8 @@ def _silent(local: bool) -> Iterator[None]:
 
 
 def _parameters(folder: Path, resources: Resources, dependency: str | None) -> dict[str, Any]:
-    """What submitit is told; whatever is None is the cluster's to choose. What begins with slurm_
-    is passed over elsewhere."""
+    """Parameters of submitit; the cluster's defaults replace None. Those that begin with slurm_ are
+    ignored on other clusters."""
     values = {
         "name": folder.name,
         "nodes": resources.nodes,
@@ -195,7 +197,7 @@ def _parameters(folder: Path, resources: Resources, dependency: str | None) -> d
         "slurm_array_parallelism": resources.at_once,
         "slurm_dependency": dependency,
         "slurm_signal_delay_s": resources.grace,
-        # A rank that dies takes the others along.
+        # When a rank dies, srun ends the others.
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
         "slurm_additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
         "slurm_teardown": _requeue_script(folder / "jobs" / "deaths"),
@@ -204,14 +206,14 @@ def _parameters(folder: Path, resources: Resources, dependency: str | None) -> d
 
 
 def _requeue_script(deaths: Path) -> list[str]:
-    """Lines of the batch script behind srun: when a task was killed (and the job was not), the job
-    starts again, a few times. Whoever ended by himself, with an error or saved, is left alone."""
+    """Lines of the batch script after srun: when a task was killed (and the job was not), the job
+    is requeued, a few times. Tasks that exited on their own are not requeued."""
     file = shlex.quote(str(deaths)) + '"${SLURM_ARRAY_TASK_ID:-}"'
     return [
         "code=$?",
-        "job=$SLURM_JOB_ID",  # an array's last task has the number of the whole array for its own
+        "job=$SLURM_JOB_ID",  # the last task of an array has the array's id as its job id
         '[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID',
-        # 3: the other ranks were lost; 255: the job itself was cut.
+        # 3: other ranks were lost; 255: the job itself was cancelled or timed out.
         'if [ "$code" -eq 3 ] || { [ "$code" -gt 128 ] && [ "$code" -lt 255 ]; }; then',
         f"  date >> {file}",
         f'  if [ "$(wc -l < {file})" -le {_DEATHS} ]; then',

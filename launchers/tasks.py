@@ -1,6 +1,6 @@
 """One task of a submitted run: what a node does.
 
-submitit pickles `Task` by name and calls it on every task of the job. Nothing heavy is imported
+submitit pickles `Task` by name and calls it on every task of the job. torch is not imported
 here, so that the environment is set before torch reads it.
 """
 
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import submitit
 
-STOPPED_EXIT_CODE = 75  # as pipeline.errors has it
-_LEAVING = 120  # seconds that a task waits to be ended once rank 0 has had the job requeued
+from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
+
+_REQUEUE_WAIT = 120  # seconds that a task waits to be ended after rank 0 has requeued the job
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Task:
     folder: str  # where it was submitted: relative paths and own modules are looked up there
 
     def __call__(self) -> None:
-        """Run the entry point as torchrun would; have the job requeued if it was told to stop.
+        """Run the entry point as torchrun would; have the job requeued if it was interrupted.
 
         Raises:
             SystemExit: with the entry point's code, if it is not 0.
@@ -44,13 +45,13 @@ class Task:
         except SystemExit as end:
             if end.code in (None, 0):
                 return
-            if end.code == STOPPED_EXIT_CODE and _is_to_go_on() and callable(requeue):
+            if end.code == STOPPED_EXIT_CODE and _should_be_requeued() and callable(requeue):
                 requeue(signal.SIGUSR2, None)  # rank 0 does not come back from here
-                time.sleep(_LEAVING)
+                time.sleep(_REQUEUE_WAIT)
             raise
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit queues in place of this: the same, which goes on from its files."""
+        """What submitit queues in place of this: the same task, which resumes from its files."""
         return submitit.helpers.DelayedSubmission(self)
 
 
@@ -66,8 +67,8 @@ class Merge:
         Raises:
             SystemExit: images are missing; says which shards'.
         """
-        from pipeline.errors import UserError, exit_on_user_error
         from pipeline.evaluation import merge
+        from pipeline.evaluation.summary import format_summary, write_outputs
 
         folder = Path(self.folder)
         with exit_on_user_error():
@@ -76,7 +77,7 @@ class Merge:
                 raise UserError(
                     f"{merged.missing_message()}; the same command repeats those shards alone"
                 )
-            print(merge.format_summary(merge.write_outputs(folder, merged)))
+            print(format_summary(write_outputs(folder, merged)))
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,13 @@ class Report:
         Raises:
             SystemExit: something is missing; says what.
         """
-        from pipeline.errors import exit_on_user_error
         from pipeline.reports import chain_report
 
         with exit_on_user_error():
             print(chain_report.write(Path(self.folder)))
 
 
-def _is_to_go_on() -> bool:
+def _should_be_requeued() -> bool:
     """Whether the run was preempted or its time is up; SIGTERM alone is scancel's."""
     from pipeline.runtime.signals import StopRequest
 

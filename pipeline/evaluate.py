@@ -6,9 +6,9 @@ r"""Measure how accurate and how robust a classifier is, over ranks and over job
         --model.name resnet18 --model.weights resnet18.pth --evaluation.fgs.search true
     python pipeline/evaluate.py ... --output runs/r18 --shard 3/16    # one job of an array
 
-Takes the YAML files of pipeline/finetune.py; what only training reads is passed over. Results are
-written as they are found, so the same command resumes an interrupted run. Shards need not know
-of one another; the last one to end joins them, or tools/report.py merge does.
+Takes the YAML files of pipeline/finetune.py; options of training are ignored. Results are written
+as images finish, so the same command resumes an interrupted run. Shards do not communicate; the
+last one to end joins them, or tools/report.py merge does.
 """
 
 import time
@@ -26,11 +26,13 @@ import torch
 from pipeline.data import source
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
-from pipeline.evaluation import attack_space, measure, merge, reference
-from pipeline.evaluation.measure import Finished
+from pipeline.evaluation import attack_space, merge, reference
+from pipeline.evaluation.evaluator import Finished
+from pipeline.evaluation.measure import Measurement, gather_samples
 from pipeline.evaluation.protocol import evaluation_protocol, preprocessing_of, weights_hash
 from pipeline.evaluation.self_check import largest_difference
 from pipeline.evaluation.shard_results import Manifest, ResultsFolder
+from pipeline.evaluation.summary import format_summary, write_outputs
 from pipeline.models import build, prepare
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime import allocator, config_file, machine, run_folder
@@ -54,27 +56,19 @@ def main() -> None:
         index = source.open_index(config, "val")
         net = prepare.build_net(config, index)
         manifest = describe(config, index, net)
-        rows = index.subset(config.evaluation.num_images)
-        if config.part.of > len(rows):
-            raise UserError(f"shard: {config.shard} of {len(rows)} images; give at most as many")
-        rows = rows[config.part.number :: config.part.of]
+        rows = rows_of_shard(config, index)
         monitor.say(announce(config, manifest.identity["definition"], rows, ranks))
         advice = build.preprocessing_advice(config.model, config.data)
         warn(*warn_ignored(config, ranks.device.type), advice)
         if config.dry_run:
             return
-        net = net.to(
-            ranks.device, memory_format=prepare.memory_format(config.runtime, ranks.device)
-        )
+        layout = prepare.memory_format(config.runtime, ranks.device)
+        net = net.to(ranks.device).to(memory_format=layout)
         manifest.about.update(check_batches(config, net, ranks))
-        folder = run_folder.open_folder(config, ranks, "evaluation")
-        store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
-        if ranks.is_main:
-            config_file.save(config, folder / "config.yaml")
-            store.keep_mean(config.data.mean)
-            monitor.status = store.place / "progress.json"
+        store = open_results(config, manifest, ranks, monitor)
+        threads = source.decoding_threads(config.data, ranks.local_size)
         try:
-            evaluate(config, index, net, rows, store, ranks, monitor)
+            evaluate(config, Measurement(net, index, config, ranks, threads), rows, store, monitor)
         except Stopped:
             monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
@@ -83,8 +77,33 @@ def main() -> None:
         ranks.barrier()
 
 
+def rows_of_shard(config: EvaluateConfig, index: Index) -> np.ndarray:
+    """The rows of the index that this job evaluates.
+
+    Raises:
+        UserError: there are more shards than images.
+    """
+    rows = index.subset(config.evaluation.num_images)
+    if config.part.of > len(rows):
+        raise UserError(f"shard: {config.shard} of {len(rows)} images; give at most as many")
+    return rows[config.part.number :: config.part.of]
+
+
+def open_results(
+    config: EvaluateConfig, manifest: Manifest, ranks: DistributedContext, monitor: Monitor
+) -> ResultsFolder:
+    """The results of this shard, new or to be resumed; all ranks must call this."""
+    folder = run_folder.open_folder(config, ranks, "evaluation")
+    store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
+    if ranks.is_main:
+        config_file.save(config, folder / "config.yaml")
+        store.keep_mean(config.data.mean)
+        monitor.status = store.place / "progress.json"
+    return store
+
+
 def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
-    """What identifies this evaluation: results of others are refused; and what reports need."""
+    """The identity of this evaluation, and what reports need besides."""
     num_classes = prepare.num_classes_of(config, index)
     identity = {
         "model": config.model.name,
@@ -106,7 +125,7 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
 def check_batches(
     config: EvaluateConfig, net: torch.nn.Module, ranks: DistributedContext
 ) -> dict[str, Any]:
-    """Check that an image's results do not depend on its batch; the values for the manifest."""
+    """Check that an image's results do not depend on its batch; returns entries of the manifest."""
     view = attack_space.attack_view_of(net, config.data, config.evaluation, ranks.device)
     shape = (config.data.channels, config.data.crop, config.data.crop)
     size = images_at_once(config.evaluation.batch_size, ranks.device)
@@ -124,8 +143,8 @@ def check_batches(
 def largest_difference_that_fits(
     view: AttackView, shape: tuple[int, int, int], size: int, device: torch.device
 ) -> float:
-    """`largest_difference` in batches of at most ``size`` images; of fewer if memory runs out, as
-    the evaluation does."""
+    """`largest_difference` in batches of at most ``size`` images; of fewer if memory runs out, like
+    the evaluation itself."""
     while True:
         try:
             return largest_difference(view, shape, size, device)
@@ -138,81 +157,89 @@ def largest_difference_that_fits(
 
 
 def announce(
-    config: EvaluateConfig, means: dict[str, Any], rows: np.ndarray, ranks: DistributedContext
+    config: EvaluateConfig, protocol: dict[str, Any], rows: np.ndarray, ranks: DistributedContext
 ) -> str:
     """What will run, in a few lines."""
     fgs = config.evaluation.fgs
-    asked = [f"FGS at {len(fgs.measured)} eps"] * bool(fgs.measured) + ["eps_ref"] * fgs.search
+    measures = (
+        f"accuracy, DeepFool (p {protocol['norm']}, q {protocol['num_candidates']}, at most "
+        f"{protocol['max_iterations']} iterations, {protocol['space']})"
+    )
+    if fgs.measured:
+        measures += f", FGS at {len(fgs.measured)} eps"
+    if fgs.search:
+        measures += ", eps_ref"
     part = f", shard {config.shard}" if config.part.of > 1 else ""
     size = images_at_once(config.evaluation.batch_size, ranks.device)
     return (
         f"{config.model.name} on {ranks.world_size} x {ranks.device.type}{part}: {len(rows)} "
-        f"images in batches of {size}\naccuracy, DeepFool (p {means['norm']}, "
-        f"q {means['num_candidates']}, at most {means['max_iterations']} iterations, "
-        f"{means['space']}){''.join(', ' + what for what in asked)}; in {config.output}"
+        f"images in batches of {size}\n{measures}; in {config.output}"
     )
 
 
 def evaluate(
     config: EvaluateConfig,
-    index: Index,
-    net: torch.nn.Module,
+    measurement: Measurement,
     rows: np.ndarray,
     store: ResultsFolder,
-    ranks: DistributedContext,
     monitor: Monitor,
 ) -> None:
-    """Evaluate those of ``rows`` that ``store`` lacks; everything found is in the store.
+    """Evaluate those of ``rows`` that ``store`` lacks; all results are written to the store.
 
     Raises:
         Stopped: after a signal.
     """
-    stop = StopRequest()
+    stop, ranks, index = StopRequest(), measurement.ranks, measurement.index
     done = store.read().samples.row
     todo = rows[~np.isin(rows, done)]
-    ranks.barrier()  # all have read before one appends
+    ranks.barrier()  # all ranks have read before one appends
     monitor.say(f"{len(todo)} of {len(rows)} images to evaluate")
     monitor.start_progress("evaluating", len(rows), len(rows) - len(todo))
     begin = time.perf_counter()
-    whole = index.subset(config.evaluation.num_images)
-    examples = frozenset(whole[evenly_spaced(len(whole), config.num_examples)].tolist())
     with store.appender(ranks.rank) as appender:
 
-        def keep(found: Finished, skipped: list[int]) -> None:
-            appender.append(found.samples, [index.id(row) for row in found.samples.row])
-            appender.keep(found.examples)
+        def keep(finished: Finished, skipped: list[int]) -> None:
+            appender.append(finished.samples, [index.id(row) for row in finished.samples.row])
+            appender.keep(finished.examples)
             appender.skip(skipped, [index.id(row) for row in skipped])
+            monitor.advance(len(finished.samples) * ranks.world_size)
 
-        threads = source.decoding_threads(config.data, ranks.local_size)
-        known = (net, index, todo, config, ranks, threads)
-        measured = measure.measure_until_stopped(*known, keep, examples, stop, monitor)
-    if measured is None:
-        raise Stopped
-    found, _ = measure.gather_samples(*measured, todo, ranks)
+        mine, skipped = measurement.run(todo, keep, example_rows(config, index), stop)
+    samples, _ = gather_samples(mine, skipped, todo, ranks)
     monitor.end_progress()
     if ranks.is_main and len(todo):
-        seconds = time.perf_counter() - begin
-        store.log_run(
-            {
-                "shard": config.shard,
-                "num_images": len(found),
-                "images_per_second": len(found) / seconds,
-                "seconds": seconds,
-                "ranks": ranks.world_size,
-                "device": ranks.device_name,
-                "versions": machine.versions(),
-            }
-        )
+        store.log_run(describe_job(config, ranks, len(samples), time.perf_counter() - begin))
+
+
+def example_rows(config: EvaluateConfig, index: Index) -> frozenset[int]:
+    """Images of the contact sheet, the same for any number of shards."""
+    rows = index.subset(config.evaluation.num_images)
+    return frozenset(rows[evenly_spaced(len(rows), config.num_examples)].tolist())
+
+
+def describe_job(
+    config: EvaluateConfig, ranks: DistributedContext, num_images: int, seconds: float
+) -> dict[str, Any]:
+    """What this job did and on which machine, for the summary."""
+    return {
+        "shard": config.shard,
+        "num_images": num_images,
+        "images_per_second": num_images / seconds,
+        "seconds": seconds,
+        "ranks": ranks.world_size,
+        "device": ranks.device_name,
+        "versions": machine.versions(),
+    }
 
 
 def report(folder: Path, config: EvaluateConfig, monitor: Monitor) -> None:
-    """Join the shards if this was the last, and print what was found."""
+    """Join the shards if this was the last one, and print the results."""
     merged = merge.merge_shards(folder)
     if not merged.complete:
         monitor.say(f"shard {config.shard} is done; {merged.missing_message()}")
         monitor.say(f"the last shard joins them, or: python tools/report.py merge {folder}")
         return
-    monitor.say(merge.format_summary(merge.write_outputs(folder, merged)))
+    monitor.say(format_summary(write_outputs(folder, merged)))
     monitor.say(f"{folder / 'summary.json'}, {folder / 'samples.parquet'}")
     monitor.say(messages.after_evaluation(folder))
 

@@ -23,11 +23,12 @@ if __name__ == "__main__":  # a mistake in an option is reported before the slow
 import torch
 
 from pipeline.data import array_tars, source
-from pipeline.data.index import Index, join
+from pipeline.data.index import join
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
 from pipeline.evaluate import describe
-from pipeline.evaluation import measure, reference
-from pipeline.evaluation.measure import Finished
+from pipeline.evaluation import reference
+from pipeline.evaluation.evaluator import Finished
+from pipeline.evaluation.measure import Measurement
 from pipeline.models import prepare
 from pipeline.runtime import run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
@@ -58,11 +59,11 @@ def main() -> None:
             return
         folder = run_folder.open_folder(config, ranks, "adversarial", alone=True)
         begin(folder, identity, ranks)
-        net = net.to(
-            ranks.device, memory_format=prepare.memory_format(config.runtime, ranks.device)
-        )
+        layout = prepare.memory_format(config.runtime, ranks.device)
+        net = net.to(ranks.device).to(memory_format=layout)
+        threads = source.decoding_threads(config.data, ranks.local_size)
         try:
-            attack(folder, config, index, net, ranks, monitor)
+            attack(folder, Measurement(net, index, config, ranks, threads), monitor)
         except Stopped:
             monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
@@ -101,40 +102,30 @@ def begin(folder: Path, identity: dict, ranks: DistributedContext) -> None:
         write_json(path, identity)
 
 
-def attack(
-    folder: Path,
-    config: EvaluateConfig,
-    index: Index,
-    net: torch.nn.Module,
-    ranks: DistributedContext,
-    monitor: Monitor,
-) -> None:
+def attack(folder: Path, measurement: Measurement, monitor: Monitor) -> None:
     """Attack the images that are not stored yet; this rank's share of them.
 
     Raises:
         Stopped: after a signal.
     """
-    stop = StopRequest()
-    rows = index.subset(config.evaluation.num_images)
+    stop, ranks = StopRequest(), measurement.ranks
+    rows = measurement.index.subset(measurement.config.evaluation.num_images)
     done = array_tars.stored(folder)
     todo = rows[[row not in done for row in rows.tolist()]]
-    ranks.barrier()  # all have looked before one appends
+    ranks.barrier()  # all ranks have read before one appends
     monitor.start_progress("attacking", len(rows), len(rows) - len(todo))
     with array_tars.Appender(folder / f"rank{ranks.rank}.tar") as appender:
 
-        def keep(found: Finished, _skipped: list[int]) -> None:
-            flipped = dict(zip(found.samples.row.tolist(), found.samples.flipped, strict=True))
-            for example in found.examples:
+        def keep(finished: Finished, _skipped: list[int]) -> None:
+            samples = finished.samples
+            flipped = dict(zip(samples.row.tolist(), samples.flipped, strict=True))
+            for example in finished.examples:
                 if flipped[example.row]:
                     appender.append(example.row, example.image + example.delta)
             appender.flush()
+            monitor.advance(len(samples) * ranks.world_size)
 
-        threads = source.decoding_threads(config.data, ranks.local_size)
-        known = (net, index, todo, config, ranks, threads)
-        every = frozenset(todo.tolist())
-        measured = measure.measure_until_stopped(*known, keep, every, stop, monitor)
-    if measured is None:
-        raise Stopped
+        measurement.run(todo, keep, frozenset(todo.tolist()), stop)
     monitor.end_progress()
     ranks.barrier()
 

@@ -4,7 +4,7 @@
     python tools/caffe.py bvlc_alexnet.npz alexnet.pth      # arrays NAME_w and NAME_b of each layer
 
 A .caffemodel is read by its published field numbers (caffe.proto); nothing in it is executed. Nets
-of Caffe take BGR images, those of this project RGB: the first layer's channels are turned round,
+of Caffe take BGR images, those of this project RGB: the first layer's channels are reversed,
 which changes neither logits nor norms. Their values go from 0 to 255, minus the mean. As options
 (the mean of Caffe as RGB, divided by 255; and 1/255):
 
@@ -14,11 +14,12 @@ which changes neither logits nor norms. Their values go from 0 to 255, minus the
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from pipeline.config import arguments
 from pipeline.errors import UserError, exit_on_user_error
@@ -30,7 +31,7 @@ _REMEDY = "give another target"
 
 # Of caffe.proto, as far as weights need it: message -> (field, number, type, repeated).
 _FIELD = descriptor_pb2.FieldDescriptorProto
-_MESSAGES: dict[str, list[tuple[str, int, int | str, bool]]] = {
+_MESSAGES: dict[str, list[tuple[str, int, "_FIELD.Type.ValueType | str", bool]]] = {
     "BlobShape": [("dim", 1, _FIELD.TYPE_INT64, True)],
     "BlobProto": [
         *(
@@ -52,7 +53,7 @@ _MESSAGES: dict[str, list[tuple[str, int, int | str, bool]]] = {
 }
 
 
-def messages() -> dict[str, type[Message]]:
+def messages() -> dict[str, type[Any]]:
     """Classes for the messages above, made by protobuf."""
     file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe", syntax="proto2")
     for name, fields in _MESSAGES.items():
@@ -97,7 +98,7 @@ def read_caffemodel(path: Path) -> Arrays:
     }
 
 
-def _array(blob: Message, where: str) -> np.ndarray:
+def _array(blob: Any, where: str) -> np.ndarray:
     values = np.array(blob.data or blob.double_data, dtype=np.float32)
     shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
     if min(shape, default=0) < 0 or values.size != np.prod(shape):

@@ -39,7 +39,9 @@ from pipeline.errors import UserError, exit_on_user_error, first_few
 from pipeline.runtime.files import atomic_write, check_writable, writable
 
 ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}
-SIDE = arguments.Number(int, checks.options(DataConfig)["crop"].range)
+_CROP_RANGE = checks.options(DataConfig)["crop"].range
+assert _CROP_RANGE is not None
+SIDE = arguments.Number(int, _CROP_RANGE)
 _BATCH_VALUES = 2**28  # of a batch's images: 1 GiB
 console = Console(stderr=True, soft_wrap=True)
 
@@ -167,7 +169,7 @@ def mean(options: argparse.Namespace) -> None:
         raise UserError(f"{options.index} holds arrays, which have no mean taken from them")
     channels = options.channels
     data = preprocessing(options)
-    total, done = 0.0, 0
+    total, done = torch.zeros((), dtype=torch.float64), 0
     size = min(250, max(1, _BATCH_VALUES // (channels * options.crop**2)))
     specs = evaluation_specs(found, np.arange(len(found)), data, size)
     loader = Loader(found, specs, data, torch.device("cpu"), size, source.decoding_threads(data))
@@ -272,6 +274,6 @@ def parser() -> arguments.Parser:
 
 
 if __name__ == "__main__":
-    arguments = parser().parse_args()
+    args = parser().parse_args()
     with exit_on_user_error():
-        arguments.run(arguments)
+        args.run(args)

@@ -72,6 +72,6 @@ def parser() -> arguments.Parser:
 
 
 if __name__ == "__main__":
-    arguments = parser().parse_args()
+    args = parser().parse_args()
     with exit_on_user_error():
-        arguments.run(arguments)
+        args.run(args)

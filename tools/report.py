@@ -19,6 +19,7 @@ from pipeline.config import arguments
 from pipeline.config.checks import Range
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.evaluation import merge
+from pipeline.evaluation.summary import format_summary, write_outputs
 from pipeline.reports import chain_report, figures, runs, table
 from pipeline.runtime.files import atomic_write, writable
 
@@ -77,7 +78,7 @@ def join(options: argparse.Namespace) -> None:
             f"{options.folder}: {merged.missing_message()}; run what is missing again with the "
             "same command, or join what there is with --partial"
         )
-    print(merge.format_summary(merge.write_outputs(options.folder, merged)))
+    print(format_summary(write_outputs(options.folder, merged)))
 
 
 def tabulate(options: argparse.Namespace) -> None:
@@ -118,6 +119,6 @@ def report(options: argparse.Namespace) -> None:
 COMMANDS = {"merge": join, "table": tabulate, "figures": draw, "chain": report}
 
 if __name__ == "__main__":
-    arguments = parser().parse_args()
+    args = parser().parse_args()
     with exit_on_user_error():
-        COMMANDS[arguments.command](arguments)
+        COMMANDS[args.command](args)

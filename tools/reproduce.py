@@ -8,8 +8,8 @@ r"""The paper's experiments: every method of Table 1 on one net, and Figures 2 t
 
 It makes what is missing: indices and mean image from the downloads in DIR, the reference net, its
 DeepFool examples, a fine-tuning for each method, their evaluations, and OUTPUT/report with the
-table (the paper's numbers beside ours), the figures and CSV files. The same command again goes on
-where it was stopped. On this machine --at-once runs go side by side (1), each in --tasks-per-node
+table (the paper's numbers beside ours), the figures and CSV files. The same command resumes an
+interrupted run. On this machine --at-once runs go side by side (1), each in --tasks-per-node
 ranks. What follows -- are options of pipeline/finetune.py for every run.
 """
 

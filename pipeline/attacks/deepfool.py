@@ -112,7 +112,6 @@ class IterationResult(NamedTuple):
 
 
 def initial_state(
-    view: AttackView,
     images: Tensor,
     logits: Tensor,
     config: AttackConfig,
@@ -253,7 +252,7 @@ def _sweep(
     key = torch.arange(first, first + len(images), device=images.device)
     graph = graph or view.forward_with_grad(images, key)
     logits = graph.logits.detach()
-    running = initial_state(view, images, logits, config, labels, key)
+    running = initial_state(images, logits, config, labels, key)
     result = Perturbation.empty(images, logits.argmax(dim=1))
     reuse = config.linearize_at == "tested"
     rows = None  # of the graph: where the running samples are
@@ -284,5 +283,12 @@ def _sweep(
 def _join(parts: list[Perturbation]) -> Perturbation:
     """Of consecutive parts of a batch."""
     steps = [step for part in parts for step in part.steps]
-    names = ("delta", "iterations", "flipped", "no_gradient", "prediction", "clean")
-    return Perturbation(*(torch.cat([getattr(part, n) for part in parts]) for n in names), steps)
+    return Perturbation(
+        delta=torch.cat([part.delta for part in parts]),
+        iterations=torch.cat([part.iterations for part in parts]),
+        flipped=torch.cat([part.flipped for part in parts]),
+        no_gradient=torch.cat([part.no_gradient for part in parts]),
+        prediction=torch.cat([part.prediction for part in parts]),
+        clean=torch.cat([part.clean for part in parts]),
+        steps=steps,
+    )

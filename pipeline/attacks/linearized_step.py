@@ -74,7 +74,7 @@ def nearest_boundary(
     samples, places = torch.arange(len(source), device=source.device), rows
     graph = held.pop()
     points = graph.inputs.detach()
-    dual = dual_exponent(config.norm)
+    dual = dual_exponent(float(config.norm))
     gaps = logit_differences(graph.logits.detach()[rows], source, choices)
     spread = torch.ones_like(gaps)
     if config.visit == "lazy" and choices.shape[1] > 1:
@@ -83,7 +83,7 @@ def nearest_boundary(
         gaps, spread, choices = (v.gather(1, order) for v in (gaps, spread, choices))
     best = torch.full_like(gaps[:, 0], torch.inf)  # distance
     norms, steepest = best.clone(), torch.zeros_like(best)  # largest ||w|| / spread so far
-    chosen, w = torch.zeros_like(source), None
+    chosen, w = torch.zeros_like(source), points  # w: of the first round on
     for m in range(choices.shape[1]):
         if m > 0:
             more = ~single
@@ -110,11 +110,11 @@ def nearest_boundary(
         nearer = distance < best[samples]  # False for NaN and for a vanished gradient's infinity
         changed = samples[nearer]
         best[changed], norms[changed], chosen[changed] = distance[nearer], norm[nearer], m
-        if w is None:
+        if m == 0:
             w = gradient
         else:
             w[changed] = gradient[nearer]
-    move = steepest_step(w, norms, best, config.norm)
+    move = steepest_step(w, norms, best, float(config.norm))
     move[best.isinf()] = 0.0  # no finite distance: no step
     pick = chosen[:, None]
     return LinearizedStep(
@@ -146,7 +146,7 @@ def loss_gradient_step(
     graph = held.pop()
     gaps = logit_differences(graph.logits.detach()[rows], source, choices)
     target = choices.gather(1, gaps.abs().argmin(dim=1, keepdim=True))[:, 0]
-    return loss_step(view, graph, rows, source, target, towards, config.norm)
+    return loss_step(view, graph, rows, source, target, towards, float(config.norm))
 
 
 def loss_step(

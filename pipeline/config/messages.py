@@ -12,7 +12,7 @@ from pipeline.config import FinetuneConfig, RunConfig, parse
 from pipeline.errors import is_first_process
 
 
-def check_options(cls: type[RunConfig], description: str, output_suffix: str = "") -> None:
+def check_options(cls: type[RunConfig], description: str | None, output_suffix: str = "") -> None:
     """Refuse wrong options, and print the first line of a run, before the slow imports.
 
     The arguments are those of `pipeline.config.parse.parse`.

@@ -36,7 +36,7 @@ _YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 
 def parse(
     cls: type[ConfigT],
-    description: str,
+    description: str | None,
     argv: Sequence[str] | None = None,
     output_suffix: str = "",
 ) -> ConfigT:

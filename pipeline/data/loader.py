@@ -10,7 +10,7 @@ import itertools
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -101,7 +101,7 @@ class Loader:
         self._returned: tuple[BatchSpec, tuple[Any, ...]] | None = None
         self._pipeline: Pipeline | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         """Yield the batches of the stream, in its order.
 
         Raises:

@@ -18,6 +18,9 @@ from pipeline.runtime.reproducibility import images_at_once, min_batch_size
 class Normalised(nn.Module):
     """A net that takes pixels in [0, 1] and normalises them itself."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, net: nn.Module, data: DataConfig) -> None:
         super().__init__()
         self.net = net

@@ -86,6 +86,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         UserError: it is damaged.
     """
+    values: dict[str, Any] = {}
     try:
         values = json.loads(path.read_text())
         problem = lacking(values, {"identity": OBJECT, "about": OBJECT})

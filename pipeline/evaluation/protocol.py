@@ -1,7 +1,7 @@
-"""What the numbers of an evaluation mean, and which net they are of.
+"""The protocol of an evaluation: what its numbers mean, and which net they are of.
 
-In: the options of an evaluation; a net. Out: what is written beside every number, and what tells
-results of one evaluation from those of another.
+In: the options of an evaluation; a net. Out: what is stored beside every number, and the identity
+of an evaluation.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ SPACES = {
 def evaluation_protocol(
     evaluation: EvaluationConfig, runtime: RuntimeConfig, num_classes: int
 ) -> dict[str, Any]:
-    """What the numbers of an evaluation mean; goes beside every one of them."""
+    """What the numbers of an evaluation mean; stored with the results."""
     attack, fgs = evaluation.attack, evaluation.fgs
-    p = norm_name(attack.norm)
+    p = norm_name(float(attack.norm))
     clipped = ", perturbed images cut to it" if evaluation.clip else ""
     return {
         "measure": f"mean of ||dx||_{p} / ||x||_{p}, DeepFool from the predicted class; over all "
@@ -55,7 +55,7 @@ def evaluation_protocol(
 
 
 def preprocessing_of(data: DataConfig) -> dict[str, Any]:
-    """What the network's input is, wherever files lie."""
+    """The preprocessing of the network's input; independent of where files are stored."""
     return {
         "mean": mean_image.identity(data),
         **{name: getattr(data, name) for name in _INPUT_OPTIONS},

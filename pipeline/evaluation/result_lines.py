@@ -42,7 +42,7 @@ def read_rows(path: Path, manifest: Manifest) -> Iterator[Row]:
     return read_lines(path, problem)
 
 
-def read_lines(path: Path, problem: Callable[[Any], str] = lambda values: "") -> Iterator[Any]:
+def read_lines(path: Path, problem: Callable[[Any], str] = lambda _: "") -> Iterator[Any]:
     """The whole JSON lines of a file; a last one that a kill cut short is left out.
 
     Args:
@@ -55,6 +55,7 @@ def read_lines(path: Path, problem: Callable[[Any], str] = lambda values: "") ->
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             return
+        values = None
         try:
             values = json.loads(line)
             text = problem(values)

@@ -1,9 +1,10 @@
-"""Per-image results in columns, and what is reported of them.
+"""Per-image results in columns, and the statistics that are reported.
 
 In: `Samples`, and the definition they were measured by. Out: accuracy, rho2, quantiles, FGS
 accuracies, results of each class.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -169,12 +170,13 @@ def _summarize_fgs(samples: Samples, fgs: dict[str, Any]) -> dict[str, Any]:
 def eps_ref(samples: Samples) -> float | None:
     """The smallest eps at which FGS leaves at most half of the images classified correctly (the
     paper's eps_ref); None if fewer are at the clean images, or if no eps of the lattice does."""
-    found = np.sort(samples.fgs_eps)[-(-len(samples) // 2) - 1]
-    return float(found) if 0 < found < np.inf else None
+    num_to_fail = math.ceil(len(samples) / 2)
+    eps = np.sort(samples.fgs_eps)[num_to_fail - 1]
+    return float(eps) if 0 < eps < np.inf else None
 
 
 def accuracy_at(samples: Samples, eps: float) -> float:
-    """Accuracy after FGS with any eps, read from what each image was found to need."""
+    """Accuracy after FGS with any eps, from the smallest eps that each image needs."""
     return float(np.mean(samples.fgs_eps > eps))
 
 

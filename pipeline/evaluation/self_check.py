@@ -48,7 +48,7 @@ def largest_difference(
 
 
 def _parts(size: int, smallest: int) -> Iterator[Tensor]:
-    """Rows of batches: all, one place later; few, which are padded; the fewest that are not."""
+    """Rows of batches: all, rotated by one; few, which are padded; the fewest without padding."""
     rows = torch.arange(size)
     yield rows.roll(1)
     yield rows[1 : 1 + max(smallest - 1, 1)]

@@ -1,8 +1,8 @@
-"""Results on disk: JSON lines as they are found, in one folder for each shard, and back.
+"""Results on disk: JSON lines as images finish, in one folder for each shard; written and read.
 
 OUTPUT/results/i-of-n/ holds manifest.json (what was evaluated), rankR.jsonl (a line for each
-image), examples/ROW.npz and runs.jsonl (a line for each job that ended). Rows, not files, say what
-is done. Lines survive a kill at any moment but for a torn last one, which is dropped.
+image), examples/ROW.npz and runs.jsonl (a line for each job that ended). Rows, not files, decide
+what is done. A kill at any moment can cut only the last line short, which is then dropped.
 """
 
 import fcntl
@@ -34,11 +34,11 @@ _MEAN = "mean.npy"
 
 @dataclass(frozen=True)
 class StoredResults:
-    """All that the shards of a folder hold."""
+    """The results of all shards of a folder."""
 
     manifest: Manifest
     samples: Samples
-    ids: dict[int, str]  # of every row found
+    ids: dict[int, str]  # of every row with a result
     skipped: dict[int, str]  # rows that did not decode, and their ids
     batch_difference: float  # the largest of any shard's manifest
     runs: list[dict[str, Any]]  # of jobs that ended
@@ -56,14 +56,14 @@ class ResultsFolder:
     def open(
         cls, folder: Path, resume: str, manifest: Manifest, shard: Shard, ranks: DistributedContext
     ) -> "ResultsFolder":
-        """Begin a shard, or go on with one.
+        """Begin a shard, or resume one.
 
         Args:
             folder: where this run's results belong.
-            resume: ``auto``, ``never``, or another results folder to go on in.
+            resume: ``auto``, ``never``, or another results folder to resume.
             manifest: of this evaluation.
             shard: this job's.
-            ranks: the first writes the manifest once all have looked.
+            ranks: rank 0 writes the manifest after all have read the folder.
 
         Raises:
             UserError: the folder holds the results of another evaluation, or ``resume`` is not
@@ -100,13 +100,33 @@ class ResultsFolder:
         return next((str(path) for path in self.folder.glob(f"*/{_MEAN}")), None)
 
     def read(self) -> StoredResults:
-        """Everything found so far, by every shard and rank.
+        """All results so far, of every shard and rank.
 
         Raises:
-            UserError: there is nothing, a file is damaged, manifests differ, or an image was
-                found twice with results that disagree.
+            UserError: there is nothing, a file is damaged, manifests differ, or two results of an
+                image disagree.
         """
         paths = _manifests(self.folder)
+        manifests = self._read_manifests(paths)
+        done, skipped = self._read_rows(manifests)
+        columns = {f.name: [r[f.name] for r in done.values()] for f in fields(Samples)}
+        samples = Samples.of_columns(columns, manifests[0].num_eps)
+        return StoredResults(
+            manifests[0],
+            Samples.concat([samples]),
+            {row: values["id"] for row, values in done.items()},
+            {row: name for row, name in skipped.items() if row not in done},
+            max(manifest.batch_difference for manifest in manifests),
+            [run for path in sorted(self.folder.glob("*/runs.jsonl")) for run in read_lines(path)],
+            [Shard(*map(int, path.parent.name.split("-of-"))) for path in paths],
+        )
+
+    def _read_manifests(self, paths: list[Path]) -> list[Manifest]:
+        """The manifests of all shards.
+
+        Raises:
+            UserError: there are none, or they are of different evaluations.
+        """
         if not paths:
             raise UserError(f"{self.folder} holds no results of pipeline/evaluate.py")
         manifests = [read_manifest(path) for path in paths]
@@ -117,6 +137,14 @@ class ResultsFolder:
                     f"{paths[0].parent} and {path.parent} are of different evaluations: "
                     f"{changed}; move one of them away"
                 )
+        return manifests
+
+    def _read_rows(self, manifests: list[Manifest]) -> tuple[dict[int, Row], dict[int, str]]:
+        """Results by row, and the ids of images that did not decode, by row.
+
+        Raises:
+            UserError: a line is damaged, or two results of an image disagree.
+        """
         difference = allowed_difference(manifests)
         done: dict[int, Row] = {}
         skipped: dict[int, str] = {}
@@ -129,17 +157,7 @@ class ResultsFolder:
                     check_agreement(done[row], values, path, difference)
                 else:
                     done[row] = values
-        columns = {f.name: [r[f.name] for r in done.values()] for f in fields(Samples)}
-        samples = Samples.of_columns(columns, manifests[0].num_eps)
-        return StoredResults(
-            manifests[0],
-            Samples.concat([samples]),
-            {row: values["id"] for row, values in done.items()},
-            {row: name for row, name in skipped.items() if row not in done},
-            max(manifest.batch_difference for manifest in manifests),
-            [run for path in sorted(self.folder.glob("*/runs.jsonl")) for run in read_lines(path)],
-            [Shard(*map(int, path.parent.name.split("-of-"))) for path in paths],
-        )
+        return done, skipped
 
     def examples(self, shape: tuple[int, int, int]) -> list[Example]:
         """The kept perturbations, by row.
@@ -159,7 +177,7 @@ class ResultsFolder:
         return Appender(self.place, rank)
 
     def log_run(self, run: dict[str, Any]) -> None:
-        """Note how a job went."""
+        """Log a job that ended."""
         path = self.place / "runs.jsonl"
         with name_in_errors(path), path.open("a") as file:
             file.write(json.dumps(run) + "\n")
@@ -208,7 +226,7 @@ class Appender:
             self._file.flush()
 
     def skip(self, rows: Iterable[int], ids: Iterable[str]) -> None:
-        """Note images that did not decode."""
+        """Record images that did not decode."""
         with name_in_errors(self._path):
             for row, image_id in zip(rows, ids, strict=True):
                 line = {"id": image_id, "row": row, "skipped": True}

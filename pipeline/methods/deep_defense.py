@@ -62,7 +62,8 @@ def only_through(value: Tensor, parameters: list[nn.Parameter], scale: float) ->
         scale: of the gradient on its way; see `AttackView.seed_scale`.
     """
     gradients = torch.autograd.grad(value * scale, parameters, retain_graph=True, allow_unused=True)
-    carrier = sum(
+    terms = (
         (p * (g / scale)).sum() for p, g in zip(parameters, gradients, strict=True) if g is not None
     )
+    carrier = sum(terms, start=torch.zeros_like(value))
     return value.detach() + (carrier - carrier.detach())

@@ -192,7 +192,7 @@ def _is_channels_last(net: nn.Module) -> bool:
     return any(kernel.is_contiguous(memory_format=last) for kernel in kernels)
 
 
-def _last_layer(net: nn.Module) -> nn.Module | None:
+def _last_layer(net: nn.Module) -> nn.Linear | nn.Conv2d | None:
     """The last layer with a row of weights for each class, as far as the order of layers tells."""
     layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     return layers[-1] if layers else None

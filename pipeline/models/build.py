@@ -54,7 +54,7 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
         raise UserError("model.new_head: there are no weights to keep; give model.weights")
     if config.freeze_batch_norm:
         for module in batch_norms(net):
-            module.requires_grad_(False)
+            module.requires_grad_(requires_grad=False)
     return net
 
 
@@ -125,6 +125,8 @@ def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
             mismatch, key by key.
     """
     name = config.weights
+    if name is None:
+        raise ValueError("load_weights needs config.weights")
     state = read_state(Path(name)) if is_file_name(name) else _torchvision_state(config)
     if config.name in _WITH_AUXILIARY:
         state = {key: v for key, v in state.items() if not key.startswith(_AUXILIARY_KEYS)}

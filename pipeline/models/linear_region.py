@@ -32,7 +32,9 @@ _AFFINE: frozenset[Callable] = frozenset(
         *(torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__),
         *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.squeeze, torch.Tensor.unsqueeze),
         *(torch.Tensor.__getitem__, torch.Tensor.sub, torch.Tensor.__sub__),
-        *(torch.Tensor.shape.__get__, torch.Tensor.device.__get__, torch.Tensor.dtype.__get__),
+        torch.Tensor.shape.__get__,  # pyright: ignore[reportAttributeAccessIssue]
+        torch.Tensor.device.__get__,
+        torch.Tensor.dtype.__get__,  # pyright: ignore[reportAttributeAccessIssue]
         *(torch.Tensor.float, torch.Tensor.double, torch.Tensor.to, torch._C._set_grad_enabled),
     ]
 )
@@ -114,7 +116,9 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, None]:
         return _gate(gradient, *ctx.saved_tensors), None
 
 

@@ -70,7 +70,9 @@ class _EuclideanNorm(torch.autograd.Function):
         return norm
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, None]:
         x, norm = ctx.saved_tensors
         # Below the smallest normal number 1 / norm is infinite.
         divisor = norm.where(norm > torch.finfo(norm.dtype).tiny, torch.inf)

@@ -85,7 +85,7 @@ def _freeze_unused(net: nn.Module, logits: Tensor, name: str) -> None:
     if len(unused) == len(trained):
         raise UserError(f"{name} has no parameter to train that its logits depend on")
     for key in unused:
-        trained[key].requires_grad_(False)
+        trained[key].requires_grad = False
     if unused:
         warn(
             f"{name} does not use {first_few(unused)} in its forward; they are not trained, and "
@@ -101,6 +101,7 @@ def _leaves(output: Tensor) -> Iterator[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            yield variable
         nodes += [following for following, _ in node.next_functions]

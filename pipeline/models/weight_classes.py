@@ -30,8 +30,10 @@ def with_classes(state: dict[str, Tensor], classes: Classes) -> dict[str, Tensor
         classes: of its outputs.
     """
     described: OrderedDict[str, Tensor] = OrderedDict(state)
-    described._metadata = OrderedDict(getattr(state, "_metadata", {}))
-    described._metadata[KEY] = classes.to_dict()
+    metadata = OrderedDict(getattr(state, "_metadata", {}))
+    metadata[KEY] = classes.to_dict()
+    # torch saves and loads this attribute; its stubs lack it.
+    described._metadata = metadata  # pyright: ignore[reportAttributeAccessIssue]
     return described
 
 

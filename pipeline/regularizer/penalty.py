@@ -13,7 +13,9 @@ from pipeline.attacks.deepfool import deepfool
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import RegularizerConfig
 from pipeline.models.attack_view import AttackView, ForwardPass, upcast
-from pipeline.regularizer.trace import AttackTrace, boundary, unrolled
+from pipeline.regularizer.boundary import boundary
+from pipeline.regularizer.trace import AttackTrace
+from pipeline.regularizer.unrolled import unrolled
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def robustness(
         len(images) if at_once is None else at_once,
         view.masks,
     )
-    p = config.attack.norm
+    p = float(config.attack.norm)
     by_steps = config.gradient == "unrolled"
     norm = per_sample_norm(unrolled(replay), p) if by_steps else boundary(replay)
     ratio = norm / per_sample_norm(images, p)

@@ -82,10 +82,10 @@ def sweep(runs: list[Run], by: str, along: str) -> Figure:
         _, x, y = zip(*points, strict=True)
         axis.plot(x, y, label=name, gid=f"line: {name}", **look)
         ends = points[:: max(1, len(points) - 1)]  # first, since `_thin` keeps the earlier
-        for text, *place in [*ends, *points[1:-1]]:
+        for text, *position in [*ends, *points[1:-1]]:
             axis.annotate(
                 f"{text:g}" if isinstance(text, int | float) else str(text),
-                place,
+                (position[0], position[1]),
                 xytext=(4, 4),
                 textcoords="offset points",
                 fontsize=7,

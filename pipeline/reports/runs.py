@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.evaluation.merge import read_samples
 from pipeline.evaluation.samples import Samples, rho_name
+from pipeline.evaluation.summary import read_samples
 from pipeline.runtime.json_checks import LIST, NOTHING, NUMBER, OBJECT, TEXT, lacking
 
 

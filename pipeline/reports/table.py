@@ -3,8 +3,6 @@
 In: `Run`s labelled NETWORK:METHOD. Out: the table as Markdown, CSV or LaTeX.
 """
 
-import csv
-import io
 from typing import Any, NamedTuple
 
 from pipeline.config import EPS_REF_FRACTIONS
@@ -13,6 +11,7 @@ from pipeline.errors import warn
 from pipeline.evaluation.samples import accuracy_at, rho_name
 
 from .runs import Run
+from .text_tables import csv_table, markdown_table
 
 
 class Row(NamedTuple):
@@ -87,8 +86,8 @@ def warn_of_differences(runs: list[Run]) -> None:
     """Say on stderr where rows do not mean the same."""
     first = runs[0]
     for run in runs[1:]:
-        definitions = ({**r.summary["definition"], "fgs": None} for r in (first, run))
-        changed = differences(*definitions, ())
+        earlier, later = ({**r.summary["definition"], "fgs": None} for r in (first, run))
+        changed = differences(earlier, later, ())
         if changed:
             warn(f"{first.folder} and {run.folder} are defined differently: {'; '.join(changed)}")
     warn_of_data_sets(runs)
@@ -119,7 +118,8 @@ def _images_of(run: Run) -> dict[str, Any]:
 
 
 COLUMNS = (  # of what a row measures, in CSV
-    *("accuracy", "rho2"),
+    "accuracy",
+    "rho2",
     *(f"accuracy_at_{f:g}_eps_ref" for f in EPS_REF_FRACTIONS),
     "eps_ref",
 )
@@ -128,8 +128,7 @@ HEAD = ("Network", "Method", "Accuracy", "rho2", *(f"@{f:g}" for f in EPS_REF_FR
 
 def markdown(rows: list[Row]) -> str:
     """As a Markdown table; accuracies in percent."""
-    lines = [HEAD, ("---", "---", *("---:",) * (len(HEAD) - 2)), *map(_cells, _grouped(rows))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown_table(HEAD, map(_cells, _grouped(rows)), num_left=2)
 
 
 def latex(rows: list[Row]) -> str:
@@ -151,12 +150,8 @@ def latex(rows: list[Row]) -> str:
 
 def as_csv(rows: list[Row]) -> str:
     """As CSV, every digit kept; accuracies from 0 to 1."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["network", "method", *COLUMNS])
-    for row in rows:
-        writer.writerow([*row[:4], *row.after_fgs, row.eps_ref])
-    return text.getvalue()
+    lines = ([*row[:4], *row.after_fgs, row.eps_ref] for row in rows)
+    return csv_table(["network", "method", *COLUMNS], lines)
 
 
 FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex}

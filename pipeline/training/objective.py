@@ -5,7 +5,7 @@ In: a batch. Out: `Losses`. One forward of this module is one forward of DDP, an
 """
 
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -180,11 +180,12 @@ def data_parallel(
     objective: Objective, device: torch.device, sync_buffers: bool
 ) -> DistributedDataParallel:
     """The objective under DDP, by whichever name this torch gives ``sync_buffers``."""
-    options = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: sync_buffers}
     return DistributedDataParallel(
         objective,
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        **{name: sync_buffers},
+        **options,
     )

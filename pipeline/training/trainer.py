@@ -20,7 +20,9 @@ from pipeline.data.batches import TrainingPlan
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.errors import Stopped, first_line, warn
-from pipeline.evaluation import attack_space, contact_sheet, measure
+from pipeline.evaluation import attack_space, contact_sheet
+from pipeline.evaluation.evaluator import Finished
+from pipeline.evaluation.measure import Measurement, gather_samples
 from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.evaluation.samples import Example, nonfinite_warning, rho_name, summarize
 from pipeline.models import prepare
@@ -73,6 +75,8 @@ class Trainer:
         self.fingerprint = self.train_index.fingerprint  # of what is trained on
         if isinstance(config.data.mean, str):
             self.fingerprint += f", mean {mean_image.identity(config.data)}"
+        if config.output is None:
+            raise ValueError("a run needs config.output")
         self.folder = Path(config.output)
         self.plan = TrainingPlan(
             self.train_index, config.data, config.train, ranks.rank, ranks.world_size
@@ -80,7 +84,7 @@ class Trainer:
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint)
         layout = prepare.memory_format(config.runtime, ranks.device)
-        self.net = net.to(ranks.device, memory_format=layout)
+        self.net = net.to(ranks.device).to(memory_format=layout)
         self.objective = Objective(self.net, config)
         self.budget = self._choose_micro_batch()
         self.ddp = data_parallel(
@@ -272,21 +276,21 @@ class Trainer:
         shown = frozenset(mine[: self.config.log.panel_images].tolist())
         panels: list[Example] = []
 
-        measured = measure.measure_until_stopped(
-            *(self.net, self.val_index, rows, self.config, self.ranks, self.threads),
-            keep=lambda found, _skipped: panels.extend(found.examples),
-            examples=shown,
-            stop=self.stop,
-            monitor=monitor,
-        )
-        if measured is None:  # it is repeated when the run goes on
+        def keep(finished: Finished, _skipped: list[int]) -> None:
+            panels.extend(finished.examples)
+            monitor.advance(len(finished.samples) * self.ranks.world_size)
+
+        measurement = Measurement(self.net, self.val_index, self.config, self.ranks, self.threads)
+        try:
+            measured = measurement.run(rows, keep, shown, self.stop)
+        except Stopped:  # the evaluation is repeated when the run is resumed
             self._save()
-            raise Stopped
+            raise
         if monitor.active and panels:
             data = attack_space.data_options(self.config.data, self.config.evaluation)
             sheet = contact_sheet.draw(sorted(panels), self.val_index.class_names, data)
             monitor.figure(self.step, "perturbations", sheet)
-        samples, skipped = measure.gather_samples(*measured, rows, self.ranks)
+        samples, skipped = gather_samples(*measured, rows, self.ranks)
         epoch = (self.step - self.schedule.clean_steps) / self.plan.steps_per_epoch
         summary = summarize(samples, self.definition) | {"num_skipped": len(skipped)}
         metric = self._best_metric

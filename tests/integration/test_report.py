@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.evaluation import merge
 from pipeline.evaluation.samples import Example
+from pipeline.evaluation.summary import write_outputs
 from pipeline.reports import figures, runs, table
 from tests.helpers.runs import Run, expect_error
 from tests.unit.mistakes.case import call
@@ -54,7 +55,7 @@ def evaluation(folder: Path, scale: float, **changes: Any) -> Path:
     with store.appender(0) as appender:
         picture = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8)
         appender.keep([Example(k, picture, 0.1 * picture[:, ::-1].copy(), 0, 1) for k in (3, 9)])
-    merge.write_outputs(folder, merge.merge_shards(folder))
+    write_outputs(folder, merge.merge_shards(folder))
     return folder
 
 

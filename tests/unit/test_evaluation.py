@@ -21,8 +21,9 @@ from pipeline.config import (
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch
 from pipeline.errors import UserError
-from pipeline.evaluation import attack_space, measure
-from pipeline.evaluation.measure import Evaluator, Finished
+from pipeline.evaluation import attack_space
+from pipeline.evaluation.evaluator import Evaluator, Finished
+from pipeline.evaluation.measure import Measurement
 from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.evaluation.samples import Samples, summarize
 from pipeline.models.attack_view import AttackView
@@ -228,7 +229,7 @@ def test_the_space_of_pixels(photos: Index) -> None:
     found = {}
     for space in ("input", "pixels"):
         config = RunConfig(data=data, evaluation=EvaluationConfig(space=space))
-        found[space], _ = measure.measure(net, photos, np.arange(40), config, alone, 1)
+        found[space], _ = Measurement(net, photos, config, alone, 1).run(np.arange(40))
     given, pixels = found["input"], found["pixels"]
     assert np.allclose(pixels.perturbation_norm, 0.25 * given.perturbation_norm, rtol=1e-3)
     assert (pixels.prediction == given.prediction).all()
@@ -236,10 +237,9 @@ def test_the_space_of_pixels(photos: Index) -> None:
     assert not np.allclose(pixels.image_norm, 0.25 * given.image_norm, rtol=0.1)
     clipped = EvaluationConfig(space="pixels", clip=True)
     seen: list[Finished] = []
-    measure.measure(
-        *(net, photos, np.arange(40), RunConfig(data=data, evaluation=clipped), alone, 1),
-        lambda part, _: seen.append(part),
-        frozenset(range(40)),
+    config = RunConfig(data=data, evaluation=clipped)
+    Measurement(net, photos, config, alone, 1).run(
+        np.arange(40), lambda part, _: seen.append(part), frozenset(range(40))
     )
     examples = [example for part in seen for example in part.examples]
     assert sorted(e.row for e in examples) == list(range(40))
@@ -258,9 +258,8 @@ def test_images_that_do_not_decode_are_told(tmp_path: Path, photos: Index) -> No
     broken = Index(**(vars(photos) | {"root": tmp_path}))
     data = DataConfig(crop=32, resize=32, on_error="skip")
     told: list[int] = []
-    samples, skipped = measure.measure(
-        *(nets.smooth(2), broken, np.arange(40), RunConfig(data=data)),
-        *(DistributedContext(0, 1, 0, 1, CPU), 1, lambda _, rows: told.extend(rows)),
-    )
+    samples, skipped = Measurement(
+        nets.smooth(2), broken, RunConfig(data=data), DistributedContext(0, 1, 0, 1, CPU), 1
+    ).run(np.arange(40), lambda _, rows: told.extend(rows))
     assert told == skipped == [7, 39]
     assert len(samples) == 38

@@ -13,7 +13,7 @@ from pipeline.config import AttackConfig, EvaluationConfig, FgsConfig, ModelConf
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
-from pipeline.evaluation import measure
+from pipeline.evaluation.measure import Measurement
 from pipeline.models.attack_view import AttackView
 from pipeline.models.build import build
 from pipeline.runtime.distributed import DistributedContext
@@ -70,7 +70,7 @@ def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, s
     )
     found = index.read(str(ilsvrc_val))
     alone = DistributedContext(0, 1, 0, 1, torch.device("cpu"))
-    samples, _ = measure.measure(net, found, np.arange(0, 150, 2), config, alone, 2)
+    samples, _ = Measurement(net, found, config, alone, 2).run(np.arange(0, 150, 2))
     if space == "pixels":
         mean, std = config.data.mean, config.data.std
         columns = [torch.tensor(v).view(-1, 1, 1) for v in (mean, std)]

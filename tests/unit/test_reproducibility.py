@@ -12,6 +12,7 @@ from pipeline import evaluate
 from pipeline.errors import UserError
 from pipeline.evaluation import merge
 from pipeline.evaluation.self_check import largest_difference
+from pipeline.evaluation.summary import write_outputs
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime import reproducibility
 from pipeline.runtime.reproducibility import MIN_BATCH
@@ -108,7 +109,7 @@ def test_results_of_nets_that_depend_on_the_batch_agree_to_what_was_recorded(
     shard(tmp_path, 0, 1, [0, 1, 2], manifest=recorded)
     shard(tmp_path, 1, 2, [2], perturbation_norm=[3.0 * (1 + 9e-4)], steps=[4])
     merged = merge.merge_shards(tmp_path)
-    assert merge.write_outputs(tmp_path, merged)["batch_difference"] == 1e-7
+    assert write_outputs(tmp_path, merged)["batch_difference"] == 1e-7
     shard(tmp_path, 2, 3, [1], perturbation_norm=[2.0 * (1 + 2e-3)])
     with pytest.raises(UserError, match="two results of image 1 disagree: perturbation_norm"):
         merge.merge_shards(tmp_path)

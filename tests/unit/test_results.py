@@ -17,6 +17,7 @@ from pipeline.evaluation import contact_sheet, merge
 from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.evaluation.samples import Example, Samples, accuracy_at, by_class, eps_ref, summarize
 from pipeline.evaluation.shard_results import Manifest, ResultsFolder
+from pipeline.evaluation.summary import read_samples, write_outputs
 from pipeline.runtime import run_folder
 from pipeline.runtime.distributed import DistributedContext
 
@@ -146,7 +147,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     merged = merge.merge_shards(tmp_path)
     line = merged.missing_message()
     assert line == "3 of 6 images are missing: 1 of shard 1/3, 2 of shard 2/3 (rows 1, 2, 5)"
-    assert merge.write_outputs(tmp_path, merged)["num_missing"] == 3
+    assert write_outputs(tmp_path, merged)["num_missing"] == 3
     shard(tmp_path, 2, 3, [1, 2, 5])
     assert merge.merge_shards(tmp_path).complete
 
@@ -158,7 +159,7 @@ def test_images_that_did_not_decode_are_not_missing(tmp_path: Path) -> None:
         appender.append(samples([5]), ["repaired"])
     merged = merge.merge_shards(tmp_path)
     assert merged.complete
-    summary = merge.write_outputs(tmp_path, merged)
+    summary = write_outputs(tmp_path, merged)
     assert (summary["num_skipped"], summary["skipped"]) == (1, ["bad"])
 
 
@@ -220,9 +221,9 @@ def test_published_files_hold_what_was_found(tmp_path: Path) -> None:
     store = shard(tmp_path, 0, 1, list(range(6)))
     with store.appender(0) as appender:
         appender.keep([Example(3, image, delta, 0, 1)])
-    summary = merge.write_outputs(tmp_path, merge.merge_shards(tmp_path))
+    summary = write_outputs(tmp_path, merge.merge_shards(tmp_path))
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    read_back, identity = merge.read_samples(tmp_path / "samples.parquet")
+    read_back, identity = read_samples(tmp_path / "samples.parquet")
     for name, column in vars(samples(list(range(6)))).items():
         assert np.array_equal(getattr(read_back, name), column), name
     assert identity == manifest().identity
@@ -249,7 +250,7 @@ def test_shards_that_end_at_once_join_one_after_another(tmp_path: Path) -> None:
     shard(tmp_path, 0, 1, list(range(6)))
     merged = merge.merge_shards(tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: merge.write_outputs(tmp_path, merged), range(8)))
+        found = list(pool.map(lambda _: write_outputs(tmp_path, merged), range(8)))
     assert all(summary == found[0] for summary in found)
     assert json.loads((tmp_path / "summary.json").read_text()) == found[0]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
@@ -258,24 +259,24 @@ def test_shards_that_end_at_once_join_one_after_another(tmp_path: Path) -> None:
 def test_a_table_of_samples_that_is_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "samples.parquet"
     with pytest.raises(UserError, match="no file"):
-        merge.read_samples(path)
+        read_samples(path)
     shard(tmp_path, 0, 1, list(range(6)))
-    merge.write_outputs(tmp_path, merge.merge_shards(tmp_path))
+    write_outputs(tmp_path, merge.merge_shards(tmp_path))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"cannot be read .* tools/report\.py merge"):
-        merge.read_samples(path)
+        read_samples(path)
 
 
 def test_a_changed_byte_of_samples_is_no_other_result(tmp_path: Path) -> None:
     shard(tmp_path, 0, 1, list(range(6)))
-    merge.write_outputs(tmp_path, merge.merge_shards(tmp_path))
+    write_outputs(tmp_path, merge.merge_shards(tmp_path))
     path = tmp_path / "samples.parquet"
-    whole, (expected, _) = path.read_bytes(), merge.read_samples(path)
+    whole, (expected, _) = path.read_bytes(), read_samples(path)
     refused = 0
     for position in range(4, len(whole), 13):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
         try:
-            changed, _ = merge.read_samples(path)
+            changed, _ = read_samples(path)
         except UserError:
             refused += 1
             continue

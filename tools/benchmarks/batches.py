@@ -18,7 +18,7 @@ from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.evaluation import attack_space
-from pipeline.evaluation.measure import Evaluator
+from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.self_check import largest_difference
 from pipeline.models import build
@@ -87,8 +87,10 @@ def compare(
             norms, expected = samples.perturbation_norm, reference.perturbation_norm
             num_differing = max(num_differing, int(np.sum(norms != expected)))
             largest = max(largest, float(np.max(np.abs(norms / expected - 1))))
-        size, shape = images_at_once(batch_size, torch.device("cpu")), images.images.shape[1:]
-        difference = largest_difference(view, tuple(shape), size, torch.device("cpu"))
+        size = images_at_once(batch_size, torch.device("cpu"))
+        _, channels, height, width = images.images.shape
+        shape = (channels, height, width)
+        difference = largest_difference(view, shape, size, torch.device("cpu"))
         self_check = max(self_check, difference)
     return {
         "num_images": len(images.rows),

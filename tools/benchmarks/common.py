@@ -44,7 +44,7 @@ def set_up_device(options: argparse.Namespace) -> torch.device:
 
 def device_of(options: argparse.Namespace) -> torch.device:
     """The device asked for."""
-    return torch.device(options.device, 0 if options.device == "cuda" else None)
+    return torch.device("cuda", 0) if options.device == "cuda" else torch.device(options.device)
 
 
 def runtime_of(options: argparse.Namespace) -> RuntimeConfig:
@@ -80,8 +80,8 @@ def load_images(options: argparse.Namespace, default: int) -> Tensor:
 def load_net(options: argparse.Namespace) -> nn.Module:
     """The net of ``--model`` and ``--weights``, in evaluation mode."""
     config = ModelConfig(name=options.model, weights=options.weights)
-    net = build.build(config, 1000).to(device_of(options), memory_format=layout_of(options))
-    return net.eval()
+    net = build.build(config, 1000).to(device_of(options))
+    return net.to(memory_format=layout_of(options)).eval()
 
 
 def training_loader(photos: index.Index, size: int, device: torch.device, half: bool) -> Loader:

@@ -119,7 +119,7 @@ def tar(folder: Path) -> Row:
 PARTS = {"index": load, "plan": epoch, "scan": tar}
 
 
-def benchmark(options: argparse.Namespace) -> list[Row]:
+def benchmark(_options: argparse.Namespace) -> list[Row]:
     """A row for each of index, plan and scan."""
     rows = []
     for name, run in PARTS.items():

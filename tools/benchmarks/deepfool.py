@@ -36,13 +36,12 @@ Attack = Callable[[], Tensor]  # the perturbed images
 def foolbox_attack(net: nn.Module, images: Tensor, labels: Tensor) -> Attack | None:
     """foolbox's L2DeepFoolAttack, in the network's input space."""
     try:
-        import foolbox
+        from foolbox.attacks.deepfool import L2DeepFoolAttack
+        from foolbox.models.pytorch import PyTorchModel
     except ImportError:
         return None
-    model = foolbox.PyTorchModel(net, bounds=(-RANGE, RANGE), device=images.device)
-    attack = foolbox.attacks.L2DeepFoolAttack(
-        steps=ITERATIONS, candidates=Q, overshoot=OVERSHOOT, loss="logits"
-    )
+    model = PyTorchModel(net, bounds=(-RANGE, RANGE), device=images.device)
+    attack = L2DeepFoolAttack(steps=ITERATIONS, candidates=Q, overshoot=OVERSHOOT, loss="logits")
     return lambda: attack.run(model, images, labels)
 
 
@@ -51,7 +50,7 @@ def adversarial_library_attack(net: nn.Module, images: Tensor, labels: Tensor) -
     classes alone, and a linear scale. As it drops finished images on its way, each image carries
     its number in a channel of its own, which the net does not see."""
     try:
-        from adv_lib.attacks import df
+        from adv_lib.attacks import df  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     with torch.no_grad():
@@ -82,7 +81,10 @@ def our_attack(view: AttackView, images: Tensor, config: AttackConfig) -> Attack
 def benchmark(options: argparse.Namespace) -> list[Row]:
     """A row a variant: images/s and their ratio to foolbox's, rho2, share flipped."""
     device = device_of(options)
-    net, images = load_net(options).requires_grad_(False), load_images(options, default=64)
+    net, images = (
+        load_net(options).requires_grad_(requires_grad=False),
+        load_images(options, default=64),
+    )
     view = AttackView(net)
     with torch.no_grad():
         labels = view(images).argmax(dim=1)

@@ -18,7 +18,7 @@ from pipeline.data.batches import evaluation_specs
 from pipeline.data.loader import Loader
 from pipeline.data.source import decoding_threads
 from pipeline.errors import UserError
-from pipeline.evaluation import measure
+from pipeline.evaluation.measure import Measurement
 from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.evaluation.samples import Samples, summarize
 from pipeline.runtime.distributed import DistributedContext
@@ -40,19 +40,19 @@ def ours(
     attack = AttackConfig(num_candidates=Q, max_iterations=ITERATIONS, overshoot=OVERSHOOT, **how)
     asked = EvaluationConfig(attack=attack, fgs=FgsConfig(eps=EPS, search=search), batch_size=BATCH)
     config = RunConfig(evaluation=asked, runtime=runtime_of(options))
-    means = evaluation_protocol(asked, config.runtime, photos.num_classes)
+    protocol = evaluation_protocol(asked, config.runtime, photos.num_classes)
     ranks = DistributedContext(0, 1, 0, 1, device_of(options))
-    threads = decoding_threads(config.data)
+    measurement = Measurement(net, photos, config, ranks, decoding_threads(config.data))
 
     def run() -> Numbers:
-        samples, _ = measure.measure(net, photos, rows, config, ranks, threads)
-        return _numbers(samples, means)
+        samples, _ = measurement.run(rows)
+        return _numbers(samples, protocol)
 
     return run
 
 
-def _numbers(samples: Samples, means: dict[str, Any]) -> Numbers:
-    summary = summarize(samples, means)
+def _numbers(samples: Samples, protocol: dict[str, Any]) -> Numbers:
+    summary = summarize(samples, protocol)
     after = {f"fgs {e['eps']:g}": e["accuracy"] for e in summary["fgs"]["accuracy"]}
     return {"accuracy": summary["accuracy"], "rho2": summary["rho2"], **after}
 
@@ -62,15 +62,15 @@ def theirs(
 ) -> Callable[[], Numbers] | None:
     """The same with foolbox, if it is installed."""
     try:
-        import foolbox
+        from foolbox.attacks.deepfool import L2DeepFoolAttack
+        from foolbox.attacks.fast_gradient_method import LinfFastGradientAttack
+        from foolbox.models.pytorch import PyTorchModel
     except ImportError:
         return None
     device, data = device_of(options), DataConfig()
-    model = foolbox.PyTorchModel(net, bounds=(-RANGE, RANGE), device=device)
-    fgs = foolbox.attacks.LinfFastGradientAttack(random_start=False)
-    deepfool = foolbox.attacks.L2DeepFoolAttack(
-        steps=ITERATIONS, candidates=Q, overshoot=OVERSHOOT, loss="logits"
-    )
+    model = PyTorchModel(net, bounds=(-RANGE, RANGE), device=device)
+    fgs = LinfFastGradientAttack(random_start=False)
+    deepfool = L2DeepFoolAttack(steps=ITERATIONS, candidates=Q, overshoot=OVERSHOOT, loss="logits")
 
     def run() -> Numbers:
         specs = evaluation_specs(photos, rows, data, BATCH)
@@ -99,7 +99,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         raise UserError("evaluation decodes images: give an index with --data")
     photos = index.read(options.data, option="--data")
     rows = photos.subset(options.num_images or 100)
-    net = load_net(options).requires_grad_(False)
+    net = load_net(options).requires_grad_(requires_grad=False)
     known = (options, net, photos, rows)
     peer = theirs(*known)
     variants = {"foolbox": peer} if peer is not None else {}

@@ -7,7 +7,7 @@ import itertools
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,19 @@ from pipeline.data.index import Index
 from pipeline.data.mapped_files import Files
 from pipeline.runtime import machine
 
-from .common import Row, device_of, medians, spread, training_loader
+from .common import Row, device_of, medians, spread, synchronise, training_loader
 
 BATCH, IMAGES, WARM_UP = 64, 1024, 6
 DATA = DataConfig()
+assert not isinstance(DATA.mean, str)  # the default: a number for each channel
+MEAN: list[float] = DATA.mean
 
-Batches = Iterator[Any]
+Batches = Generator[Any, None, None]
+
+
+def _pair(bounds: list[float]) -> tuple[float, float]:
+    low, high = bounds
+    return low, high
 
 
 class Files224(Dataset):
@@ -41,11 +48,13 @@ class Files224(Dataset):
         self.files = files
         self.transform = v2.Compose(
             [
-                v2.RandomResizedCrop(DATA.crop, DATA.area, DATA.aspect, antialias=True),
+                v2.RandomResizedCrop(
+                    DATA.crop, _pair(DATA.area), _pair(DATA.aspect), antialias=True
+                ),
                 v2.RandomHorizontalFlip(),
                 v2.PILToTensor(),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(DATA.mean, DATA.std),
+                v2.Normalize(MEAN, DATA.std),
             ]
         )
 
@@ -86,7 +95,7 @@ def dali_reader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
     """DALI's own file reader and fused random crop, as in its examples."""
     gpu = device.type == "cuda"
 
-    @pipeline_def(
+    @pipeline_def(  # pyright: ignore[reportCallIssue] (its stub requires a function)
         batch_size=BATCH,
         num_threads=machine.cores(),
         device_id=device.index if gpu else None,
@@ -99,16 +108,16 @@ def dali_reader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
         images = fn.decoders.image_random_crop(
             jpegs,
             device="mixed" if gpu else "cpu",
-            output_type=types.RGB,
+            output_type=types.DALIImageType.RGB,
             random_area=DATA.area,
             random_aspect_ratio=DATA.aspect,
         )
         images = fn.resize(images, size=[DATA.crop, DATA.crop])
-        images = fn.crop_mirror_normalize(
-            images,
-            dtype=types.FLOAT,
+        images = fn.crop_mirror_normalize(  # pyright: ignore[reportCallIssue]
+            images,  # pyright: ignore[reportArgumentType]
+            dtype=types.DALIDataType.FLOAT,
             output_layout="CHW",
-            mean=[255 * m for m in DATA.mean],
+            mean=[255 * m for m in MEAN],
             std=[255 * s for s in DATA.std],
             mirror=fn.random.coin_flip(),
         )
@@ -129,10 +138,14 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         photos = index.read(str(data), option="--data")
         files = _unpacked(photos, Path(folder))
         size, half = min(BATCH, len(photos)), options.precision != "fp32"
+
+        def own_loader() -> Batches:
+            yield from training_loader(photos, size, device, half)
+
         loaders: dict[str, Callable[[], Batches]] = {
             "torchvision": lambda: torchvision_loader(files, device),
             "dali reader": lambda: dali_reader(files, device),
-            "this project": lambda: iter(training_loader(photos, size, device, half)),
+            "this project": own_loader,
         }
         speeds: dict[str, list[float]] = {name: [] for name in loaders}
         for _ in range(options.repeats):
@@ -156,13 +169,12 @@ def _speed(batches: Batches, number: int) -> float:
     """Images per second after a warm-up; what was decoded ahead is as much after as before."""
     for _ in range(WARM_UP):
         next(batches)
-    done, begin = 0, time.perf_counter()
+    done, begin, device = 0, time.perf_counter(), torch.device("cpu")
     while done < number:
         batch = next(batches)
         images = batch[0] if isinstance(batch, (tuple, list)) else batch.images
-        done += len(images)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
+        done, device = done + len(images), images.device
+    synchronise(device)
     return done / (time.perf_counter() - begin)
 
 

@@ -29,7 +29,7 @@ TRAIN, VAL, MEAN = "train.parquet", "val.parquet", "mean.npy"
 
 
 def options(name: str, folder: Path) -> list[str]:
-    """What pipeline/finetune.py is told of the data in a folder."""
+    """Options of pipeline/finetune.py for the data in a folder."""
     words = ["--data.train", str(folder / TRAIN), "--data.val", str(folder / VAL)]
     return words + (["--data.mean", str(folder / MEAN)] if name in _SIDE else [])
 

@@ -69,7 +69,7 @@ class RuntimeEstimator:
         method = "clean" if clean else config.objective.method
         kind = f"{method} {config.regularizer.gradient} {bool(config.regularizer.layers)}"
 
-        def once(number: int) -> Callable[[], None]:
+        def once(number: int) -> Callable[[], object]:
             net = self._net(config)
             objective = Objective(net, replace(config, model=replace(config.model, weights=None)))
             images = _images(config, number)
@@ -81,13 +81,13 @@ class RuntimeEstimator:
     def _attacked(self, config: RunConfig) -> float:
         """Seconds an evaluated image."""
 
-        def once(number: int) -> Callable[[], None]:
+        def once(number: int) -> Callable[[], object]:
             view, images = AttackView(self._net(config)), _images(config, number)
             return lambda: deepfool(view, images, config.evaluation.attack)
 
         return self._timed("deepfool", once, 100)
 
-    def _timed(self, kind: str, make: Callable[[int], Callable[[], None]], images: int) -> float:
+    def _timed(self, kind: str, make: Callable[[int], Callable[[], object]], images: int) -> float:
         if kind not in self.known:
             number = min(_FEW, images)
             print(f"timing {kind}", file=sys.stderr, flush=True)
@@ -113,7 +113,7 @@ def threads(ranks: int, at_once: int) -> int:
     return max(1, machine.cores() // (ranks * at_once))
 
 
-def _least(step: Callable[[], None]) -> float:
+def _least(step: Callable[[], object]) -> float:
     """Seconds of the fastest of three; the first one also warms up."""
     took: list[float] = []
     while len(took) < 3 and sum(took) < _SLOW:

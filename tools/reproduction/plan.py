@@ -37,7 +37,7 @@ class PlannedRun:
     @property
     def folder(self) -> Path:
         """Where it writes."""
-        return Path(self.config.output)
+        return self.config.folder
 
     @cached_property
     def depth(self) -> int:
@@ -152,7 +152,7 @@ class Planner:
             config,
             model=replace(config.model, weights=weights),
             evaluation=measured,
-            output=str(Path(config.output) / "evaluation"),
+            output=str(config.folder / "evaluation"),
         )
         unit = PlannedRun(
             f"{_name(seed, name)}/evaluation",
@@ -177,6 +177,7 @@ class Planner:
         reference = self._reference(seed)
         needs = [reference] if reference else []
         weights = str(reference.folder / "weights.pth") if reference else self.weights
+        assert weights is not None  # without weights there is a reference
         words = ["--train.clean_epochs", "0", "--model.weights", weights, *method.options]
         if method.on_examples:
             examples = self._examples(seed, weights, needs)
@@ -213,7 +214,7 @@ class Planner:
         return self.units.setdefault(unit.name, unit)
 
 
-def _evaluation(config: FinetuneConfig, **changes: Any) -> EvaluateConfig:
+def _evaluation(config: RunConfig, **changes: Any) -> EvaluateConfig:
     """What an evaluation shares with a fine-tuning, but for ``changes``."""
     common = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
     return EvaluateConfig(**common | changes)

@@ -3,7 +3,6 @@
 In: units that are done. Out: OUTPUT/report/.
 """
 
-import csv
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from pipeline.config import EPS_REF_FRACTIONS
 from pipeline.reports import figures, runs, table
 from pipeline.reports.table import Row
+from pipeline.reports.text_tables import csv_table, markdown_table
 from pipeline.runtime.files import atomic_write
 from reproduction import data, run
 from reproduction.experiments import DEEP_DEFENSE, REFERENCE, Experiment
@@ -50,7 +50,7 @@ def rows(experiment: Experiment, output: Path, seeds: Sequence[int]) -> dict[str
 
 def compared(experiment: Experiment, found: dict[str, dict[int, Row]]) -> str:
     """A Markdown table: the mean over the seeds, the standard deviation, the paper's number."""
-    lines = [_HEAD, ("---", *("---:",) * (len(_HEAD) - 1))]
+    lines: list[Sequence[str]] = []
     named = titles(experiment)
     for name, by_seed in found.items():
         some, paper = list(by_seed.values()), experiment.paper.get(name)
@@ -64,7 +64,7 @@ def compared(experiment: Experiment, found: dict[str, dict[int, Row]]) -> str:
                 *(_percent(*pair) for pair in zip(after_fgs, theirs, strict=True)),
             )
         )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown_table(_HEAD, lines)
 
 
 def _percent(values: Iterable[float | None], paper: float | None) -> str:
@@ -192,11 +192,17 @@ def _times(units: Sequence[PlannedRun]) -> list[str]:
     known = {name: seconds for name, seconds in took.items() if seconds is not None}
     if not known:
         return []
-    lines = [f"| {name} | {run.duration(seconds)} |" for name, seconds in known.items()]
+    lines = [(name, run.duration(seconds)) for name, seconds in known.items()]
     whole = run.duration(sum(known.values()))
-    return ["## Time", "", f"{whole} in all.", "", "| run | took |", "| --- | ---: |", *lines]
+    return [
+        "## Time",
+        "",
+        f"{whole} in all.",
+        "",
+        *markdown_table(("run", "took"), lines).splitlines(),
+    ]
 
 
 def _write_csv(path: Path, head: list[str], lines: list[list[Any]]) -> None:
-    with atomic_write(path) as partial, partial.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([head, *lines])
+    with atomic_write(path) as partial:
+        partial.write_text(csv_table(head, lines), newline="")

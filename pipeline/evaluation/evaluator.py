@@ -1,0 +1,216 @@
+"""The pool of images in flight: from batches to samples, however many iterations each needs.
+
+In: batches of images. Out: `Samples` of those that have finished. Every image starts with one
+clean forward pass; those that DeepFool has not finished wait in a pool until they fill a batch.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.attacks.deepfool import (
+    AttackState,
+    IterationResult,
+    deepfool_iteration,
+    initial_state,
+    perturbation,
+)
+from pipeline.attacks.fgs import FgsDirection, correct_after_fgs, fgs_direction, smallest_eps
+from pipeline.attacks.norms import per_sample_norm
+from pipeline.config import EvaluationConfig
+from pipeline.data.loader import Batch
+from pipeline.errors import UserError
+from pipeline.evaluation.samples import Example, Samples
+from pipeline.models.attack_view import AttackView, upcast
+from pipeline.runtime import allocator
+
+Result = TypeVar("Result")
+
+
+class Finished(NamedTuple):
+    """Results of images that have finished."""
+
+    samples: Samples
+    examples: list[Example]
+
+
+class _FirstPass(NamedTuple):
+    """A part of a batch after its clean forward pass and first iteration."""
+
+    samples: Samples  # of all its images, without a perturbation yet
+    iteration: IterationResult
+
+
+class Evaluator:
+    """Takes batches and yields samples as they finish.
+
+    Unfinished samples of any batch wait in a pool until they fill a batch, so that the net gets
+    full batches in every iteration. When memory runs out, batches are halved.
+    """
+
+    def __init__(
+        self, view: AttackView, config: EvaluationConfig, size: int, examples: frozenset[int]
+    ) -> None:
+        """Start with an empty pool.
+
+        Args:
+            view: the net.
+            config: what to measure.
+            size: images per forward pass.
+            examples: rows whose perturbations are kept.
+        """
+        self.view, self.config, self.at_once = view, config, size
+        self._attack = config.attack
+        self._example_rows = examples
+        self._pool: list[AttackState] = []
+        self._unfinished = Samples.empty(len(config.fgs.measured))
+
+    def add_batch(self, batch: Batch) -> Iterator[Finished]:
+        """Add a batch; yields images that finish meanwhile, of this batch or of earlier ones."""
+        first_passes = self._in_parts(len(batch.rows), lambda part: self._first_pass(batch, part))
+        for first in first_passes:
+            self._unfinished = Samples.concat([self._unfinished, first.samples])
+            yield self._split_finished(first.iteration)
+        while self._num_waiting() >= self.at_once:
+            yield from self._advance_pool()
+
+    def drain(self) -> Iterator[Finished]:
+        """Finish the images that are left in the pool."""
+        while self._num_waiting() > 0:
+            yield from self._advance_pool()
+
+    def _num_waiting(self) -> int:
+        return sum(map(len, self._pool))
+
+    def _first_pass(self, batch: Batch, part: slice) -> _FirstPass:
+        """Everything that the clean forward pass gives, and DeepFool's first iteration, which
+        shares its graph."""
+        images, labels = upcast(batch.images[part]), batch.labels[part]
+        graph = self.view.forward_with_grad(images)
+        logits = graph.logits.detach()
+        direction = fgs_direction(graph, labels) if self.config.fgs.asked else None
+        key = torch.from_numpy(batch.rows[part]).to(images.device)
+        running = initial_state(images, logits, self._attack, key=key)
+        held, graph = [graph], None  # `advance` empties the list and so frees the graph early
+        iteration = deepfool_iteration(self.view, running, self._attack, held)
+        after_fgs, fgs_eps = self._fgs(images, labels, logits, direction)
+        finite = logits.isfinite().all(dim=1)
+        rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
+        columns = _to_numpy(
+            label=labels,
+            prediction=torch.where(finite, running.label, -1),
+            label_rank=torch.where(finite, rank, logits.shape[1]),
+            image_norm=per_sample_norm(images.double(), float(self._attack.norm)),
+            fgs_eps=fgs_eps,
+        )
+        columns |= {"row": batch.rows[part], "fgs_correct": after_fgs.cpu().numpy()}
+        return _FirstPass(Samples.of_columns(columns, after_fgs.shape[1]), iteration)
+
+    def _fgs(
+        self, images: Tensor, labels: Tensor, logits: Tensor, direction: FgsDirection | None
+    ) -> tuple[Tensor, Tensor]:
+        """Correct after FGS (N, E), and the smallest eps (N,), which is NaN if not searched for."""
+        fgs = self.config.fgs
+        after_fgs = torch.zeros(len(images), 0, dtype=torch.bool)
+        eps = torch.full_like(labels, torch.nan, dtype=torch.float64)
+        if direction is not None and fgs.measured:
+            after_fgs = correct_after_fgs(self.view, images, direction.sign, labels, fgs.measured)
+        if direction is not None and fgs.search:
+            eps = smallest_eps(self.view, images, direction, labels, logits)
+        return after_fgs, eps
+
+    def _advance_pool(self) -> Iterator[Finished]:
+        """One iteration of the samples that have waited longest, as many as fill a batch."""
+        pool = AttackState.join(self._pool)
+        first, rest = pool.take(slice(self.at_once)), pool.take(slice(self.at_once, None))
+        self._pool = [rest] if len(rest) else []
+        results = self._in_parts(
+            len(first), lambda part: deepfool_iteration(self.view, first.take(part), self._attack)
+        )
+        for iteration in results:
+            yield self._split_finished(iteration)
+
+    def _split_finished(self, done: IterationResult) -> Finished:
+        """Results of the samples that have finished; the others go back into the pool."""
+        last = done.state.iteration >= self._attack.max_iterations
+        ended = done.ended | last
+        unfinished = (~ended).nonzero().squeeze(1)
+        if len(unfinished):
+            self._pool.append(done.state.take(unfinished))
+        rows = ended.nonzero().squeeze(1)
+        running = done.state.take(rows)
+        delta = perturbation(self.view, running, self._attack)
+        columns = _to_numpy(
+            row=running.key,
+            adversarial=done.prediction[rows],
+            steps=running.iteration,
+            flipped=done.flipped[rows],
+            stuck=done.no_gradient[rows],
+            perturbation_norm=per_sample_norm(delta.double(), float(self._attack.norm)),
+        )
+        finished = np.isin(self._unfinished.row, columns["row"])
+        order = np.argsort(columns["row"])  # _unfinished is sorted by row
+        ordered = {name: column[order] for name, column in columns.items()}
+        samples = self._unfinished.take(finished).with_columns(ordered)
+        self._unfinished = self._unfinished.take(~finished)
+        return Finished(samples, self._examples(running, delta, samples))
+
+    def _examples(self, running: AttackState, delta: Tensor, samples: Samples) -> list[Example]:
+        if self._example_rows.isdisjoint(samples.row.tolist()):
+            return []
+        examples = []
+        for position, row in enumerate(running.key.tolist()):
+            if row in self._example_rows:
+                at = int(np.searchsorted(samples.row, row))
+                image, change = (v[position].float().cpu().numpy() for v in (running.images, delta))
+                before, after = int(samples.prediction[at]), int(samples.adversarial[at])
+                examples.append(Example(row, image, change, before, after))
+        return examples
+
+    def _in_parts(self, total: int, work: Callable[[slice], Result]) -> Iterator[Result]:
+        """Apply ``work`` to consecutive parts; to smaller ones after memory has run out."""
+        begin = 0
+        while begin < total:
+            part = slice(begin, min(begin + self.at_once, total))
+            try:
+                result = work(part)
+            except (RuntimeError, MemoryError) as error:
+                if not allocator.is_out_of_memory(error):
+                    raise
+                result = None  # leave the block, so that the traceback frees its tensors
+            if result is None:
+                self._halve(part.stop - part.start)
+                continue
+            begin = part.stop
+            yield result
+
+    def _halve(self, tried: int) -> None:
+        """Halve the batch size.
+
+        Raises:
+            UserError: one image does not fit.
+        """
+        if tried == 1:
+            raise UserError(
+                "out of memory with one image in the net; use a smaller net or data.crop, or a "
+                "machine with more memory"
+            )
+        self.at_once = tried // 2
+        self.view.least = min(self.view.least, self.at_once)
+        allocator.release_cached_memory()
+        print(
+            f"warning: {tried} images at once do not fit in memory; continuing with {self.at_once} "
+            "(evaluation.batch_size)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _to_numpy(**columns: Tensor) -> dict[str, np.ndarray]:
+    """One transfer from the device for all columns (N,), as float64."""
+    values = torch.stack([column.double() for column in columns.values()]).cpu().numpy()
+    return dict(zip(columns, values, strict=True))

@@ -1,0 +1,24 @@
+"""Tables as text: Markdown and CSV."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+
+def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]], num_left: int = 1) -> str:
+    """A Markdown table.
+
+    Args:
+        head: names of the columns.
+        lines: cells.
+        num_left: the first columns, aligned to the left; the others are numbers.
+    """
+    rule = ["---"] * num_left + ["---:"] * (len(head) - num_left)
+    return "".join("| " + " | ".join(line) + " |\n" for line in (head, rule, *lines))
+
+
+def csv_table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A CSV table, every digit kept."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *lines])
+    return text.getvalue()
