@@ -152,7 +152,7 @@ def largest_difference_that_fits(
             if size == 1 or not allocator.is_out_of_memory(error):
                 raise
         size //= 2
-        view.least = min(view.least, size)
+        view = view.with_min_batch_size(min(view.min_batch_size, size))
         allocator.release_cached_memory()
 
 

@@ -1,114 +1,48 @@
 """DeepFool (Moosavi-Dezfooli, Fawzi, Frossard, CVPR 2016), as Deep Defense uses it.
 
-Finds perturbations without a graph. Only unfinished samples stay in the batch. The record of the
-steps is what `pipeline.regularizer` differentiates; evaluation uses the perturbation alone.
+In: a net and images. Out: `Perturbation`. Perturbations are computed without a graph, and only
+unfinished samples stay in the batch. The recorded steps are what `pipeline.regularizer`
+differentiates; evaluation uses the perturbation alone.
+
+Letters, as in the paper: x is the image, f the logit of the class to reach minus that of the class
+to leave, w the gradient of f by the image, r the step of one iteration, for p = 2: |f| w / ||w||^2.
 """
 
 import itertools
-from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pipeline.attacks.linearized_step import candidate_classes, loss_gradient_step, nearest_boundary
+from pipeline.attacks.attack_state import (
+    AttackState,
+    BoundaryPass,
+    IterationResult,
+    Perturbation,
+    Step,
+)
+from pipeline.attacks.linearized_step import (
+    Candidates,
+    PointsToLinearize,
+    candidate_classes,
+    loss_gradient_step,
+    nearest_boundary,
+)
 from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView, ForwardPass, upcast
 
 
-@dataclass(frozen=True)
-class Step:
-    """One iteration, for the A samples that were unfinished at its beginning."""
+@dataclass(frozen=True, kw_only=True)
+class AttackOptions:
+    """What `deepfool` keeps, and how many images it takes at a time."""
 
-    samples: Tensor  # (A,) int64, positions in the batch
-    displacement: Tensor  # (A, C, H, W), the step r, for p = 2: |f| w / ||w||^2
-    source: Tensor  # (A,) int64, the class moved away from
-    target: Tensor  # (A,) int64, the class moved towards
-    logit_diff: Tensor  # (A,) f, logit of the target minus that of the source, before the step
-    gradient_norm: Tensor  # (A,) ||w||_q, w the gradient of f; infinite where it vanished
-    toward_label: Tensor  # (A,) bool, samples that move towards their label
-    iteration: int  # counted from 0
-
-
-class BoundaryPass(NamedTuple):
-    """A graph at x + delta of samples whose class was found changed there, among others."""
-
-    graph: ForwardPass
-    rows: Tensor  # (A,) int64, of the graph
-    samples: Tensor  # (A,) int64, positions in the batch
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """What the attack found for a batch of N images."""
-
-    delta: Tensor  # (N, C, H, W), with the overshoot
-    iterations: Tensor  # (N,) int64, steps taken
-    flipped: Tensor  # (N,) bool, whether the class at x + delta is the wanted one
-    no_gradient: Tensor  # (N,) bool, left because its gradient vanished or was not finite
-    prediction: Tensor  # (N,) int64, class at x + delta
-    clean: Tensor  # (N,) int64, class at x
-    steps: list[Step] = field(default_factory=list)
-    # at most one, of half the batch or more
-    boundary_passes: list[BoundaryPass] = field(default_factory=list)
-
-    @classmethod
-    def empty(cls, images: Tensor, clean: Tensor) -> "Perturbation":
-        """To be entered into."""
-        no = torch.zeros_like(clean, dtype=torch.bool)
-        none = torch.zeros_like(clean)
-        return cls(torch.zeros_like(images), none, no, no.clone(), clean.clone(), clean)
-
-    def write_rows(self, done: "IterationResult", ended: Tensor, delta: Tensor, first: int) -> None:
-        """Write the results of the rows ``ended`` of an iteration; keys count from ``first``."""
-        key = done.state.key[ended] - first
-        self.delta[key] = delta
-        self.iterations[key] = done.state.iteration[ended]
-        self.flipped[key], self.no_gradient[key] = done.flipped[ended], done.no_gradient[ended]
-        self.prediction[key] = done.prediction[ended]
-
-
-@dataclass(frozen=True)
-class AttackState:
-    """A samples of any batches on their way to a boundary."""
-
-    key: Tensor  # (A,) int64, the caller's numbers of the samples
-    images: Tensor  # (A, C, H, W)
-    total_step: Tensor  # (A, C, H, W), sum of the steps so far
-    label: Tensor  # (A,) int64, class to leave, or with towards to reach
-    toward_label: Tensor  # (A,) bool
-    choices: Tensor  # (A, M) int64, classes to consider moving to
-    iteration: Tensor  # (A,) int64, steps taken
-
-    def __len__(self) -> int:
-        return len(self.key)
-
-    def take(self, rows: Tensor | slice) -> "AttackState":
-        """Some of the samples."""
-        return AttackState(*(getattr(self, f.name)[rows] for f in fields(AttackState)))
-
-    @classmethod
-    def join(cls, parts: list["AttackState"]) -> "AttackState":
-        """Of several parts, which have as many choices."""
-        if len(parts) == 1:
-            return parts[0]
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
-
-
-class IterationResult(NamedTuple):
-    """What an iteration did to A samples."""
-
-    state: AttackState  # all A, moved
-    step: Step  # samples: the keys
-    prediction: Tensor  # (A,) class at the point that was tested
-    flipped: Tensor  # (A,) bool, whether it is the wanted one
-    no_gradient: Tensor  # (A,) bool, no finite step was found
-    graph: ForwardPass | None  # at the points that were tested, if wanted
-
-    @property
-    def ended(self) -> Tensor:
-        """(A,) bool: flipped, or without a step to take."""
-        return self.flipped | self.no_gradient
+    record: bool = False
+    """Keep the steps, for the regulariser."""
+    keep_graph: bool = False
+    """With ``linearize_at`` tested and the whole batch in the net at once: keep the forward pass of
+    the test that most samples passed."""
+    at_once: int | None = None
+    """Largest number of images in the net at a time. Default: all."""
 
 
 def initial_state(
@@ -118,24 +52,38 @@ def initial_state(
     labels: Tensor | None = None,
     key: Tensor | None = None,
 ) -> AttackState:
-    """The samples (N, C, H, W) of a batch before their first step; see `deepfool`."""
+    """The samples of a batch before their first step.
+
+    Args:
+        images: (N, C, H, W).
+        logits: (N, K) of the images.
+        config: its num_candidates is read.
+        labels: (N,) as in `deepfool`.
+        key: (N,) int64, the caller's numbers of the samples. Default: from 0.
+    """
     clean = logits.argmax(dim=1)
     labels = clean if labels is None else labels
-    towards = clean != labels
+    toward_label = clean != labels
     choices = candidate_classes(logits, labels, config.num_candidates)
-    choices[towards] = labels[towards, None]
+    choices[toward_label] = labels[toward_label, None]
     key = torch.arange(len(images), device=images.device) if key is None else key
-    none = torch.zeros_like(labels)
-    return AttackState(key, images, torch.zeros_like(images), labels, towards, choices, none)
+    return AttackState(
+        key=key,
+        images=images,
+        total_step=torch.zeros_like(images),
+        label=labels,
+        toward_label=toward_label,
+        choices=choices,
+        iteration=torch.zeros_like(labels),
+    )
 
 
 @torch.no_grad()
 def deepfool_iteration(
     view: AttackView,
-    running: AttackState,
+    state: AttackState,
     config: AttackConfig,
-    held: list[ForwardPass] | None = None,
-    rows: Tensor | None = None,
+    points: PointsToLinearize | None = None,
     *,
     iteration: int = 0,
     keep_graph: bool = False,
@@ -144,52 +92,50 @@ def deepfool_iteration(
 
     Args:
         view: the net.
-        running: the samples.
-        config: as of `deepfool`.
-        held: one graph of points where to linearise, if there is one; taken out, so that it is
-            freed as early as can be.
-        rows: (A,) where the samples are in that graph. Default: in order.
-        iteration: of the step in the record.
-        keep_graph: test by a forward with a graph, and hand it out.
+        state: the samples.
+        config: as in `deepfool`.
+        points: a forward pass of the points where to linearise, if there is one; released early.
+        iteration: number of the recorded step.
+        keep_graph: test by a forward with a graph, and return it.
     """
-    x, label, choices = running.images, running.label, running.choices
-    if not held:
-        points = torch.add(x, running.total_step, alpha=config.reach)
-        held = [view.forward_with_grad(view.clip_(points), running.key)]
-        rows = None
-    rows = torch.arange(len(running), device=x.device) if rows is None else rows
-    source = torch.where(running.toward_label, held[0].logits.detach()[rows].argmax(dim=1), label)
-    where = view, held, rows, source, choices, running.toward_label
-    if config.direction == "loss":
-        found = loss_gradient_step(*where, config)
-    else:
-        found = nearest_boundary(*where, running.key, config)
-    if config.classes == "first":
-        choices = found.target[:, None]
-    moved = torch.add(found.displacement, running.total_step, alpha=config.reach)
-    tested = view.clip_(torch.add(x, moved, alpha=1.0 + config.overshoot))
-    graph = view.forward_with_grad(tested, running.key) if keep_graph else None
-    now = (graph.logits.detach() if graph else view(tested, running.key)).argmax(dim=1)
-    after = replace(running, total_step=moved, choices=choices, iteration=running.iteration + 1)
+    if points is None:
+        inputs = torch.add(state.images, state.total_step, alpha=config.reach)
+        forward = view.forward_with_grad(view.clip_(inputs), state.key)
+        points = PointsToLinearize(forward, torch.arange(len(state), device=inputs.device))
+        del forward, inputs  # `points` alone refers to them
+    source = points.current_classes().where(state.toward_label, state.label)
+    candidates = Candidates(state.key, source, state.choices, state.toward_label)
+    nearest = loss_gradient_step if config.direction == "loss" else nearest_boundary
+    step = nearest(view, points, candidates, config)
+    total_step = torch.add(step.displacement, state.total_step, alpha=config.reach)
+    tested = view.clip_(torch.add(state.images, total_step, alpha=1.0 + config.overshoot))
+    forward = view.forward_with_grad(tested, state.key) if keep_graph else None
+    logits = view(tested, state.key) if forward is None else forward.logits.detach()
+    prediction = logits.argmax(dim=1)
     return IterationResult(
-        after,
-        Step(
-            running.key, **found._asdict(), toward_label=running.toward_label, iteration=iteration
+        state=replace(
+            state,
+            total_step=total_step,
+            choices=step.target[:, None] if config.classes == "first" else state.choices,
+            iteration=state.iteration + 1,
         ),
-        now,
-        (now == label) == running.toward_label,
-        found.gradient_norm.isinf(),
-        graph,
+        step=Step(
+            state.key, **step._asdict(), toward_label=state.toward_label, iteration=iteration
+        ),
+        prediction=prediction,
+        flipped=(prediction == state.label) == state.toward_label,
+        no_gradient=step.gradient_norm.isinf(),
+        forward=forward,
     )
 
 
-def perturbation(view: AttackView, running: AttackState, config: AttackConfig) -> Tensor:
-    """What the steps so far amount to, (A, C, H, W): with the overshoot, and cut to the bounds."""
+def perturbation(view: AttackView, state: AttackState, config: AttackConfig) -> Tensor:
+    """The perturbation (A, C, H, W) after the steps so far, with the overshoot and clipped."""
     factor = 1.0 + config.overshoot
     if view.bounds is None:
-        return factor * running.total_step
-    points = torch.add(running.images, running.total_step, alpha=factor)
-    return view.clip_(points) - running.images
+        return factor * state.total_step
+    points = torch.add(state.images, state.total_step, alpha=factor)
+    return view.clip_(points) - state.images
 
 
 @torch.no_grad()
@@ -199,96 +145,89 @@ def deepfool(
     config: AttackConfig,
     labels: Tensor | None = None,
     *,
-    graph: ForwardPass | None = None,
-    record: bool = False,
-    keep_graph: bool = False,
-    at_once: int | None = None,
+    forward: ForwardPass | None = None,
+    options: AttackOptions = AttackOptions(),
 ) -> Perturbation:
     """Smallest perturbation, to first order, that changes the class of each image.
 
     An image that has its label now (in T) leaves it: it moves along w_k - w_label to the nearest
-    class k. An image that has not (in F) moves along w_label - w_current, the current class read
-    anew in each iteration, until it has. Whether it is done is tested at x + (1 + overshoot) * sum
-    of the steps. Each iteration linearises at x plus the sum of the steps, as the Deep Defense
+    class k. An image that has not (in F) moves along w_label - w_current until it has; its current
+    class is read again in each iteration. The class is tested at x + (1 + overshoot) times the sum
+    of the steps. An iteration linearises at x plus the sum of the steps, as the Deep Defense
     authors do, or with ``config.linearize_at`` tested at the point where the class was tested, as
-    DeepFool's own authors do: that saves a forward.
+    DeepFool's authors do, which saves a forward.
 
     Args:
         view: the net.
         images: (N, C, H, W), in the network's input space.
         config: candidates, iterations, overshoot, norm, and how classes are chosen.
         labels: (N,). Default: the classes that the images have now.
-        graph: of the clean images, if the caller has it: saves one forward.
-        record: keep the steps for the regulariser.
-        keep_graph: with ``linearize_at`` tested and the whole batch in the net at once, keep the
-            graph of the test that most samples passed.
-        at_once: largest number of images in the net at a time. Default: all.
+        forward: of the clean images, if the caller has it: saves one forward.
+        options: what to keep, and how many images to take at a time.
     """
     images = upcast(images.detach())
-    size = len(images) if at_once is None else at_once
+    sweep = _Sweep(view, config, options)
+    size = len(images) if options.at_once is None else options.at_once
     if len(images) <= size:
-        return _sweep(view, images, config, labels, graph, record, keep_graph)
-    given = itertools.repeat(None) if labels is None else labels.split(size)
-    parts = zip(images.split(size), given, strict=labels is not None)
-    return _join(
-        [
-            _sweep(view, x, config, y, record=record, first=number * size)
-            for number, (x, y) in enumerate(parts)
-        ]
+        return sweep.run(images, labels, forward)
+    sweep = _Sweep(view, config, replace(options, keep_graph=False))
+    labels_of_parts = itertools.repeat(None) if labels is None else labels.split(size)
+    parts = zip(images.split(size), labels_of_parts, strict=labels is not None)
+    return Perturbation.concatenate(
+        [sweep.run(x, y, first=number * size) for number, (x, y) in enumerate(parts)]
     )
 
 
-def _sweep(
-    view: AttackView,
-    images: Tensor,
-    config: AttackConfig,
-    labels: Tensor | None,
-    graph: ForwardPass | None = None,
-    record: bool = False,
-    keep_graph: bool = False,
-    first: int = 0,
-) -> Perturbation:
-    """`deepfool` of images that the net takes at once, the batch's from position ``first`` on."""
-    key = torch.arange(first, first + len(images), device=images.device)
-    graph = graph or view.forward_with_grad(images, key)
-    logits = graph.logits.detach()
-    running = initial_state(images, logits, config, labels, key)
-    result = Perturbation.empty(images, logits.argmax(dim=1))
-    reuse = config.linearize_at == "tested"
-    rows = None  # of the graph: where the running samples are
-    for iteration in range(config.max_iterations):
-        last = iteration + 1 == config.max_iterations
-        held, graph = [graph] if graph else [], None
-        done = deepfool_iteration(
-            view, running, config, held, rows, iteration=iteration, keep_graph=reuse and not last
-        )
-        if record:
-            result.steps.append(done.step)
-        ended = (done.ended | last).nonzero().squeeze(1)
-        result.write_rows(done, ended, perturbation(view, done.state.take(ended), config), first)
-        rows = (~done.ended).nonzero().squeeze(1)
-        # With what comes after it, such a graph takes no more memory than one of all images.
-        fits = len(running) + len(rows) <= len(images) <= 2 * len(ended)
-        if keep_graph and done.graph is not None and fits:
-            result.boundary_passes.append(BoundaryPass(done.graph, ended, running.key[ended]))
-        if len(rows) == 0 or last:
-            break
-        # A new forward of few costs less than gradients of all.
-        graph = done.graph if 2 * len(rows) > len(running) else None
-        running = done.state.take(rows)
-        del done  # and the graph with it, before another is made
-    return result
+@dataclass(frozen=True)
+class _Sweep:
+    """`deepfool` of images that the net takes at once."""
 
+    view: AttackView
+    config: AttackConfig
+    options: AttackOptions
 
-def _join(parts: list[Perturbation]) -> Perturbation:
-    """Of consecutive parts of a batch."""
-    steps = [step for part in parts for step in part.steps]
-    return Perturbation(
-        delta=torch.cat([part.delta for part in parts]),
-        iterations=torch.cat([part.iterations for part in parts]),
-        flipped=torch.cat([part.flipped for part in parts]),
-        no_gradient=torch.cat([part.no_gradient for part in parts]),
-        prediction=torch.cat([part.prediction for part in parts]),
-        clean=torch.cat([part.clean for part in parts]),
-        steps=steps,
-    )
+    def run(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        forward: ForwardPass | None = None,
+        first: int = 0,
+    ) -> Perturbation:
+        """Attack images, the batch's from position ``first`` on."""
+        key = torch.arange(first, first + len(images), device=images.device)
+        forward = forward or self.view.forward_with_grad(images, key)
+        logits = forward.logits.detach()
+        state = initial_state(images, logits, self.config, labels, key)
+        result = Perturbation.empty(images, logits.argmax(dim=1))
+        points: PointsToLinearize | None = PointsToLinearize(forward, key - first)
+        del forward  # `points` alone refers to it
+        for iteration in range(self.config.max_iterations):
+            last = iteration + 1 == self.config.max_iterations
+            done = deepfool_iteration(
+                self.view,
+                state,
+                self.config,
+                points,
+                iteration=iteration,
+                keep_graph=self.config.linearize_at == "tested" and not last,
+            )
+            if self.options.record:
+                result.steps.append(done.step)
+            ended = (done.ended | last).nonzero().squeeze(1)
+            delta = perturbation(self.view, done.state.take(ended), self.config)
+            result.write_rows(done, ended, delta, first)
+            left = (~done.ended).nonzero().squeeze(1)
+            # With what comes after it, such a graph takes no more memory than one of all images.
+            fits = len(state) + len(left) <= len(images) <= 2 * len(ended)
+            if self.options.keep_graph and done.forward is not None and fits:
+                kept = BoundaryPass(done.forward, ended, state.key[ended])
+                result.boundary_passes.append(kept)
+            if len(left) == 0 or last:
+                break
+            points = None
+            # A new forward of a few costs less than gradients of all.
+            if done.forward is not None and 2 * len(left) > len(state):
+                points = PointsToLinearize(done.forward, left)
+            state = done.state.take(left)
+            del done  # and its graph, before the next is made
+        return result

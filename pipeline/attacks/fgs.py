@@ -1,10 +1,12 @@
 """FGS, the fast gradient sign attack: x + eps * sign(grad_x CE) (Goodfellow et al., ICLR 2015).
 
-In: images, their labels and a graph of them. Out: who is still classified correctly at each eps,
-and the smallest eps that each image needs. eps is in units of the space that is attacked.
+In: images, their labels and a forward pass of them. Out: which images are still classified
+correctly at each eps, and the smallest eps that changes each image's class. eps is in units of the
+space that is attacked. The margin of an image is its label's logit minus the highest other logit.
 """
 
 import math
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -14,31 +16,34 @@ from torch import Tensor
 from pipeline.attacks.norms import expand_to_images, per_sample_norm
 from pipeline.models.attack_view import AttackView, ForwardPass
 
-# The lattice of `smallest_eps`: logarithmic, in steps of 0.05 %, from a millionth to a thousand:
-# inputs of pixels from 0 to 255 are met, too.
-SMALLEST, OCTAVES, STEPS = 2.0**-20, 30, 40960
+# The lattice of `smallest_eps`: logarithmic, in steps of 0.05 %, from a millionth to a thousand,
+# which serves pixels from 0 to 1 and from 0 to 255.
+SMALLEST = 2.0**-20
+OCTAVES = 30
+STEPS = 40960
 HALVINGS = math.ceil(math.log2(STEPS))
-_TRIALS = 12  # by false position, before halving
+_NUM_FALSE_POSITION = 12  # trials by false position, before bisection
 
 
 class FgsDirection(NamedTuple):
-    """What FGS takes of N images."""
+    """The direction of FGS for N images."""
 
     sign: Tensor  # (N, C, H, W), sign(grad_x CE); zeros where the gradient is not finite
-    slope: Tensor  # (N,) how fast the label's margin shrinks along it, roughly
+    slope: Tensor  # (N,) approximately the decrease of the margin for each unit of eps
 
 
-def fgs_direction(graph: ForwardPass, labels: Tensor) -> FgsDirection:
+def fgs_direction(forward: ForwardPass, labels: Tensor) -> FgsDirection:
     """The direction of FGS.
 
     Args:
-        graph: of the images; it stays.
+        forward: of the images; its graph is kept.
         labels: (N,) true classes.
     """
     with torch.enable_grad():
-        loss = F.cross_entropy(graph.logits, labels, reduction="none")
-    (gradient,) = torch.autograd.grad(loss.sum(), graph.inputs, retain_graph=True)
-    # grad CE = (1 - p) times a mean over the other classes of grad (logit - label's logit).
+        loss = F.cross_entropy(forward.logits, labels, reduction="none")
+    (gradient,) = torch.autograd.grad(loss.sum(), forward.inputs, retain_graph=True)
+    # grad CE = (1 - p) times a mean over the other classes of grad (logit - label's logit), where p
+    # is the label's probability.
     slope = per_sample_norm(gradient, 1.0) / -torch.expm1(-loss.detach())
     return FgsDirection(torch.nan_to_num_(gradient.sign_(), 0.0), slope)
 
@@ -49,87 +54,135 @@ def correct_after_fgs(
 ) -> Tensor:
     """Whether each image is classified correctly after FGS, (N, E) bool, at each of E eps."""
     points = (torch.add(images, sign, alpha=value) for value in eps)
-    return torch.stack([_margins(view, each, labels) > 0 for each in points], dim=1)
+    return torch.stack([_margins_at(view, x, labels) > 0 for x in points], dim=1)
+
+
+@dataclass(frozen=True)
+class _Brackets:
+    """Intervals of the lattice that contain the answers of A images.
+
+    An image is classified correctly at the lower end and misclassified at the upper one.
+    """
+
+    rows: Tensor  # (A,) int64, positions in the batch
+    images: Tensor  # (A, C, H, W)
+    sign: Tensor  # (A, C, H, W)
+    label: Tensor  # (A,) int64
+    low: Tensor  # (A,) int64, position of the lower end
+    high: Tensor  # (A,) int64, position of the upper end
+    margin_low: Tensor  # (A,) float64, at the lower end, or a share of it by the Illinois rule
+    margin_high: Tensor  # (A,) float64; minus infinity while it is unknown
+    was_correct: Tensor  # (A,) bool, at the last trial
+    guess: Tensor  # (A,) float64, eps for the next trial
+
+    def take(self, rows: Tensor) -> "_Brackets":
+        """Some of the images."""
+        return _Brackets(*(getattr(self, f.name)[rows] for f in fields(_Brackets)))
+
+    def next_position(self, bisect: bool) -> Tensor:
+        """The position (A,) of the next trial, inside the interval."""
+        position = (self.low + self.high) // 2 if bisect else _position(self.guess)
+        return torch.minimum(torch.maximum(position, self.low + 1), self.high - 1)
+
+    def narrow(self, position: Tensor, margin: Tensor) -> "_Brackets":
+        """Intervals after a trial at ``position`` (A,) that gave ``margin`` (A,) float64."""
+        correct = margin > 0
+        # Illinois rule: an end that stays twice has half the weight, so that it moves in the end.
+        factor = torch.where(correct == self.was_correct, 0.5, 1.0)
+        margin_low = torch.where(correct, margin, self.margin_low * factor)
+        margin_high = torch.where(correct, self.margin_high * factor, margin)
+        low = torch.where(correct, position, self.low)
+        high = torch.where(correct, self.high, position)
+        eps_low, eps_high = _lattice(low), _lattice(high)
+        # Where the line through both margins is zero; further out while the upper one is unknown.
+        crossing = eps_low + (eps_high - eps_low) * margin_low / (margin_low - margin_high)
+        return replace(
+            self,
+            low=low,
+            high=high,
+            margin_low=margin_low,
+            margin_high=margin_high,
+            was_correct=correct,
+            guess=torch.where(margin_high.isfinite(), crossing, 2.0 * eps_low),
+        )
 
 
 @torch.no_grad()
 def smallest_eps(
     view: AttackView, images: Tensor, direction: FgsDirection, labels: Tensor, logits: Tensor
 ) -> Tensor:
-    """The smallest eps of the lattice at which each image is found misclassified, (N,) float64.
+    """The smallest eps of the lattice at which FGS changes an image's class, (N,) float64.
 
-    By bracketing, which supposes that an image once misclassified stays so as eps grows: the
-    answer is an eps where it is misclassified, while at the one below it is not. 0 for an image
-    that is misclassified already, infinite for one that no eps of the lattice changes.
+    By bracketing, which assumes that an image once misclassified stays so as eps grows: it is
+    misclassified at the result, and not at the value of the lattice below it. 0 for an image that
+    is misclassified already, infinite for one that is correct at every eps of the lattice.
 
-    The margin of the label is nearly linear in eps, so false position (with the Illinois rule)
-    from a first guess by the gradient needs about six forwards, where halving needs sixteen.
+    The margin is nearly linear in eps, so false position with the Illinois rule, from a first guess
+    by the gradient, needs about six forwards, and bisection sixteen.
 
     Args:
         view: the net.
         images: (N, C, H, W).
-        found: of `fgs_direction`.
+        direction: of `fgs_direction`.
         labels: (N,) true classes.
         logits: (N, K) of the images.
     """
     result = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-    margin = margins(logits, labels).double()
-    rows = (margin > 0).nonzero().squeeze(1)
-    x, sign, label = images[rows], direction.sign[rows], labels[rows]
-    low, high = torch.zeros_like(label), torch.full_like(label, STEPS)
-    at_low = margin[rows]
-    at_high = torch.full_like(at_low, -torch.inf)  # unknown at the end of the lattice
-    guess = at_low / direction.slope[rows].double()
-    before = torch.ones_like(label).bool()  # whether the last trial was still right
-    for trial in range(_TRIALS + HALVINGS):
-        if len(rows) == 0:
+    brackets = _initial_brackets(images, direction, labels, margins(logits, labels).double())
+    for trial in range(_NUM_FALSE_POSITION + HALVINGS):
+        if len(brackets.rows) == 0:
             break
-        place = ((low + high) // 2) if trial >= _TRIALS else _position(guess)
-        place = torch.minimum(torch.maximum(place, low + 1), high - 1)
-        tried = _margins(view, x + expand_to_images(_lattice(place)).float() * sign, label).double()
-        right = tried > 0
-        # Illinois: an end that stays twice counts half, so that it is not kept for ever.
-        factor = torch.where(right == before, 0.5, 1.0)
-        at_low, at_high = (
-            torch.where(right, tried, at_low * factor),
-            torch.where(right, at_high * factor, tried),
-        )
-        before = right
-        low, high = torch.where(right, place, low), torch.where(right, high, place)
-        done = high - low <= 1
-        result[rows[done]] = _lattice(high[done]).where(high[done] < STEPS, torch.inf)
-        guess = _crossing(_lattice(low), _lattice(high), at_low, at_high)
-        left = (~done).nonzero().squeeze(1)
-        rows, x, sign, label, before = (v[left] for v in (rows, x, sign, label, before))
-        low, high, at_low, at_high, guess = (v[left] for v in (low, high, at_low, at_high, guess))
+        position = brackets.next_position(bisect=trial >= _NUM_FALSE_POSITION)
+        eps = expand_to_images(_lattice(position)).float()
+        points = brackets.images + eps * brackets.sign
+        brackets = brackets.narrow(position, _margins_at(view, points, brackets.label).double())
+        done = brackets.high - brackets.low <= 1
+        high = brackets.high[done]
+        result[brackets.rows[done]] = _lattice(high).where(high < STEPS, torch.inf)
+        brackets = brackets.take((~done).nonzero().squeeze(1))
     return result
 
 
-def _crossing(low: Tensor, high: Tensor, at_low: Tensor, at_high: Tensor) -> Tensor:
-    """Where the line through two margins is zero; further out while the upper one is unknown."""
-    between = low + (high - low) * at_low / (at_low - at_high)
-    return torch.where(at_high.isfinite(), between, 2.0 * low)
+def _initial_brackets(
+    images: Tensor, direction: FgsDirection, labels: Tensor, margin: Tensor
+) -> _Brackets:
+    """The whole lattice for each image that is classified correctly."""
+    rows = (margin > 0).nonzero().squeeze(1)
+    return _Brackets(
+        rows=rows,
+        images=images[rows],
+        sign=direction.sign[rows],
+        label=labels[rows],
+        low=torch.zeros_like(rows),
+        high=torch.full_like(rows, STEPS),
+        margin_low=margin[rows],
+        margin_high=torch.full_like(margin[rows], -torch.inf),
+        was_correct=torch.ones_like(rows, dtype=torch.bool),
+        guess=margin[rows] / direction.slope[rows].double(),
+    )
 
 
 def _lattice(position: Tensor) -> Tensor:
-    """eps at positions 0 to STEPS; values that fp32 holds exactly, as float64."""
+    """eps (float64) at positions 0 to STEPS; all are exact in fp32."""
     return (SMALLEST * torch.exp2(position.double() * (OCTAVES / STEPS))).float().double()
 
 
 def _position(eps: Tensor) -> Tensor:
-    """The lattice's first position at or above eps; any where eps is not finite."""
-    place = torch.log2(eps / SMALLEST) * (STEPS / OCTAVES)
-    return torch.nan_to_num(place.ceil(), STEPS // 2, STEPS, 0).clamp(0, STEPS).long()
+    """The lattice's first position at or above eps; an arbitrary one where eps is not finite."""
+    position = torch.log2(eps / SMALLEST) * (STEPS / OCTAVES)
+    return torch.nan_to_num(position.ceil(), STEPS // 2, STEPS, 0).clamp(0, STEPS).long()
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """The label's logit minus the highest other, (N,); minus infinity where any is not finite.
-    An image with margin 0 counts as misclassified."""
+    """The label's logit minus the highest other, (N,); -inf where a logit is not finite.
+
+    An image with margin 0 counts as misclassified.
+    """
     own = logits.gather(1, labels[:, None])
     other = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
     margin = own[:, 0] - other
     return margin.where(logits.isfinite().all(dim=1), -torch.inf)
 
 
-def _margins(view: AttackView, points: Tensor, labels: Tensor) -> Tensor:
+def _margins_at(view: AttackView, points: Tensor, labels: Tensor) -> Tensor:
     return margins(view(view.clip_(points)), labels)

@@ -1,8 +1,14 @@
 """One iteration of DeepFool: the nearest of the linearised class boundaries, and the step to it.
 
-In: a graph of points, the class to leave and the classes to consider. Out: `LinearizedStep`.
+In: a forward pass of points, the class to leave and the classes to consider. Out:
+`LinearizedStep`.
+
+Letters, as in the paper: f is the logit of a class minus that of the class to leave, w the gradient
+of f by the image, p the norm that measures the step, q its dual exponent (1/p + 1/q = 1). The
+boundary of a class is at the distance |f| / ||w||_q.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,27 +19,41 @@ from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView, ForwardPass
 
 
-def candidate_classes(logits: Tensor, labels: Tensor, number: int) -> Tensor:
-    """The classes to move to: the ``number`` highest logits, in that order, without the label.
+@dataclass
+class PointsToLinearize:
+    """A forward pass of the points where A samples linearise.
 
-    Args:
-        logits: (N, K) at the clean images; in T the label is the class of highest logit.
-        labels: (N,) class of each image.
-        number: q; cut to the number of classes.
-
-    Returns:
-        (N, min(q, K) - 1) classes.
+    `release` hands it over once, so that its graph is freed before another one is made.
     """
-    top = logits.topk(min(number, logits.shape[1]), dim=1).indices
-    # The label is in the top for every sample that is classified correctly; should a tie have
-    # left it out, the last candidate goes instead, so that all rows have one length.
-    is_label = top == labels[:, None]
-    is_label[:, -1] |= ~is_label.any(dim=1)
-    return top[~is_label].view(len(top), -1)
+
+    forward: ForwardPass | None
+    rows: Tensor  # (A,) int64, positions of the samples in the forward pass
+
+    def current_classes(self) -> Tensor:
+        """(A,) int64, classes of highest logit at the points."""
+        if self.forward is None:
+            raise RuntimeError("the forward pass has been released before")
+        return self.forward.logits.detach()[self.rows].argmax(dim=1)
+
+    def release(self) -> ForwardPass:
+        """The forward pass, which this object no longer refers to."""
+        forward, self.forward = self.forward, None
+        if forward is None:
+            raise RuntimeError("the forward pass has been released before")
+        return forward
+
+
+class Candidates(NamedTuple):
+    """Classes that A samples may move to."""
+
+    key: Tensor  # (A,) int64, which images of the batch the samples are
+    source: Tensor  # (A,) int64, class to leave
+    classes: Tensor  # (A, M) int64, classes to consider
+    toward_label: Tensor  # (A,) bool, samples whose first class, their label, is the only one
 
 
 class LinearizedStep(NamedTuple):
-    """The nearest of the linearised boundaries, for A samples; fields as in `Step`."""
+    """The step to the nearest of the linearised boundaries, for A samples; fields as in `Step`."""
 
     displacement: Tensor
     source: Tensor
@@ -42,148 +62,220 @@ class LinearizedStep(NamedTuple):
     gradient_norm: Tensor
 
 
-def nearest_boundary(
-    view: AttackView,
-    held: list[ForwardPass],
-    rows: Tensor,
-    source: Tensor,
-    choices: Tensor,
-    single: Tensor,
-    key: Tensor,
-    config: AttackConfig,
-) -> LinearizedStep:
-    """The step to the nearest of the linearised boundaries.
+def candidate_classes(logits: Tensor, labels: Tensor, number: int) -> Tensor:
+    """The classes to move to: the ``number`` highest logits, in that order, without the label.
 
-    A boundary's distance is |f| / ||w||, in the norm dual to ``config.norm``. Each round computes
-    one more w for every sample. With ``config.visit`` lazy, samples visit their candidates in the
-    order of |f| over the distance of the two classes' weights in the last layer, which ||w||
-    roughly follows; a sample stops when no candidate can be nearer unless its gradient is
-    ``config.safety`` times larger than the largest seen leads to expect.
+    Args:
+        logits: (N, K) at the clean images; in T the label is the class of highest logit.
+        labels: (N,) class of each image.
+        number: of classes with the label (the paper's q); at most K are used.
+
+    Returns:
+        (N, min(number, K) - 1) classes.
+    """
+    top = logits.topk(min(number, logits.shape[1]), dim=1).indices
+    # The label is among them for every sample that is classified correctly. If a tie has left it
+    # out, the last candidate is dropped instead, so that all rows have the same length.
+    is_label = top == labels[:, None]
+    is_label[:, -1] |= ~is_label.any(dim=1)
+    return top[~is_label].view(len(top), -1)
+
+
+@dataclass
+class _Nearest:
+    """The nearest boundary so far of A samples."""
+
+    distance: Tensor  # (A,) |f| / ||w||_q; infinite before the first
+    gradient_norm: Tensor  # (A,) ||w||_q
+    position: Tensor  # (A,) int64, among the candidates
+    largest_slope: Tensor  # (A,) the largest ||w||_q / weight distance of any candidate so far
+    gradient: Tensor | None = None  # (A, C, H, W), w
+
+    @classmethod
+    def none_yet(cls, like: Tensor) -> "_Nearest":
+        """Without any boundary, for logit differences ``like`` (A,)."""
+        distance = torch.full_like(like, torch.inf)
+        position = torch.zeros_like(like, dtype=torch.int64)
+        return cls(distance, distance.clone(), position, torch.zeros_like(distance))
+
+    def update(
+        self, position: int, samples: Tensor, distance: Tensor, gradient: Tensor, norm: Tensor
+    ) -> None:
+        """Enter the boundary of candidate ``position`` for some samples (B,)."""
+        nearer = distance < self.distance[samples]  # False for NaN, and for a zero gradient's inf
+        changed = samples[nearer]
+        self.distance[changed] = distance[nearer]
+        self.gradient_norm[changed] = norm[nearer]
+        self.position[changed] = position
+        if self.gradient is None:  # the first candidate is that of all samples
+            self.gradient = gradient
+        else:
+            self.gradient[changed] = gradient[nearer]
+
+    def step(self, candidates: Candidates, logit_diffs: Tensor, p: float) -> LinearizedStep:
+        """The step (A, C, H, W) to the nearest boundary; zero where there is none."""
+        if self.gradient is None:
+            raise ValueError("a step needs at least one candidate class")
+        displacement = steepest_step(self.gradient, self.gradient_norm, self.distance, p)
+        displacement[self.distance.isinf()] = 0.0
+        column = self.position[:, None]
+        return LinearizedStep(
+            displacement,
+            candidates.source,
+            candidates.classes.gather(1, column)[:, 0],
+            logit_diffs.gather(1, column)[:, 0],
+            self.gradient_norm,
+        )
+
+
+def nearest_boundary(
+    view: AttackView, points: PointsToLinearize, candidates: Candidates, config: AttackConfig
+) -> LinearizedStep:
+    """The step to the nearest of the linearised boundaries, |f| / ||w||_q away.
+
+    Each round computes one more gradient w for every sample. With ``config.visit`` lazy, samples
+    take their candidates in the order of |f| over the distance of the two classes' weights in the
+    last layer, which ||w|| roughly follows. A sample stops when no candidate can be nearer unless
+    its gradient is ``config.safety`` times larger than predicted from the largest ratio so far.
 
     Args:
         view: the net.
-        held: one graph, where to linearise; taken out, so that it is freed before another forward.
-        rows: (A,) where the samples are in the graph.
-        source: (A,) class to leave.
-        choices: (A, M) classes to consider moving to.
-        single: (A,) bool, samples whose first choice is their only one.
-        key: (A,) which images of the batch the samples are.
-        config: visit, safety and norm.
+        points: where to linearise; released.
+        candidates: the classes to leave and to consider.
+        config: its visit, safety and norm are read.
     """
-    # Those with a gradient in this round, and where they are in the graph.
-    samples, places = torch.arange(len(source), device=source.device), rows
-    graph = held.pop()
-    points = graph.inputs.detach()
-    dual = dual_exponent(float(config.norm))
-    gaps = logit_differences(graph.logits.detach()[rows], source, choices)
-    spread = torch.ones_like(gaps)
-    if config.visit == "lazy" and choices.shape[1] > 1:
-        spread = view.class_weight_distances(source, choices)
-        order = (gaps.abs() / spread).argsort(dim=1)
-        gaps, spread, choices = (v.gather(1, order) for v in (gaps, spread, choices))
-    best = torch.full_like(gaps[:, 0], torch.inf)  # distance
-    norms, steepest = best.clone(), torch.zeros_like(best)  # largest ||w|| / spread so far
-    chosen, w = torch.zeros_like(source), points  # w: of the first round on
-    for m in range(choices.shape[1]):
+    pruned, p = config.visit == "lazy", float(config.norm)
+    forward, rows = points.release(), points.rows
+    inputs = forward.inputs.detach()
+    logits = forward.logits.detach()[rows]
+    candidates, logit_diffs, spread = _in_visiting_order(view, logits, candidates, pruned)
+    nearest = _Nearest.none_yet(logit_diffs[:, 0])
+    # The samples of a round, and their positions in the forward pass.
+    samples, forward_rows = torch.arange(len(rows), device=rows.device), rows
+    for m in range(candidates.classes.shape[1]):
         if m > 0:
-            more = ~single
-            if config.visit == "lazy":
-                more &= gaps[:, m].abs() < config.safety * steepest * spread[:, m] * best
-            wanting = more.nonzero().squeeze(1)
-            if len(wanting) == 0:
+            more = ~candidates.toward_label
+            if pruned:
+                reachable = nearest.largest_slope * spread[:, m] * nearest.distance
+                more &= logit_diffs[:, m].abs() < config.safety * reachable
+            left = more.nonzero().squeeze(1)
+            if len(left) == 0:
                 break
-            # A new forward of few costs less than gradients of many.
-            if 2 * len(wanting) <= len(graph.inputs):
-                samples, places = wanting, torch.arange(len(wanting), device=source.device)
-                graph = gap = None  # both hold the old one
-                graph = view.forward_with_grad(points[rows[samples]], key[samples])
-        with torch.enable_grad():
-            gap = logit_differences(
-                graph.logits[places], source[samples], choices[samples, m : m + 1]
-            )[:, 0]
-        gradient = view.logit_diff_gradient(graph, gap)
-        if len(places) < len(gradient):
-            gradient = gradient[places]
-        norm = per_sample_norm(gradient, dual)
-        distance = gap.detach().abs() / norm
-        steepest[samples] = torch.maximum(steepest[samples], norm / spread[samples, m])
-        nearer = distance < best[samples]  # False for NaN and for a vanished gradient's infinity
-        changed = samples[nearer]
-        best[changed], norms[changed], chosen[changed] = distance[nearer], norm[nearer], m
-        if m == 0:
-            w = gradient
-        else:
-            w[changed] = gradient[nearer]
-    move = steepest_step(w, norms, best, float(config.norm))
-    move[best.isinf()] = 0.0  # no finite distance: no step
-    pick = chosen[:, None]
-    return LinearizedStep(
-        move, source, choices.gather(1, pick)[:, 0], gaps.gather(1, pick)[:, 0], norms
-    )
+            # A new forward of a few costs less than gradients of many.
+            if 2 * len(left) <= len(forward.inputs):
+                samples, forward_rows = left, torch.arange(len(left), device=rows.device)
+                forward = None  # frees its graph before the next is made
+                forward = view.forward_with_grad(inputs[rows[samples]], candidates.key[samples])
+        gradient, logit_diff = _gradient(view, forward, forward_rows, candidates, samples, m)
+        norm = per_sample_norm(gradient, dual_exponent(p))
+        nearest.update(m, samples, logit_diff.abs() / norm, gradient, norm)
+        slope = torch.maximum(nearest.largest_slope[samples], norm / spread[samples, m])
+        nearest.largest_slope[samples] = slope
+    return nearest.step(candidates, logit_diffs, p)
+
+
+def _in_visiting_order(
+    view: AttackView, logits: Tensor, candidates: Candidates, pruned: bool
+) -> tuple[Candidates, Tensor, Tensor]:
+    """The candidates in the order in which samples take them; their logit differences and the
+    distances of their weights, (A, M) each. Without pruning: as they are, and ones."""
+    classes = candidates.classes
+    logit_diffs = logit_differences(logits, candidates.source, classes)
+    spread = torch.ones_like(logit_diffs)
+    if pruned and classes.shape[1] > 1:
+        spread = view.class_weight_distances(candidates.source, classes)
+        order = (logit_diffs.abs() / spread).argsort(dim=1)
+        logit_diffs, spread = logit_diffs.gather(1, order), spread.gather(1, order)
+        candidates = candidates._replace(classes=classes.gather(1, order))
+    return candidates, logit_diffs, spread
+
+
+def _gradient(
+    view: AttackView,
+    forward: ForwardPass,
+    forward_rows: Tensor,
+    candidates: Candidates,
+    samples: Tensor,
+    position: int,
+) -> tuple[Tensor, Tensor]:
+    """w (B, C, H, W) and f (B,) of candidate ``position`` of some samples (B,)."""
+    with torch.enable_grad():
+        logit_diff = logit_differences(
+            forward.logits[forward_rows],
+            candidates.source[samples],
+            candidates.classes[samples, position : position + 1],
+        )[:, 0]
+    gradient = view.logit_diff_gradient(forward, logit_diff)
+    if len(forward_rows) < len(gradient):
+        gradient = gradient[forward_rows]
+    return gradient, logit_diff.detach()
 
 
 def loss_gradient_step(
-    view: AttackView,
-    held: list[ForwardPass],
-    rows: Tensor,
-    source: Tensor,
-    choices: Tensor,
-    towards: Tensor,
-    config: AttackConfig,
+    view: AttackView, points: PointsToLinearize, candidates: Candidates, config: AttackConfig
 ) -> LinearizedStep:
-    """The step along the gradient of the cross-entropy, as far as the linearised boundary to the
-    choice of highest logit: FGS for p = inf, a normalised gradient step for p = 2.
+    """The step along the gradient of the cross-entropy, as far as the linearised boundary of the
+    candidate of highest logit: FGS for p = inf, a normalised gradient step for p = 2.
 
     Args:
         view: the net.
-        held: one graph, where to linearise; taken out.
-        rows: (A,) where the samples are in the graph.
-        source: (A,) class to leave.
-        choices: (A, M) classes to consider moving to.
-        towards: (A,) bool, samples whose choice is their label, whose cross-entropy is to fall.
-        config: norm.
+        points: where to linearise; released.
+        candidates: the classes to leave and to consider; the cross-entropy of samples that move
+            toward their label falls, that of others rises.
+        config: its norm is read.
     """
-    graph = held.pop()
-    gaps = logit_differences(graph.logits.detach()[rows], source, choices)
-    target = choices.gather(1, gaps.abs().argmin(dim=1, keepdim=True))[:, 0]
-    return loss_step(view, graph, rows, source, target, towards, float(config.norm))
+    forward = points.release()
+    logits = forward.logits.detach()[points.rows]
+    logit_diffs = logit_differences(logits, candidates.source, candidates.classes)
+    highest = logit_diffs.abs().argmin(dim=1, keepdim=True)
+    target = candidates._replace(classes=candidates.classes.gather(1, highest))
+    return loss_step(view, forward, target, float(config.norm), rows=points.rows)
 
 
 def loss_step(
     view: AttackView,
-    graph: ForwardPass,
-    rows: Tensor | None,
-    source: Tensor,
-    target: Tensor,
-    towards: Tensor,
+    forward: ForwardPass,
+    candidates: Candidates,
     p: float,
+    *,
+    rows: Tensor | None = None,
     create_graph: bool = False,
 ) -> LinearizedStep:
-    """`loss_gradient_step` to a given class; with ``create_graph`` differentiable.
+    """`loss_gradient_step` to one candidate each; differentiable with ``create_graph``.
 
-    ``norm`` is <w, n>, w the gradient of f and n the direction of unit p-norm; infinite where f
-    does not grow along it. n follows the gradient of log sum exp of the other logits minus the
-    label's: that of the cross-entropy in direction, which rounds to nothing where the net is sure.
+    ``gradient_norm`` is <w, n>, with n the direction of unit p-norm; infinite where f does not grow
+    along it. n follows the gradient of log sum exp of the other logits minus the label's. That
+    gradient has the direction of the cross-entropy's, which vanishes in fp32 where the net is sure.
+
+    Args:
+        view: the net.
+        forward: where to linearise.
+        candidates: with classes (A, 1).
+        p: norm of the step.
+        rows: (A,) positions of the samples in the forward pass. Default: all, in order.
+        create_graph: make the step differentiable by the parameters and the inputs.
     """
+    source, target = candidates.source, candidates.classes[:, 0]
     with torch.enable_grad():
-        logits = graph.logits if rows is None else graph.logits[rows]
-        label = torch.where(towards, target, source)[:, None]
+        logits = forward.logits if rows is None else forward.logits[rows]
+        label = torch.where(candidates.toward_label, target, source)[:, None]
         others = logits.scatter(1, label, -torch.inf).logsumexp(dim=1)
         loss = others - logits.gather(1, label)[:, 0]
-        rise = torch.where(towards, -loss, loss)
-        gap = logit_differences(logits, source, target[:, None])[:, 0]
-    w = view.logit_diff_gradient(graph, gap, create_graph)
-    steepest = view.logit_diff_gradient(graph, rise, create_graph)
+        rising = torch.where(candidates.toward_label, -loss, loss)
+        logit_diff = logit_differences(logits, source, candidates.classes)[:, 0]
+    w = view.logit_diff_gradient(forward, logit_diff, create_graph)
+    steepest = view.logit_diff_gradient(forward, rising, create_graph)
     if rows is not None:
         w, steepest = w[rows], steepest[rows]
-    dual = per_sample_norm(steepest, dual_exponent(p))
-    unit = steepest_step(steepest, dual.where(dual > 0, torch.inf), torch.ones_like(dual), p)
+    dual_norm = per_sample_norm(steepest, dual_exponent(p))
+    dual_norm = dual_norm.where(dual_norm > 0, torch.inf)
+    unit = steepest_step(steepest, dual_norm, torch.ones_like(dual_norm), p)
     slope = (w * unit).flatten(1).sum(dim=1)
     norm = slope.where(slope > 0, torch.inf)
-    move = unit * expand_to_images(gap.abs() / norm)
-    return LinearizedStep(move, source, target, gap.detach(), norm.detach())
+    displacement = unit * expand_to_images(logit_diff.abs() / norm)
+    return LinearizedStep(displacement, source, target, logit_diff.detach(), norm.detach())
 
 
-def logit_differences(logits: Tensor, source: Tensor, choices: Tensor) -> Tensor:
-    """Logits of the choices minus that of the source, (A, M)."""
-    return logits.gather(1, choices) - logits.gather(1, source[:, None])
+def logit_differences(logits: Tensor, source: Tensor, classes: Tensor) -> Tensor:
+    """Logits of the classes (A, M) minus that of the source (A,); (A, M)."""
+    return logits.gather(1, classes) - logits.gather(1, source[:, None])

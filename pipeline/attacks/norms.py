@@ -1,7 +1,8 @@
-"""Norms of images and the step that a norm makes smallest.
+"""Norms of images, and the step of smallest norm to a hyperplane.
 
-Hölder: the smallest r in the norm p with <w, r> = t is t / ||w||_q along |w|^(q-1) sign(w), where
-1/p + 1/q = 1 (Moosavi-Dezfooli, Fawzi, Frossard, CVPR 2016, section 4).
+By Hölder's inequality the r of smallest p-norm with <w, r> = t has the norm t / ||w||_q and the
+direction |w|^(q-1) sign(w), where 1/p + 1/q = 1 (Moosavi-Dezfooli, Fawzi, Frossard, CVPR 2016,
+section 4).
 """
 
 import math
@@ -20,18 +21,19 @@ def per_sample_norm(images: Tensor, p: float = 2.0) -> Tensor:
     dims = tuple(range(1, images.dim()))
     if p in (1.0, 2.0, math.inf):
         return torch.linalg.vector_norm(images, p, dim=dims)
-    # The powers of small values would leave fp32's range. Without a graph: the scale cancels.
+    # Without scaling, powers of small values would leave fp32's range. The scale has no graph: it
+    # cancels in the gradient.
     largest = images.detach().abs().amax(dims)
     scale = largest.where(largest > 0, 1.0)
     return scale * torch.linalg.vector_norm(images / expand_to_images(scale), p, dim=dims)
 
 
 def steepest_step(w: Tensor, dual_norm: Tensor, length: Tensor, p: float) -> Tensor:
-    """The step (A, C, H, W) of a given p-norm along which <w, .> grows most; differentiable.
+    """The step (A, C, H, W) of a given p-norm with the largest <w, step>; differentiable.
 
     Args:
         w: (A, C, H, W).
-        dual_norm: (A,), ||w||_q; infinite makes no step.
+        dual_norm: (A,), ||w||_q; where it is infinite, the step is zero.
         length: (A,), of the step.
         p: in (1, inf].
     """
@@ -44,17 +46,17 @@ def steepest_step(w: Tensor, dual_norm: Tensor, length: Tensor, p: float) -> Ten
 
 
 def signed_power(values: Tensor, exponent: float) -> Tensor:
-    """sign(x) |x|^exponent, with the derivative 0 at x = 0, where there may be none."""
+    """sign(x) |x|^exponent, with derivative 0 at x = 0, where the power may have none."""
     zero = values == 0
     size = values.abs().masked_fill(zero, 1.0).pow(exponent)
     return values.sign() * size.masked_fill(zero, 0.0)
 
 
 def expand_to_images(values: Tensor) -> Tensor:
-    """(A,) values beside images: (A, 1, 1, 1)."""
+    """(A,) values as (A, 1, 1, 1), to be multiplied with images."""
     return values[:, None, None, None]
 
 
 def norm_name(p: float) -> str:
-    """As it is written beside a name: 2, inf, 1.5."""
+    """The norm as part of a name: 2, inf, 1.5."""
     return f"{p:g}"

@@ -44,8 +44,8 @@ def attack_view_of(
 ) -> AttackView:
     """The net as it is attacked in that space, an image's results the same in any batch."""
     size = images_at_once(evaluation.batch_size, device)
-    least = min_batch_size(size, device)
+    smallest = min_batch_size(size, device)
     if evaluation.space == "input":
-        return AttackView(net, least=least)
+        return AttackView(net, min_batch_size=smallest)
     bounds = (0.0, 1.0) if evaluation.clip else None
-    return AttackView(Normalised(net, data).to(device), bounds=bounds, least=least)
+    return AttackView(Normalised(net, data).to(device), bounds=bounds, min_batch_size=smallest)

@@ -12,14 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.attacks.deepfool import (
-    AttackState,
-    IterationResult,
-    deepfool_iteration,
-    initial_state,
-    perturbation,
-)
+from pipeline.attacks.attack_state import AttackState, IterationResult
+from pipeline.attacks.deepfool import deepfool_iteration, initial_state, perturbation
 from pipeline.attacks.fgs import FgsDirection, correct_after_fgs, fgs_direction, smallest_eps
+from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import EvaluationConfig
 from pipeline.data.loader import Batch
@@ -90,19 +86,20 @@ class Evaluator:
         """Everything that the clean forward pass gives, and DeepFool's first iteration, which
         shares its graph."""
         images, labels = upcast(batch.images[part]), batch.labels[part]
-        graph = self.view.forward_with_grad(images)
-        logits = graph.logits.detach()
-        direction = fgs_direction(graph, labels) if self.config.fgs.asked else None
+        forward = self.view.forward_with_grad(images)
+        logits = forward.logits.detach()
+        direction = fgs_direction(forward, labels) if self.config.fgs.asked else None
         key = torch.from_numpy(batch.rows[part]).to(images.device)
-        running = initial_state(images, logits, self._attack, key=key)
-        held, graph = [graph], None  # `advance` empties the list and so frees the graph early
-        iteration = deepfool_iteration(self.view, running, self._attack, held)
+        state = initial_state(images, logits, self._attack, key=key)
+        points = PointsToLinearize(forward, torch.arange(len(images), device=images.device))
+        del forward  # `points` alone refers to it, and frees its graph early
+        iteration = deepfool_iteration(self.view, state, self._attack, points)
         after_fgs, fgs_eps = self._fgs(images, labels, logits, direction)
         finite = logits.isfinite().all(dim=1)
         rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
         columns = _to_numpy(
             label=labels,
-            prediction=torch.where(finite, running.label, -1),
+            prediction=torch.where(finite, state.label, -1),
             label_rank=torch.where(finite, rank, logits.shape[1]),
             image_norm=per_sample_norm(images.double(), float(self._attack.norm)),
             fgs_eps=fgs_eps,
@@ -200,7 +197,7 @@ class Evaluator:
                 "machine with more memory"
             )
         self.at_once = tried // 2
-        self.view.least = min(self.view.least, self.at_once)
+        self.view = self.view.with_min_batch_size(min(self.view.min_batch_size, self.at_once))
         allocator.release_cached_memory()
         print(
             f"warning: {tried} images at once do not fit in memory; continuing with {self.at_once} "

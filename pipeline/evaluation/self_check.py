@@ -32,13 +32,13 @@ def largest_difference(
     """
     if size == 1:
         return 0.0
-    if view.least < size:
+    if view.min_batch_size < size:
         size = min(size, 2 * MIN_BATCH + 1)  # larger batches take the kernels of this one
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(size, *shape, generator=generator).to(device)
     whole = _logits_and_gradients(view, images)
     largest = 0.0
-    for part in _parts(size, min(view.least, size)):
+    for part in _parts(size, min(view.min_batch_size, size)):
         for one, all_of_them in zip(_logits_and_gradients(view, images[part]), whole, strict=True):
             expected = all_of_them[part]
             if not torch.equal(one, expected):

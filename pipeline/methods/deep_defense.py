@@ -33,7 +33,7 @@ class DeepDefense(Method):
         terms = penalty(found, self.options)
         value = self.options.lam * terms.mean()
         if self.layers is not None:
-            value = only_through(value, self.layers, self.view.seed_scale)
+            value = only_through(value, self.layers, self.view.gradient_scale)
         return Term(value, terms.detach(), found.ratio.detach(), found.iterations, found.flipped)
 
 
@@ -59,7 +59,7 @@ def only_through(value: Tensor, parameters: list[nn.Parameter], scale: float) ->
     Args:
         value: with a graph, which stays.
         parameters: that are reached.
-        scale: of the gradient on its way; see `AttackView.seed_scale`.
+        scale: of the gradient on its way; see `AttackView.gradient_scale`.
     """
     gradients = torch.autograd.grad(value * scale, parameters, retain_graph=True, allow_unused=True)
     terms = (

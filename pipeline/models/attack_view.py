@@ -1,9 +1,10 @@
-"""The net as the attack sees it.
+"""The net as an attack sees it.
 
 In: a net and the precision it runs in. Out: `AttackView`, a per-sample function from images to
-logits, with the gradients that DeepFool asks for.
+logits, with the gradients that an attack needs.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -17,21 +18,21 @@ from pipeline.models.fixed_dropout import DROPOUT_LAYERS, DropoutMasks, FixedDro
 
 
 class ForwardPass(NamedTuple):
-    """Logits (A, K) as a function of points (A, C, H, W) that require grad."""
+    """Logits as a function of the inputs, with its graph."""
 
-    inputs: Tensor
-    logits: Tensor
+    inputs: Tensor  # (A, C, H, W), require grad
+    logits: Tensor  # (A, K) fp32
 
 
 class AttackView:
-    """The net as the attack sees it: a per-sample function in a stated precision.
+    """The net as a per-sample function in a stated precision.
 
-    Batch norm runs on stored statistics and dropout is off (or, with ``dropout``, each image keeps
-    the masks that `begin` stands for, so that the net remains one function while it is attacked and
-    differentiated). Logits are fp32.
+    Batch norm uses its stored statistics. Dropout is off; with ``dropout`` each image of a batch
+    keeps the masks of `draw_dropout_masks`, so that the net is one function while it is attacked
+    and differentiated. Logits are fp32.
 
-    Each forward has an autocast block of its own: a block that mixes forwards with and without
-    a graph would reuse cast weights that have lost theirs.
+    Each forward has its own autocast block. One block around forwards with and without a graph
+    would reuse cast weights that have no graph.
     """
 
     def __init__(
@@ -40,75 +41,106 @@ class AttackView:
         precision: torch.dtype = torch.float32,
         dropout: bool = False,
         bounds: tuple[float, float] | None = None,
-        least: int = 1,
+        min_batch_size: int = 1,
     ) -> None:
-        """See the net so.
+        """Wrap a net.
 
         Args:
             net: from images to logits.
-            precision: of its forwards.
-            dropout: leave it on, once `begin` was called.
-            bounds: least and largest value of a valid input, to which perturbed images are cut.
-            least: fewer images are filled up to so many by repeats, which the result is without:
-                libraries choose another kernel for a small batch, whose last bits differ.
+            precision: dtype of its forwards.
+            dropout: keep dropout on, with fixed masks, after `draw_dropout_masks`.
+            bounds: smallest and largest valid input value; perturbed images are clipped to them.
+            min_batch_size: smaller batches are padded by repeating the last image; the padding is
+                dropped from the result. Libraries use other kernels for small batches, whose last
+                bits differ.
         """
         self.net = net
         self.bounds = bounds
-        self.least = least
+        self.min_batch_size = min_batch_size
         self.precision = precision
-        self.dropout, self.seed = dropout, 0
-        self.masks: DropoutMasks | None = None
+        self.dropout = dropout
+        self._dropout_seed = 0
+        self._masks: DropoutMasks | None = None
         self._head = _last_layer(net)
         self._channels_last = _is_channels_last(net)
-        self._piecewise_linear: bool | None = None
+        self._checked: dict[str, bool] = {}  # results of checks of the net, shared by copies
 
-    def draw_dropout_masks(self, number: int) -> None:
-        """Draw masks for the images of another batch, by ``seed``; nothing without dropout."""
-        self.masks = DropoutMasks(self.seed, number) if self.dropout else None
+    def seed_dropout(self, seed: int) -> None:
+        """Set the seed of the masks that `draw_dropout_masks` draws next."""
+        self._dropout_seed = seed
 
-    def forward_with_grad(self, points: Tensor, rows: Tensor | None = None) -> "ForwardPass":
-        """Logits of points (A, C, H, W) with a graph, to be differentiated by the points; ``rows``
-        as of a call."""
+    def draw_dropout_masks(self, num_images: int) -> None:
+        """Draw masks for the images of a new batch; does nothing without dropout."""
+        self._masks = DropoutMasks(self._dropout_seed, num_images) if self.dropout else None
+
+    def with_current_masks(self) -> "AttackView":
+        """A view of the same net that keeps the present masks when new ones are drawn."""
+        return copy.copy(self)
+
+    def with_min_batch_size(self, min_batch_size: int) -> "AttackView":
+        """A view of the same net that pads smaller batches to another size."""
+        view = copy.copy(self)
+        view.min_batch_size = min_batch_size
+        return view
+
+    def forward_with_grad(self, inputs: Tensor, rows: Tensor | None = None) -> ForwardPass:
+        """Logits of inputs (A, C, H, W), with a graph for gradients by the inputs.
+
+        ``rows`` as in `__call__`.
+        """
         with torch.enable_grad():
-            points = points.detach().requires_grad_()
-            return ForwardPass(points, self(points, rows))
+            inputs = inputs.detach().requires_grad_()
+            return ForwardPass(inputs, self(inputs, rows))
 
     def logit_diff_gradient(
-        self, graph: "ForwardPass", gaps: Tensor, create_graph: bool = False
+        self, forward: ForwardPass, logit_diff: Tensor, create_graph: bool = False
     ) -> Tensor:
-        """Per-sample gradients (A, C, H, W) of gaps (A,), which are functions of the graph.
+        """Per-sample gradients (A, C, H, W) of logit differences (A,) by the inputs.
 
-        The graph stays, for further gradients.
+        Args:
+            forward: the forward pass; its graph is kept, for further gradients.
+            logit_diff: a function of its logits.
+            create_graph: make the gradients differentiable.
         """
-        scale = self.seed_scale
-        seed = torch.full_like(gaps, scale)
+        scale = self.gradient_scale
         (gradient,) = torch.autograd.grad(
-            gaps, graph.inputs, seed, retain_graph=True, create_graph=create_graph
+            logit_diff,
+            forward.inputs,
+            torch.full_like(logit_diff, scale),
+            retain_graph=True,
+            create_graph=create_graph,
         )
         return gradient if scale == 1.0 else gradient / scale
 
-    def class_weight_distances(self, source: Tensor, choices: Tensor) -> Tensor:
-        """Distances of the classes' weights in the last layer, (A, M); ones if none is found.
+    def class_weight_distances(self, source: Tensor, classes: Tensor) -> Tensor:
+        """Distances of the classes' weights in the last layer; ones for a net without such a layer.
 
-        Roughly proportional to the norm of the gap's gradient, at no cost.
+        Roughly proportional to the norm of the logit difference's gradient, at no cost.
+
+        Args:
+            source: (A,) class of each sample.
+            classes: (A, M) other classes.
+
+        Returns:
+            (A, M).
         """
         if self._head is None:
-            return torch.ones_like(choices, dtype=torch.float32)
+            return torch.ones_like(classes, dtype=torch.float32)
         weight = self._head.weight.detach().flatten(1).float()
-        return (weight[source][:, None] - weight[choices]).norm(dim=2)
+        return (weight[source][:, None] - weight[classes]).norm(dim=2)
 
     def is_piecewise_linear(self, images: Tensor) -> bool:
         """Whether the net is known to be piecewise linear; tried once, on one image."""
-        if self._piecewise_linear is None:
+        if "piecewise_linear" not in self._checked:
             first = torch.zeros(1, dtype=torch.int64, device=images.device)
-            self._piecewise_linear = linear_region.is_piecewise_linear(
+            self._checked["piecewise_linear"] = linear_region.is_piecewise_linear(
                 lambda image: self(image, first), images[:1]
             )
-        return self._piecewise_linear
+        return self._checked["piecewise_linear"]
 
     @property
-    def seed_scale(self) -> float:
-        """Factor on the inner gradient's seed, which keeps fp16 gradients from underflowing."""
+    def gradient_scale(self) -> float:
+        """Factor on the inner gradient, which keeps fp16 gradients from underflowing."""
         return 1024.0 if self.precision == torch.float16 else 1.0
 
     def parameters(self) -> list[nn.Parameter]:
@@ -120,23 +152,26 @@ class AttackView:
 
         Args:
             images: to be classified.
-            rows: (N,) which images of the batch they are, for their dropout masks. Default: all.
+            rows: (N,) int64, which images of the batch they are, for their dropout masks. Default:
+                all, in order.
         """
-        number = images.shape[0]
+        num_images = images.shape[0]
         with self._eval_mode():
-            if 0 < number < self.least and self.masks is None:
-                repeats = images[-1:].expand(self.least - number, *images.shape[1:])
-                return self.forward_current_mode(torch.cat([images, repeats]))[:number]
+            if 0 < num_images < self.min_batch_size and self._masks is None:
+                padding = images[-1:].expand(self.min_batch_size - num_images, *images.shape[1:])
+                return self.forward_current_mode(torch.cat([images, padding]))[:num_images]
             return self.forward_current_mode(images, rows)
 
     def forward_current_mode(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits (N, K) fp32 of the net in its present mode, for the cross-entropy it trains on;
-        ``rows`` as of a call."""
+        """Logits (N, K) fp32 of the net in its present mode: those that the cross-entropy is of.
+
+        ``rows`` as in `__call__`.
+        """
         with autocast(images, self.precision), self._with_dropout_masks(images, rows):
             return upcast(logits_of(self.net(self.to_net_memory_format(images))))
 
     def clip_(self, images: Tensor) -> Tensor:
-        """The images, cut to the valid range where there is one; in place."""
+        """Clip the images to ``bounds``, if there are any, in place; returns them."""
         return images if self.bounds is None else images.clamp_(*self.bounds)
 
     def to_net_memory_format(self, images: Tensor) -> Tensor:
@@ -147,42 +182,42 @@ class AttackView:
 
     @contextmanager
     def _eval_mode(self) -> Iterator[None]:
-        """Evaluation mode, but for dropout where it is asked for."""
-        keep = DROPOUT_LAYERS if self.masks is not None else ()
-        held = [m for m in self.net.modules() if m.training and not isinstance(m, keep)]
-        for module in held:
+        """Evaluation mode, except for dropout while it has masks."""
+        in_training = DROPOUT_LAYERS if self._masks is not None else ()
+        switched = [m for m in self.net.modules() if m.training and not isinstance(m, in_training)]
+        for module in switched:
             module.training = False
         try:
             # The fused attention kernels have no second derivative.
             with sdpa_kernel(SDPBackend.MATH):
                 yield
         finally:
-            for module in held:
+            for module in switched:
                 module.training = True
 
     def _with_dropout_masks(
         self, images: Tensor, rows: Tensor | None
     ) -> AbstractContextManager[Any]:
-        if self.masks is None:
+        if self._masks is None:
             return nullcontext()
         if rows is None:
             rows = torch.arange(images.shape[0], device=images.device)
-        return FixedDropout(self.masks, rows)
+        return FixedDropout(self._masks, rows)
 
 
 def autocast(images: Tensor, precision: torch.dtype) -> torch.autocast:
-    """An autocast block for the device of ``images``; inert in fp32 and fp64."""
+    """An autocast block for the device of ``images``; without effect in fp32 and fp64."""
     reduced = precision in (torch.bfloat16, torch.float16)
     return torch.autocast(images.device.type, precision if reduced else None, enabled=reduced)
 
 
 def logits_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The logits of nets that return auxiliary outputs beside them."""
+    """The logits, also of nets that return auxiliary outputs after them."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 def upcast(values: Tensor) -> Tensor:
-    """To fp32 from half precision; fp64 stays."""
+    """To fp32; fp64 is kept."""
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -193,6 +228,6 @@ def _is_channels_last(net: nn.Module) -> bool:
 
 
 def _last_layer(net: nn.Module) -> nn.Linear | nn.Conv2d | None:
-    """The last layer with a row of weights for each class, as far as the order of layers tells."""
+    """The last layer in the order of definition that has a row of weights for each class."""
     layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     return layers[-1] if layers else None

@@ -1,7 +1,7 @@
-"""Dropout masks drawn once an image and held while it is attacked (the paper's NIN).
+"""Dropout masks that are drawn once for each image and kept while it is attacked (the paper's NIN).
 
-In: a seed and the number of images of a batch. Out: a mode under which every dropout layer that
-trains multiplies each image's activations by that image's mask, in whatever batch it comes.
+In: a seed and the number of images of a batch. Out: a mode in which every dropout layer in training
+mode multiplies each image's activations by that image's mask, whichever batch the image is in.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,38 +24,47 @@ _WHOLE_CHANNELS: dict[Callable, bool] = {
 
 
 class DropoutMasks:
-    """The masks of N images, one for each dropout layer in the order in which they are called;
-    drawn when a layer is first met."""
+    """The masks of N images, one for each dropout layer in the order of their calls.
 
-    def __init__(self, seed: int, number: int) -> None:
-        self.seed, self.number = seed, number
-        self.drawn: list[Tensor] = []  # (N, ...) bool, what is kept
+    A layer's mask is drawn at its first call.
+    """
 
-    def part(self, rows: Tensor, call: int, like: Tensor, p: float, channels: bool) -> Tensor:
-        """What some images' activations are multiplied by: 1 / (1 - p) or 0.
+    def __init__(self, seed: int, num_images: int) -> None:
+        self.seed, self.num_images = seed, num_images
+        self.drawn: list[Tensor] = []  # (N, ...) bool, the activations that are kept
+
+    def factors(
+        self, rows: Tensor, layer: int, activations: Tensor, p: float, whole_channels: bool
+    ) -> Tensor:
+        """Factors for some images' activations: 1 / (1 - p) or 0.
 
         Args:
             rows: (A,) int64, the images' positions among the N.
-            call: which dropout layer, counted from 0.
-            like: (A, ...) activations.
+            layer: number of the dropout layer, from 0.
+            activations: (A, ...).
             p: probability of dropping.
-            channels: drop whole channels.
+            whole_channels: drop whole channels.
+
+        Returns:
+            Of the shape of the activations, or (A, C, 1, ...) with ``whole_channels``.
         """
-        if call == len(self.drawn):
-            shape = (self.number, *like.shape[1:])
-            if channels:
+        if layer == len(self.drawn):
+            shape = (self.num_images, *activations.shape[1:])
+            if whole_channels:
                 shape = (*shape[:2], *(1,) * (len(shape) - 2))
-            generator = torch.Generator(like.device).manual_seed(self.seed + call)
-            self.drawn.append(torch.rand(shape, generator=generator, device=like.device) >= p)
-        return self.drawn[call][rows].to(like.dtype) * (1.0 / (1.0 - p) if p < 1 else 0.0)
+            generator = torch.Generator(activations.device).manual_seed(self.seed + layer)
+            uniform = torch.rand(shape, generator=generator, device=activations.device)
+            self.drawn.append(uniform >= p)
+        scale = 1.0 / (1.0 - p) if p < 1 else 0.0
+        return self.drawn[layer][rows].to(activations.dtype) * scale
 
 
 class FixedDropout(TorchFunctionMode):
-    """One forward of images at ``rows``, with their masks."""
+    """A mode for one forward of the images at ``rows``, with their masks."""
 
     def __init__(self, masks: DropoutMasks, rows: Tensor) -> None:
         super().__init__()
-        self._masks, self._rows, self._calls = masks, rows, 0
+        self._masks, self._rows, self._num_calls = masks, rows, 0
 
     def __torch_function__(
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
@@ -63,23 +72,26 @@ class FixedDropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in _WHOLE_CHANNELS:
             return func(*args, **kwargs)
-        p, training = _options(*args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+        options = {key: value for key, value in kwargs.items() if key != "input"}
+        p, training = _probability_and_mode(*args[1:], **options)
         x = args[0] if args else kwargs["input"]
         if not training:
             return x
-        # Out of sight of other modes: a product with a constant leaves a net piecewise linear.
+        # Disables other TorchFunctionModes: they would take this product for one of two
+        # activations, but with a constant the net stays piecewise linear.
         with torch._C.DisableTorchFunction():
             if len(x) != len(self._rows):
                 raise UserError(
-                    "model.attack_dropout: a dropout layer of this net does not have an image a "
-                    "row, so that masks cannot be held; set it to false"
+                    "model.attack_dropout: the input of a dropout layer of this net does not have "
+                    "one row for each image, so that its masks cannot be kept; set it to false"
                 )
-            whole = _WHOLE_CHANNELS[func]
-            factor = self._masks.part(self._rows, self._calls, x, p, whole)
-            self._calls += 1
-            return x * factor
+            factors = self._masks.factors(self._rows, self._num_calls, x, p, _WHOLE_CHANNELS[func])
+            self._num_calls += 1
+            return x * factors
 
 
-def _options(p: float = 0.5, training: bool = True, inplace: bool = False) -> tuple[float, bool]:
-    """Of F.dropout and its kin, by position or name."""
+def _probability_and_mode(
+    p: float = 0.5, training: bool = True, *_: bool, **_inplace: bool
+) -> tuple[float, bool]:
+    """(p, training) of a call of F.dropout or one of its variants, by position or name."""
     return p, training

@@ -2,11 +2,10 @@
 
 In: a recorded attack. Out: the norm d as a differentiable function of the parameters W.
 
-f is the logit of the target minus that of the source, w its gradient by the image.
-With f(x + d n; W) = 0 along the unit direction n,
-dd/dW = -(df/dW) / ||w|| by the implicit function theorem, ||w|| held constant (that of the last
-step): one forward and backward at the boundary point. Where the attack linearises at the points
-that it tested, the last test's graph is that forward.
+f is the logit of the target class minus that of the source class, w its gradient by the image.
+With f(x + d n; W) = 0 along the unit direction n, dd/dW = -(df/dW) / ||w||, where ||w|| is taken as
+a constant, that of the last step. This is one forward and backward at the boundary point. Where the
+attack linearises at the points that it tests, the last test's graph is that forward.
 """
 
 from typing import Any
@@ -16,40 +15,41 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.attacks.norms import per_sample_norm
-from pipeline.regularizer.trace import AttackTrace, Gradients, add, gap_of
+from pipeline.regularizer.trace import AttackTrace, Gradients, add_gradients, target_logit_diff
 
 
-def boundary(replay: AttackTrace) -> Tensor:
-    """The perturbation's norm (N,), differentiable at the boundary point."""
-    return _Boundary.apply(replay, *replay.view.parameters())
+def boundary(trace: AttackTrace) -> Tensor:
+    """The perturbation's norm (N,), differentiable by the parameters."""
+    return _Boundary.apply(trace, *trace.view.parameters())
 
 
 class _Boundary(torch.autograd.Function):
-    """Forward gives the norm as it is; backward is the boundary's shift under the parameters."""
+    """Forward returns the norm; backward differentiates the boundary's shift."""
 
     @staticmethod
-    def forward(ctx: Any, replay: AttackTrace, *parameters: Tensor) -> Tensor:
-        ctx.replay = replay
-        return per_sample_norm(replay.perturbation.delta, float(replay.config.norm))
+    def forward(ctx: Any, trace: AttackTrace, *_parameters: Tensor) -> Tensor:
+        ctx.trace = trace
+        return per_sample_norm(trace.perturbation.delta, float(trace.config.norm))
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, adjoint: Tensor
     ) -> tuple[Any, ...]:
-        replay: AttackTrace = ctx.replay
-        found = replay.perturbation
-        target, source = torch.zeros_like(found.iterations), torch.zeros_like(found.iterations)
+        trace: AttackTrace = ctx.trace
+        steps, iterations = trace.perturbation.steps, trace.perturbation.iterations
+        target, source = torch.zeros_like(iterations), torch.zeros_like(iterations)
         norm = torch.full_like(adjoint, torch.inf)
-        for step in found.steps:  # the last step of each sample is what stays
-            target[step.samples], source[step.samples] = step.target, step.source
+        for step in steps:  # each sample's last step is written last
+            target[step.samples] = step.target
+            source[step.samples] = step.source
             norm[step.samples] = step.gradient_norm
-        weight = -(1.0 + replay.config.overshoot) * adjoint / norm
-        parameters = replay.view.parameters()
+        weight = -(1.0 + trace.config.overshoot) * adjoint / norm
+        parameters = trace.view.parameters()
         total: Gradients = [None] * len(parameters)
-        for samples, logits in replay.crossings():
+        for samples, logits in trace.boundary_logits():
             with torch.enable_grad():
-                gap = gap_of(logits, target[samples], source[samples])
-            terms = torch.autograd.grad(gap, parameters, weight[samples], allow_unused=True)
-            total = add(total, terms)
+                f = target_logit_diff(logits, target[samples], source[samples])
+            terms = torch.autograd.grad(f, parameters, weight[samples], allow_unused=True)
+            total = add_gradients(total, terms)
         return None, *total

@@ -1,56 +1,58 @@
-"""The recorded attack, which both ways of differentiating it share.
+"""The recorded attack, which all ways of differentiating it share.
 
-In: what DeepFool found, with its steps. Out: the steps with their points, and the logits at the
-boundary, for a backward pass.
+In: a perturbation with its steps. Out: the steps with their points, and the logits at the boundary,
+for a backward pass.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.attacks.deepfool import Perturbation, Step
+from pipeline.attacks.attack_state import Perturbation, Step
 from pipeline.attacks.linearized_step import logit_differences
 from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView
-from pipeline.models.fixed_dropout import DropoutMasks
 
 Gradients = list[Tensor | None]
 
 
 class AttackTrace(NamedTuple):
-    """What a backward pass needs of the sweep."""
+    """What a backward pass needs of an attack on N images."""
 
-    view: AttackView
-    images: Tensor  # (N, C, H, W) fp32, as DeepFool had them, without a graph
+    view: AttackView  # with the dropout masks of the attack
+    images: Tensor  # (N, C, H, W) fp32, without a graph
     perturbation: Perturbation  # with its steps
-    config: AttackConfig  # what DeepFool was given
+    config: AttackConfig  # of the attack
     at_once: int  # largest number of images in the net at a time
-    masks: DropoutMasks | None  # of dropout
 
     def steps(self) -> Iterator[tuple[Step, Tensor]]:
-        """Each step with the points where it linearised, from the last to the first; each is let
-        go as it is taken, so that the next graph finds its memory free."""
-        reached = self.perturbation.delta / (1.0 + self.config.overshoot)
+        """Each step, from the last to the first, and the points (A, C, H, W) where it linearised.
+
+        A step is removed from the record when it is yielded, before the next graph is built.
+        """
+        end = self.perturbation.delta / (1.0 + self.config.overshoot)
         while self.perturbation.steps:
             step = self.perturbation.steps.pop()
-            start = reached[step.samples] - step.displacement
-            reached[step.samples] = start / self.config.reach
+            start = end[step.samples] - step.displacement
+            end[step.samples] = start / self.config.reach
             yield step, self.images[step.samples] + start
 
-    def crossings(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The samples, some at a time, and their logits at the boundary, with a graph: first those
-        whose graph was kept, which is let go."""
+    def boundary_logits(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Positions (A,) of some samples and their logits (A, K) at the boundary, with a graph.
+
+        First the samples whose graph was kept; that graph is released when they are yielded.
+        """
         left = torch.ones_like(self.perturbation.flipped)
         while self.perturbation.boundary_passes:
-            graph, rows, samples = self.perturbation.boundary_passes.pop()
+            forward, rows, samples = self.perturbation.boundary_passes.pop()
             left[samples] = False
             with torch.enable_grad():
-                logits = graph.logits[rows]
-            del graph
+                logits = forward.logits[rows]
+            del forward
             yield samples, logits
-        # Where the kept graphs are, or without the overshoot.
+        # At the same points as the kept graphs, or without the overshoot.
         scale = self.config.reach / (1.0 + self.config.overshoot)
         for samples in left.nonzero().squeeze(1).split(self.at_once):
             points = torch.add(self.images[samples], self.perturbation.delta[samples], alpha=scale)
@@ -59,12 +61,12 @@ class AttackTrace(NamedTuple):
             yield samples, logits
 
 
-def gap_of(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:
-    """Logit of the target minus that of the source, (A,)."""
+def target_logit_diff(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:
+    """f: the logit of the target minus that of the source, (A,)."""
     return logit_differences(logits, source, target[:, None])[:, 0]
 
 
-def add(total: Gradients, terms: Any) -> Gradients:
+def add_gradients(total: Gradients, terms: Sequence[Tensor | None]) -> Gradients:
     """Sums, in place of the first; ``terms`` may have more entries."""
     return [
         (a if b is None else b) if a is None or b is None else a.add_(b)

@@ -245,7 +245,7 @@ class Trainer:
         """Dropout's randomness is a function of the run's seed, the step, the pass and the rank."""
         seed = derive_seed(self.config.train.seed, self.step, number, self.ranks.rank)
         torch.manual_seed(seed)
-        self.objective.view.seed = seed // 2
+        self.objective.view.seed_dropout(seed // 2)
 
     def _log(self, monitor: Monitor) -> None:
         step = self.step - 1  # the schedule of the step just done

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.attacks.deepfool import Perturbation, deepfool
+from pipeline.attacks.attack_state import Perturbation
+from pipeline.attacks.deepfool import AttackOptions, deepfool
 from pipeline.attacks.linearized_step import candidate_classes
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import AttackConfig
@@ -213,7 +214,9 @@ def test_without_labels_it_leaves_the_predicted_class(at_once: int | None) -> No
     images = torch.randn(10, 3, 32, 32, dtype=torch.float64)
     prediction = net(images).argmax(dim=1)
     given, _ = attack(net, images, AttackConfig(), prediction)
-    alone = deepfool(AttackView(net), images, AttackConfig(), at_once=at_once)
+    alone = deepfool(
+        AttackView(net), images, AttackConfig(), options=AttackOptions(at_once=at_once)
+    )
     assert torch.equal(alone.clean, prediction)
     assert torch.allclose(alone.delta, given.delta, rtol=1e-9)
     assert torch.equal(alone.prediction, given.prediction)

@@ -41,7 +41,7 @@ def whole_gradient(
     net: nn.Module, batch: tuple[Tensor, Tensor], config: RegularizerConfig
 ) -> tuple[Tensor, Objective]:
     objective = make_objective(net, config, HELD)
-    objective.view.seed = 5
+    objective.view.seed_dropout(5)
     net.zero_grad()
     objective(*batch, True).loss.backward()
     return gradient(net), objective
@@ -52,14 +52,14 @@ def test_an_image_keeps_its_masks_in_any_batch(
 ) -> None:
     images, _ = batch
     view = AttackView(net.train(), dropout=True)
-    view.seed = 3
+    view.seed_dropout(3)
     view.draw_dropout_masks(len(images))
     rows = torch.tensor([5, 2, 2])
     torch.testing.assert_close(view(images[rows], rows), view(images)[rows])
     before = view(images)
     view.draw_dropout_masks(len(images))
     assert torch.equal(view(images), before)
-    view.seed = 4
+    view.seed_dropout(4)
     view.draw_dropout_masks(len(images))
     assert not torch.allclose(view(images), before)
     assert all(module.training for module in net.modules())
@@ -72,13 +72,13 @@ def test_masks_are_those_of_dropout() -> None:
     view = AttackView(net, dropout=True)
     view.draw_dropout_masks(50)
     logits = view(images)
-    (kept,) = view.masks.drawn
+    (kept,) = view._masks.drawn
     assert kept.shape == (50, 40)
     assert kept.double().mean().item() == pytest.approx(0.5, abs=0.05)
     assert not torch.equal(kept[0], kept[1])
     torch.testing.assert_close(logits, net[4](net[:3](images) * kept / 0.5))
     masks = DropoutMasks(0, 4)
-    factor = masks.part(torch.arange(4), 0, torch.ones(4, 3, 5, 5), 0.25, channels=True)
+    factor = masks.factors(torch.arange(4), 0, torch.ones(4, 3, 5, 5), 0.25, whole_channels=True)
     assert factor.shape == (4, 3, 1, 1)
     assert factor.unique().tolist() == pytest.approx([0.0, 4 / 3])
     net.eval()
@@ -135,5 +135,5 @@ def test_nets_whose_rows_are_no_images_are_refused() -> None:
     net = nn.Sequential(nn.Flatten(0, 1), nn.Dropout(), nn.Flatten(), nn.Linear(9, 3))
     view = AttackView(net.train(), dropout=True)
     view.draw_dropout_masks(2)
-    with pytest.raises(UserError, match="does not have an image a row"):
+    with pytest.raises(UserError, match="one row for each image"):
         view(torch.ones(2, 4, 3, 3))

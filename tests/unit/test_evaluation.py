@@ -195,7 +195,7 @@ def test_batches_are_halved_when_memory_runs_out(
     images, labels = 2 * torch.randn(50, 3, 32, 32, dtype=torch.float64), torch.arange(50) % 10
     config = EvaluationConfig(fgs=FgsConfig(eps=[0.1], search=True))
     hungry = Hungry(net, most)
-    found = run(AttackView(hungry, least=16), config, images, labels, 20)
+    found = run(AttackView(hungry, min_batch_size=16), config, images, labels, 20)
     plain = run(AttackView(net), config, images, labels, 20)
     samples, expected = (Samples.concat(f.samples for f in fs) for fs in (found, plain))
     for name, column in vars(expected).items():

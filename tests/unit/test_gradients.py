@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.attacks.deepfool import Perturbation, deepfool
+from pipeline.attacks.attack_state import Perturbation
+from pipeline.attacks.deepfool import AttackOptions, deepfool
 from pipeline.config import ModelConfig, RegularizerConfig
-from pipeline.models.attack_view import AttackView
+from pipeline.models.attack_view import AttackView, ForwardPass
 from pipeline.models.build import build
 from pipeline.training.objective import make_objective
 from tests.helpers import nets
@@ -74,9 +75,15 @@ def test_lazy_candidates_save_gradients_and_choose_nearly_the_same() -> None:
         calls = []
         original = objective.view.logit_diff_gradient
 
-        def counting(graph, gaps, create_graph=False, calls=calls, original=original):  # noqa: ANN001, ANN202
-            calls.append(len(gaps))
-            return original(graph, gaps, create_graph)
+        def counting(  # noqa: ANN202
+            forward: ForwardPass,
+            logit_diff: Tensor,
+            create_graph: bool = False,
+            calls=calls,  # noqa: ANN001
+            original=original,  # noqa: ANN001
+        ):
+            calls.append(len(logit_diff))
+            return original(forward, logit_diff, create_graph)
 
         objective.view.logit_diff_gradient = counting  # type: ignore[method-assign]
         net.eval()
@@ -120,8 +127,8 @@ def test_the_boundarys_kept_graph_serves_as_a_new_one(name: str) -> None:
     config = with_attack("boundary", linearize_at="tested")
 
     def attack(chosen: Tensor) -> Perturbation:
-        view, keep = AttackView(net), {"record": True, "keep_graph": True}
-        return deepfool(view, images[chosen], config.attack, **keep)
+        keep = AttackOptions(record=True, keep_graph=True)
+        return deepfool(AttackView(net), images[chosen], config.attack, options=keep)
 
     # As photos do: some flip in the first iteration, most in the second.
     taken = attack(torch.arange(24)).iterations

@@ -67,10 +67,10 @@ class _DependsOnBatch(nn.Module):
 def test_the_check_notices_a_net_that_depends_on_the_batch() -> None:
     torch.manual_seed(0)
     shape = (3, 32, 32)
-    view = AttackView(nets.smooth(), least=MIN_BATCH)
+    view = AttackView(nets.smooth(), min_batch_size=MIN_BATCH)
     assert largest_difference(view, shape, 100, CPU) == 0.0
-    for least in (MIN_BATCH, 40):
-        view = AttackView(_DependsOnBatch(), least=least)
+    for smallest in (MIN_BATCH, 40):
+        view = AttackView(_DependsOnBatch(), min_batch_size=smallest)
         assert 2e-7 < largest_difference(view, shape, 40, CPU) < 5e-6
 
 
@@ -84,9 +84,9 @@ class _RunsOutOfMemory(nn.Sequential):
 
 
 def test_the_check_takes_as_many_images_as_fit_in_memory() -> None:
-    view = AttackView(_RunsOutOfMemory(nn.Linear(12, 4)), least=40)
+    view = AttackView(_RunsOutOfMemory(nn.Linear(12, 4)), min_batch_size=40)
     assert evaluate.largest_difference_that_fits(view, (3, 2, 2), 40, CPU) < 1e-6
-    assert view.least == 5
+    assert view.min_batch_size == 40
     assert largest_difference(view, (3, 2, 2), 1, CPU) == 0.0
 
 

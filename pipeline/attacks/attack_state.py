@@ -1,0 +1,126 @@
+"""What an attack works on and what it returns: samples, steps, perturbations.
+
+Letters, as in the paper: x is the image, f the logit of the class to reach minus that of the class
+to leave, w the gradient of f by the image, r the step of one iteration, for p = 2: |f| w / ||w||^2.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.models.attack_view import ForwardPass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration, for the A samples that were unfinished before it."""
+
+    samples: Tensor  # (A,) int64, positions in the batch
+    displacement: Tensor  # (A, C, H, W), the step r
+    source: Tensor  # (A,) int64, the class to leave
+    target: Tensor  # (A,) int64, the class to reach
+    logit_diff: Tensor  # (A,) f before the step
+    gradient_norm: Tensor  # (A,) ||w||_q; infinite where w vanished
+    toward_label: Tensor  # (A,) bool, samples that move toward their label
+    iteration: int  # from 0
+
+
+class BoundaryPass(NamedTuple):
+    """A forward pass at x + delta, for samples whose class had changed there, among others."""
+
+    forward: ForwardPass
+    rows: Tensor  # (A,) int64, positions in the forward pass
+    samples: Tensor  # (A,) int64, positions in the batch
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Perturbations of a batch of N images."""
+
+    delta: Tensor  # (N, C, H, W), with the overshoot
+    iterations: Tensor  # (N,) int64, steps taken
+    flipped: Tensor  # (N,) bool, whether the class at x + delta is the wanted one
+    no_gradient: Tensor  # (N,) bool, ended because the gradient was zero or not finite
+    prediction: Tensor  # (N,) int64, class at x + delta
+    clean: Tensor  # (N,) int64, class at x
+    steps: list[Step] = field(default_factory=list)  # if they were recorded
+    boundary_passes: list[BoundaryPass] = field(default_factory=list)  # at most one
+
+    @classmethod
+    def empty(cls, images: Tensor, clean: Tensor) -> "Perturbation":
+        """Zeros, for `write_rows`."""
+        return cls(
+            delta=torch.zeros_like(images),
+            iterations=torch.zeros_like(clean),
+            flipped=torch.zeros_like(clean, dtype=torch.bool),
+            no_gradient=torch.zeros_like(clean, dtype=torch.bool),
+            prediction=clean.clone(),
+            clean=clean,
+        )
+
+    def write_rows(self, done: "IterationResult", ended: Tensor, delta: Tensor, first: int) -> None:
+        """Write the results of the rows ``ended`` of an iteration; keys count from ``first``."""
+        key = done.state.key[ended] - first
+        self.delta[key] = delta
+        self.iterations[key] = done.state.iteration[ended]
+        self.flipped[key] = done.flipped[ended]
+        self.no_gradient[key] = done.no_gradient[ended]
+        self.prediction[key] = done.prediction[ended]
+
+    @classmethod
+    def concatenate(cls, parts: list["Perturbation"]) -> "Perturbation":
+        """Perturbations of consecutive parts of a batch, without boundary passes."""
+        return cls(
+            delta=torch.cat([part.delta for part in parts]),
+            iterations=torch.cat([part.iterations for part in parts]),
+            flipped=torch.cat([part.flipped for part in parts]),
+            no_gradient=torch.cat([part.no_gradient for part in parts]),
+            prediction=torch.cat([part.prediction for part in parts]),
+            clean=torch.cat([part.clean for part in parts]),
+            steps=[step for part in parts for step in part.steps],
+        )
+
+
+@dataclass(frozen=True)
+class AttackState:
+    """A unfinished samples, of one batch or of several."""
+
+    key: Tensor  # (A,) int64, the caller's numbers of the samples
+    images: Tensor  # (A, C, H, W)
+    total_step: Tensor  # (A, C, H, W), sum of the steps so far
+    label: Tensor  # (A,) int64, class to leave, or to reach where toward_label
+    toward_label: Tensor  # (A,) bool
+    choices: Tensor  # (A, M) int64, candidate classes
+    iteration: Tensor  # (A,) int64, steps taken
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def take(self, rows: Tensor | slice) -> "AttackState":
+        """Some of the samples."""
+        return AttackState(*(getattr(self, f.name)[rows] for f in fields(AttackState)))
+
+    @classmethod
+    def join(cls, parts: list["AttackState"]) -> "AttackState":
+        """Concatenate parts with the same number M of candidate classes."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+
+class IterationResult(NamedTuple):
+    """The outcome of an iteration for A samples."""
+
+    state: AttackState  # all A, after the step
+    step: Step  # its samples are the keys
+    prediction: Tensor  # (A,) int64, class at the tested point
+    flipped: Tensor  # (A,) bool, whether it is the wanted one
+    no_gradient: Tensor  # (A,) bool, there was no finite step
+    forward: ForwardPass | None  # at the tested points, with ``keep_graph``
+
+    @property
+    def ended(self) -> Tensor:
+        """(A,) bool: flipped, or without a step to take."""
+        return self.flipped | self.no_gradient
