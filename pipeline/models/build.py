@@ -32,14 +32,14 @@ PAPER_NETS = {
     "caffe_alexnet": paper_nets.caffe_alexnet,
 }
 
-# torchvision's nets with auxiliary classifiers, which are left out. Their named weights come with
-# them, and were made for pixels from -1 to 1.
+# torchvision's nets with auxiliary classifiers, which are left out. Their named weights include
+# these, and were trained on pixels from -1 to 1.
 _WITH_AUXILIARY = ("googlenet", "inception_v3")
 _AUXILIARY_KEYS = ("aux1.", "aux2.", "AuxLogits.")
 
 
 def build(config: ModelConfig, num_classes: int) -> nn.Module:
-    """Make the net of ``config`` with ``num_classes`` outputs and load its weights, if any.
+    """The net of ``config`` with ``num_classes`` outputs and its weights, if any are named.
 
     Raises:
         UserError: no such net, or weights that are missing or do not fit.
@@ -74,7 +74,7 @@ def _construct(name: str, num_classes: int) -> nn.Module:
 
 
 def _zoo() -> Any:
-    """torchvision.models, imported where it is needed: that takes as long as torch itself."""
+    """torchvision.models, imported late: the import takes as long as that of torch."""
     import torchvision
 
     return torchvision.models
@@ -98,7 +98,7 @@ def _import_user_net(name: str, num_classes: int) -> nn.Module:
 
 
 def _call_factory(function: Callable[..., Any], num_classes: int) -> Any:
-    """Call with num_classes=N, or without where the function does not take it."""
+    """Call with num_classes=N if the function accepts it."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # functions written in C may have none
@@ -109,7 +109,7 @@ def _call_factory(function: Callable[..., Any], num_classes: int) -> Any:
     try:
         return function(num_classes=num_classes)
     except TypeError as error:
-        # **kwargs may be handed on to a function that does not take it.
+        # **kwargs may be passed to a function that does not accept it.
         if not takes_any or "unexpected keyword argument 'num_classes'" not in str(error):
             raise
     return function()
@@ -118,7 +118,7 @@ def _call_factory(function: Callable[..., Any], num_classes: int) -> Any:
 def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
     """Load ``config.weights``, a local file or the name of torchvision's weights.
 
-    With ``config.new_head`` the last layer keeps the values that it has.
+    With ``config.new_head`` the last layer keeps its present values.
 
     Raises:
         UserError: no such file or name, an unreadable file, numbers that are not finite, or a
@@ -157,8 +157,10 @@ def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
 
 
 def _nonfinite_keys(expected: State, state: State) -> list[str]:
-    """Names of the tensors with NaN or infinity where the net itself has none. A buffer may well
-    hold infinity: masks of attention do."""
+    """Names of tensors with NaN or infinity where the new net has none.
+
+    Buffers may contain infinity: attention masks do.
+    """
     return [
         key
         for key, value in state.items()
@@ -169,8 +171,7 @@ def _nonfinite_keys(expected: State, state: State) -> list[str]:
 
 
 def portable_state(net: nn.Module) -> State:
-    """The net's state dict with tensors that any program can read: contiguous, on the CPU,
-    without shared memory."""
+    """The net's state dict with portable tensors: contiguous, on the CPU, no shared memory."""
     state = net.state_dict()
     for key, value in state.items():
         state[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -226,8 +227,10 @@ def _torchvision_state(config: ModelConfig) -> State:
 
 
 def torchvision_categories(config: ModelConfig) -> list[str]:
-    """Class names of torchvision's named weights, in the order of the net's outputs; empty if
-    there are no such weights."""
+    """Class names of torchvision's named weights, in the order of the net's outputs.
+
+    Empty if there are no such weights.
+    """
     try:
         return list(_zoo().get_model_weights(config.name)[config.weights].meta["categories"])
     except (KeyError, ValueError):
@@ -235,26 +238,29 @@ def torchvision_categories(config: ModelConfig) -> list[str]:
 
 
 def preprocessing_advice(model: ModelConfig, data: DataConfig) -> str:
-    """Where the data options are not those that torchvision's named weights were made for."""
+    """The data options that torchvision's named weights were trained with, where they differ.
+
+    Empty if none differs or the weights are not torchvision's.
+    """
     if model.weights is None or is_file_name(model.weights):
         return ""
-    made = _zoo().get_model_weights(model.name)[model.weights].transforms()
+    transforms = _zoo().get_model_weights(model.name)[model.weights].transforms()
     from_minus_1_to_1 = model.name in _WITH_AUXILIARY
-    wanted = {
-        "resize": made.resize_size[0],
-        "crop": made.crop_size[0],
-        "interpolation": made.interpolation.value,
-        "mean": [0.5] * 3 if from_minus_1_to_1 else list(made.mean),
-        "std": [0.5] * 3 if from_minus_1_to_1 else list(made.std),
+    expected = {
+        "resize": transforms.resize_size[0],
+        "crop": transforms.crop_size[0],
+        "interpolation": transforms.interpolation.value,
+        "mean": [0.5] * 3 if from_minus_1_to_1 else list(transforms.mean),
+        "std": [0.5] * 3 if from_minus_1_to_1 else list(transforms.std),
     }
     options = [
         f"--data.{name} {str(value).replace(' ', '')}"
-        for name, value in wanted.items()
+        for name, value in expected.items()
         if getattr(data, name) != value
     ]
     if not options:
         return ""
-    return f"the weights {model.weights} were made for {' '.join(options)}"
+    return f"the weights {model.weights} were trained with {' '.join(options)}"
 
 
 def _mismatches(expected: State, state: State) -> list[str]:
@@ -277,6 +283,6 @@ def batch_norms(net: nn.Module) -> Iterator[nn.Module]:
 
 
 def draws(module: nn.Module) -> bool:
-    """Whether a layer draws random numbers while it trains: dropout, or paths that are dropped."""
+    """Whether a layer draws random numbers in training mode: dropout, stochastic depth."""
     paths = ("StochasticDepth", "DropPath")  # torchvision's and timm's
     return isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in paths

@@ -1,13 +1,14 @@
-"""A piecewise-linear net on the linear pieces where given points lie.
+"""A piecewise linear net with a fixed activation pattern.
 
 ReLU nets with max-pooling and batch norm on stored statistics are affine around almost every
-point. Here such a net is evaluated at other inputs while its activation pattern (which ReLUs are
-on, which elements each pool takes) is held as at the given points. That is what the fast exact
-gradient of `pipeline.regularizer` needs: f_held(z + t) = f(z) + <grad f(z), t>, differentiable in
-the parameters by one ordinary backward pass.
+point. Here the activation pattern at some points z (which ReLUs are on, which element each pool
+takes) is recorded, and the net is evaluated at other points with that pattern. The exact gradient
+of `pipeline.regularizer.piecewise_linear` needs this: f_held(z + t) = f(z) + <grad f(z), t>,
+differentiable by the parameters in one ordinary backward pass.
 
-The net's own code runs unchanged under a torch function mode, which sees every operation by name.
-Operations that it does not know make a net "not piecewise linear", and the general road is taken.
+The net's own code runs under a torch function mode, which intercepts every operation. An operation
+that is not in the lists below makes a net "not piecewise linear", and the general (second-order)
+path is used.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,23 +20,51 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-Kept = tuple[Tensor, Tensor | None]  # slope and offset of an activation, or indices of a pool
+# Of an activation: its slope and offset; of a pool: the indices of its elements, and None.
+KinkState = tuple[Tensor, Tensor | None]
 
-# Affine in the activations, however they are parameterised. In-place ones are fine: the
-# activations that are read again are those of the kinks below, which are replaced.
+# Affine in the activations. In-place operations are allowed: only the activations at kinks are read
+# again, and those are replaced.
 _AFFINE: frozenset[Callable] = frozenset(
     [
-        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.avg_pool2d, F.adaptive_avg_pool2d, F.pad),
-        *(torch.flatten, torch.cat, torch.transpose, torch.permute, torch.mean),
-        *(torch.Tensor.flatten, torch.Tensor.view, torch.Tensor.reshape, torch.Tensor.permute),
-        *(torch.Tensor.transpose, torch.Tensor.contiguous, torch.Tensor.mean, torch.Tensor.chunk),
-        *(torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__),
-        *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.squeeze, torch.Tensor.unsqueeze),
-        *(torch.Tensor.__getitem__, torch.Tensor.sub, torch.Tensor.__sub__),
+        F.linear,
+        F.conv1d,
+        F.conv2d,
+        F.conv3d,
+        F.avg_pool2d,
+        F.adaptive_avg_pool2d,
+        F.pad,
+        torch.flatten,
+        torch.cat,
+        torch.transpose,
+        torch.permute,
+        torch.mean,
+        torch.Tensor.flatten,
+        torch.Tensor.view,
+        torch.Tensor.reshape,
+        torch.Tensor.permute,
+        torch.Tensor.transpose,
+        torch.Tensor.contiguous,
+        torch.Tensor.mean,
+        torch.Tensor.chunk,
+        torch.Tensor.add,
+        torch.Tensor.add_,
+        torch.Tensor.__add__,
+        torch.Tensor.__iadd__,
+        torch.Tensor.size,
+        torch.Tensor.dim,
+        torch.Tensor.squeeze,
+        torch.Tensor.unsqueeze,
+        torch.Tensor.__getitem__,
+        torch.Tensor.sub,
+        torch.Tensor.__sub__,
         torch.Tensor.shape.__get__,  # pyright: ignore[reportAttributeAccessIssue]
         torch.Tensor.device.__get__,
         torch.Tensor.dtype.__get__,  # pyright: ignore[reportAttributeAccessIssue]
-        *(torch.Tensor.float, torch.Tensor.double, torch.Tensor.to, torch._C._set_grad_enabled),
+        torch.Tensor.float,
+        torch.Tensor.double,
+        torch.Tensor.to,
+        torch._C._set_grad_enabled,
     ]
 )
 _RELUS: frozenset[Callable] = frozenset([F.relu, F.relu_, torch.relu, torch.relu_])
@@ -49,11 +78,11 @@ class NotPiecewiseLinear(Exception):
 
 
 class RecordActivationPattern(TorchFunctionMode):
-    """Runs a net and keeps the pattern of its kinks."""
+    """Runs a net and records the state of its kinks."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.pattern: list[Kept] = []
+        self.pattern: list[KinkState] = []
 
     def __torch_function__(
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
@@ -83,9 +112,9 @@ class RecordActivationPattern(TorchFunctionMode):
 
 
 class FixedActivationPattern(TorchFunctionMode):
-    """Runs a net with the kinks held as recorded, for inputs of the same shape."""
+    """Runs a net with the recorded state of its kinks, for inputs of the same shape."""
 
-    def __init__(self, pattern: list[Kept]) -> None:
+    def __init__(self, pattern: list[KinkState]) -> None:
         super().__init__()
         self._pattern = iter(pattern)
 
@@ -107,7 +136,7 @@ class FixedActivationPattern(TorchFunctionMode):
 
 
 class _Gate(torch.autograd.Function):
-    """x where ``on``, else 0. On the CPU a product with booleans is slow: they are cast first."""
+    """x where ``on``, else 0. On a CPU a product with booleans is slow, so they are cast first."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, on: Tensor) -> Tensor:
@@ -127,11 +156,15 @@ def _gate(x: Tensor, on: Tensor) -> Tensor:
 
 
 def _max_pool_at(x: Tensor, indices: Tensor) -> Tensor:
-    """(N, C, h, w) elements of x (N, C, H, W), indices within each H x W; the layout stays."""
+    """(N, C, h, w) elements of x (N, C, H, W), by indices within each H x W.
+
+    The result has the memory format of x.
+    """
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return x.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
-    last, where = x.permute(0, 2, 3, 1), indices.permute(0, 2, 3, 1)
-    return last.flatten(1, 2).gather(1, where.flatten(1, 2)).view(where.shape).permute(0, 3, 1, 2)
+    x, indices = x.permute(0, 2, 3, 1), indices.permute(0, 2, 3, 1)
+    elements = x.flatten(1, 2).gather(1, indices.flatten(1, 2)).view(indices.shape)
+    return elements.permute(0, 3, 1, 2)
 
 
 def _check(func: Callable, args: tuple, kwargs: dict) -> None:

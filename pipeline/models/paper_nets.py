@@ -1,4 +1,4 @@
-"""The paper's nets that torchvision has not."""
+"""The paper's nets that are not in torchvision."""
 
 from collections import OrderedDict
 
@@ -9,8 +9,10 @@ def mlp(num_classes: int = 10) -> nn.Module:
     """The paper's MLP for MNIST: 784-500-150-10, ReLU; input (N, 1, 28, 28)."""
     return nn.Sequential(
         nn.Flatten(),
-        *(nn.Linear(784, 500), nn.ReLU()),
-        *(nn.Linear(500, 150), nn.ReLU()),
+        nn.Linear(784, 500),
+        nn.ReLU(),
+        nn.Linear(500, 150),
+        nn.ReLU(),
         nn.Linear(150, num_classes),
     )
 
@@ -18,23 +20,36 @@ def mlp(num_classes: int = 10) -> nn.Module:
 def lenet(num_classes: int = 10) -> nn.Module:
     """The paper's LeNet for MNIST (Caffe's: the only ReLU follows fc1); input (N, 1, 28, 28)."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 20, 5), nn.MaxPool2d(2)),
-        *(nn.Conv2d(20, 50, 5), nn.MaxPool2d(2)),
+        nn.Conv2d(1, 20, 5),
+        nn.MaxPool2d(2),
+        nn.Conv2d(20, 50, 5),
+        nn.MaxPool2d(2),
         nn.Flatten(),
-        *(nn.Linear(800, 500), nn.ReLU()),
+        nn.Linear(800, 500),
+        nn.ReLU(),
         nn.Linear(500, num_classes),
     )
 
 
 def convnet(num_classes: int = 10) -> nn.Module:
-    """The paper's ConvNet for CIFAR-10 (Caffe's quick net, its classifier as convolutions); input
-    (N, 3, 32, 32)."""
+    """The paper's ConvNet for CIFAR-10: Caffe's quick net, its classifier as convolutions.
+
+    Input (N, 3, 32, 32).
+    """
     return nn.Sequential(
-        *(nn.Conv2d(3, 32, 5, padding=2), nn.MaxPool2d(2), nn.ReLU()),
-        *(nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2)),
-        *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2)),
-        *(nn.Conv2d(64, 64, 4), nn.ReLU()),
-        *(nn.Conv2d(64, num_classes, 1), nn.Flatten()),
+        nn.Conv2d(3, 32, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(64, 64, 4),
+        nn.ReLU(),
+        nn.Conv2d(64, num_classes, 1),
+        nn.Flatten(),
     )
 
 
@@ -49,18 +64,24 @@ def nin(num_classes: int = 10) -> nn.Module:
         return layers
 
     return nn.Sequential(
-        *(*block((3, 192, 160, 96), 5), nn.MaxPool2d(3, 2, ceil_mode=True), nn.Dropout(0.5)),
-        *(*block((96, 192, 192, 192), 5), nn.AvgPool2d(3, 2, ceil_mode=True), nn.Dropout(0.5)),
+        *block((3, 192, 160, 96), 5),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.Dropout(0.5),
+        *block((96, 192, 192, 192), 5),
+        nn.AvgPool2d(3, 2, ceil_mode=True),
+        nn.Dropout(0.5),
         *block((192, 192, 192), 3),
-        *(nn.Conv2d(192, num_classes, 1), nn.AvgPool2d(8), nn.Flatten()),
+        nn.Conv2d(192, num_classes, 1),
+        nn.AvgPool2d(8),
+        nn.Flatten(),
     )
 
 
 def caffe_alexnet(num_classes: int = 1000) -> nn.Module:
-    """AlexNet as Caffe has it (bvlc_alexnet): convolutions in two groups, local response
-    normalisation; input (N, 3, 227, 227), 0..255 minus the mean. Layers have Caffe's names.
+    """Caffe's AlexNet (bvlc_alexnet): convolutions in two groups, local response normalisation.
 
-    tools/caffe.py makes weights for RGB images out of Caffe's, which are for BGR.
+    Input (N, 3, 227, 227), 0..255 minus the mean. Layers have Caffe's names. tools/caffe.py
+    converts Caffe's weights, which are for BGR images, to RGB.
     """
 
     def norm() -> nn.Module:

@@ -1,6 +1,7 @@
-"""Layers of known nets that have no second derivative, replaced by equal ones that have.
+"""Replacements for layers of known nets that have no second derivative in torch.
 
-In: a net. Out: the same net, with the same weights, logits and first derivatives to the last bit.
+In: a net. Out: the same net, with the same weights; its logits and first derivatives are equal to
+the last bit.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 # Cosine attention, of torchvision's and of timm's Swin V2. Windows at an image's edge are padded
-# with zeros; their keys are zero vectors, which F.normalize has no second derivative at (NaN).
+# with zeros; their keys are zero vectors, where F.normalize's second derivative is NaN.
 _COSINE_ATTENTION = ("ShiftedWindowAttentionV2", "WindowAttention")
 
 
@@ -60,8 +61,10 @@ def _normalize(x: Tensor, dim: int, eps: float) -> Tensor:
 
 
 class _EuclideanNorm(torch.autograd.Function):
-    """Norm along a dimension, which is kept. At zero vectors all derivatives are 0; torch's second
-    derivative is NaN there."""
+    """Norm along a dimension, which is kept. Its derivatives at zero vectors are 0.
+
+    torch's second derivative is NaN there.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:

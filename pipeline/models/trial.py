@@ -1,6 +1,6 @@
-"""One image through a new net, so that a net that cannot be attacked or trained is refused.
+"""A trial forward and backward of a new net: an error if it cannot be attacked or trained.
 
-In: a net. Out: nothing, or an error; parameters that the net does not use are frozen.
+In: a net. Out: nothing; parameters that the net does not use are frozen.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,7 @@ from pipeline.runtime.importing import describe_exception
 
 
 def check_net(net: nn.Module, config: RunConfig, num_classes: int) -> None:
-    """Refuse a net whose logits for one image have another shape, are not finite, or have no
-    gradient with respect to the image.
+    """Check the logits of one image: their shape, finite values, a gradient by the image.
 
     For fine-tuning, parameters that the logits do not depend on are frozen, with a warning:
     DistributedDataParallel would wait for their gradients.
@@ -48,8 +47,8 @@ def check_net(net: nn.Module, config: RunConfig, num_classes: int) -> None:
 def _differentiable_logits(net: nn.Module, config: RunConfig) -> Tensor:
     """Logits (1, K) of one image, with a graph that reaches the image."""
     data, name = config.data, f"model.name: {config.model.name}"
-    # Not zeros: a net may divide by an image's norm. A generator of its own: the run's numbers
-    # do not depend on this trial.
+    # Not zeros: a net may divide by an image's norm. A separate generator, so that the run's random
+    # numbers do not depend on this trial.
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, data.channels, data.crop, data.crop, generator=generator)
     try:
@@ -94,7 +93,7 @@ def _freeze_unused(net: nn.Module, logits: Tensor, name: str) -> None:
 
 
 def _leaves(output: Tensor) -> Iterator[Tensor]:
-    """The tensors that gradients of ``output`` are accumulated in."""
+    """The leaf tensors that the backward pass of ``output`` reaches."""
     nodes, seen = [output.grad_fn], set()
     while nodes:
         node = nodes.pop()

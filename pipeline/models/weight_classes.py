@@ -1,8 +1,8 @@
-"""Classes that weights are for: written beside the tensors, and compared with those of an index.
+"""The classes that weights were trained on: stored with the tensors, compared with an index.
 
-A state dict of torch has an attribute ``_metadata``, which torch.save keeps, torch.load reads with
-``weights_only=True``, and load_state_dict passes over. So weights.pth stays a plain state dict. A
-.safetensors file has string metadata.
+They are in the attribute ``_metadata`` of torch's state dict. torch.save keeps it, torch.load
+reads it with ``weights_only=True``, and load_state_dict ignores it, so weights.pth remains a plain
+state dict. A .safetensors file has string metadata.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ from pipeline.models.build import is_file_name, torchvision_categories
 from pipeline.runtime import torch_file
 
 KEY = "deep_defense_classes"  # of the metadata; torch's own keys there are names of modules
-_ACCEPT = "--data.check_classes false accepts it"
+_ACCEPT = "to use it all the same: --data.check_classes false"
 
 
 def with_classes(state: dict[str, Tensor], classes: Classes) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ def check_weights(config: RunConfig, index: Index) -> None:
 
 
 def _check_number(config: RunConfig, model: ModelConfig, index: Index) -> None:
-    """Labels of an index of only some of a net's classes are not the net's outputs."""
+    """Report an index with another number of classes than the net: its labels are not outputs."""
     if model.num_classes is not None and model.num_classes != index.num_classes:
         _report(
             config,

@@ -167,7 +167,7 @@ def test_named_weights_say_what_they_were_made_for() -> None:
     assert advice("resnet18", "IMAGENET1K_V1") == ""
     assert advice("resnet18", None, crop=100) == ""
     assert advice("resnet18", "DEFAULT", resize=224) == (
-        "the weights DEFAULT were made for --data.resize 256"
+        "the weights DEFAULT were trained with --data.resize 256"
     )
     wanted = advice("efficientnet_b0", "IMAGENET1K_V1")
     assert wanted.endswith("--data.interpolation bicubic")
