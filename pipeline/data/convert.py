@@ -94,7 +94,7 @@ def write_tar(
     images: Iterable[np.ndarray],
     labels: Iterable[int],
     class_names: list[str],
-    progress: Callable[[int], None] = lambda n: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Write images as ``class/number.png`` members of a tar, atomically.
 

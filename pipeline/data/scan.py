@@ -25,7 +25,7 @@ Progress = Callable[[int], None]
 
 
 def scan_ilsvrc_train(
-    path: Path, labels: dict[str, int], progress: Progress = lambda n: None
+    path: Path, labels: dict[str, int], progress: Progress = lambda _: None
 ) -> Scan:
     """The training tar: a tar of one tar a class, named by its WordNet id.
 
@@ -50,7 +50,7 @@ def scan_ilsvrc_train(
     return scan
 
 
-def scan_ilsvrc_val(path: Path, labels: list[int], progress: Progress = lambda n: None) -> Scan:
+def scan_ilsvrc_val(path: Path, labels: list[int], progress: Progress = lambda _: None) -> Scan:
     """The validation tar: flat, ILSVRC2012_val_00000001.JPEG being the first of ``labels``."""
     scan, size = Scan(), file_size(path)
     with path.open("rb") as source:
@@ -69,7 +69,7 @@ def scan_ilsvrc_val(path: Path, labels: list[int], progress: Progress = lambda n
 
 def scan_tar(
     path: Path,
-    progress: Progress = lambda n: None,
+    progress: Progress = lambda _: None,
     read_classes: Callable[[list[str]], Classes] | None = None,
 ) -> tuple[Scan, Classes]:
     """A tar with one folder a class.
@@ -111,7 +111,7 @@ def scan_tar(
 
 def scan_folder(
     root: Path,
-    progress: Progress = lambda n: None,
+    progress: Progress = lambda _: None,
     read_classes: Callable[[list[str]], Classes] | None = None,
 ) -> tuple[Scan, Classes]:
     """An ImageFolder tree, ROOT/class/image; links are followed.

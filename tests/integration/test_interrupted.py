@@ -20,7 +20,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.config import CheckpointConfig
 from pipeline.runtime import files
 from pipeline.runtime.files import atomic_write, remove_abandoned
-from pipeline.runtime.signals import StopRequest
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.trainer import Trainer
@@ -134,7 +133,6 @@ def test_metrics_of_an_interrupted_run_are_those_of_a_whole_one(
     options = "--checkpoint.every_steps", every_steps
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", step)
-        patch.setattr(StopRequest, "signals", set())
         if signalled is None:
             with pytest.raises(KeyboardInterrupt):
                 finetune(tmp_path, *options)
