@@ -38,6 +38,12 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
+    @property
+    def folder(self) -> Path:
+        """OUTPUT as a path; `pipeline.config.parse.parse` fills in its default."""
+        assert self.output is not None
+        return Path(self.output)
+
     def check(self) -> None:
         """Paths are not empty; names in OUTPUT are not longer than file systems allow."""
         for name in ("output", "resume"):

@@ -7,7 +7,7 @@ weights record the identities, so that labels of the one are never read as label
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from pipeline.errors import first_few
 
@@ -56,7 +56,7 @@ class Classes:
             return None
 
 
-def is_list_of_strings(value: Any) -> bool:
+def is_list_of_strings(value: Any) -> TypeGuard[list[str]]:
     """Whether a value from a file is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 

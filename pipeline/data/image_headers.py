@@ -18,7 +18,7 @@ def size(encoded: np.ndarray) -> tuple[int, int] | None:
     Args:
         encoded: (B,) uint8, a file's bytes.
     """
-    data = memoryview(encoded)
+    data = encoded.data
     try:
         if data[:2] == b"\xff\xd8":
             return _jpeg(data)

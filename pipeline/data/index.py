@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data import classes as class_lists
@@ -79,7 +78,7 @@ class Index:
         """Short hash of which images with which labels, in which order; not of where they lie."""
         digest = hashlib.sha256()
         for column in (self.offset, self.length, self.label):
-            digest.update(np.ascontiguousarray(column))
+            digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()[:16]
 
     def subset(self, number: int | None) -> np.ndarray:
@@ -184,9 +183,16 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
         file_sizes=metadata.file_sizes,
         file=file.indices.to_numpy(),
         ids=table["id"],
-        is_array=pc.equal(table["format"].cast(pa.string()), FLOAT32_ARRAY).to_numpy(),
+        is_array=_equals(table["format"], FLOAT32_ARRAY),
         **column,
     )
+
+
+def _equals(column: pa.ChunkedArray, text: str) -> np.ndarray:
+    """Where a column of strings, stored as a dictionary, has this value; (N,) bool."""
+    encoded = column.combine_chunks()
+    is_text = np.array([value == text for value in encoded.dictionary.to_pylist()])
+    return is_text[encoded.indices.to_numpy()]
 
 
 def join(paths: list[Path], target: Path) -> int:

@@ -84,6 +84,15 @@ def read_metadata(schema: pa.Schema, where: str) -> Metadata:
             f"{where} is an index of version {values['version']}, this program reads version "
             f"{VERSION}; {REMEDY}"
         )
+    damaged = _damaged_keys(values)
+    if damaged:
+        raise UserError(f"{where} has damaged metadata ({', '.join(damaged)}); {REMEDY}")
+    classes = Classes(values["classes"], values.get("class_ids"))
+    return Metadata(values["root"], classes, values["file_sizes"])
+
+
+def _damaged_keys(values: dict[str, Any]) -> list[str]:
+    """Keys of the metadata that are missing or have a value of another kind."""
     names, ids = values.get("classes"), values.get("class_ids")
     sizes = values.get("file_sizes")
     problems = {
@@ -94,10 +103,7 @@ def read_metadata(schema: pa.Schema, where: str) -> Metadata:
         "file_sizes": not isinstance(sizes, dict)
         or not all(isinstance(size, int) and size >= 0 for size in sizes.values()),
     }
-    damaged = [name for name, is_damaged in problems.items() if is_damaged]
-    if damaged:
-        raise UserError(f"{where} has damaged metadata ({', '.join(damaged)}); {REMEDY}")
-    return Metadata(values["root"], Classes(names, ids), sizes)
+    return [name for name, is_damaged in problems.items() if is_damaged]
 
 
 def check_columns(table: pa.Table, where: str) -> pa.Table:

@@ -244,13 +244,15 @@ def read_development_kit(path: Path) -> DevelopmentKit:
 
     file_size(path)
     try:
-        with gzip.open(path) as file:
-            content = file.read()  # to its end, where its checksum is
+        with gzip.open(path) as compressed:
+            content = compressed.read()  # to its end, where its checksum is
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             wanted = {"meta.mat": b"", "ILSVRC2012_validation_ground_truth.txt": b""}
             for member in archive:
                 if (name := PurePosixPath(member.name).name) in wanted and member.isfile():
-                    wanted[name] = archive.extractfile(member).read()
+                    file = archive.extractfile(member)
+                    assert file is not None, "None for members that are no files"
+                    wanted[name] = file.read()
         meta, truth = wanted.values()
         if not meta or not truth:
             raise ValueError("meta.mat or the validation ground truth is missing")

@@ -32,10 +32,10 @@ def tar_members(
     try:
         with path.open("rb", buffering=_BUFFER) as file:
             file.seek(start)
-            # Members are not kept: a million TarInfo objects would cost gigabytes.
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 while (member := archive.next()) is not None:
-                    archive.members.clear()
+                    # A million TarInfo objects would cost gigabytes. typeshed lacks the attribute.
+                    archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                     if member.isfile() or (folders and member.isdir()):
                         yield member
                     last = member.offset_data + member.size

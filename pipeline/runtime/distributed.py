@@ -16,6 +16,8 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config import RuntimeConfig
 from pipeline.errors import (
@@ -203,10 +205,14 @@ def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> dist.Store:
+def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> Store:
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=config.timeout)
-    store: dist.Store = dist.HashStore() if size == 1 else _rendezvous(rank, size, config)
+    if size == 1:
+        # Documented, but not re-exported in a way that type checkers accept.
+        store: Store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    else:
+        store = _rendezvous(rank, size, config)
     store.set_timeout(timeout)
     device_id = device if device.type == "cuda" else None
     dist.init_process_group(
@@ -215,7 +221,7 @@ def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> 
     return store
 
 
-def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> dist.Store:
+def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> Store:
     """The store of all ranks; rank 0 or torchrun serves it at MASTER_ADDR and MASTER_PORT.
 
     Raises:
@@ -231,7 +237,7 @@ def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> dist.Store:
         )
     patience = timedelta(seconds=config.connect_timeout)
     try:
-        store = next(dist.rendezvous("env://", rank, size, timeout=patience))[0]
+        store = next(rendezvous("env://", rank, size, timeout=patience))[0]
         return fresh_store(store, rank, size, config.connect_timeout)
     except (RuntimeError, ValueError) as error:
         place = ":".join(os.environ[name] for name in names)
@@ -249,7 +255,7 @@ def _exit_alone(message: str) -> NoReturn:
     raise SystemExit(USER_ERROR_EXIT_CODE) from None
 
 
-def _exit_with_error(store: dist.Store, rank: int, size: int, message: str) -> NoReturn:
+def _exit_with_error(store: Store, rank: int, size: int, message: str) -> NoReturn:
     """Leave without collectives, since other ranks may wait in one; torchrun ends them."""
     if size == 1:
         print(message, file=sys.stderr, flush=True)
@@ -266,7 +272,7 @@ def _is_lost(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def _another_failed(store: dist.Store, rank: int) -> bool:
+def _another_failed(store: Store, rank: int) -> bool:
     """Whether a collective broke because another rank left with a message of its own."""
     try:
         return store.check(["failed"]) and store.get("failed").decode() != str(rank)

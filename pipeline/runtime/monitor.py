@@ -7,10 +7,11 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from torch.utils.tensorboard.summary import hparams
 from pipeline.errors import first_few, is_disk_error, warn
 from pipeline.runtime.files import atomic_write, name_in_errors, write_json
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # a third of a second
+
 _LINE_SECONDS = 15  # between lines where there is no terminal for a bar
 _STATUS_SECONDS = 2  # between two states of progress.json
 
@@ -48,8 +52,8 @@ class Monitor:
         self._name = ""  # of what goes on
         self._last_line = self._last_status = 0.0
         # Where progress is written for whoever looks from outside; None: nowhere.
-        self.status = folder / "progress.json" if self.active else None
-        if not self.active:
+        self.status = folder / "progress.json" if shown and folder is not None else None
+        if not shown or folder is None:
             return
         self._path = folder / "metrics.jsonl"
         warn(_drop_after(self._path, step))
@@ -86,12 +90,14 @@ class Monitor:
         plain = (bool, int, float, str)
         values = {k: v if isinstance(v, plain) else str(v) for k, v in options.items()}
         with name_in_errors(self._board_folder):
+            writer = self._board.file_writer
+            assert writer is not None, "until the board is closed"
             for summary in hparams(values, metrics):
-                self._board.file_writer.add_summary(summary)
+                writer.add_summary(summary)
             for name, value in metrics.items():  # the table reads its values from these scalars
                 self._board.add_scalar(name, value, step)
 
-    def scalars(self, step: int, group: str, values: dict[str, float]) -> None:
+    def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """Record numbers after ``step`` steps: one JSON line, and a TensorBoard point each."""
         if not self.active:
             return
@@ -131,7 +137,7 @@ class Monitor:
         self.scalars(entry["step"], "evaluation", numbers)
         self.say(line)
 
-    def figure(self, step: int, name: str, figure: Any) -> None:
+    def figure(self, step: int, name: str, figure: "Figure") -> None:
         """Show a matplotlib figure in TensorBoard."""
         if self.active:
             with name_in_errors(self._board_folder):
@@ -272,13 +278,16 @@ def _step_of(line: bytes) -> float | None:
 def _hide_disk_errors_of_threads() -> None:
     """TensorBoard's thread hands a full disk to the next call of its writer, which reports it, and
     would print a traceback besides."""
-    if getattr(threading.excepthook, "hides_disk_errors", False):
-        return
-    before = threading.excepthook
+    if not isinstance(threading.excepthook, _HideDiskErrors):
+        threading.excepthook = _HideDiskErrors(threading.excepthook)
 
-    def hook(arguments: threading.ExceptHookArgs) -> None:
+
+class _HideDiskErrors:
+    """A hook for errors of threads that passes on all but those of a full disk."""
+
+    def __init__(self, hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, arguments: threading.ExceptHookArgs) -> None:
         if not is_disk_error(arguments.exc_value):
-            before(arguments)
-
-    hook.hides_disk_errors = True
-    threading.excepthook = hook
+            self._hook(arguments)

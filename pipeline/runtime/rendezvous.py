@@ -8,12 +8,12 @@ import socket
 import time
 import uuid
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 _PATIENCE = 10.0  # seconds: the others' collective fails about when this rank's does
 
 
-def fresh_store(store: dist.Store, rank: int, size: int, patience: float) -> dist.Store:
+def fresh_store(store: Store, rank: int, size: int, patience: float) -> Store:
     """A part of the store that only the processes that live now know of.
 
     torchrun's store outlives its workers, so after ``--max-restarts`` it still holds what the dead
@@ -29,7 +29,7 @@ def fresh_store(store: dist.Store, rank: int, size: int, patience: float) -> dis
         store.set(f"hello/{rank}", word)
         start = store.get(f"welcome/{word}").decode()
         store.set(f"{start}/{rank}", "")
-        return dist.PrefixStore(start, store)
+        return PrefixStore(start, store)
     start, begin = uuid.uuid4().hex, time.monotonic()
     awaited, welcomed = set(range(1, size)), set()
     while awaited:
@@ -44,13 +44,13 @@ def fresh_store(store: dist.Store, rank: int, size: int, patience: float) -> dis
         if awaited and time.monotonic() - begin > patience:
             raise RuntimeError(f"rank {', '.join(map(str, sorted(awaited)[:8]))} did not come")
         time.sleep(0.01)
-    return dist.PrefixStore(start, store)
+    return PrefixStore(start, store)
 
 
 class LivenessBoard:
     """A list in the ranks' store that those who are alive sign when a collective has failed."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         self._store, self._rank, self._size = store, rank, size
         if size > 1:
             store.set(f"host/{rank}", socket.gethostname())

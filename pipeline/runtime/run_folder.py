@@ -21,7 +21,7 @@ def check_folder(config: RunConfig, kind: Kind) -> Path:
     Raises:
         UserError: it belongs to another kind of run, or cannot be looked at.
     """
-    folder = Path(config.output)
+    folder = config.folder
     try:
         others = [k for k, marker in _MARKERS.items() if k != kind and (folder / marker).exists()]
     except OSError as error:
