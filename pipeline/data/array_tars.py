@@ -4,6 +4,7 @@ A tar may end in a member that a kill cut short; it is dropped when the tar is o
 """
 
 import io
+import math
 import os
 import tarfile
 from pathlib import Path
@@ -32,6 +33,15 @@ def members(path: Path) -> list[tarfile.TarInfo]:
     return found
 
 
+def _end_of_last_member(path: Path) -> int:
+    """Byte at which the next member can be written; contents are padded to whole blocks."""
+    complete = members(path)
+    if not complete:
+        return 0
+    num_blocks = math.ceil(complete[-1].size / tarfile.BLOCKSIZE)
+    return complete[-1].offset_data + num_blocks * tarfile.BLOCKSIZE
+
+
 def stored(folder: Path) -> set[int]:
     """Rows that the tars of a folder hold."""
     return {int(Path(m.name).stem) for path in folder.glob("*.tar") for m in members(path)}
@@ -42,9 +52,7 @@ class Appender:
 
     def __init__(self, path: Path) -> None:
         if path.exists():
-            last = members(path)[-1:]
-            blocks = last[0].offset_data + -(-last[0].size // 512) * 512 if last else 0
-            os.truncate(path, blocks)
+            os.truncate(path, _end_of_last_member(path))
         self._path = path
         self._file = path.open("ab")
         self._tar = tarfile.open(fileobj=self._file, mode="w")  # noqa: SIM115 (closed below)

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.config.text import did_you_mean
 from pipeline.data import index
 from pipeline.data.classes import Classes
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_few
 
 _PARQUET = b"PAR1"  # a Parquet file's first bytes
 
@@ -71,8 +71,8 @@ def _check_folders(classes: Classes, folders: Sequence[str], path: Path) -> None
     unknown = sorted(set(folders) - known)
     if unknown:
         hint = did_you_mean(unknown[0], classes.identities)
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        names = first_few([repr(name) for name in unknown], 3)
         raise UserError(
-            f"--classes: the class folder {unknown[0]!r}{more} is not among the {len(classes)} "
-            f"classes of {path}{hint}"
+            f"--classes: the {len(classes)} classes of {path} do not include the class folder(s) "
+            f"{names}{hint}"
         )

@@ -268,7 +268,10 @@ def read_development_kit(path: Path) -> DevelopmentKit:
         ) from None
     unknown = sorted(set(numbers) - label_of.keys())
     if unknown:
-        raise UserError(f"{path}: the ground truth names classes {unknown[:5]} that meta.mat lacks")
+        raise UserError(
+            f"{path}: the ground truth contains classes that meta.mat lacks: "
+            f"{first_few(list(map(str, unknown)))}"
+        )
     return DevelopmentKit(
         wnids=[str(wnid) for wnid in leaves["WNID"]],
         names=[str(words).split(",")[0] for words in leaves["words"]],

@@ -164,8 +164,12 @@ class Monitor:
         self._write_status(now=True)
         if self.shown and self.console.is_terminal:
             columns = (
-                *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-                *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
             )
             self._bar = Progress(*columns, console=self.console, transient=True)
