@@ -160,7 +160,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(
     bad.write_bytes(b"no weights")
     done = run(TOOL, *words[:5], "--weights", bad)
     assert done.returncode == 2
-    assert f"{bad} is no file of torch.save" in done.stderr
+    assert f"{bad} is not a file of torch.save" in done.stderr
 
 
 @pytest.mark.parametrize(
