@@ -1,4 +1,4 @@
-"""Decode every image of an index with the loader's own decoder, and name those that fail."""
+"""Decode every image of an index as the loader does, and find those that fail."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,7 +11,7 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Loader
 from pipeline.data.plan import BatchSpec, Windows
 
-_BATCH = 32  # images; a few are in memory at once, decoded whole
+_BATCH = 32  # images, which are decoded at their full size
 
 
 class _NoImageLeft(Exception):
@@ -44,7 +44,7 @@ def undecodable_rows(
     """Rows whose image the loader cannot decode, sorted.
 
     Args:
-        index: of images; every image is decoded whole.
+        index: of images, which are decoded at their full size.
         threads: DALI's worker threads.
         progress: called with the number of images decoded so far.
     """

@@ -92,7 +92,7 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(run: Run, tmp_path: Path
         (("--runtime.device", "cuda"), "torch sees no GPU"),
         (("--model.weights", "nothing.pth"), "model.weights: no file nothing.pth"),
         (("--model.name", "resnet18"), "does not take images of 1 x 28 x 28"),
-        (("--model.num_classes", 4), "labels lie outside the net's 4 classes"),
+        (("--model.num_classes", 4), "labels are outside the net's 4 classes"),
         (("--output", "/proc/nothing"), "output: /proc/nothing cannot be written"),
         (("--resume", "nowhere.pt"), "resume: no file nowhere.pt"),
         (("--optim.lr", "fast"), "optim.lr"),
