@@ -100,6 +100,6 @@ class Report:
 
 def _should_be_requeued() -> bool:
     """Whether the run was preempted or its time is up; SIGTERM alone is scancel's."""
-    from pipeline.runtime.signals import StopRequest
+    from pipeline.runtime.signals import received_signals
 
-    return signal.SIGUSR2 in StopRequest.signals
+    return signal.SIGUSR2 in received_signals()

@@ -1,8 +1,8 @@
-"""The one kind of error that the user can correct, and how it is printed.
+"""Errors that the user can correct, exit codes, and how messages are printed.
 
 A mistake in an option, a file or the data raises `UserError`. The entry points run under
-`exit_on_user_error`, which prints it as one line on one rank and exits with code 2. Anything else
-is a defect of this program and keeps its traceback.
+`exit_on_user_error`, which prints it as one line on one rank and exits with code 2. Any other
+exception is a defect of this program and keeps its traceback.
 """
 
 import errno
@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 USER_ERROR_EXIT_CODE = 2
-LOST_EXIT_CODE = 3  # another rank died or did not come
-STOPPED_EXIT_CODE = 75  # after a signal, with everything saved: start again to go on
+LOST_EXIT_CODE = 3  # another rank died or never connected
+STOPPED_EXIT_CODE = 75  # after a signal, with everything saved: the same command resumes
 
 
 class UserError(Exception):
@@ -23,7 +23,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A run was asked to stop, and has saved where it is."""
+    """A signal asked the run to stop, and it has saved its state."""
 
 
 def first_line(error: BaseException) -> str:
@@ -38,21 +38,21 @@ def first_few(names: Sequence[str], limit: int = 8, separator: str = ", ") -> st
 
 
 def warn(*messages: str) -> None:
-    """Print each warning as one line; empty ones are none. Of all ranks, rank 0 alone prints."""
+    """Print each warning as one line; empty ones are skipped. Only rank 0 prints."""
     if is_first_process():
         for message in filter(None, messages):
             print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def note(message: str) -> None:
-    """Print one line on stdout, on rank 0."""
+    """Print one line on stdout. Only rank 0 prints."""
     if is_first_process():
         print(message, flush=True)
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0 by the environment; also where the environment names no valid rank:
-    that error must be printed."""
+    """Whether the environment says that this is rank 0, or has no valid rank: that error must be
+    printed, too."""
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     size = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))
     return not (rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size))
@@ -79,13 +79,16 @@ def exit_with_error(message: str) -> NoReturn:
     if is_first_process():
         print(f"error: {message}", file=sys.stderr, flush=True)
     else:
-        time.sleep(5)  # torchrun ends all ranks when one ends: let rank 0 speak first
+        time.sleep(5)  # torchrun ends all ranks when one ends; rank 0 must print first
     raise SystemExit(USER_ERROR_EXIT_CODE)
 
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Print a `UserError`, or a full disk, from before the ranks have joined as one line."""
+    """Print a `UserError` or a full disk as one line, and exit.
+
+    For code that runs without ranks, or before they have joined.
+    """
     try:
         yield
     except UserError as error:

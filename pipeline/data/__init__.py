@@ -1,1 +1,1 @@
-"""The way of the data: archives -> index -> plan -> DALI -> batches."""
+"""Data path: archives -> index -> plan -> DALI -> batches."""

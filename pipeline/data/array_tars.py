@@ -1,9 +1,10 @@
-"""float32 arrays in tars, as images have them: one .npy a row, appended as they are made.
+"""Tars of float32 arrays, one .npy file for each row of an index, appended one by one.
 
-A tar may end in a member that a kill cut short; it is dropped when the tar is opened again.
+A kill can cut the last member short. It is dropped when the tar is opened again.
 """
 
 import io
+import math
 import os
 import tarfile
 from pathlib import Path
@@ -18,22 +19,31 @@ from pipeline.runtime.files import name_in_errors
 
 
 def members(path: Path) -> list[tarfile.TarInfo]:
-    """The whole members of a tar."""
+    """The members of a tar, without one that is cut short."""
     size = path.stat().st_size
-    found: list[tarfile.TarInfo] = []
+    complete: list[tarfile.TarInfo] = []
     try:
         with tarfile.open(path, "r:", ignore_zeros=False) as tar:
             for member in tar:
                 if member.offset_data + member.size > size:
                     break
-                found.append(member)
+                complete.append(member)
     except tarfile.ReadError:  # cut short, or empty
         pass
-    return found
+    return complete
+
+
+def _end_of_last_member(path: Path) -> int:
+    """Byte at which the next member can be written; contents are padded to whole blocks."""
+    complete = members(path)
+    if not complete:
+        return 0
+    num_blocks = math.ceil(complete[-1].size / tarfile.BLOCKSIZE)
+    return complete[-1].offset_data + num_blocks * tarfile.BLOCKSIZE
 
 
 def stored(folder: Path) -> set[int]:
-    """Rows that the tars of a folder hold."""
+    """Rows whose arrays are in the tars of a folder."""
     return {int(Path(m.name).stem) for path in folder.glob("*.tar") for m in members(path)}
 
 
@@ -42,9 +52,7 @@ class Appender:
 
     def __init__(self, path: Path) -> None:
         if path.exists():
-            last = members(path)[-1:]
-            blocks = last[0].offset_data + -(-last[0].size // 512) * 512 if last else 0
-            os.truncate(path, blocks)
+            os.truncate(path, _end_of_last_member(path))
         self._path = path
         self._file = path.open("ab")
         self._tar = tarfile.open(fileobj=self._file, mode="w")  # noqa: SIM115 (closed below)
@@ -60,7 +68,7 @@ class Appender:
             self._tar.addfile(member, content)
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
+        """Pass all written bytes to the operating system."""
         with name_in_errors(self._path):
             self._file.flush()
 
@@ -73,14 +81,17 @@ class Appender:
 
 
 def write_index(folder: Path, source: Index) -> int:
-    """Index the arrays of a folder, as index.parquet there; their number.
+    """Write index.parquet for the arrays of a folder.
 
     Args:
-        folder: with the tars.
-        source: whose rows they are made of; gives labels and classes.
+        folder: contains the tars; the index is written there.
+        source: the index of the images that the arrays were made from, for labels and classes.
+
+    Returns:
+        The number of arrays.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no arrays.
     """
     columns: dict[str, list] = {}
     paths = sorted(folder.glob("*.tar"))
@@ -88,20 +99,20 @@ def write_index(folder: Path, source: Index) -> int:
         with path.open("rb") as file:
             for member in members(path):
                 row = int(Path(member.name).stem)
-                values = _facts(file, member)
+                values = _location_and_size(file, member)
                 values |= {"id": f"adversarial/{source.id(row)}", "file": path.name}
                 values |= {"label": int(source.label[row]), "format": FLOAT32_ARRAY}
                 for name, value in values.items():
                     columns.setdefault(name, []).append(value)
     if not columns:
-        raise UserError(f"{folder}: no image was flipped; is this the net that it was trained for?")
+        raise UserError(f"{folder}: no image was flipped; are these the weights for this data?")
     archives = {path.name: path for path in paths}
     write(folder / "index.parquet", pa.table(columns), folder.resolve(), source.classes, archives)
     return len(columns["id"])
 
 
-def _facts(file: io.BufferedReader, member: tarfile.TarInfo) -> dict[str, Any]:
-    """Where the values are and what shape they have, by the .npy header."""
+def _location_and_size(file: io.BufferedReader, member: tarfile.TarInfo) -> dict[str, Any]:
+    """Position and length of the values, and their width, height and mode, from the .npy header."""
     file.seek(member.offset_data)
     np.lib.format.read_magic(file)
     (channels, height, width), _, _ = np.lib.format.read_array_header_1_0(file)

@@ -1,7 +1,7 @@
-"""Which images make which batch of which rank: the plan cut into `BatchSpec`s.
+"""The batches of each rank: the plan divided into `BatchSpec`s.
 
-An optimiser step takes the next ``train.batch_size`` positions of the epoch, whatever the number
-of ranks and of accumulated passes; those only decide who takes which part of them.
+An optimiser step takes the next ``train.batch_size`` positions of the epoch, for any number of
+ranks and of accumulated passes. These only decide how the positions are divided.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class TrainingPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; which images are left over changes with the order."""
+        """Full batches in an epoch. The remaining images are others in each epoch."""
         return len(self.index) // self.train.batch_size
 
     @property
@@ -70,7 +70,7 @@ class TrainingPlan:
 def evaluation_specs(
     index: Index, rows: np.ndarray, data: DataConfig, batch_size: int
 ) -> Iterator[BatchSpec]:
-    """Centre crops of the given rows, in their order; the last batch may be smaller."""
+    """Centre crops of ``rows``, in this order; the last batch may be smaller."""
     for start in range(0, len(rows), batch_size):
-        chosen = rows[start : start + batch_size]
-        yield BatchSpec(chosen, evaluation_windows(index.width[chosen], index.height[chosen], data))
+        batch = rows[start : start + batch_size]
+        yield BatchSpec(batch, evaluation_windows(index.width[batch], index.height[batch], data))

@@ -1,25 +1,24 @@
-"""Classes in the order of their labels: what they are called, and their identity.
+"""Classes in the order of their labels: names and identities.
 
 A class is identified by the name of its folder, which for ILSVRC is its WordNet id. Indices and
-weights record the identities, so that labels of the one are never read as labels of the other.
+weights record the identities, so that weights are not used with labels of other classes.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from pipeline.errors import first_few
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of an index or of weights; label k is the k-th.
+    """The classes of an index or of weights; label k belongs to the k-th.
 
     Attributes:
-        names: K names, for people.
-        ids: K identities; None where they were not recorded (older files), and then names are
-            compared instead.
+        names: K names, for display.
+        ids: K identities; None in older files without them, whose classes are compared by name.
     """
 
     names: list[str]
@@ -34,7 +33,7 @@ class Classes:
         return self.names if self.ids is None else self.ids
 
     def to_dict(self) -> dict[str, list[str]]:
-        """Plain values, for files."""
+        """Lists of strings, for files."""
         return {"names": list(self.names), "ids": list(self.identities)}
 
     @classmethod
@@ -56,17 +55,17 @@ class Classes:
             return None
 
 
-def is_list_of_strings(value: Any) -> bool:
+def is_list_of_strings(value: Any) -> TypeGuard[list[str]]:
     """Whether a value from a file is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def difference(actual: Classes, expected: Classes) -> str:
-    """Where two lists of classes differ, in words; empty if they are the same.
+    """A description of how two lists of classes differ; empty if they are equal.
 
     Args:
         actual: the classes that the text describes.
-        expected: what they should be.
+        expected: the classes that they should be.
     """
     pairs = [(actual.identities, expected.identities)]
     if actual.ids is None or expected.ids is None:
@@ -97,22 +96,22 @@ def _describe(actual: Sequence[str], expected: Sequence[str]) -> str:
 
 
 def shifted_name(index: Classes, categories: Sequence[str]) -> str:
-    """Evidence that the labels of an index are not the outputs of torchvision's weights.
+    """Whether the labels of an index differ from the outputs of torchvision's weights.
 
-    Names are spelled differently in different lists, so only those that occur once in both count,
-    and most of them must have another label.
+    Lists spell names differently, so only names count that occur in both lists, and once among the
+    categories. The labels differ if more than half of these names have another label.
 
     Args:
         index: the classes of an index.
         categories: names in the order of the net's outputs.
 
     Returns:
-        The first such name and where it stands, in words; empty if there is no evidence.
+        A clause with the first such name and its two labels; empty if the labels do not differ.
     """
     output = {name: k for k, name in enumerate(categories) if categories.count(name) == 1}
-    known = [(label, name) for label, name in enumerate(index.names) if name in output]
-    moved = [(label, name) for label, name in known if output[name] != label]
-    if not moved or 2 * len(moved) <= len(known):
+    common = [(label, name) for label, name in enumerate(index.names) if name in output]
+    shifted = [(label, name) for label, name in common if output[name] != label]
+    if not shifted or 2 * len(shifted) <= len(common):
         return ""
-    label, name = moved[0]
+    label, name = shifted[0]
     return f"{name!r} is label {label} of the index and output {output[name]} of the net"

@@ -1,7 +1,7 @@
-"""Data sets that come as arrays, written once as tars of PNGs, so that there is one reader.
+"""Conversion of data sets that come as arrays to tars of PNGs, which the loader can read.
 
-Out: a tar with one folder a class, as `pipeline.data.scan.scan_tar` reads. The same input gives
-the same bytes, on any machine.
+Out: a tar with one folder per class, for `pipeline.data.scan.scan_tar`. The same input gives the
+same bytes on any machine.
 """
 
 import gzip
@@ -24,7 +24,7 @@ _IDX_UINT8 = 0x08
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes, plain or gzipped, of any shape (MNIST's format)."""
+    """Read an IDX file (MNIST's format) of unsigned bytes, gzipped or not, of any shape."""
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
@@ -41,7 +41,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """CIFAR-10's files are pickles: let them make arrays, and nothing that runs code."""
+    """Reads CIFAR-10's pickles: only arrays, since other objects could run code."""
 
     _allowed = frozenset({"_reconstruct", "ndarray", "dtype"})
 
@@ -54,13 +54,13 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One batch of CIFAR-10's python version.
+    """Read one batch file of CIFAR-10's python version.
 
     Returns:
         images (N, 32, 32, 3) uint8, and labels (N,) int64 from 0 to 9.
 
     Raises:
-        UserError: there is no such file, or it is none of CIFAR-10's or damaged.
+        UserError: the file is missing, damaged, or not a batch of CIFAR-10.
     """
     try:
         with path.open("rb") as file:
@@ -77,9 +77,9 @@ def read_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cifar10_problem(images: Any, labels: np.ndarray) -> str:
-    """What is wrong with the contents of a batch; empty if nothing is."""
+    """The first problem of a batch's content; empty if there is none."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        return "its data are no bytes"
+        return "its data are not bytes"
     if images.ndim != 2 or images.shape[1] != 3 * 32 * 32:
         return f"its data have the shape {images.shape}, not (N, 3072)"
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
@@ -94,15 +94,15 @@ def write_tar(
     images: Iterable[np.ndarray],
     labels: Iterable[int],
     class_names: list[str],
-    progress: Callable[[int], None] = lambda n: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Write images as ``class/number.png`` members of a tar, atomically.
 
     Args:
         path: the tar to write.
         images: (H, W) grey or (H, W, 3) RGB uint8 arrays.
-        labels: label of each image.
-        class_names: folder of each label.
+        labels: one for each image.
+        class_names: folder names in the order of the labels.
         progress: called with the number of images written so far.
 
     Returns:
@@ -121,7 +121,7 @@ def write_tar(
             archive.addfile(member, png)
             empty.discard(label)
             progress(number)
-        for label in sorted(empty):  # an empty folder, so that the other classes keep their labels
+        for label in sorted(empty):  # an empty folder keeps the labels of the others unchanged
             folder = tarfile.TarInfo(class_names[label])
             folder.type = tarfile.DIRTYPE
             archive.addfile(folder)

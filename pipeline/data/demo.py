@@ -1,8 +1,8 @@
-"""The embedded default: real MNIST digits, read through the same path as any archive.
+"""The default data: MNIST digits of the package, read like any other archive.
 
-6,000 digits to train on (every tenth of MNIST's training set) and 2,000 to test on (every fifth
-of its test set) ship with the package as IDX files. On first use they become tars of PNGs with
-their indices in a cache folder.
+The package contains 6,000 digits for training (every tenth of MNIST's training set) and 2,000 for
+testing (every fifth of its test set) as IDX files. On first use they are written as tars of PNGs
+with indices to a cache folder.
 """
 
 import os
@@ -17,19 +17,20 @@ from pipeline.errors import UserError
 NAME = "demo"
 _DIGITS = Path(__file__).parent / "digits"
 _CLASSES = [str(digit) for digit in range(10)]
-_VERSION = "mnist-digits-1"  # part of the folder's name: change it when the digits change
+_VERSION = "mnist-digits-1"  # part of the folder's name; to be changed with the digits
 
 
 def cache_folder() -> Path:
-    """Where generated data lies: $DEEPDEFENSE_CACHE, or the user's cache folder."""
+    """The folder of generated data: $DEEPDEFENSE_CACHE, or the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deep-defense"
     return Path(os.environ.get("DEEPDEFENSE_CACHE", default))
 
 
 def prepare() -> dict[str, Path]:
-    """Make the digits' archives and indices if they are not there; paths by train and val.
+    """The paths of the digits' indices, ``train`` and ``val``, which are written if missing.
 
-    Ranks may call it together: each works in a folder of its own, and the first to finish wins.
+    Ranks may call it at the same time: each writes a temporary folder, and the first to finish
+    renames its folder.
     """
     folder = cache_folder() / _VERSION
     if not folder.is_dir():
@@ -39,14 +40,14 @@ def prepare() -> dict[str, Path]:
         except OSError as error:
             raise UserError(
                 f"cannot write the cache folder {folder.parent}: {error}; "
-                "name another in the environment variable DEEPDEFENSE_CACHE"
+                "set another with the environment variable DEEPDEFENSE_CACHE"
             ) from None
         try:
             for part in ("train", "val"):
                 _make(work, folder, part)
             work.rename(folder)
         except OSError as error:
-            if not folder.is_dir():  # another rank has not won: a full disk
+            if not folder.is_dir():  # no other rank was first: a full disk, for example
                 raise UserError(f"cannot write {work}: {error}") from None
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -58,5 +59,5 @@ def _make(work: Path, folder: Path, part: str) -> None:
     labels = read_idx(_DIGITS / f"{part}-labels.idx1-ubyte.gz")
     archive = work / f"{part}.tar"
     write_tar(archive, images, labels.tolist(), _CLASSES)
-    found, classes = scan.scan_tar(archive)
-    index.write(work / f"{part}.parquet", found.table(), folder, classes, {archive.name: archive})
+    rows, classes = scan.scan_tar(archive)
+    index.write(work / f"{part}.parquet", rows.table(), folder, classes, {archive.name: archive})

@@ -1,4 +1,4 @@
-"""Size and mode in an image's header, and whether the loader's decoder can read such an image."""
+"""An image's size and mode from its header, and whether the loader can decode it."""
 
 import io
 import os
@@ -9,16 +9,16 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import first_line
 
-_HEAD = 16 * 1024  # bytes read of each member; longer headers (EXIF, ICC) take the whole member
-_TAIL = 64  # bytes in which the end mark is looked for
-# PIL's names of the formats that DALI 2.4 decodes; MPO is a JPEG with further images behind it.
+_HEAD = 16 * 1024  # bytes read of each member; the whole member if its header is longer (EXIF, ICC)
+_TAIL = 64  # bytes that are searched for the end marker
+# PIL's names of the formats that DALI 2.4 decodes; MPO is a JPEG file with several images.
 DECODABLE = frozenset({"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
-# PIL's limit: a small file with a larger size in its header may be made to exhaust the memory.
+# PIL's limit. A small file whose header has a larger size may be meant to exhaust the memory.
 MAX_PIXELS = 178_956_970
 
 
 class ImageFacts(NamedTuple):
-    """What an index records of an image."""
+    """An image's size, format and mode, as the index records them."""
 
     width: int  # in pixels, as stored
     height: int
@@ -27,7 +27,7 @@ class ImageFacts(NamedTuple):
 
 
 class NotDecodable(Exception):
-    """The loader could not read the image; the message says why, in a few words."""
+    """The loader cannot decode the image; the message gives the reason in one phrase."""
 
 
 def look(source: BinaryIO, offset: int, length: int) -> ImageFacts:
@@ -35,17 +35,18 @@ def look(source: BinaryIO, offset: int, length: int) -> ImageFacts:
 
     Args:
         source: the archive or file.
-        offset: of the image's first byte.
-        length: in bytes.
+        offset: position of the image's first byte.
+        length: number of bytes.
 
     Raises:
-        NotDecodable: no image, one that is cut short or too large, or of another format.
+        NotDecodable: the bytes are not an image, or one that is cut short, too large, or of a
+            format that DALI does not decode.
     """
     if length == 0:
         raise NotDecodable("empty")
     try:
         with warnings.catch_warnings():
-            # PIL warns from half of its limit on; such images are in order.
+            # PIL warns from half of its limit on; the loader decodes such images.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return _look(source, offset, length)
     except UnidentifiedImageError:
@@ -68,13 +69,13 @@ def _look(source: BinaryIO, offset: int, length: int) -> ImageFacts:
     if image.format not in DECODABLE:
         raise NotDecodable(f"{image.format}, which DALI does not decode; convert it to PNG")
     tail = min(length, _TAIL)
-    if not _ends(image.format, os.pread(descriptor, tail, offset + length - tail)):
-        # Some writers pad the end: only a full decode tells padding from a missing end.
+    if not _has_end_marker(image.format, os.pread(descriptor, tail, offset + length - tail)):
+        # The file may be padded or cut short, which only a full decode can tell.
         Image.open(io.BytesIO(os.pread(descriptor, length, offset))).load()
     return ImageFacts(image.width, image.height, image.format, image.mode)
 
 
-def _ends(kind: str | None, tail: bytes) -> bool:
-    """Whether the last bytes hold the format's end mark, where it has one."""
-    marks = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-    return kind not in marks or marks[kind] in tail
+def _has_end_marker(kind: str | None, tail: bytes) -> bool:
+    """Whether the last bytes contain the format's end marker; True if the format has none."""
+    markers = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+    return kind not in markers or markers[kind] in tail

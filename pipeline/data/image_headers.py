@@ -1,4 +1,4 @@
-"""Image headers, read in microseconds: enough to see that bytes are the image of the index."""
+"""Image sizes from headers, fast enough to check each image against the index before decoding."""
 
 import io
 import struct
@@ -13,12 +13,12 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def size(encoded: np.ndarray) -> tuple[int, int] | None:
-    """Width and height in pixels by the header; None if it cannot be read.
+    """Width and height in pixels from the header; None if it cannot be read.
 
     Args:
-        encoded: (B,) uint8, a file's bytes.
+        encoded: (B,) uint8, the bytes of an image file.
     """
-    data = memoryview(encoded)
+    data = encoded.data
     try:
         if data[:2] == b"\xff\xd8":
             return _jpeg(data)
@@ -40,14 +40,14 @@ def size(encoded: np.ndarray) -> tuple[int, int] | None:
 
 
 def _jpeg(data: memoryview) -> tuple[int, int] | None:
-    place = 2
-    while data[place] == 0xFF:
-        marker = data[place + 1]
+    position = 2
+    while data[position] == 0xFF:
+        marker = data[position + 1]
         if marker == 0xFF:  # fill bytes may precede a marker
-            place += 1
+            position += 1
             continue
         if marker in _FRAMES:
-            height, width = struct.unpack_from(">HH", data, place + 5)
+            height, width = struct.unpack_from(">HH", data, position + 5)
             return width, height
-        place += 2 + struct.unpack_from(">H", data, place + 2)[0]
+        position += 2 + struct.unpack_from(">H", data, position + 2)[0]
     return None

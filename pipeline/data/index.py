@@ -1,8 +1,8 @@
-"""The sample index: one row an image, naming its bytes inside an archive or folder.
+"""The index of a data set: one row for each image, with the position of its bytes in a file.
 
-A Parquet file with the columns of `SCHEMA` and, as metadata, the schema's version, the folder
-that the `file` column is relative to, the class names and the sizes of the archives. Written by
-tools/index.py through `pipeline.data.scan`; read by every rank.
+A Parquet file with the columns of `SCHEMA`. Its metadata are the schema's version, the folder that
+the `file` column is relative to, the classes and the sizes of the archives. tools/index.py writes
+it through `pipeline.data.scan`; every rank reads it.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data import classes as class_lists
@@ -32,15 +31,15 @@ from pipeline.data.index_format import (
 from pipeline.errors import UserError, first_line, warn
 from pipeline.runtime.files import atomic_write
 
-# The format of rows whose bytes are a (C, height, width) array, normalised already.
+# The format of rows whose bytes are a (C, height, width) array in the net's input space.
 FLOAT32_ARRAY = "FLOAT32"
 
 
 @dataclass(frozen=True)
 class Index:
-    """An index in memory: numpy columns of N rows, and ids kept as one Arrow array.
+    """An index in memory: numpy columns of N rows, and the ids as one Arrow array.
 
-    About 90 bytes an image, so that all of ILSVRC-2012 fits in a rank's memory many times.
+    It takes about 90 bytes per image: about 115 MB for ILSVRC-2012.
     """
 
     path: str
@@ -62,12 +61,12 @@ class Index:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes that labels count over."""
+        """Number of classes."""
         return len(self.classes)
 
     @property
     def class_names(self) -> list[str]:
-        """Name of each label, for people."""
+        """Name of each label, for display."""
         return self.classes.names
 
     def id(self, row: int) -> str:
@@ -76,10 +75,10 @@ class Index:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Short hash of which images with which labels, in which order; not of where they lie."""
+        """Short hash of the images, their labels and order; independent of the files' location."""
         digest = hashlib.sha256()
         for column in (self.offset, self.length, self.label):
-            digest.update(np.ascontiguousarray(column))
+            digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()[:16]
 
     def subset(self, number: int | None) -> np.ndarray:
@@ -107,11 +106,11 @@ def write(
         path: the Parquet file to write.
         rows: a table with the columns of `SCHEMA`.
         root: folder that the ``file`` column is relative to.
-        classes: of each label, in order; plain names are the classes' ids too.
-        archives: which of the files are archives, and where they are now: sizes are recorded.
+        classes: in the order of the labels; plain names are the classes' ids too.
+        archives: paths of those files that are archives, whose sizes are recorded.
 
     Raises:
-        UserError: ``path`` holds something else than an index.
+        UserError: ``path`` exists and is not an index.
     """
     refuse_other_file(path)
     sizes = {name: os.path.getsize(archive) for name, archive in (archives or {}).items()}
@@ -121,15 +120,15 @@ def write(
     table = rows.select(SCHEMA.names).cast(SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
-        described = table.replace_schema_metadata({METADATA_KEY: metadata.to_json()})
-        pq.write_table(described, partial, compression="zstd", write_page_checksum=True)
+        with_metadata = table.replace_schema_metadata({METADATA_KEY: metadata.to_json()})
+        pq.write_table(with_metadata, partial, compression="zstd", write_page_checksum=True)
 
 
 def refuse_other_file(path: Path) -> None:
-    """Refuse to replace a file that is no index, such as the archive itself.
+    """Refuse to replace a file that is not an index, such as the archive itself.
 
     Raises:
-        UserError: there is such a file.
+        UserError: ``path`` is such a file.
     """
     if not path.is_file() or path.stat().st_size == 0:
         return
@@ -139,7 +138,7 @@ def refuse_other_file(path: Path) -> None:
         try:
             metadata = pq.read_schema(path).metadata or {}
         except (pa.ArrowException, OSError):
-            return  # an index that is damaged: it is made again
+            return  # a damaged index, which may be replaced
         is_parquet = METADATA_KEY in metadata
     if not is_parquet:
         raise UserError(f"{path} exists and is not an index; remove it, or give another --out")
@@ -150,7 +149,7 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
 
     Args:
         path: the Parquet file.
-        root: folder of the archives or images, if it is not the recorded one (``--data.root``).
+        root: folder of the archives or images (``--data.root``); None: the recorded one.
         option: name of the option that gave ``path``, for messages.
 
     Raises:
@@ -162,7 +161,7 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         table.validate(full=True)
-        _ = table.column_names  # decoded only now
+        _ = table.column_names  # decodes them, which may fail
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{where} cannot be read as an index ({first_line(error)}); {REMEDY}"
@@ -184,22 +183,34 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
         file_sizes=metadata.file_sizes,
         file=file.indices.to_numpy(),
         ids=table["id"],
-        is_array=pc.equal(table["format"].cast(pa.string()), FLOAT32_ARRAY).to_numpy(),
+        is_array=_equals(table["format"], FLOAT32_ARRAY),
         **column,
     )
 
 
+def _equals(column: pa.ChunkedArray, text: str) -> np.ndarray:
+    """Where a column of strings, stored as a dictionary, has this value; (N,) bool."""
+    encoded = column.combine_chunks()
+    is_text = np.array([value == text for value in encoded.dictionary.to_pylist()])
+    return is_text[encoded.indices.to_numpy()]
+
+
 def join(paths: list[Path], target: Path) -> int:
-    """Write an index of the images of several, in their order; the number of images.
+    """Write one index of the images of several indices, in their order.
+
+    Returns:
+        The number of images.
 
     Raises:
-        UserError: one cannot be read or is named twice, ``target`` is one of them, or their
+        UserError: an index cannot be read or is listed twice, ``target`` is one of them, or their
             classes differ.
     """
     resolved = [path.resolve() for path in paths]
     for position, path in enumerate(resolved):
         if path in resolved[:position]:
-            raise UserError(f"{paths[position]} is named twice; each image would count twice")
+            raise UserError(
+                f"{paths[position]} is listed twice; each of its images would count twice"
+            )
     if target.resolve() in resolved:
         raise UserError(f"--out {target} is one of the indices to join; give another --out")
     indices = [read(str(path), option="index") for path in paths]
@@ -207,7 +218,7 @@ def join(paths: list[Path], target: Path) -> int:
         changed = class_lists.difference(index.classes, indices[0].classes)
         if changed:
             raise UserError(
-                f"{paths[0]} and {path} are of other classes and cannot be joined: in {path} "
+                f"{paths[0]} and {path} have different classes and cannot be joined: in {path} "
                 f"{changed}; index both with the same --classes"
             )
     root = Path(os.path.commonpath([index.root.resolve() for index in indices]))
@@ -220,7 +231,9 @@ def join(paths: list[Path], target: Path) -> int:
         for name in index.file_sizes:
             archive = index.root / name
             if not archive.is_file():
-                raise UserError(f"no file {archive}, named in {path}; index it where it is now")
+                raise UserError(
+                    f"no file {archive}, which {path} refers to; index it where it is now"
+                )
             archives[os.path.normpath(os.path.join(folder, name))] = archive
     rows = pa.concat_tables(tables)
     _warn_of_repeats(rows, target)
@@ -229,23 +242,23 @@ def join(paths: list[Path], target: Path) -> int:
 
 
 def _warn_of_repeats(rows: pa.Table, target: Path) -> None:
-    """Say that some images are in several of the joined indices."""
+    """Warn if images are in several of the joined indices."""
     images = rows.group_by(["file", "offset"]).aggregate([])
     repeats = len(rows) - len(images)
     if repeats:
-        warn(f"{target}: {repeats:,} images are in several of the joined indices, and count again")
+        warn(f"{target}: {repeats:,} images are in several of these indices and count repeatedly")
 
 
 def check_labels(index: Index, num_classes: int) -> None:
     """Refuse labels that the net has no output for.
 
     Raises:
-        UserError: naming the first such image.
+        UserError: there are such labels; names the first image.
     """
     bad = np.flatnonzero((index.label < 0) | (index.label >= num_classes))
     if len(bad):
         raise UserError(
-            f"{index.path}: {len(bad)} labels lie outside the net's {num_classes} classes, first "
+            f"{index.path}: {len(bad)} labels are outside the net's {num_classes} classes, first "
             f"{index.id(bad[0])} with label {index.label[bad[0]]}; "
             "set model.num_classes or use another index"
         )

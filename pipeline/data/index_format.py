@@ -1,6 +1,6 @@
-"""The Parquet file of an index: its columns, its metadata, and the checks of what was read.
+"""The Parquet file of an index: its columns, its metadata, and checks of its content.
 
-A damaged index ends in one line that names the file, before any image is read.
+For a damaged index, the user gets one line with the file's name before any image is read.
 """
 
 import json
@@ -21,16 +21,16 @@ SCHEMA = pa.schema(
     [
         ("id", pa.string()),  # unique; the member's or file's path
         ("file", pa.dictionary(pa.int32(), pa.string())),  # relative to the metadata's root
-        ("offset", pa.int64()),  # of the image's first byte in that file
+        ("offset", pa.int64()),  # of the image's first byte in the file
         ("length", pa.int32()),  # in bytes
         ("label", pa.int32()),  # 0..num_classes-1
         ("width", pa.int32()),  # in pixels, as stored (EXIF orientation is not applied)
         ("height", pa.int32()),
-        ("format", pa.dictionary(pa.int32(), pa.string())),  # what the bytes are: JPEG, PNG, ...
+        ("format", pa.dictionary(pa.int32(), pa.string())),  # JPEG, PNG, ...
         ("mode", pa.dictionary(pa.int32(), pa.string())),  # RGB, L (greyscale), CMYK, ...
     ]
 )
-# The same without dictionaries, which differ between files.
+# The same columns without dictionaries, which differ between files.
 PLAIN = pa.schema(
     [
         (field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
@@ -42,14 +42,14 @@ _INTEGERS = ("offset", "length", "label", "width", "height")
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an index records of all its rows."""
+    """The properties that all rows of an index share."""
 
     root: str  # folder that the ``file`` column is relative to
     classes: Classes
     file_sizes: dict[str, int]  # of archives only, in bytes, when they were indexed
 
     def to_json(self) -> bytes:
-        """As it is stored under `METADATA_KEY`."""
+        """The value of `METADATA_KEY` in the file."""
         values = {
             "version": VERSION,
             "root": self.root,
@@ -68,11 +68,11 @@ def read_metadata(schema: pa.Schema, where: str) -> Metadata:
         where: the option and the file, for messages.
 
     Raises:
-        UserError: there is none, it is damaged, or of another version.
+        UserError: the metadata is missing, damaged, or of another version.
     """
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
-        raise UserError(f"{where} is a Parquet file but no index of tools/index.py")
+        raise UserError(f"{where} is a Parquet file but not an index of tools/index.py")
     try:
         values = json.loads(raw)
     except ValueError:
@@ -84,6 +84,15 @@ def read_metadata(schema: pa.Schema, where: str) -> Metadata:
             f"{where} is an index of version {values['version']}, this program reads version "
             f"{VERSION}; {REMEDY}"
         )
+    damaged = _damaged_keys(values)
+    if damaged:
+        raise UserError(f"{where} has damaged metadata ({', '.join(damaged)}); {REMEDY}")
+    classes = Classes(values["classes"], values.get("class_ids"))
+    return Metadata(values["root"], classes, values["file_sizes"])
+
+
+def _damaged_keys(values: dict[str, Any]) -> list[str]:
+    """Keys of the metadata that are missing or have a value of another kind."""
     names, ids = values.get("classes"), values.get("class_ids")
     sizes = values.get("file_sizes")
     problems = {
@@ -94,10 +103,7 @@ def read_metadata(schema: pa.Schema, where: str) -> Metadata:
         "file_sizes": not isinstance(sizes, dict)
         or not all(isinstance(size, int) and size >= 0 for size in sizes.values()),
     }
-    damaged = [name for name, is_damaged in problems.items() if is_damaged]
-    if damaged:
-        raise UserError(f"{where} has damaged metadata ({', '.join(damaged)}); {REMEDY}")
-    return Metadata(values["root"], Classes(names, ids), sizes)
+    return [name for name, is_damaged in problems.items() if is_damaged]
 
 
 def check_columns(table: pa.Table, where: str) -> pa.Table:
@@ -139,34 +145,34 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def check_rows(table: pa.Table, metadata: Metadata, where: str) -> None:
-    """Refuse rows that cannot be right.
+    """Refuse rows with impossible values.
 
     Args:
-        table: of `check_columns`.
+        table: as `check_columns` returns it.
         metadata: of the same index.
         where: the option and the file, for messages.
 
     Raises:
-        UserError: names the first such row.
+        UserError: there are such rows; names the first one.
     """
     values: dict[str, Any] = {name: table[name].to_numpy() for name in _INTEGERS}
     num_classes = len(metadata.classes)
     file = table["file"].combine_chunks()
     names = file.dictionary.to_pylist()
-    unlimited = np.iinfo(np.int64).max  # files that are no archives
+    unlimited = np.iinfo(np.int64).max  # for files that are not archives
     sizes = np.array([metadata.file_sizes.get(name, unlimited) for name in names])
     end = values["offset"] + values["length"]
-    wrong = {
+    is_wrong = {
         f"a label outside its {num_classes} classes": (values["label"] < 0)
         | (values["label"] >= num_classes),
         "a negative offset or no bytes": (values["offset"] < 0) | (values["length"] < 1),
         "bytes beyond the end of its archive": end > sizes[file.indices.to_numpy()],
         "no width or height": (values["width"] < 1) | (values["height"] < 1),
     }
-    for what, rows in wrong.items():
+    for problem, rows in is_wrong.items():
         if rows.any():
             first = table["id"][int(np.argmax(rows))].as_py()
             raise UserError(
-                f"{where}: {int(rows.sum())} of {len(table)} images have {what}, first {first}; "
+                f"{where}: {int(rows.sum())} of {len(table)} images have {problem}, first {first}; "
                 f"{REMEDY}"
             )

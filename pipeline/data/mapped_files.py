@@ -8,14 +8,14 @@ import numpy as np
 from pipeline.data.index import Index
 from pipeline.errors import UserError
 
-_OPEN_FILES = 512  # mappings kept; an archive stays mapped, a folder's files come and go
+_OPEN_FILES = 512  # limit on the mapped files of a folder; archives stay mapped
 
 
 class Files:
-    """Gives the bytes of an index's images as views of mapped files.
+    """The bytes of an index's images as views of mapped files.
 
-    Archives are mapped once and checked at once against the sizes in the index. The files of a
-    folder are mapped when they are read. Pages are read from disk by whoever decodes them.
+    Archives are mapped, and their sizes compared with the index, when this object is made. The
+    files of a folder are mapped when they are read. The decoder's threads read the pages from disk.
     """
 
     def __init__(self, index: Index) -> None:
@@ -64,8 +64,8 @@ class Files:
             data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
         except FileNotFoundError:
             raise UserError(
-                f"no file {path}, named in {self.index.path}; if the data has moved, "
-                "say where with --data.root FOLDER"
+                f"no file {path}, listed in {self.index.path}; if the data has moved, "
+                "set --data.root FOLDER"
             ) from None
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
             raise UserError(f"{path} cannot be read: {error}") from None

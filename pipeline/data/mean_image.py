@@ -1,7 +1,7 @@
-"""The mean that is subtracted from images: a number a channel, or a mean image from a file.
+"""The mean that is subtracted from images: a number per channel, or a mean image from a file.
 
-Mean images are the way of Caffe and MatConvNet, and of the paper's nets for MNIST and CIFAR-10.
-tools/index.py mean makes one.
+Caffe, MatConvNet and the paper's nets for MNIST and CIFAR-10 use mean images. `tools/index.py mean`
+computes one.
 """
 
 import hashlib
@@ -28,21 +28,21 @@ def mean_of(data: DataConfig) -> np.ndarray:
         ) from None
     except Exception as error:  # a damaged header raises errors of many types
         raise UserError(
-            f"data.mean: {data.mean} is no .npy file of numbers ({first_line(error)}); make it "
+            f"data.mean: {data.mean} is not an .npy file of numbers ({first_line(error)}); make it "
             "again with tools/index.py mean"
         ) from None
     shape = (data.channels, data.crop, data.crop)
     fits = isinstance(image, np.ndarray) and image.shape == shape and image.dtype.kind == "f"
     if not (fits and 0 <= image.min() <= image.max() <= 1):  # false with NaN
         raise UserError(
-            f"data.mean: {data.mean} is no image of the shape {shape} (data.channels, data.crop) "
-            "with pixels from 0 to 1; make it again with tools/index.py mean"
+            f"data.mean: {data.mean} is not an image of the shape {shape} (data.channels, "
+            "data.crop) with pixels from 0 to 1; make it again with tools/index.py mean"
         )
     return image.astype(np.float32)
 
 
 def identity(data: DataConfig) -> list[float] | str:
-    """What tells one mean from another, wherever its file lies."""
+    """The identity of the mean: its values, or a hash of the mean image."""
     if not isinstance(data.mean, str):
         return data.mean
     return f"image {hashlib.sha256(mean_of(data).tobytes()).hexdigest()[:16]}"

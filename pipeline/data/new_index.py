@@ -1,4 +1,4 @@
-"""An index while it is made: what is in it, what is left out of it, and its file."""
+"""An index before it is written: verifying, summarising and writing a scan."""
 
 import re
 import tempfile
@@ -12,12 +12,12 @@ from pipeline.data.scan import Progress, Scan
 from pipeline.data.scan_rows import printable
 from pipeline.runtime import machine
 
-_NAMED = 8  # members that are named for each reason to leave them out
+_MAX_LINES = 8  # for each reason to leave members out
 
 
 @dataclass(frozen=True)
 class NewIndex:
-    """A scan, and where its index goes."""
+    """A scan, and the path of the index to write."""
 
     path: Path
     rows: Scan
@@ -26,12 +26,12 @@ class NewIndex:
 
     @property
     def root(self) -> Path:
-        """The folder that files are named from."""
+        """The folder that the `file` column is relative to."""
         return self.source if self.source.is_dir() else self.source.resolve().parent
 
     @property
     def archives(self) -> dict[str, Path]:
-        """The archive, by its name."""
+        """The archive's path by its name; empty for a folder."""
         return {} if self.source.is_dir() else {self.source.name: self.source}
 
     def verify(self, progress: Progress) -> None:
@@ -49,25 +49,25 @@ class NewIndex:
         self.rows.drop(undecodable_rows(images, machine.cores() + 1, progress), "does not decode")
 
     def rejected_lines(self) -> list[str]:
-        """A line for each member that is left out; the first few for each reason."""
+        """Lines that name the members left out, the first eight for each reason."""
         by_reason: dict[str, list[tuple[str, str]]] = {}
         for member, why in self.rows.rejected:
             by_reason.setdefault(re.sub(r"\d+", "", why), []).append((member, why))
         lines = []
         for members in by_reason.values():
-            lines += [f"left out {printable(name)}: {why}" for name, why in members[:_NAMED]]
-            if len(members) > _NAMED:
-                lines.append(f"left out {len(members) - _NAMED:,} more: {members[-1][1]}")
+            lines += [f"left out {printable(name)}: {why}" for name, why in members[:_MAX_LINES]]
+            if len(members) > _MAX_LINES:
+                lines.append(f"left out {len(members) - _MAX_LINES:,} more: {members[-1][1]}")
         return lines
 
     def summary(self) -> str:
         """The index in one line."""
         columns = self.rows.columns
         kinds = Counter(zip(columns["format"], columns["mode"], strict=True))
-        shown = ", ".join(f"{count:,} {kind} {mode}" for (kind, mode), count in kinds.most_common())
+        counts = [f"{count:,} {kind} {mode}" for (kind, mode), count in kinds.most_common()]
         return (
             f"{self.path}: {_counted(len(self.rows), 'image', 'images')} of "
-            f"{_counted(len(self.classes), 'class', 'classes')} ({shown})"
+            f"{_counted(len(self.classes), 'class', 'classes')} ({', '.join(counts)})"
         )
 
     def write(self) -> None:

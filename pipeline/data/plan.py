@@ -1,8 +1,8 @@
-"""The plan: which image at which position, and which window of it, as a pure function.
+"""The plan: the image at each position of an epoch and its crop, as a pure function.
 
-Order, crops and flips come from (seed, epoch, position) alone through a counter-based generator
-(Philox), so they are the same for any number of ranks and can be computed from any position
-onwards. Only raw 64-bit words of the generator are used, which NumPy keeps stable for ever.
+Order, crops and flips depend only on (seed, epoch, position), through a counter-based generator
+(Philox). They are the same for any number of ranks and can be computed from any position on. Only
+raw 64-bit words of the generator are used, whose values NumPy guarantees.
 """
 
 from dataclasses import dataclass, fields
@@ -11,13 +11,13 @@ import numpy as np
 
 from pipeline.config import DataConfig
 
-_TRIES = 10  # of torchvision's RandomResizedCrop
-_WORDS = 4 * _TRIES + 4  # 64-bit words a position owns; a multiple of Philox's block of 4
+_TRIES = 10  # as in torchvision's RandomResizedCrop
+_WORDS = 4 * _TRIES + 4  # 64-bit words per position; a multiple of Philox's block of 4
 
 
 @dataclass(frozen=True)
 class Windows:
-    """What the decoder makes of each of B images; coordinates in pixels, (y, x).
+    """The windows of B images that are decoded and resized; coordinates in pixels, (y, x).
 
     The integer window is decoded; the region of interest inside it, which may be fractional, is
     resized to the square input.
@@ -32,8 +32,8 @@ class Windows:
 
 def order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of an epoch, (num_images,) int64."""
-    words = np.random.Philox(key=_key(seed, epoch, stream=0)).random_raw(num_images)
-    return np.argsort(words, kind="stable")
+    sort_keys = np.random.Philox(key=_key(seed, epoch, stream=0)).random_raw(num_images)
+    return np.argsort(sort_keys, kind="stable")
 
 
 def training_windows(
@@ -49,14 +49,14 @@ def training_windows(
     Args:
         width, height: (B,) sizes of the images at these positions, in pixels.
         seed, epoch: of the run.
-        start: first position; its random numbers do not depend on the others.
+        start: first position. The random numbers of a position do not depend on it.
         config: crop, area, aspect, random_crop, flip.
     """
     num = len(width)
     generator = np.random.Philox(key=_key(seed, epoch, stream=1))
     generator.advance(start * (_WORDS // 4))  # Philox counts blocks of four words
-    words = generator.random_raw(num * _WORDS).reshape(num, _WORDS)
-    uniform = (words >> 11) * 2.0**-53  # in [0, 1), the usual 53 bits
+    raw = generator.random_raw(num * _WORDS).reshape(num, _WORDS)
+    uniform = (raw >> 11) * 2.0**-53  # in [0, 1), with 53 bits
     mirror = (uniform[:, -1] < 0.5) & config.flip
     if not config.random_crop:
         return evaluation_windows(width, height, config, mirror)
@@ -70,10 +70,10 @@ _HALF_WIDTH = {"bilinear": 1.0, "bicubic": 2.0}
 def evaluation_windows(
     width: np.ndarray, height: np.ndarray, config: DataConfig, mirror: np.ndarray | None = None
 ) -> Windows:
-    """Shorter side to ``config.resize``, then the centre square of ``config.crop``.
+    """Resize the shorter side to ``config.resize``, then crop the centre to ``config.crop``.
 
-    The same arithmetic as torchvision's Resize and CenterCrop. Only the part of the image that
-    the resampling filter reaches is decoded.
+    The arithmetic is that of torchvision's Resize and CenterCrop. Only the part of the image that
+    the resampling filter uses is decoded.
     """
     size = np.stack([height, width], axis=1).astype(np.int64)
     short = size.min(axis=1, keepdims=True)
@@ -136,12 +136,12 @@ def _key(seed: int, epoch: int, stream: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """Which images make a batch, and which window of each."""
+    """The images of a batch, and the window of each."""
 
     rows: np.ndarray  # (B,) int64, rows of the index
     windows: Windows
 
-    def take(self, chosen: np.ndarray) -> "BatchSpec":
-        """The part of the batch at the positions ``chosen``."""
-        windows = {f.name: getattr(self.windows, f.name)[chosen] for f in fields(Windows)}
-        return BatchSpec(self.rows[chosen], Windows(**windows))
+    def take(self, positions: np.ndarray) -> "BatchSpec":
+        """The images at these positions of the batch."""
+        windows = {f.name: getattr(self.windows, f.name)[positions] for f in fields(Windows)}
+        return BatchSpec(self.rows[positions], Windows(**windows))

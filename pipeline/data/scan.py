@@ -1,7 +1,7 @@
-"""Making an index: one pass over the headers of archives or files, nothing unpacked.
+"""Scanning data for an index: one pass over the headers of archives or files, without unpacking.
 
-In: ILSVRC-2012's archives as downloaded, an ImageFolder tree, or a tar with one folder a class.
-Out: a `Scan` of rows for `pipeline.data.index.write`, and the members that are no images.
+In: ILSVRC-2012's archives as downloaded, an ImageFolder tree, or a tar with one folder per class.
+Out: a `Scan` with rows for `pipeline.data.index.write`, and the members that are not images.
 """
 
 import gzip
@@ -25,14 +25,14 @@ Progress = Callable[[int], None]
 
 
 def scan_ilsvrc_train(
-    path: Path, labels: dict[str, int], progress: Progress = lambda n: None
+    path: Path, labels: dict[str, int], progress: Progress = lambda _: None
 ) -> Scan:
-    """The training tar: a tar of one tar a class, named by its WordNet id.
+    """Scan the training tar, which contains one tar per class, named by its WordNet id.
 
     Args:
         path: ILSVRC2012_img_train.tar as downloaded.
         labels: label of each WordNet id.
-        progress: called with the number of bytes passed so far.
+        progress: called with the number of bytes scanned so far.
     """
     scan, size = Scan(), file_size(path)
     with path.open("rb") as source:
@@ -40,7 +40,7 @@ def scan_ilsvrc_train(
             check_complete(path, outer, size)
             wnid = PurePosixPath(outer.name).stem
             if wnid not in labels:
-                raise UserError(f"{path} holds {outer.name}, a class the development kit lacks")
+                raise UserError(f"{path} contains {outer.name}, a class the development kit lacks")
             end = outer.offset_data + outer.size
             for inner in tar_members(path, outer.offset_data, end):
                 name = f"{wnid}/{inner.name}"
@@ -50,8 +50,8 @@ def scan_ilsvrc_train(
     return scan
 
 
-def scan_ilsvrc_val(path: Path, labels: list[int], progress: Progress = lambda n: None) -> Scan:
-    """The validation tar: flat, ILSVRC2012_val_00000001.JPEG being the first of ``labels``."""
+def scan_ilsvrc_val(path: Path, labels: list[int], progress: Progress = lambda _: None) -> Scan:
+    """Scan the validation tar; the number in an image's name is its position in ``labels``."""
     scan, size = Scan(), file_size(path)
     with path.open("rb") as source:
         for info in tar_members(path):
@@ -69,16 +69,16 @@ def scan_ilsvrc_val(path: Path, labels: list[int], progress: Progress = lambda n
 
 def scan_tar(
     path: Path,
-    progress: Progress = lambda n: None,
+    progress: Progress = lambda _: None,
     read_classes: Callable[[list[str]], Classes] | None = None,
 ) -> tuple[Scan, Classes]:
-    """A tar with one folder a class.
+    """Scan a tar with one folder per class.
 
     Args:
         path: the tar.
-        progress: called with the number of bytes passed so far.
-        read_classes: takes the names of the class folders and gives the classes in their order,
-            all of these folders among them; by default these folders, sorted.
+        progress: called with the number of bytes scanned so far.
+        read_classes: returns the classes, in the order of their labels, for the names of the class
+            folders, which must be among them; by default the folders' names, sorted.
 
     Returns:
         The scan and the classes.
@@ -102,7 +102,7 @@ def scan_tar(
         for name, offset, length in members:
             label = _label(labels, name)
             if label is None:
-                scan.reject(name, path.name, "lies in no class folder")
+                scan.reject(name, path.name, "not in a class folder")
                 continue
             scan.add(Member(name, path.name, offset, length, label), source)
             progress(offset + length)
@@ -111,14 +111,14 @@ def scan_tar(
 
 def scan_folder(
     root: Path,
-    progress: Progress = lambda n: None,
+    progress: Progress = lambda _: None,
     read_classes: Callable[[list[str]], Classes] | None = None,
 ) -> tuple[Scan, Classes]:
-    """An ImageFolder tree, ROOT/class/image; links are followed.
+    """Scan an ImageFolder tree, ROOT/class/image; links are followed.
 
     Args:
         root: the folder.
-        progress: called with the number of files passed so far.
+        progress: called with the number of files scanned so far.
         read_classes: as of `scan_tar`.
 
     Returns:
@@ -135,7 +135,7 @@ def scan_folder(
     for number, name in enumerate(names, 1):
         label = _label(labels, name)
         if label is None:
-            scan.reject(name, name, "lies in no class folder")
+            scan.reject(name, name, "not in a class folder")
             continue
         try:
             with (root / name).open("rb") as source:
@@ -148,18 +148,18 @@ def scan_folder(
 
 
 def list_folder(root: Path) -> tuple[list[str], list[str]]:
-    """Files below a folder, sorted, and its folders of the first level; hidden ones are left out.
+    """Files below a folder, sorted, and the folders directly in it; without hidden ones.
 
-    Links to folders are followed, but not into a folder that holds them.
+    Links to folders are followed, except to a folder that contains the link.
     """
     names, folders = [], []
-    above = {str(root): {os.path.realpath(root)}}  # real paths of a folder and those it lies in
+    ancestors = {str(root): {os.path.realpath(root)}}  # real paths of a folder and its parents
     for folder, below, files in os.walk(root, followlinks=True):
         relative = PurePosixPath(os.path.relpath(folder, root))
-        enclosing = above.pop(folder)
+        enclosing = ancestors.pop(folder)
         real = {name: os.path.realpath(f"{folder}/{name}") for name in below}
         below[:] = [n for n in below if not n.startswith(".") and real[n] not in enclosing]
-        above |= {os.path.join(folder, name): enclosing | {real[name]} for name in below}
+        ancestors |= {os.path.join(folder, name): enclosing | {real[name]} for name in below}
         if folder == str(root):
             folders = sorted(below)
         names += [
@@ -176,17 +176,19 @@ def _classes(
     folders: Iterable[str],
     read_classes: Callable[[list[str]], Classes] | None,
 ) -> tuple[dict[str, int], Classes]:
-    """Label of each folder of the first level, in sorted order, as ImageFolder does; one without
-    files has a label too. Or the labels of the classes that are asked for.
+    """The label of each class folder, and the classes.
+
+    Without ``read_classes`` the folders of the first level, sorted, are the classes, as in
+    ImageFolder; a folder without files has a label too.
 
     Raises:
-        UserError: folders are the parts of a data set, or cannot be classes.
+        UserError: the folders are the parts of a data set, or cannot be classes.
     """
     parts = [PurePosixPath(name).parts for name in names]
     by_file = {part[0] for part in parts if len(part) > 1}
     by_folder = {PurePosixPath(name).parts[0] for name in folders if name not in ("", ".")}
-    found = sorted(by_file | {name for name in by_folder if not name.startswith(".")})
-    for name in found:
+    class_folders = sorted(by_file | {name for name in by_folder if not name.startswith(".")})
+    for name in class_folders:
         if not is_utf8(name):
             raise UserError(
                 f"{printable(source)}: the name of the class folder {printable(name)} is not "
@@ -194,25 +196,26 @@ def _classes(
             )
     if not by_file:
         raise UserError(
-            f"{source} holds {len(names):,} files and no images in class folders; images must lie "
-            "in one folder a class, CLASS/IMAGE"
+            f"{source} holds {len(names):,} files and no images in class folders; images must be "
+            "in one folder per class, CLASS/IMAGE"
         )
     if read_classes is not None:
-        classes = read_classes(found)
+        classes = read_classes(class_folders)
         return {name: label for label, name in enumerate(classes.identities)}, classes
     depths = [len(part) for part in parts if len(part) > 1]
     if {name.lower() for name in by_file} <= _SPLITS and max(depths) > 2:
         raise UserError(
             f"{source} holds {', '.join(sorted(by_file))}, which are parts of a data set and not "
-            "classes; index each part by itself (a folder CLASS/IMAGE), or name these classes "
+            "classes; index each part separately (a folder CLASS/IMAGE), or list these classes "
             "with --classes"
         )
     if min(depths) > 2:
         warn(
-            f"the images of {source} lie deeper than CLASS/IMAGE; its {len(found)} folders are "
-            f"taken as classes: {first_few(found)}"
+            f"the images of {source} are deeper than CLASS/IMAGE; its {len(class_folders)} folders "
+            f"are taken as classes: {first_few(class_folders)}"
         )
-    return {name: label for label, name in enumerate(found)}, Classes(found, found)
+    labels = {name: label for label, name in enumerate(class_folders)}
+    return labels, Classes(class_folders, class_folders)
 
 
 def _label(labels: dict[str, int], name: str) -> int | None:
@@ -222,14 +225,14 @@ def _label(labels: dict[str, int], name: str) -> int | None:
 
 @dataclass(frozen=True)
 class DevelopmentKit:
-    """What ILSVRC2012_devkit_t12 says, its own class numbers turned into labels.
+    """The content of ILSVRC2012_devkit_t12, with labels instead of its class numbers.
 
-    A label is the place of the class's WordNet id among the sorted ids of the leaf classes, the
-    order that every published set of weights uses; the kit's own numbers are not in that order.
+    A label is the position of the class's WordNet id among the sorted ids of the leaf classes. All
+    published weights use this order. The kit's class numbers have another order.
     """
 
-    wnids: list[str]  # sorted, so that wnids[label] is the class's id
-    names: list[str]  # of each label, for people
+    wnids: list[str]  # sorted; wnids[label] is the class's id
+    names: list[str]  # of each label, for display
     validation_labels: list[int]  # of each validation image, in file order
 
     @property
@@ -239,18 +242,24 @@ class DevelopmentKit:
 
 
 def read_development_kit(path: Path) -> DevelopmentKit:
-    """Read meta.mat and the validation ground truth from the kit's tar.gz."""
-    from scipy.io import loadmat  # for this alone
+    """Read meta.mat and the validation ground truth from the kit's tar.gz.
+
+    Raises:
+        UserError: the kit cannot be read, or its files do not agree.
+    """
+    from scipy.io import loadmat  # slow to import
 
     file_size(path)
     try:
-        with gzip.open(path) as file:
-            content = file.read()  # to its end, where its checksum is
+        with gzip.open(path) as compressed:
+            content = compressed.read()  # to the end, which checks the checksum
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             wanted = {"meta.mat": b"", "ILSVRC2012_validation_ground_truth.txt": b""}
             for member in archive:
                 if (name := PurePosixPath(member.name).name) in wanted and member.isfile():
-                    wanted[name] = archive.extractfile(member).read()
+                    file = archive.extractfile(member)
+                    assert file is not None, "None for members that are no files"
+                    wanted[name] = file.read()
         meta, truth = wanted.values()
         if not meta or not truth:
             raise ValueError("meta.mat or the validation ground truth is missing")
@@ -259,16 +268,19 @@ def read_development_kit(path: Path) -> DevelopmentKit:
         leaves = leaves[np.argsort(leaves["WNID"].astype(str))]
         label_of = {int(number): label for label, number in enumerate(leaves["ILSVRC2012_ID"])}
         numbers = [int(line) for line in truth.split()]
-    except Exception as error:  # gzip, tar and scipy raise errors of many types: all mean one thing
-        why = " ".join(str(error).split())
+    except Exception as error:  # gzip, tar and scipy raise errors of many types
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} cannot be read as ILSVRC's development kit: {why}; download it again"
+            f"{path} cannot be read as ILSVRC's development kit: {reason}; download it again"
         ) from None
     unknown = sorted(set(numbers) - label_of.keys())
     if unknown:
-        raise UserError(f"{path}: the ground truth names classes {unknown[:5]} that meta.mat lacks")
+        raise UserError(
+            f"{path}: the ground truth contains classes that meta.mat lacks: "
+            f"{first_few(list(map(str, unknown)))}"
+        )
     return DevelopmentKit(
         wnids=[str(wnid) for wnid in leaves["WNID"]],
-        names=[str(words).split(",")[0] for words in leaves["words"]],
+        names=[str(synonyms).split(",")[0] for synonyms in leaves["words"]],
         validation_labels=[label_of[number] for number in numbers],
     )

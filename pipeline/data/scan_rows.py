@@ -1,4 +1,4 @@
-"""Rows of an index while it is made: images by their headers, and what is left out."""
+"""Rows of an index during a scan: images by their headers, and the members left out."""
 
 import os
 from collections import Counter
@@ -13,7 +13,7 @@ from pipeline.data.image_check import ImageFacts, NotDecodable, look
 
 
 class Member(NamedTuple):
-    """Where one image's bytes are."""
+    """The position of one image's bytes, and its label."""
 
     id: str
     file: str
@@ -24,12 +24,12 @@ class Member(NamedTuple):
 
 @dataclass
 class Scan:
-    """Rows so far, as columns, and the members that are left out."""
+    """The rows so far, as columns, and the members left out."""
 
     columns: dict[str, list] = field(
         default_factory=lambda: {name: [] for name in (*Member._fields, *ImageFacts._fields)}
     )
-    rejected: list[tuple[str, str]] = field(default_factory=list)  # (member, why)
+    rejected: list[tuple[str, str]] = field(default_factory=list)  # (member, reason)
 
     def __len__(self) -> int:
         return len(self.columns["id"])
@@ -50,27 +50,27 @@ class Scan:
         for name, value in zip(self.columns, (*member, *facts), strict=True):
             self.columns[name].append(value)
 
-    def reject(self, name: str, file: str, why: str) -> None:
+    def reject(self, name: str, file: str, reason: str) -> None:
         """Leave a member out."""
-        self.rejected.append((name if name == file else f"{file}: {name}", why))
+        self.rejected.append((name if name == file else f"{file}: {name}", reason))
 
-    def drop(self, rows: Iterable[int], why: str) -> None:
-        """Leave out rows that were added."""
+    def drop(self, rows: Iterable[int], reason: str) -> None:
+        """Remove rows that were added, and leave their members out."""
         dropped = sorted(set(rows), reverse=True)
         for row in reversed(dropped):
-            self.reject(self.columns["id"][row], self.columns["file"][row], why)
+            self.reject(self.columns["id"][row], self.columns["file"][row], reason)
         for row in dropped:
             for column in self.columns.values():
                 del column[row]
 
     def empty_classes(self, classes: Classes) -> list[str]:
-        """Ids of the classes that no row has."""
+        """Ids of the classes without a row."""
         counts = Counter(self.columns["label"])
         return [name for label, name in enumerate(classes.identities) if not counts[label]]
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a file's name can be stored; Linux allows any bytes."""
+    """Whether a file's name can be stored as text; Linux allows any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:

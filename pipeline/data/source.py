@@ -8,27 +8,27 @@ from pipeline.runtime.machine import cores
 
 
 def open_index(config: RunConfig, part: str) -> Index:
-    """The index of ``data.train`` or ``data.val``; the embedded digits for ``demo``.
+    """The index of ``data.train`` or ``data.val``; the digits of the package for ``demo``.
 
     Raises:
-        UserError: there is none, or its arrays cannot be evaluated in the space asked for.
+        UserError: the index cannot be read, or it has arrays and ``evaluation.space`` is not input.
     """
     path = getattr(config.data, part)
     root = config.data.root
     if path == demo.NAME:
         path, root = str(demo.prepare()[part]), None
-    found = index.read(path, root, option=f"data.{part}")
-    if part == "val" and found.is_array.any() and config.evaluation.space != "input":
+    images = index.read(path, root, option=f"data.{part}")
+    if part == "val" and images.is_array.any() and config.evaluation.space != "input":
         raise UserError(
-            f"evaluation.space: the arrays of {path} are in the net's input space, where alone "
-            "they can be evaluated: input"
+            f"evaluation.space: the arrays of {path} are in the net's input space, and can be "
+            "evaluated only there: input"
         )
-    return found
+    return images
 
 
 def decoding_threads(config: DataConfig, local_size: int = 1) -> int:
-    """DALI's threads for this rank: as asked for, or one more than its share of the cores, so that
-    small operators of one batch do not wait for the decoder of another."""
+    """DALI's threads for this rank: ``data.threads``, or one more than its share of the cores, so
+    that small operators of one batch do not wait for the decoder of another."""
     if config.threads is not None:
         return config.threads
     return max(1, cores() // local_size) + 1

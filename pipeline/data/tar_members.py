@@ -1,4 +1,4 @@
-"""Members of a tar, by one pass over its headers."""
+"""Members of a tar, from one pass over its headers."""
 
 import tarfile
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 _BUFFER = 16 * 1024  # bytes read at once
-_COMPRESSED = {  # a file's first bytes: what it is, and how to unpack it
+_COMPRESSED = {  # first bytes: the format, and the program that unpacks it
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
     b"\xfd7zXZ": ("xz", "unxz"),
@@ -18,38 +18,38 @@ _COMPRESSED = {  # a file's first bytes: what it is, and how to unpack it
 def tar_members(
     path: Path, start: int = 0, end: int | None = None, folders: bool = False
 ) -> Iterator[tarfile.TarInfo]:
-    """Regular files of a tar; their offsets count from the file's first byte.
+    """Yield the regular files of a tar; offsets count from the first byte of the file at ``path``.
 
     Args:
         path: the file.
-        start: byte at which the tar begins in it.
-        end: byte at which it must have ended.
+        start: position of the tar's first byte in the file.
+        end: position by which the tar must end.
         folders: yield folders too.
 
     Raises:
-        UserError: no such file, not a tar, or one that is compressed or cut short.
+        UserError: the file is missing, not a tar, compressed, or cut short.
     """
     try:
         with path.open("rb", buffering=_BUFFER) as file:
             file.seek(start)
-            # Members are not kept: a million TarInfo objects would cost gigabytes.
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 while (member := archive.next()) is not None:
-                    archive.members.clear()
+                    # A million TarInfo objects would cost gigabytes. typeshed lacks the attribute.
+                    archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                     if member.isfile() or (folders and member.isdir()):
                         yield member
                     last = member.offset_data + member.size
                     if end is not None and last > end:
-                        raise tarfile.ReadError("a class archive is longer than its place")
-                # tarfile takes a damaged header for the end; the end is a block of zeros.
+                        raise tarfile.ReadError("a class archive is longer than its entry")
+                # tarfile treats a damaged header as the end. A real end is a block of zeros.
                 file.seek(archive.offset)
                 if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                    raise tarfile.ReadError(f"no member's header at byte {archive.offset:,}")
+                    raise tarfile.ReadError(f"no member header at byte {archive.offset:,}")
     except (tarfile.TarError, OSError) as error:
-        raise UserError(_why_unreadable(path, error)) from None
+        raise UserError(_unreadable_message(path, error)) from None
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
+def _unreadable_message(path: Path, error: Exception) -> str:
     try:
         with path.open("rb") as file:
             begin = file.read(8)
@@ -70,7 +70,7 @@ def file_size(path: Path) -> int:
     """Size of an archive, in bytes.
 
     Raises:
-        UserError: no such file, or a folder.
+        UserError: the file is missing, or a folder.
     """
     if path.is_dir():
         raise UserError(
@@ -82,10 +82,10 @@ def file_size(path: Path) -> int:
 
 
 def check_complete(path: Path, member: tarfile.TarInfo, size: int) -> None:
-    """Refuse a member whose bytes lie beyond the end of the file.
+    """Refuse a member that ends after the end of the file.
 
     Raises:
-        UserError: they do.
+        UserError: the member is cut short.
     """
     if member.offset_data + member.size > size:
         raise UserError(

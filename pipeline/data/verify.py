@@ -1,4 +1,4 @@
-"""Decode every image of an index with the loader's own decoder, and name those that fail."""
+"""Decode every image of an index as the loader does, and find those that fail."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from pipeline.config import DataConfig
+from pipeline.data.dali_graph import Inputs
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader
 from pipeline.data.plan import BatchSpec, Windows
 
-_BATCH = 32  # images; a few are in memory at once, decoded whole
+_BATCH = 32  # images, which are decoded at their full size
 
 
 class _NoImageLeft(Exception):
@@ -18,14 +19,14 @@ class _NoImageLeft(Exception):
 
 
 class _Verifier(Loader):
-    """A loader that collects the images that do not decode, in silence."""
+    """A loader that collects the images that do not decode, and prints nothing."""
 
-    def _source(self, step: int) -> tuple:
+    def _next_inputs(self) -> Inputs:
         while True:
             try:
-                return super()._source(step)
+                return super()._next_inputs()
             except _NoImageLeft:
-                continue  # with the next batch
+                continue  # the next batch
 
     def _without_bad(self, spec: BatchSpec) -> BatchSpec:
         if all(int(row) in self._bad_rows for row in spec.rows):
@@ -38,13 +39,13 @@ class _Verifier(Loader):
 
 
 def undecodable_rows(
-    index: Index, threads: int, progress: Callable[[int], None] = lambda n: None
+    index: Index, threads: int, progress: Callable[[int], None] = lambda _: None
 ) -> list[int]:
     """Rows whose image the loader cannot decode, sorted.
 
     Args:
-        index: of images; every image is decoded whole.
-        threads: DALI's.
+        index: of images, which are decoded at their full size.
+        threads: DALI's worker threads.
         progress: called with the number of images decoded so far.
     """
     data = DataConfig(crop=8, resize=8, mean=[0.0] * 3, std=[1.0] * 3)

@@ -33,10 +33,10 @@ class Normalised(nn.Module):
 
 
 def data_options(data: DataConfig, evaluation: EvaluationConfig) -> DataConfig:
-    """What the loader is to make of the images."""
+    """The loader's options for an evaluation; its input always has single precision."""
     if evaluation.space == "input":
-        return data
-    return replace(data, mean=[0.0] * data.channels, std=[1.0] * data.channels)
+        return replace(data, half_input=False)
+    return replace(data, half_input=False, mean=[0.0] * data.channels, std=[1.0] * data.channels)
 
 
 def attack_view_of(

@@ -5,7 +5,6 @@ image), examples/ROW.npz and runs.jsonl (a line for each job that ended). Rows, 
 what is done. A kill at any moment can cut only the last line short, which is then dropped.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from pipeline.evaluation.result_lines import Row, read_lines, read_rows
 from pipeline.evaluation.samples import Example, Samples
 from pipeline.runtime.distributed import DistributedContext, restarted
 from pipeline.runtime.files import atomic_write, name_in_errors, write_json
+from pipeline.runtime.lock import try_lock
 from pipeline.runtime.npz import read_npz
 
 WHOLE = Shard(0, 1)
@@ -205,14 +205,10 @@ class Appender:
         path = self._path = folder / f"rank{rank}.jsonl"
         self._examples = folder / "examples"
         self._file = path.open("a")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(self._file):
             raise UserError(
                 f"another process is writing {path}; wait for it, end it, or give another --output"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+            )
         data = path.read_bytes()
         os.truncate(path, data.rfind(b"\n") + 1)
 

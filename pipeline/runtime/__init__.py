@@ -1,1 +1,1 @@
-"""Processes, files, signals and logs: what every run needs, whatever it computes."""
+"""Processes, files, signals and logs, for every kind of run."""

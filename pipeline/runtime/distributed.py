@@ -1,7 +1,7 @@
-"""Ranks: one initialisation for torchrun, SLURM tasks and a single process, and shared endings.
+"""Ranks: initialisation for torchrun, SLURM tasks and a single process, and joint exits.
 
 In: the environment (torchrun's or SLURM's variables) and `RuntimeConfig`. Out: a
-`DistributedContext` with this process's rank, its device and the few collectives that are needed.
+`DistributedContext` with this process's rank, its device and the collectives that runs need.
 """
 
 import os
@@ -16,6 +16,8 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config import RuntimeConfig
 from pipeline.errors import (
@@ -37,7 +39,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among all: global rank, their number, rank on this node, and its device."""
+    """This process: global and local rank, the numbers of ranks, and the device."""
 
     rank: int
     world_size: int
@@ -47,7 +49,7 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is global rank 0, which alone writes shared files."""
+        """Whether this is global rank 0, the only one to write shared files."""
         return self.rank == 0
 
     @property
@@ -69,8 +71,11 @@ class DistributedContext:
         return values
 
     def run_unless_stopped(self, work: Callable[[], Result]) -> Result | None:
-        """This rank's result of work without collectives; None on every rank if any of them raised
-        `Stopped` meanwhile, so that all of them stop."""
+        """Run ``work``, which must not use collectives, on every rank.
+
+        Returns:
+            This rank's result; None on every rank if ``work`` raised `Stopped` on any of them.
+        """
         result = None
         with suppress(Stopped):
             result = work()
@@ -83,18 +88,18 @@ class DistributedContext:
 
 
 def restarted() -> bool:
-    """Whether torchrun or SLURM started this run again. It goes on from what it has then, whatever
-    ``--resume`` said of its first start."""
+    """Whether torchrun or SLURM restarted this run. A restart resumes from the newest results, and
+    ``--resume`` applies to the first start only."""
     counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return any(os.environ.get(name, "0") not in ("", "0") for name in counts)
 
 
 @contextmanager
 def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
-    """Join the other ranks; leave them at the end.
+    """Connect the ranks; end the process group afterwards.
 
-    The process group exists for a single process too, so that there is one way of running. A
-    `UserError` or a full disk inside ends every rank: the first rank to fail prints it as one line.
+    A single process has a process group too, so that all runs use the same code. A `UserError` or a
+    full disk inside ends every rank; the first rank to fail prints it as one line.
     """
     try:
         rank, size, local_rank, local_size = _rank_from_env()
@@ -107,7 +112,7 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     torch.backends.cudnn.allow_tf32 = config.tf32
     store = _join(rank, size, device, config)
-    attendance = LivenessBoard(store, rank, size)
+    liveness = LivenessBoard(store, rank, size)
     try:
         yield DistributedContext(rank, size, local_rank, local_size, device)
     except UserError as error:
@@ -126,15 +131,15 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
         if size > 1 and _is_lost(error):
             print(
                 f"error: rank {rank} lost the others ({first_line(error)})"
-                f"{attendance.unresponsive()}; rerun the same command to resume from the last "
+                f"{liveness.unresponsive()}; rerun the same command to resume from the last "
                 "checkpoint",
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(LOST_EXIT_CODE)  # the process group's threads may wait for the lost one
+            os._exit(LOST_EXIT_CODE)  # the process group's threads may still wait for the lost rank
         raise
     finally:
-        if size == 1 and dist.is_initialized():  # nobody to wait for, whatever ended the run
+        if size == 1 and dist.is_initialized():  # no other rank to wait for, also after an error
             dist.destroy_process_group()
     if size > 1:
         dist.destroy_process_group()
@@ -147,7 +152,7 @@ LESS_MEMORY = (
 
 
 def _rank_from_env() -> tuple[int, int, int, int]:
-    """Rank, number of ranks, rank on this node and ranks on this node.
+    """Rank, number of ranks, local rank and number of ranks on this node.
 
     Raises:
         UserError: a variable is missing or has no valid value.
@@ -155,23 +160,27 @@ def _rank_from_env() -> tuple[int, int, int, int]:
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
         size = _number("WORLD_SIZE", least=1)
-        alone = "0" if size == 1 else None
+        default_local_rank = "0" if size == 1 else None
         return (
             _number("RANK", below=size),
             size,
-            _number("LOCAL_RANK", alone, below=size),
+            _number("LOCAL_RANK", default_local_rank, below=size),
             _number("LOCAL_WORLD_SIZE", "1", least=1),
         )
-    if "SLURM_PROCID" in env and _number("SLURM_NTASKS", "1", least=1) > 1:  # srun, a task a rank
+    if "SLURM_PROCID" in env and _number("SLURM_NTASKS", "1", least=1) > 1:  # srun: a rank per task
         size = _number("SLURM_NTASKS", least=1)
         local_size = size // _number("SLURM_NNODES", "1", least=1)
-        ranks = _number("SLURM_PROCID", below=size), size, _number("SLURM_LOCALID", below=size)
-        return *ranks, max(local_size, 1)
+        return (
+            _number("SLURM_PROCID", below=size),
+            size,
+            _number("SLURM_LOCALID", below=size),
+            max(local_size, 1),
+        )
     return 0, 1, 0, 1
 
 
 def _number(name: str, default: str | None = None, least: int = 0, below: int = sys.maxsize) -> int:
-    """The whole number from ``least`` to below ``below`` that an environment variable holds."""
+    """The value of an environment variable, a whole number n with least <= n < below."""
     text = os.environ.get(name, default)
     if text is not None and text.isdecimal() and least <= int(text) < below:
         return int(text)
@@ -203,10 +212,14 @@ def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> dist.Store:
+def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> Store:
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=config.timeout)
-    store: dist.Store = dist.HashStore() if size == 1 else _rendezvous(rank, size, config)
+    if size == 1:
+        # Documented, but not re-exported in a way that type checkers accept.
+        store: Store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    else:
+        store = _rendezvous(rank, size, config)
     store.set_timeout(timeout)
     device_id = device if device.type == "cuda" else None
     dist.init_process_group(
@@ -215,13 +228,13 @@ def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> 
     return store
 
 
-def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> dist.Store:
+def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> Store:
     """The store of all ranks; rank 0 or torchrun serves it at MASTER_ADDR and MASTER_PORT.
 
     Raises:
         UserError: the variables are missing.
-        SystemExit: the ranks do not find one another. Each prints it, since missing ranks
-            cannot.
+        SystemExit: not all ranks connected. Every rank prints it, since the missing ones may
+            include rank 0.
     """
     host, names = socket.gethostname(), ("MASTER_ADDR", "MASTER_PORT")
     if any(name not in os.environ for name in names):
@@ -229,45 +242,45 @@ def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> dist.Store:
             f"{size} tasks were started on {host} but MASTER_ADDR and MASTER_PORT are not set; "
             "start the run with torchrun or with the launchers of this project"
         )
-    patience = timedelta(seconds=config.connect_timeout)
+    timeout = timedelta(seconds=config.connect_timeout)
     try:
-        store = next(dist.rendezvous("env://", rank, size, timeout=patience))[0]
+        store = next(rendezvous("env://", rank, size, timeout=timeout))[0]
         return fresh_store(store, rank, size, config.connect_timeout)
     except (RuntimeError, ValueError) as error:
-        place = ":".join(os.environ[name] for name in names)
-        tried = "waited for the other ranks at" if rank == 0 else "cannot reach rank 0 at"
+        address = ":".join(os.environ[name] for name in names)
+        action = "waited for the other ranks at" if rank == 0 else "cannot reach rank 0 at"
         _exit_alone(
-            f"rank {rank} of {size} on {host} {tried} {place} for {config.connect_timeout} s "
-            f"({first_line(error)}); see that every node resolves that name and that the port is "
-            "free and open, or wait longer with --runtime.connect_timeout"
+            f"rank {rank} of {size} on {host} {action} {address} for {config.connect_timeout} s "
+            f"({first_line(error)}); check that every node resolves that name and that the "
+            "port is free and open, or wait longer with --runtime.connect_timeout"
         )
 
 
 def _exit_alone(message: str) -> NoReturn:
-    """Print an error that this rank may be alone with, before the ranks have joined."""
+    """Print an error that only this rank may have, before the ranks have joined, and exit."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(USER_ERROR_EXIT_CODE) from None
 
 
-def _exit_with_error(store: dist.Store, rank: int, size: int, message: str) -> NoReturn:
-    """Leave without collectives, since other ranks may wait in one; torchrun ends them."""
+def _exit_with_error(store: Store, rank: int, size: int, message: str) -> NoReturn:
+    """Exit without collectives, since other ranks may wait in one; torchrun ends them."""
     if size == 1:
         print(message, file=sys.stderr, flush=True)
         raise SystemExit(USER_ERROR_EXIT_CODE)
-    winner = store.compare_set("failed", "", str(rank)).decode()
-    if winner == str(rank):
+    first_to_fail = store.compare_set("failed", "", str(rank)).decode()
+    if first_to_fail == str(rank):
         print(message, file=sys.stderr, flush=True)
-    time.sleep(1)  # let the winner's line out before torchrun ends this rank or the others
+    time.sleep(1)  # until the line is printed: torchrun then ends all ranks
     os._exit(USER_ERROR_EXIT_CODE)
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether a collective failed because another rank died or did not come."""
+    """Whether a collective failed because another rank died or never connected."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def _another_failed(store: dist.Store, rank: int) -> bool:
-    """Whether a collective broke because another rank left with a message of its own."""
+def _another_failed(store: Store, rank: int) -> bool:
+    """Whether a collective failed because another rank has printed an error and exited."""
     try:
         return store.check(["failed"]) and store.get("failed").decode() != str(rank)
     except RuntimeError:

@@ -1,7 +1,8 @@
-"""Files that are whole at any moment: written beside, then renamed; one line where that fails.
+"""Atomic writes, and one-line errors for outputs that cannot be written.
 
-A killed process leaves its temporary file behind. The name of a temporary file carries the process
-and where its number is valid, so that later processes remove those of processes that have ended.
+A killed process leaves its temporary file behind. The name of a temporary file contains the number
+of its process and a hash of the scope in which that number is valid, so that later processes can
+remove the files of processes that have ended.
 """
 
 import errno
@@ -22,19 +23,19 @@ from pipeline.errors import UserError, first_line, is_disk_error
 
 _REMEDY = "give another --out"
 _TEMPORARY = re.compile(r"\..+\.tmp-(?P<pid>\d{1,9})-(?P<scope>.+)")
-_STALE_SECONDS = 24 * 3600  # of another scope, whose processes cannot be seen from here
+_STALE_SECONDS = 24 * 3600  # for files of other scopes, whose processes cannot be looked up
 _swept: set[Path] = set()
 
 
 def _process_scope() -> str:
-    """Short hash that is equal for processes that see one another by their numbers.
+    """Short hash that is equal for processes that can look each other up by number.
 
     A host name alone is not enough: containers and virtual machines share names.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:  # other systems than Linux: a scope of this process alone
+    except OSError:  # not Linux: a scope with this process only
         return uuid.uuid4().hex[:12]
     name = f"{socket.gethostname()} {boot} {namespace}"
     return hashlib.sha256(name.encode()).hexdigest()[:12]
@@ -45,7 +46,7 @@ _SCOPE = _process_scope()
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Where to write what then takes the place of ``path``; after an error the old file stays.
+    """Yield a temporary file to write, which then replaces ``path``; not after an error.
 
     The first call for a folder also removes temporary files that ended processes left in it.
 
@@ -67,7 +68,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
-    """Make errors of a full or read-only disk name ``path``: writing to an open file names none."""
+    """Add ``path`` to errors of a full or read-only disk; those of open files name no file."""
     try:
         yield
     except OSError as error:
@@ -79,15 +80,15 @@ def name_in_errors(path: Path) -> Iterator[None]:
 def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files in a folder whose process has ended.
 
-    Those of other machines and containers are removed once nothing was written to them for a day.
+    Those of other machines and containers are removed after a day without a write.
     Files of running processes and files with other names stay.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            name = _TEMPORARY.fullmatch(entry.name)
-            if name and entry.is_file(follow_symlinks=False):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and entry.is_file(follow_symlinks=False):
                 with suppress(OSError):
-                    if _is_abandoned(name["scope"], int(name["pid"]), entry.stat().st_mtime):
+                    if _is_abandoned(match["scope"], int(match["pid"]), entry.stat().st_mtime):
                         os.unlink(entry.path)
 
 
@@ -98,7 +99,7 @@ def _is_abandoned(scope: str, pid: int, written: float) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it runs, as another user's
+    except PermissionError:  # a running process of another user
         return False
     return False
 
@@ -118,19 +119,19 @@ def report_unwritable(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch's archive writer ends with an error of its own, after the system's.
+        # torch's archive writer raises a RuntimeError while it handles the system's error.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
         name, reason = path, cause.strerror or first_line(cause)
-        if is_disk_error(cause):  # the file is known, and libraries word the reason differently
+        if is_disk_error(cause):  # libraries word the reason differently
             name, reason = cause.filename or path, os.strerror(cause.errno or 0)
         raise UserError(f"cannot write {name}: {reason}; {remedy}") from None
 
 
 @contextmanager
 def writable(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
-    """As `report_unwritable`, for an output that the user named, whose folder is made."""
+    """As `report_unwritable`, for an output given by an option; makes its folder."""
     with report_unwritable(path, remedy):
         _probe(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ def writable(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
 
 
 def check_writable(path: Path, remedy: str = _REMEDY) -> None:
-    """Refuse an output that cannot be written, before long work is done for it; leaves nothing.
+    """Refuse an output that cannot be written, before the work for it. Creates no file.
 
     Args:
         path: the output; its folder need not exist yet.
@@ -158,7 +159,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _probe(path: Path) -> None:
-    """Write a nameless file into the folder of ``path``, or into the nearest one that exists."""
+    """Write an unnamed file into the folder of ``path``, or into its nearest existing parent."""
     _refuse_other_than_file(path)
     folder = path.parent
     while not folder.exists():

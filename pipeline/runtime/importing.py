@@ -1,4 +1,4 @@
-"""The user's own code: found by package.module:name, its exceptions reported in one line."""
+"""The user's code: imported as package.module:name; its exceptions are reported in one line."""
 
 import importlib
 import os
@@ -73,8 +73,8 @@ def describe_exception(error: BaseException) -> str:
 
 
 def _search_working_folder_first() -> None:
-    """Order sys.path as ``python -m`` does: the working folder first. A script's folder, which
-    Python puts first, goes last: its modules have common names (models, data, config)."""
+    """Put the working folder first on sys.path, as ``python -m`` does, and the script's folder
+    last: Python puts that one first, and its modules have common names (models, data, config)."""
     working_folder = os.getcwd()
     scripts = [entry for entry in sys.path if Path(entry).resolve() in _SCRIPT_FOLDERS]
     others = [entry for entry in sys.path if entry not in (*scripts, working_folder, "")]

@@ -9,17 +9,17 @@ LIST, OBJECT, NOTHING = (list,), (dict,), (type(None),)
 
 
 def lacking(values: Any, kinds: Kinds) -> str:
-    """Name the first key that is missing, or whose value is of another kind.
+    """The first key that is missing or has a value of another type.
 
     Args:
-        values: what was read.
-        kinds: types that each key's value may have; True and False are no numbers.
+        values: the content of the file.
+        kinds: the types that each key's value may have; True and False are not numbers.
 
     Returns:
-        the key, as a phrase to follow the file's name; empty if nothing is wrong.
+        A phrase to follow the file's name; empty if nothing is wrong.
     """
     if not isinstance(values, dict):
-        return "holds no object"
+        return "contains no JSON object"
     for name, kind in kinds.items():
         if name not in values:
             return f"lacks {name}"

@@ -1,56 +1,68 @@
-"""One writer a folder: a lock that ends with its process, whatever ends that."""
+"""File locks, which the system releases when their process ends, also by a kill."""
 
 import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from pipeline.errors import UserError
 from pipeline.runtime.files import name_in_errors
 
-_PATIENCE = 5  # seconds: a run that was just ended may still be leaving
-_held: list[IO[str]] = []
+_TIMEOUT = 5  # seconds; a run that was just stopped may still hold the lock
+_held: list[IO[str]] = []  # open until the process ends
+
+
+def try_lock(file: IO[str], wait: bool = False) -> bool:
+    """Lock an open file until it is closed, also by the end of the process.
+
+    Works between nodes where the file system has locks (NFS from version 4, Lustre with -o flock);
+    elsewhere nothing is locked, which counts as success.
+
+    Args:
+        file: opened for writing.
+        wait: until no other process holds the lock.
+
+    Returns:
+        False if another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
 
 
 @contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
-    """Wait until no other process is in the same place."""
+    """Run the block once no other process runs one with the same lock file."""
     with path.open("a") as file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+        try_lock(file, wait=True)
         yield
 
 
 def lock_folder(folder: Path) -> None:
     """Keep other processes from writing a run into the folder until this one ends.
 
-    Works between nodes where the file system has locks (NFS from version 4, Lustre with -o flock);
-    elsewhere it does nothing.
-
     Raises:
-        UserError: another process holds it; says which.
+        UserError: another process holds the lock; names it.
     """
     file = (folder / ".lock").open("a+")
     begin = time.monotonic()
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() - begin < _PATIENCE:
-                time.sleep(0.2)
-                continue
+    while not try_lock(file):
+        if time.monotonic() - begin > _TIMEOUT:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise UserError(
-                f"output: {folder} is being written by {holder}; end that, or give another --output"
-            ) from None
-        except OSError:  # a file system without locks
-            return
+                f"output: {folder} is being written by {holder}; end that process, or give another "
+                "--output"
+            )
+        time.sleep(0.2)
     job = f" of job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
     with name_in_errors(folder / ".lock"):
         file.truncate(0)

@@ -1,4 +1,4 @@
-"""What the numbers and times of a run depend on: the CPU, its cores, versions of packages."""
+"""The CPU, its cores and versions of packages, on which a run's numbers and times depend."""
 
 import os
 import platform
@@ -13,19 +13,19 @@ def cores() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Versions of Python and of the packages that a run's numbers depend on."""
     packages = ("torch", "torchvision", "nvidia-dali-cuda130", "deep-defense-pipeline")
-    found = {"python": platform.python_version()}
+    by_name = {"python": platform.python_version()}
     for name in packages:
         try:
-            found[name] = version(name)
+            by_name[name] = version(name)
         except ModuleNotFoundError:  # DALI has other names for other CUDA versions
             continue
-    return found
+    return by_name
 
 
 def cpu_name() -> str:
-    """The CPU's model name, as lscpu has it."""
+    """The CPU's model name, as lscpu prints it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

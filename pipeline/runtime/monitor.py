@@ -1,16 +1,17 @@
-"""What a run shows: a progress bar, lines in a log, metrics.jsonl, and TensorBoard.
+"""Output of a run: a progress bar, lines in a log, metrics.jsonl, and TensorBoard.
 
-Rank 0's monitor is shown; the other ranks' monitors do nothing.
+Only rank 0's monitor prints and writes.
 """
 
 import json
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,26 +31,35 @@ from torch.utils.tensorboard.summary import hparams
 from pipeline.errors import first_few, is_disk_error, warn
 from pipeline.runtime.files import atomic_write, name_in_errors, write_json
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # a third of a second
+
 _LINE_SECONDS = 15  # between lines where there is no terminal for a bar
-_STATUS_SECONDS = 2  # between two states of progress.json
+_STATUS_SECONDS = 2  # between two writes of progress.json
 
 
 class Monitor:
-    """Shows a run, and records it where it has a folder; inert on ranks that are not ``shown``.
+    """Prints a run's progress, and records it in the run's folder if there is one.
 
-    Use it as a context manager, so that files are closed whatever ends the run.
+    Use it as a context manager, so that files are closed after an error too.
     """
 
     def __init__(self, folder: Path | None, shown: bool, step: int = 0) -> None:
-        """Open the records of a run that goes on from ``step``; what lies beyond is dropped."""
+        """Open the records of a run that resumes at ``step``; later records are dropped.
+
+        Args:
+            folder: of the run; None: nothing is recorded.
+            shown: whether this rank prints and records.
+            step: steps done so far.
+        """
         self.shown, self.active = shown, shown and folder is not None
         self.console = Console(quiet=not shown, soft_wrap=True)
         self._bar: Progress | None = None
-        self._name = ""  # of what goes on
+        self._name = ""  # of the current bar
         self._last_line = self._last_status = 0.0
-        # Where progress is written for whoever looks from outside; None: nowhere.
-        self.status = folder / "progress.json" if self.active else None
-        if not self.active:
+        # The progress, for other processes such as the launchers' `jobs` command.
+        self.status = folder / "progress.json" if shown and folder is not None else None
+        if not shown or folder is None:
             return
         self._path = folder / "metrics.jsonl"
         warn(_drop_after(self._path, step))
@@ -63,14 +73,14 @@ class Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        # The error that ends the run is the one to report; a full disk makes these fail, too.
-        later = suppress(OSError) if kind else nullcontext()
-        with later:
+        # The error that ends the run is the one to report. On a full disk closing fails too.
+        suppress_later = suppress(OSError) if kind else nullcontext()
+        with suppress_later:
             self.end_progress()
         if self.active:
-            with later, name_in_errors(self._path):
+            with suppress_later, name_in_errors(self._path):
                 self._file.close()
-            with later, name_in_errors(self._board_folder):
+            with suppress_later, name_in_errors(self._board_folder):
                 self._board.close()
 
     def say(self, text: str) -> None:
@@ -86,29 +96,31 @@ class Monitor:
         plain = (bool, int, float, str)
         values = {k: v if isinstance(v, plain) else str(v) for k, v in options.items()}
         with name_in_errors(self._board_folder):
+            writer = self._board.file_writer
+            assert writer is not None, "until the board is closed"
             for summary in hparams(values, metrics):
-                self._board.file_writer.add_summary(summary)
+                writer.add_summary(summary)
             for name, value in metrics.items():  # the table reads its values from these scalars
                 self._board.add_scalar(name, value, step)
 
-    def scalars(self, step: int, group: str, values: dict[str, float]) -> None:
+    def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """Record numbers after ``step`` steps: one JSON line, and a TensorBoard point each."""
         if not self.active:
             return
-        named = {f"{group}/{name}": value for name, value in values.items()}
-        line = {"step": step, "time": time.time(), **named}
+        scalars = {f"{group}/{name}": value for name, value in values.items()}
+        line = {"step": step, "time": time.time(), **scalars}
         with name_in_errors(self._path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         with name_in_errors(self._board_folder):
-            for name, value in named.items():
+            for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
 
     def evaluation(self, entry: dict[str, Any], rho: str) -> None:
         """Show and record one evaluation of a training run.
 
         Args:
-            entry: step, epoch, and what `pipeline.evaluation.samples.summarize` gives.
+            entry: step, epoch, and the summary of `pipeline.evaluation.samples.summarize`.
             rho: name of the mean ratio in it.
         """
         numbers = {
@@ -125,13 +137,13 @@ class Monitor:
             numbers[f"accuracy_after_fgs_{after['eps']:.4g}"] = after["accuracy"]
             line += f", {after['accuracy']:.2%} after FGS {after['eps']:.4g}"
         if "eps_ref" in fgs:
-            eps_ref = fgs["eps_ref"]  # None: fewer than half are right without a perturbation
+            eps_ref = fgs["eps_ref"]  # None: under half are correct without a perturbation
             numbers |= {} if eps_ref is None else {"eps_ref": eps_ref}
             line += ", no eps_ref" if eps_ref is None else f", eps_ref {eps_ref:.4g}"
         self.scalars(entry["step"], "evaluation", numbers)
         self.say(line)
 
-    def figure(self, step: int, name: str, figure: Any) -> None:
+    def figure(self, step: int, name: str, figure: "Figure") -> None:
         """Show a matplotlib figure in TensorBoard."""
         if self.active:
             with name_in_errors(self._board_folder):
@@ -144,13 +156,13 @@ class Monitor:
                 self._board.add_histogram(name, values, step)
 
     def start_progress(self, name: str, total: int, done: int = 0, at: str = "") -> None:
-        """Begin a bar.
+        """Start a bar.
 
         Args:
-            name: of what is done.
-            total: steps or images.
-            done: of them, already.
-            at: where in the run this is, as ``step 24/48``, for progress.json.
+            name: what is being done.
+            total: number of steps or images.
+            done: number of them that are done.
+            at: position in the run, such as ``step 24/48``, for progress.json.
         """
         self.end_progress()
         self._name, self._total, self._done, self._at = name, total, done, at
@@ -158,8 +170,12 @@ class Monitor:
         self._write_status(now=True)
         if self.shown and self.console.is_terminal:
             columns = (
-                *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-                *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
             )
             self._bar = Progress(*columns, console=self.console, transient=True)
@@ -167,7 +183,7 @@ class Monitor:
             self._task = self._bar.add_task(name, total=total, completed=done, note="")
 
     def progress(self, done: int, note: str = "") -> None:
-        """Move the bar; without a terminal, print a line now and then."""
+        """Update the bar; without a terminal, print a line every 15 seconds."""
         self._done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
@@ -175,35 +191,34 @@ class Monitor:
             self._last_line = time.perf_counter()
             left = timedelta(seconds=round(self._seconds_left()))
             self.say(f"{self._name} {done}/{self._total}, {left} left  {note}")
-
         self._write_status()
 
     def advance(self, number: int) -> None:
-        """Move the bar by so much."""
+        """Advance the bar by ``number`` steps or images."""
         self.progress(min(self._done + number, self._total))
 
     def end_progress(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
         self._write_status(now=True)
 
     def _write_status(self, now: bool = False) -> None:
-        clock = time.perf_counter()
+        now_seconds = time.perf_counter()
         if not self.shown or self.status is None or not self._name:
             return
-        if not now and clock - self._last_status < _STATUS_SECONDS:
+        if not now and now_seconds - self._last_status < _STATUS_SECONDS:
             return
-        self._last_status = clock
-        rate = (self._done - self._begin_done) / max(clock - self._begin, 1e-9)
+        self._last_status = now_seconds
+        rate = (self._done - self._begin_done) / max(now_seconds - self._begin, 1e-9)
         values = {"doing": self._name, "done": self._done, "total": self._total}
         values |= {"at": self._at, "per_second": rate, "time": time.time()}
         write_json(self.status, values)
 
     def _seconds_left(self) -> float:
-        passed = time.perf_counter() - self._begin
-        return passed / max(self._done - self._begin_done, 1) * (self._total - self._done)
+        elapsed = time.perf_counter() - self._begin
+        return elapsed / max(self._done - self._begin_done, 1) * (self._total - self._done)
 
     def table(self, before: dict[str, Any], after: dict[str, Any], rho: str = "rho2") -> None:
         """Print accuracy and the mean ratio, named ``rho``, before and after fine-tuning."""
@@ -215,7 +230,7 @@ class Monitor:
         gain = f"{after[rho] / before[rho]:.2f}" if before[rho] else "-"
         table.add_row(f"{rho}, relative", "1", gain)
         table.add_row("never flipped", str(before["num_unflipped"]), str(after["num_unflipped"]))
-        # Evaluations of older checkpoints do not hold this number.
+        # Evaluations of older checkpoints lack this number.
         nonfinite = [str(summary.get("num_nonfinite", 0)) for summary in (before, after)]
         if nonfinite != ["0", "0"]:
             table.add_row("not finite", *nonfinite)
@@ -223,20 +238,21 @@ class Monitor:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory so far: of the GPU's allocator, or of the process on a CPU."""
+    """Peak memory so far, of the GPU's allocator or, on a CPU, of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource  # not on every platform
+    import resource  # not available on every platform
 
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _drop_after(path: Path, step: int) -> str:
-    """Keep the lines of metrics.jsonl up to ``step``: a resumed run writes the rest again.
+    """Keep the lines of metrics.jsonl up to ``step``; a resumed run writes the later ones again.
 
     Returns:
-        A warning if damaged lines were dropped, too; a last line cut short by a kill is no damage.
+        A warning if damaged lines were dropped too. A last line that a kill cut short does not
+        count as damaged.
     """
     if not path.exists():
         return ""
@@ -270,15 +286,18 @@ def _step_of(line: bytes) -> float | None:
 
 
 def _hide_disk_errors_of_threads() -> None:
-    """TensorBoard's thread hands a full disk to the next call of its writer, which reports it, and
-    would print a traceback besides."""
-    if getattr(threading.excepthook, "hides_disk_errors", False):
-        return
-    before = threading.excepthook
+    """Do not print tracebacks of full disks from threads. TensorBoard's thread passes the error to
+    the next call of its writer, which reports it."""
+    if not isinstance(threading.excepthook, _HideDiskErrors):
+        threading.excepthook = _HideDiskErrors(threading.excepthook)
 
-    def hook(arguments: threading.ExceptHookArgs) -> None:
+
+class _HideDiskErrors:
+    """A hook for errors of threads that passes on all but those of a full disk."""
+
+    def __init__(self, hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, arguments: threading.ExceptHookArgs) -> None:
         if not is_disk_error(arguments.exc_value):
-            before(arguments)
-
-    hook.hides_disk_errors = True
-    threading.excepthook = hook
+            self._hook(arguments)

@@ -1,4 +1,4 @@
-"""Reading .npz files, without running what they hold."""
+"""Reading .npz files, without unpickling objects."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
         remedy: what the user can do, for the message.
 
     Raises:
-        UserError: it is missing, damaged, or no .npz file.
+        UserError: the file is missing, damaged, or not an .npz file.
     """
     try:
         with path.open("rb") as file:
@@ -23,5 +23,5 @@ def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
                 raise ValueError("not an .npz file")
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except Exception as error:  # zip, zlib and header errors of many types: all mean one thing
+    except Exception as error:  # damaged files raise errors of many types
         raise UserError(f"{path} cannot be read as .npz ({first_line(error)}); {remedy}") from None

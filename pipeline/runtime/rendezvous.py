@@ -1,74 +1,83 @@
-"""Who is there: at the start, and when a collective has failed.
+"""Rendezvous at start-up, and finding unresponsive ranks after a failed collective.
 
-In: the ranks' store. Out: the part of it that belongs to these processes; a clause that names
-whoever does not answer.
+In: the ranks' store. Out: the part of it that only this run's processes use; a clause that names
+the ranks that do not answer.
 """
 
 import socket
 import time
 import uuid
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
-_PATIENCE = 10.0  # seconds: the others' collective fails about when this rank's does
+from pipeline.errors import first_few
+
+_ANSWER_SECONDS = 10.0  # the other ranks' collectives fail at about the same time
 
 
-def fresh_store(store: dist.Store, rank: int, size: int, patience: float) -> dist.Store:
-    """A part of the store that only the processes that live now know of.
+def fresh_store(store: Store, rank: int, size: int, timeout: float) -> Store:
+    """A part of the store that holds nothing from processes that have ended.
 
-    torchrun's store outlives its workers, so after ``--max-restarts`` it still holds what the dead
-    ones wrote, and connections would be made to them. Nothing else tells starts apart: torchrun's
-    count of restarts is each node's own. So each rank shows a word that it made up, and rank 0
-    answers to the word.
+    torchrun's store outlives its workers. After ``--max-restarts`` it still holds the addresses of
+    the ended workers, and new ones would connect to them. No counter tells restarts apart, since
+    torchrun counts them for each node. So each rank publishes a random nonce, and rank 0 replies
+    under that nonce with the prefix of this start.
 
     Raises:
-        RuntimeError: a rank did not come for ``patience`` seconds; rank 0's names it.
+        RuntimeError: a rank did not connect within ``timeout`` seconds; rank 0's error names it.
     """
     if rank > 0:
-        word = uuid.uuid4().hex
-        store.set(f"hello/{rank}", word)
-        start = store.get(f"welcome/{word}").decode()
-        store.set(f"{start}/{rank}", "")
-        return dist.PrefixStore(start, store)
-    start, begin = uuid.uuid4().hex, time.monotonic()
-    awaited, welcomed = set(range(1, size)), set()
-    while awaited:
-        for other in sorted(awaited):
-            if store.check([f"{start}/{other}"]):
-                awaited.discard(other)
+        nonce = uuid.uuid4().hex
+        store.set(f"hello/{rank}", nonce)
+        prefix = store.get(f"welcome/{nonce}").decode()
+        store.set(f"{prefix}/{rank}", "")
+        return PrefixStore(prefix, store)
+    prefix, begin = uuid.uuid4().hex, time.monotonic()
+    missing, answered_nonces = set(range(1, size)), set()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"{prefix}/{other}"]):
+                missing.discard(other)
             elif store.check([f"hello/{other}"]):
-                word = store.get(f"hello/{other}").decode()  # maybe a dead one's: look again
-                if word not in welcomed:
-                    welcomed.add(word)
-                    store.set(f"welcome/{word}", start)
-        if awaited and time.monotonic() - begin > patience:
-            raise RuntimeError(f"rank {', '.join(map(str, sorted(awaited)[:8]))} did not come")
+                # It may be the nonce of an ended worker, so the key is read again next time.
+                nonce = store.get(f"hello/{other}").decode()
+                if nonce not in answered_nonces:
+                    answered_nonces.add(nonce)
+                    store.set(f"welcome/{nonce}", prefix)
+        if missing and time.monotonic() - begin > timeout:
+            ranks = first_few([str(other) for other in sorted(missing)])
+            raise RuntimeError(f"rank {ranks} did not connect")
         time.sleep(0.01)
-    return dist.PrefixStore(start, store)
+    return PrefixStore(prefix, store)
 
 
 class LivenessBoard:
-    """A list in the ranks' store that those who are alive sign when a collective has failed."""
+    """Keys in the ranks' store that running ranks set after a collective has failed."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         self._store, self._rank, self._size = store, rank, size
         if size > 1:
             store.set(f"host/{rank}", socket.gethostname())
 
     def unresponsive(self) -> str:
-        """Sign, wait for the others, and name those who did not; empty if it cannot be told."""
+        """Set this rank's key, wait for the others', and name the ranks whose key is missing.
+
+        Returns:
+            A clause to append to a message; empty if no rank is missing or the store cannot be
+            read.
+        """
         try:
             self._store.set(f"here/{self._rank}", "")
             begin = time.monotonic()
             while True:
                 missing = [r for r in range(self._size) if not self._store.check([f"here/{r}"])]
-                if len(missing) <= 1 or time.monotonic() - begin > _PATIENCE:
+                if len(missing) <= 1 or time.monotonic() - begin > _ANSWER_SECONDS:
                     break
                 time.sleep(0.1)
-            hosts = [self._store.get(f"host/{rank}").decode() for rank in missing[:8]]
-        except RuntimeError:  # whoever serves the store is gone
+            hosts = [self._store.get(f"host/{rank}").decode() for rank in missing]
+        except RuntimeError:  # the process that serves the store has ended
             return ""
         if not missing:
             return ""
-        named = (f"rank {rank} on {host}" for rank, host in zip(missing, hosts, strict=False))
-        return f"; no answer from {', '.join(named)}"
+        names = [f"rank {rank} on {host}" for rank, host in zip(missing, hosts, strict=True)]
+        return f"; no answer from {first_few(names)}"

@@ -1,16 +1,18 @@
-"""The same bits for an image in any batch: what makes them so on CPUs.
+"""On CPUs: bitwise equal results for an image in any batch.
 
-A matrix product may give a row other last bits in another row's place or beside fewer rows, because
-the library picks another kernel. Near a class boundary such a difference grows by a factor of some
-thousands in DeepFool. Three measures make an image's result a function of the image alone:
+The last bits of a row of a matrix product can depend on the row's position and on the number of
+rows, because the library chooses its kernel by them. Near a class boundary DeepFool enlarges such a
+difference by a factor of thousands. Three measures make an image's result depend on nothing but the
+image:
 
 1. MKL runs in a mode of conditional numerical reproducibility (CNR). On AMD CPUs its default mode
-   gives even and odd rows of a small product other bits; no CNR mode does, at equal speed.
-2. Batches hold at least `MIN_BATCH` images; smaller ones are padded. Fewer rows take other kernels.
-3. With more than `MAX_THREADS` threads MKL splits products by the number of rows, so that every
-   batch is padded to one size.
+   computes even and odd rows of a small product differently. The CNR modes do not, and are as fast.
+2. Batches have at least `MIN_BATCH` images; smaller ones are padded, since MKL uses other kernels
+   for fewer rows.
+3. With more than `MAX_THREADS` threads MKL splits a product by its number of rows, so every batch
+   is padded to the same size.
 
-`pipeline.evaluation.self_check` measures whether this is so for a net.
+`pipeline.evaluation.self_check` measures for a net whether the results are equal.
 """
 
 import os
@@ -19,15 +21,15 @@ import torch
 
 from pipeline.runtime.machine import cpu_name
 
-# With at most MAX_THREADS threads, products of at least this many rows gave each row the same bits
-# in all trials (docs/reproducibility.md).
+# In all trials with at most MAX_THREADS threads, a row had the same bits in every product of at
+# least MIN_BATCH rows (docs/reproducibility.md).
 MIN_BATCH = 16
 MAX_THREADS = 4
 
-# Differences between two results that are taken for rounding: relative to the result, and to the
-# image's norm.
+# Smaller differences between two results count as rounding: relative to the result, and relative
+# to the image's norm.
 RELATIVE_TOLERANCE, IMAGE_TOLERANCE = 1e-5, 1e-7
-# By how much DeepFool may enlarge a difference in the last bits; 6,000 was seen.
+# The factor by which DeepFool may enlarge a difference in the last bits; 6,000 was measured.
 _GROWTH = 1e4
 
 _MODE = "MKL_CBWR"
@@ -39,28 +41,28 @@ def use_reproducible_kernels() -> None:
 
 
 def images_at_once(batch_size: int, device: torch.device) -> int:
-    """How many images an evaluation takes at once; at least `MIN_BATCH` on a CPU."""
+    """Number of images in an evaluation's batch; at least `MIN_BATCH` on a CPU."""
     return max(batch_size, MIN_BATCH) if device.type == "cpu" else batch_size
 
 
 def min_batch_size(size: int, device: torch.device) -> int:
-    """To how many images smaller batches are padded, where at most ``size`` are taken at once."""
+    """The number of images that smaller batches are padded to, for batches of at most ``size``."""
     if device.type == "cpu" and torch.get_num_threads() <= MAX_THREADS:
         return min(size, MIN_BATCH)
     return size
 
 
 def relative_tolerance(difference: float) -> float:
-    """By how much two measurements of one perturbation's norm may differ, relative.
+    """The largest relative difference between two measurements of one perturbation's norm.
 
     Args:
-        difference: as `pipeline.evaluation.self_check` measured it, where they were made.
+        difference: of the net, by `pipeline.evaluation.self_check` on the measuring machine.
     """
     return max(RELATIVE_TOLERANCE, _GROWTH * difference)
 
 
 def kernels(device: torch.device) -> dict[str, str | int]:
-    """What the last bits of results depend on; compared between shards."""
+    """The settings that the last bits of results depend on; compared between shards."""
     if device.type == "cuda":
         return {"device": torch.cuda.get_device_name(device)}
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The output folder of a run: its kind, its lock, and what killed runs left in it."""
+"""The output folder of a run: its kind, its lock, and temporary files of killed runs."""
 
 import tempfile
 from pathlib import Path
@@ -9,7 +9,7 @@ from pipeline.errors import UserError, first_line
 from pipeline.runtime import files, lock
 from pipeline.runtime.distributed import DistributedContext
 
-# A name in the folder of each kind of run, which no other kind of run writes.
+# A file or folder that only this kind of run writes.
 _MARKERS = {"training": "checkpoints", "evaluation": "results", "adversarial": "manifest.json"}
 
 Kind = Literal["training", "evaluation", "adversarial"]
@@ -19,9 +19,9 @@ def check_folder(config: RunConfig, kind: Kind) -> Path:
     """The output folder, which need not exist yet.
 
     Raises:
-        UserError: it belongs to another kind of run, or cannot be looked at.
+        UserError: it belongs to another kind of run, or cannot be read.
     """
-    folder = Path(config.output)
+    folder = config.folder
     try:
         others = [k for k, marker in _MARKERS.items() if k != kind and (folder / marker).exists()]
     except OSError as error:
@@ -36,13 +36,13 @@ def check_folder(config: RunConfig, kind: Kind) -> Path:
 def open_folder(
     config: RunConfig, ranks: DistributedContext, kind: Kind, alone: bool = False
 ) -> Path:
-    """Make the output folder, see that it can be written, and remove what killed runs left in it.
+    """Make the output folder, check that it can be written, and remove abandoned files.
 
     Args:
-        config: names the folder.
-        ranks: the first looks for all.
+        config: its ``output`` is the folder.
+        ranks: all ranks call this; rank 0 does the work.
         kind: of this run.
-        alone: keep other runs out of it until this one ends.
+        alone: keep other runs out of the folder until this one ends.
 
     Raises:
         UserError: it cannot be written, or belongs to another kind of run or to a running one.
@@ -51,7 +51,7 @@ def open_folder(
     if ranks.is_main:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):  # a name of its own: other shards try too
+            with tempfile.TemporaryFile(dir=folder):  # a unique name: other shards do the same
                 pass
         except (OSError, ValueError) as error:
             raise UserError(_unusable(folder, error)) from None

@@ -1,9 +1,8 @@
-"""Seeds of random draws, as functions of where in a run they are drawn."""
+"""Seeds of random draws, computed from their position in a run."""
 
 import numpy as np
 
 
-def derive_seed(*place: int) -> int:
-    """A seed (63 bits) that is a function of where in a run it is drawn for: the run's seed, the
-    step, ..."""
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+def derive_seed(*position: int) -> int:
+    """A seed of 63 bits, computed from the run's seed, the step, and so on."""
+    return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> 1)

@@ -1,4 +1,4 @@
-"""Files of torch.save: nothing in them is run, and damaged ones are refused.
+"""Reading files of torch.save without running code in them; damaged files are refused.
 
 In: a path. Out: tensors in plain containers.
 """
@@ -16,11 +16,11 @@ from pipeline.errors import first_line
 
 
 class UnreadableFile(Exception):
-    """A file that is damaged or of another kind; the message is one line, without the path."""
+    """The file is damaged or of another kind; the message is one line, without the path."""
 
 
 class ForeignObject(UnreadableFile):
-    """A file that holds other Python objects than tensors in plain containers."""
+    """The file contains Python objects besides tensors in plain containers."""
 
 
 def load(path: Path) -> Any:
@@ -28,7 +28,7 @@ def load(path: Path) -> Any:
 
     Raises:
         UnreadableFile: it is damaged, cut short, of another kind, or cannot be opened.
-        ForeignObject: it holds other Python objects.
+        ForeignObject: it contains other Python objects.
     """
     try:
         _check_records(path)
@@ -39,21 +39,21 @@ def load(path: Path) -> Any:
     except UnpicklingError as error:
         global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
         if global_name is None:
-            raise UnreadableFile("is no file of torch.save") from None
+            raise UnreadableFile("is not a file of torch.save") from None
         raise ForeignObject(f"holds a Python object besides tensors ({global_name[1]})") from None
     except (OSError, EOFError, RuntimeError) as error:
         reason = first_line(error).partition(". This is an internal")[0]
         raise UnreadableFile(f"cannot be read, it may be cut short ({reason})") from None
-    except Exception as error:  # damaged pickles end in errors of many types
-        raise UnreadableFile(f"is no file of torch.save ({type(error).__name__})") from None
+    except Exception as error:  # damaged pickles raise errors of many types
+        raise UnreadableFile(f"is not a file of torch.save ({type(error).__name__})") from None
 
 
 def peek(path: Path) -> Any:
-    """What a file of torch.save holds, with tensors that are read only where they are used, so that
-    damage to them is not noticed; None where the file cannot be read."""
+    """The content of a file of torch.save; None if it cannot be read. Tensors are mapped and read
+    when they are used, so that damage to them is not detected."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # zip, pickle and tensor errors of many types: all mean one thing
+    except Exception:  # damaged files raise errors of many types
         return None
 
 

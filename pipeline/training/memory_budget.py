@@ -117,5 +117,5 @@ def max_images_that_fit(
     room = SHARE * free - fixed
     parts = 1
     if room < batch * per_image:
-        parts = -(-batch // max(int((room - inputs) / per_image), 1))
-    return MemoryBudget(-(-batch // parts), batch, per_image, free)
+        parts = math.ceil(batch / max(int((room - inputs) / per_image), 1))
+    return MemoryBudget(math.ceil(batch / parts), batch, per_image, free)

@@ -195,8 +195,10 @@ class Trainer:
         self.loader = Loader(
             self.train_index,
             self.plan.specs(self.step, self.schedule.total_steps),
-            *(config.data, self.ranks.device, self.plan.pass_size, self.threads),
-            half=config.data.half_input,
+            config.data,
+            self.ranks.device,
+            self.plan.pass_size,
+            self.threads,
         )
         return self.loader
 

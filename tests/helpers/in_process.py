@@ -2,8 +2,7 @@
 
 import subprocess
 
-from pipeline.runtime import lock
-from pipeline.runtime.signals import StopRequest
+from pipeline.runtime import lock, signals
 from tests.unit.mistakes.case import call
 
 
@@ -15,7 +14,7 @@ def in_process(script: str, *options: object, ranks: int = 0) -> subprocess.Comp
     finally:  # as the end of a process would
         while lock._held:
             lock._held.pop().close()
-        StopRequest.signals.clear()
+        signals._received.clear()
     return subprocess.CompletedProcess([script], ended.code, ended.stdout, ended.stderr)
 
 

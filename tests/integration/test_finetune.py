@@ -85,7 +85,7 @@ MISTAKES = [
     (("--runtime.device", "cuda"), "torch sees no GPU"),
     (("--model.weights", "nothing.pth"), "model.weights: no file nothing.pth"),
     (("--model.name", "resnet18"), "does not take images of 1 x 28 x 28"),
-    (("--model.num_classes", 4), "labels lie outside the net's 4 classes"),
+    (("--model.num_classes", 4), "labels are outside the net's 4 classes"),
     (("--output", "/proc/nothing"), "output: /proc/nothing cannot be written"),
     (("--resume", "nowhere.pt"), "resume: no file nowhere.pt"),
     (("--optim.lr", "fast"), "optim.lr"),
@@ -101,7 +101,7 @@ def test_mistakes(tmp_path: Path, options: tuple, words: str) -> None:
 
 def test_mistakes_in_a_process(run: Run, tmp_path: Path) -> None:
     options = ("--output", tmp_path / "run", "--model.num_classes", 4)
-    assert "labels lie outside the net's 4 classes" in expect_error(run, *options)
+    assert "labels are outside the net's 4 classes" in expect_error(run, *options)
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(downloads: Path, tmp_path: Pat
     bad.write_bytes(b"no weights")
     ended = call(TOOL, *words[:5], "--weights", bad)
     assert ended.code == 2
-    assert f"{bad} is no file of torch.save" in ended.stderr
+    assert f"{bad} is not a file of torch.save" in ended.stderr
 
 
 @pytest.mark.parametrize(

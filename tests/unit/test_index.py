@@ -195,7 +195,7 @@ def test_bad_indices(tmp_path: Path, photos: Index) -> None:
         index.read(str(cut))
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"x": [1]}), other)
-    with pytest.raises(UserError, match=r"no index"):
+    with pytest.raises(UserError, match=r"not an index"):
         index.read(str(other))
     empty = tmp_path / "empty.parquet"
     index.write(empty, index.SCHEMA.empty_table(), tmp_path, ["a"])
@@ -205,7 +205,7 @@ def test_bad_indices(tmp_path: Path, photos: Index) -> None:
 
 def test_labels_outside_the_net(photos: Index) -> None:
     index.check_labels(photos, 2)
-    with pytest.raises(UserError, match=r"20 labels lie outside the net's 1 classes, first b/001"):
+    with pytest.raises(UserError, match=r"20 labels are outside the net's 1 classes, first b/001"):
         index.check_labels(photos, 1)
 
 

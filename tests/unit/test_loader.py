@@ -100,7 +100,8 @@ def test_gpu_agrees_with_torchvision(photos: Index) -> None:
 def test_gpu_half_precision_is_channels_last(photos: Index) -> None:
     config, rows = DataConfig(), np.arange(16)
     specs = evaluation_specs(photos, rows, config, 16)
-    (batch,) = Loader(photos, specs, config, torch.device("cuda", 0), 16, threads=2, half=True)
+    half = dataclasses.replace(config, half_input=True)
+    (batch,) = Loader(photos, specs, half, torch.device("cuda", 0), 16, threads=2)
     assert batch.images.dtype == torch.float16
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     exact, _ = evaluate(photos, config)

@@ -100,9 +100,9 @@ def test_mistakes(mean: Path, tmp_path: Path) -> None:
     refused(tmp_path / "no.npy", r"data\.mean: no file .*tools/index\.py mean")
     refused(mean, r"no image of the shape \(1, 32, 32\)", crop=32, resize=32)
     (tmp_path / "text.npy").write_text("0.5")
-    refused(tmp_path / "text.npy", "is no .npy file of numbers")
+    refused(tmp_path / "text.npy", "is not an .npy file of numbers")
     np.save(tmp_path / "objects.npy", np.array([print], dtype=object), allow_pickle=True)
-    refused(tmp_path / "objects.npy", "is no .npy file of numbers")
+    refused(tmp_path / "objects.npy", "is not an .npy file of numbers")
     np.save(tmp_path / "large.npy", 255 * np.load(mean))
     refused(tmp_path / "large.npy", "with pixels from 0 to 1")
     with pytest.raises(ValueError, match=r"mean must be 3 numbers.*or a \.npy file"):

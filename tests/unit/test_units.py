@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipeline.config import (
 )
 from pipeline.data.classes import Classes
 from pipeline.errors import UserError, exit_on_user_error, exit_with_error
-from pipeline.runtime import config_file
+from pipeline.runtime import config_file, signals
 from pipeline.runtime.distributed import _rank_from_env, distributed_session
 from pipeline.runtime.monitor import Monitor
 from pipeline.training.checkpoint import Checkpoints, read, write
@@ -290,3 +291,21 @@ def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
     del state["config"]["data"]["check_classes"]  # made before classes were recorded
     torch.save(state, path)
     assert read(path, config, "f", Classes(["cat", "fox"], ["n1", "n3"]))["step"] == 3
+
+
+def test_a_signal_stops_later_requests_of_the_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_received", set())
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        first = signals.StopRequest()
+        assert not first.received
+        signal.raise_signal(signal.SIGUSR2)
+        second = signals.StopRequest()
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert first.signals == {signal.SIGUSR2}
+    assert second.signals == {signal.SIGUSR2, signal.SIGTERM}
+    assert signals.received_signals() == {signal.SIGUSR2, signal.SIGTERM}

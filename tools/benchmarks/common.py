@@ -86,9 +86,9 @@ def load_net(options: argparse.Namespace) -> nn.Module:
 
 def training_loader(photos: index.Index, size: int, device: torch.device, half: bool) -> Loader:
     """Random crops of the photos as a run with one rank reads them, without end."""
-    config = DataConfig()
+    config = DataConfig(half_input=half)
     specs = TrainingPlan(photos, config, TrainConfig(batch_size=size), 0, 1).specs(0, 2**40)
-    return Loader(photos, specs, config, device, size, source.decoding_threads(config), half=half)
+    return Loader(photos, specs, config, device, size, source.decoding_threads(config))
 
 
 def in_turn(

@@ -80,13 +80,13 @@ INDICES = [
     of_index("index: half", whole.half, "cannot be read as an index"),
     of_index("index: garbage", whole.garbage, "cannot be read as an index"),
     Case("index: a folder", a_folder, r"no file .*photos\.parquet"),
-    of_table("index: no metadata", lambda t: t.replace_schema_metadata(), "no index of tools"),
+    of_table("index: no metadata", lambda t: t.replace_schema_metadata(), "not an index of tools"),
     of_metadata("index: another version", "version 7", version=7),
     of_table("index: no column", lambda t: t.drop_columns(["width"]), "lacks the columns width"),
     of_table(
         "index: label too high",
         column("label", [0, 9]),
-        "(4 labels lie outside|4 of 8 .* label outside)",
+        "(4 labels are outside|4 of 8 .* label outside)",
     ),
 ]
 
@@ -124,7 +124,7 @@ def broken_header(folder: Path) -> Words:
 
 
 ARCHIVES = [
-    Case("archive: none", without_archive, r"no file .*photos\.tar, named in .*photos\.parquet"),
+    Case("archive: none", without_archive, r"no file .*photos\.tar, listed in .*photos\.parquet"),
     of_archive("archive: cut", whole.half, r"photos\.tar is shorter than its index"),
     of_archive("archive: longer", lambda d: d + bytes(512), r"photos\.tar is longer than"),
     of_archive(

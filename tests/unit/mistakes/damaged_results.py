@@ -99,7 +99,7 @@ RESULTS = [
         lambda data: data.replace(b"delta.npy", b"dalta.npy"),
         "cannot be read .*delta",
     ),
-    Case("mean of results: half", with_mean, r"mean\.npy is no .npy file"),
+    Case("mean of results: half", with_mean, r"mean\.npy is not an .npy file"),
     Case(
         "shard: another name", shard_renamed, r"0-of-1\.old is no folder of a shard.*; move it away"
     ),

@@ -47,7 +47,7 @@ def safetensors() -> bytes:
     return save({name: value.contiguous() for name, value in loaded(whole.weights()).items()})
 
 
-UNREADABLE = "(cannot be read|is not a file|is no file|holds a Python object)"
+UNREADABLE = "(cannot be read|is not a file|holds a Python object)"
 WEIGHTS = [
     of_weights("weights: empty", lambda: b"", UNREADABLE),
     of_weights("weights: half", lambda: whole.half(whole.weights()), "cannot be read"),
@@ -112,7 +112,7 @@ def changed_checkpoint(change: Callable[[State], object]) -> whole.Damage:
 CHECKPOINTS = [
     of_checkpoint("checkpoint: empty", whole.empty, "cannot be read"),
     of_checkpoint("checkpoint: half", whole.half, "cannot be read"),
-    of_checkpoint("checkpoint: garbage", whole.garbage, "(cannot be read|is no file)"),
+    of_checkpoint("checkpoint: garbage", whole.garbage, "(cannot be read|is not a file)"),
     of_checkpoint(
         "checkpoint: version", changed_checkpoint(lambda s: s.update(version=9)), "version"
     ),

@@ -89,7 +89,7 @@ CASES: list[Case] = [
     Case(
         "B-21, large", folder_of("a/x.png", content=bomb(10000, 10000)), r"^\S+: 1 image of 1 ", 0
     ),
-    Case("B-15, twice", join("a", "a"), r"a\.parquet is named twice"),
+    Case("B-15, twice", join("a", "a"), r"a\.parquet is listed twice"),
     Case("B-15, output", join("a", "b", out="b.parquet"), r"--out .*b\.parquet is one of the ind"),
     Case("other classes joined", join("a", "other"), r"label 1 is 'c', not 'b'"),
     Case(
@@ -150,7 +150,7 @@ CASES: list[Case] = [
         "--classes", with_classes_file("b\na thing\nc", "a/x.png"), r"2 classes have no im.*b, c", 0
     ),
     Case("--classes, near", with_classes_file("cat\ndog", "cats/x.png"), r"'cats' .*mean cat\?"),
-    Case("--classes, twice", with_classes_file("a\nb\na", "a/x.png"), r"names 'a' twice.* line 3"),
+    Case("--classes, twice", with_classes_file("a\nb\na", "a/x.png"), r"lists 'a' twice.* line 3"),
     Case("--classes, empty", with_classes_file("\n", "a/x.png"), r"classes\.txt is empty"),
     Case(
         "--classes, no file",

@@ -1,0 +1,146 @@
+"""DALI's graphs, from encoded bytes to normalised images, and how a pipeline is made of them.
+
+Only this file imports DALI.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import nvidia.dali.fn as fn
+import torch
+from nvidia.dali.data_node import DataNode
+from nvidia.dali.pipeline import Pipeline, pipeline_def
+from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpType
+
+from pipeline.config import DataConfig
+
+__all__ = ["GraphOptions", "Inputs", "Pipeline", "build_pipeline"]
+
+# A batch for DALI: the encoded bytes of each image, the five arrays of `pipeline.data.plan.Windows`
+# and, for an index with arrays, whether each sample is an array.
+Inputs = tuple[list[np.ndarray] | np.ndarray, ...]
+
+_FILTERS = {"bilinear": DALIInterpType.INTERP_LINEAR, "bicubic": DALIInterpType.INTERP_CUBIC}
+_SCALE = 255.0  # mean and std are given for pixels in [0, 1]
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What a pipeline makes of its samples, where, and with which resources."""
+
+    config: DataConfig
+    mean: np.ndarray  # of `pipeline.data.mean_image.mean_of`
+    device: torch.device  # of the batches; a CUDA device decodes on the GPU
+    batch_size: int  # the largest
+    num_threads: int
+    has_arrays: bool  # some samples are float32 arrays, which are only mirrored
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether images are decoded on a GPU."""
+        return self.device.type == "cuda"
+
+    @property
+    def half(self) -> bool:
+        """Whether batches are half-precision channels_last; on GPUs only."""
+        return self.config.half_input and self.on_gpu
+
+    @property
+    def has_mean_image(self) -> bool:
+        """Whether the mean has a value for each pixel instead of one for each channel."""
+        return self.mean.shape[1:] != (1, 1)
+
+
+def build_pipeline(source: Callable[[], Inputs], options: GraphOptions) -> Pipeline:
+    """A pipeline that calls ``source`` for each batch, ahead of its use."""
+    graph = _graph_of_images_and_arrays if options.has_arrays else _graph_of_images
+    pipeline = graph(
+        source,
+        options,
+        batch_size=options.batch_size,
+        num_threads=options.num_threads,
+        device_id=options.device.index if options.on_gpu else None,
+        prefetch_queue_depth=options.config.prefetch,
+    )
+    pipeline.build()
+    return pipeline
+
+
+@pipeline_def
+def _graph_of_images(source: Callable[[], Inputs], options: GraphOptions) -> DataNode:
+    encoded, *windows = fn.external_source(source=source, num_outputs=6, batch=True, no_copy=True)
+    return _decode_images(options, encoded, *windows)
+
+
+@pipeline_def(enable_conditionals=True)
+def _graph_of_images_and_arrays(source: Callable[[], Inputs], options: GraphOptions) -> DataNode:
+    encoded, *windows, is_array = fn.external_source(
+        source=source, num_outputs=7, batch=True, no_copy=True
+    )
+    return _decode_or_read(options, encoded, windows, is_array)
+
+
+def _decode_or_read(
+    options: GraphOptions, encoded: DataNode, windows: list[DataNode], is_array: Any
+) -> DataNode:
+    """DALI rewrites the condition to split the batch: ``is_array`` is a DataNode, which the type
+    checker takes for a value that has no truth."""
+    if is_array:
+        images = _read_arrays(options, encoded, windows[-1])
+    else:
+        images = _decode_images(options, encoded, *windows)
+    return images
+
+
+def _decode_images(options: GraphOptions, encoded: DataNode, *windows: DataNode) -> DataNode:
+    """Window -> decode -> resize -> normalise; the same on the CPU and the GPU."""
+    anchor, shape, roi_start, roi_end, mirror = windows
+    config = options.config
+    images = fn.decoders.image_slice(
+        encoded,
+        anchor,
+        shape,
+        axes=[0, 1],
+        normalized_anchor=False,
+        normalized_shape=False,
+        device="mixed" if options.on_gpu else "cpu",
+        output_type=DALIImageType.RGB if config.channels == 3 else DALIImageType.GRAY,
+        adjust_orientation=False,  # as PIL and torchvision: EXIF is not applied
+    )
+    images = fn.resize(
+        images,
+        size=[config.crop, config.crop],
+        roi_start=roi_start,
+        roi_end=roi_end,
+        interp_type=_FILTERS[config.interpolation],
+        antialias=True,
+    )
+    assert isinstance(images, DataNode), "resize returns more only where attributes are saved"
+    channel_means = options.mean.flatten().tolist()
+    if options.has_mean_image:  # subtracted before the flip, which mirrors it with its image
+        shift = -options.mean.transpose(1, 2, 0) * _SCALE
+        images = fn.cast(images, dtype=DALIDataType.FLOAT) + Constant(shift, layout="HWC")
+        channel_means = [0.0] * config.channels
+    return fn.crop_mirror_normalize(
+        images,
+        mirror=mirror,
+        mean=[_SCALE * value for value in channel_means],
+        std=[_SCALE * value for value in config.std],
+        dtype=DALIDataType.FLOAT16 if options.half else DALIDataType.FLOAT,
+        output_layout="HWC" if options.half else "CHW",
+    )
+
+
+def _read_arrays(options: GraphOptions, encoded: DataNode, mirror: DataNode) -> DataNode:
+    """Float32 arrays in the net's input space, mirrored."""
+    config = options.config
+    shape = [config.channels, config.crop, config.crop]
+    arrays = fn.reinterpret(encoded, dtype=DALIDataType.FLOAT, shape=shape, layout="CHW")
+    if options.on_gpu:
+        arrays = arrays.gpu()
+    arrays = fn.flip(arrays, horizontal=mirror)
+    if options.half:
+        arrays = fn.transpose(fn.cast(arrays, dtype=DALIDataType.FLOAT16), perm=[1, 2, 0])
+    return arrays
