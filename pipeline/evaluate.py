@@ -62,8 +62,7 @@ def main() -> None:
         warn(*warn_ignored(config, ranks.device.type), advice)
         if config.dry_run:
             return
-        layout = prepare.memory_format(config.runtime, ranks.device)
-        net = net.to(ranks.device).to(memory_format=layout)
+        net = prepare.move_net(net, config.runtime, ranks.device)
         manifest.about.update(check_batches(config, net, ranks))
         store = open_results(config, manifest, ranks, monitor)
         threads = source.decoding_threads(config.data, ranks.local_size)

@@ -22,7 +22,7 @@ from pipeline.errors import STOPPED_EXIT_CODE, Stopped, exit_on_user_error, firs
 from pipeline.evaluation import reference
 from pipeline.models import build, prepare
 from pipeline.runtime import config_file, machine, run_folder
-from pipeline.runtime.distributed import distributed_session
+from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.files import write_json
 from pipeline.runtime.monitor import Monitor
 from pipeline.training.trainer import Trainer
@@ -32,52 +32,71 @@ def main() -> None:
     """Parse, join the ranks, train, report."""
     config = parse.parse(FinetuneConfig, __doc__)
     with exit_on_user_error(), distributed_session(config.runtime) as ranks:
-        config = reference.resolve_reference(config)
-        folder = run_folder.check_folder(config, "training")
-        torch.manual_seed(config.train.seed)
-        indices = source.open_index(config, "train"), source.open_index(config, "val")
-        net = prepare.build_net(config, *indices)
-        threads = source.decoding_threads(config.data, ranks.local_size)
-        if not config.dry_run:
-            run_folder.open_folder(config, ranks, "training", alone=True)
-        trainer = Trainer(config, ranks, net, indices, threads)
+        trainer = make_trainer(config, ranks)
         resumed = trainer.resume()
-        steps_per_epoch = trainer.plan.steps_per_epoch
-        warnings = [
-            *warn_ignored(config, ranks.device.type, steps_per_epoch),
-            build.preprocessing_advice(config.model, config.data),
-        ]
-        if config.dry_run:
-            with Monitor(None, ranks.is_main) as monitor:
-                monitor.say(describe(trainer))
-                warn(*warnings)
-            return
+        folder = None if config.dry_run else trainer.folder
         with Monitor(folder, ranks.is_main, trainer.step) as monitor:
-            monitor.say(describe(trainer))
-            warn(*warnings)
+            announce(trainer, monitor)
+            if folder is None:
+                return
             monitor.say(where(folder, resumed, trainer))
             if ranks.is_main:
-                config_file.save(config, folder / "config.yaml")
-            try:
-                trainer.fit(monitor)
-            except Stopped:
-                monitor.say(messages.interrupted(f" after step {trainer.step}"))
-                raise SystemExit(STOPPED_EXIT_CODE) from None
-            trainer.export("weights.pth")
+                config_file.save(trainer.config, folder / "config.yaml")
+            train(trainer, monitor)
             skipped = trainer.gather_skipped_ids()
             if ranks.is_main:
                 report(trainer, skipped, folder, monitor)
         ranks.barrier()
 
 
+def make_trainer(config: FinetuneConfig, ranks: DistributedContext) -> Trainer:
+    """Check the options and the data, open the output folder unless this is a dry run, and build
+    the net; all ranks must call this."""
+    config = reference.resolve_reference(config)
+    run_folder.check_folder(config, "training")
+    torch.manual_seed(config.train.seed)
+    indices = source.open_index(config, "train"), source.open_index(config, "val")
+    net = prepare.build_net(config, *indices)
+    threads = source.decoding_threads(config.data, ranks.local_size)
+    if not config.dry_run:
+        run_folder.open_folder(config, ranks, "training", alone=True)
+    return Trainer(config, ranks, net, indices, threads)
+
+
+def announce(trainer: Trainer, monitor: Monitor) -> None:
+    """Say what will run, and warn about options that are probably a mistake."""
+    config = trainer.config
+    monitor.say(describe(trainer))
+    warn(
+        *warn_ignored(config, trainer.ranks.device.type, trainer.plan.steps_per_epoch),
+        build.preprocessing_advice(config.model, config.data),
+    )
+
+
+def train(trainer: Trainer, monitor: Monitor) -> None:
+    """Train to the end and write the weights.
+
+    Raises:
+        SystemExit: after a signal; everything is saved.
+    """
+    try:
+        trainer.fit(monitor)
+    except Stopped:
+        monitor.say(messages.interrupted(f" after step {trainer.step}"))
+        raise SystemExit(STOPPED_EXIT_CODE) from None
+    trainer.export("weights.pth")
+
+
 def describe(trainer: Trainer) -> str:
     """What will run, in a few lines."""
     config, ranks, schedule = trainer.config, trainer.ranks, trainer.schedule
-    parameters = sum(parameter.numel() for parameter in trainer.parameters)
-    budget = f"\nregularizer.max_images auto: {trainer.budget}" if trainer.budget else ""
+    num_parameters = sum(parameter.numel() for parameter in trainer.runner.parameters)
+    budget = ""
+    if trainer.runner.budget is not None:
+        budget = f"\nregularizer.max_images auto: {trainer.runner.budget}"
     per_step = f"{ranks.world_size} rank(s) x {config.train.accumulation} pass(es)"
     return (
-        f"{config.model.name}, {parameters:,} trained parameters, {config.runtime.precision} "
+        f"{config.model.name}, {num_parameters:,} trained parameters, {config.runtime.precision} "
         f"on {ranks.world_size} x {ranks.device.type}\n"
         f"{len(trainer.train_index):,} images to train on, {len(trainer.val_index):,} held out\n"
         f"{schedule.clean_steps} clean steps, then "
@@ -88,40 +107,52 @@ def describe(trainer: Trainer) -> str:
 
 
 def with_options(config: FinetuneConfig) -> str:
-    """The methods and their options."""
-    own, objective = config.regularizer, config.objective
-    layers = f", through {', '.join(own.layers)}" if own.layers else ""
-    known = {
-        "deep_defense": f"Deep Defense (lambda {own.lam:g}, c {own.c:g}, d {own.d:g}{layers})",
-        "adversarial_2": f"adversarial training II (eps {objective.adversarial.eps}, weight "
-        f"{objective.adversarial.weight:g})",
+    """The methods and their options, in words."""
+    regularizer, objective = config.regularizer, config.objective
+    adversarial = objective.adversarial
+    layers = f", through {', '.join(regularizer.layers)}" if regularizer.layers else ""
+    descriptions = {
+        "deep_defense": f"Deep Defense (lambda {regularizer.lam:g}, c {regularizer.c:g}, "
+        f"d {regularizer.d:g}{layers})",
+        "adversarial_2": f"adversarial training II (eps {adversarial.eps}, "
+        f"weight {adversarial.weight:g})",
         "parseval": f"Parseval training (beta {objective.parseval.beta:g})",
         "clean": "the cross-entropy alone",
     }
-    return " + ".join(known.get(name, name) for name in objective.method.split("+"))
+    return " + ".join(descriptions.get(name, name) for name in objective.method.split("+"))
 
 
 def where(folder: Path, resumed: Path | None, trainer: Trainer) -> str:
     """Where the run writes, how to watch it, and what it resumes from."""
-    begin = f"resuming from {resumed}, step {trainer.step}" if resumed else "a new run"
-    return f"{begin}, in {folder}; watch: {messages.watch(folder)}"
+    start = "a new run"
+    if resumed is not None:
+        start = f"resuming from {resumed}, step {trainer.step}"
+    return f"{start}, in {folder}; watch: {messages.watch(folder)}"
 
 
 def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor) -> None:
-    """Write summary.json and print before and after."""
-    before, after = trainer.history[0], trainer.history[-1]
-    config, size = trainer.config, trainer.config.train.batch_size
+    """Write summary.json, and print accuracy and rho2 before and after.
+
+    Args:
+        trainer: after training.
+        skipped: ids of training images that were not decoded.
+        folder: of the run.
+        monitor: prints the table.
+    """
+    history, config = trainer.history.to_list(), trainer.config
+    before, after = history[0], history[-1]
+    num_images = config.train.batch_size * trainer.step
     summary: dict[str, Any] = {
         "before": before,
         "after": after,
         "definition": trainer.definition,
-        "images_per_second": size * trainer.step / max(trainer.seconds, 1e-9),
+        "images_per_second": num_images / max(trainer.seconds, 1e-9),
         "training_seconds": trainer.seconds,
         "steps": trainer.step,
         "skipped": skipped,
         "ranks": trainer.ranks.world_size,
         "device": trainer.ranks.device_name,
-        "history": trainer.history,
+        "history": history,
         "versions": machine.versions(),
     }
     write_json(folder / "summary.json", summary)
@@ -132,7 +163,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
     monitor.end_progress()
     monitor.table(before, after, trainer.rho)
     if skipped:
-        monitor.say(f"{len(skipped)} training images did not decode: {first_few(skipped)}")
+        monitor.say(f"{len(skipped)} training images were not decoded: {first_few(skipped)}")
     monitor.say(f"{folder / 'summary.json'}, {folder / 'weights.pth'}")
     monitor.say(messages.after_training(config, trainer.ranks.world_size))
 

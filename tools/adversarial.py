@@ -59,8 +59,7 @@ def main() -> None:
             return
         folder = run_folder.open_folder(config, ranks, "adversarial", alone=True)
         begin(folder, identity, ranks)
-        layout = prepare.memory_format(config.runtime, ranks.device)
-        net = net.to(ranks.device).to(memory_format=layout)
+        net = prepare.move_net(net, config.runtime, ranks.device)
         threads = source.decoding_threads(config.data, ranks.local_size)
         try:
             attack(folder, Measurement(net, index, config, ranks, threads), monitor)

@@ -1,7 +1,8 @@
-"""What training adds to the cross-entropy: Deep Defense, and what the paper compares it with.
+"""Training methods: Deep Defense, and the methods that the paper compares it with.
 
-In: a batch whose clean forward was made. Out: terms of the loss, and what is done to the weights
-after each optimiser step. ``objective.method`` names them, joined by +.
+In: a batch after its clean forward pass. Out: terms that are added to the cross-entropy, and
+changes to the weights after each optimiser step. ``objective.method`` names the methods, joined
+by +.
 """
 
 from pipeline.config import FinetuneConfig
@@ -22,14 +23,18 @@ METHODS: dict[str, type[Method]] = {
     "adversarial_2": AdversarialTraining,
     "parseval": Parseval,
 }
-CLEAN = "clean"  # none of them
+CLEAN = "clean"  # no method: the cross-entropy alone
 
 
 def make(config: FinetuneConfig, view: AttackView) -> list[Method]:
     """The methods that the configuration names, in its order.
 
+    Args:
+        config: of the run.
+        view: the net as an attack sees it.
+
     Raises:
-        UserError: there is no such method, or its options are missing.
+        UserError: there is no such method, or an option that it needs is missing.
     """
     names = [name for name in config.objective.method.split("+") if name != CLEAN]
     methods = [_construct(name, config, view) for name in names]
@@ -37,22 +42,22 @@ def make(config: FinetuneConfig, view: AttackView) -> list[Method]:
 
 
 def _construct(name: str, config: FinetuneConfig, view: AttackView) -> Method:
-    cls = _class(name)
     if name in METHODS:
-        return cls(config, view)
+        return METHODS[name](config, view)
+    method = _import_method(name)
     with report_exceptions(name, "objective.method"):
-        return cls(config, view)
+        return method(config, view)
 
 
-def _class(name: str) -> type[Method]:
-    if name in METHODS:
-        return METHODS[name]
+def _import_method(name: str) -> type[Method]:
+    """A method of the user's, named as package.module:Class."""
     if ":" not in name:
+        names = [CLEAN, *METHODS]
         raise UserError(
-            f"objective.method: no method {name!r}; use {', '.join([CLEAN, *METHODS])}, several "
-            f"joined by +, or package.module:Class{did_you_mean(name, [CLEAN, *METHODS])}"
+            f"objective.method: no method {name!r}; use {', '.join(names)}, several of them "
+            f"joined by +, or package.module:Class{did_you_mean(name, names)}"
         )
-    found = import_callable(name, "objective.method")
-    if not (isinstance(found, type) and issubclass(found, Method)):
+    method = import_callable(name, "objective.method")
+    if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(f"objective.method: {name} is no subclass of pipeline.methods.Method")
-    return found
+    return method

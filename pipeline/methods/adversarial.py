@@ -1,6 +1,7 @@
 """Adversarial training II: cross-entropy of clean and of FGS examples (Goodfellow et al., 2015).
 
-(1 - weight) CE(x) + weight CE(x + eps sign(grad_x CE)), the examples made anew in every step.
+The loss is (1 - weight) CE(x) + weight CE(x + eps sign(grad_x CE)); the FGS examples are computed
+in every step.
 """
 
 import torch
@@ -25,14 +26,14 @@ class AdversarialTraining(Method):
         if self.options.eps is None:
             raise UserError(
                 "objective.adversarial.eps: adversarial_2 needs it, in units of the net's input; "
-                "an eps_ref of tools/report.py table is a start"
+                "start with the eps_ref in the output of tools/report.py table"
             )
 
     def term(self, clean: Clean) -> Term:
-        """What makes the clean cross-entropy the mixture."""
+        """The difference between the mixed loss and the clean cross-entropy."""
         images = upcast(clean.images.detach())
         graph = clean.graph or self.view.forward_with_grad(images)
         sign = fgs.fgs_direction(graph, clean.labels).sign
         logits = self.view.forward_current_mode(torch.add(images, sign, alpha=self.options.eps))
-        mixed = F.cross_entropy(logits, clean.labels, reduction="none") - clean.cross_entropy
-        return Term(self.options.weight * mixed.mean())
+        adversarial = F.cross_entropy(logits, clean.labels, reduction="none")
+        return Term(self.options.weight * (adversarial - clean.cross_entropy).mean())

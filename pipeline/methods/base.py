@@ -1,4 +1,4 @@
-"""What a method is."""
+"""The interface of training methods."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,14 +10,17 @@ from pipeline.models.attack_view import AttackView, ForwardPass
 
 
 class Clean(NamedTuple):
-    """A batch of N images after its clean forward."""
+    """A batch of N images after its clean forward pass."""
 
     images: Tensor  # (N, C, H, W), in the network's input space
     labels: Tensor  # (N,) int64
     cross_entropy: Tensor  # (N,), with a graph
     logits: Tensor  # (N, K), with a graph
-    graph: ForwardPass | None  # of the images too, where the net trains as the attack sees it
-    at_once: int | None  # largest number of images in the net at a time
+    # A forward pass that can be differentiated by the images, so that an attack may start from it.
+    # None if the attack needs its own: no method attacks, the batch is split to save memory, or the
+    # net computes other logits in training mode than in the mode that attacks use.
+    graph: ForwardPass | None
+    at_once: int | None  # largest number of images in the net at once; None: all
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Term:
     """What a method adds to the loss."""
 
     value: Tensor  # scalar, with a graph
-    # Of each image, for logs and for naming images whose loss is not finite; all (N,).
+    # Values of each image, (N,), for logs and for the error about losses that are not finite.
     penalty: Tensor | None = None
     ratio: Tensor | None = None  # ||dx|| / ||x||
     iterations: Tensor | None = None
@@ -33,13 +36,12 @@ class Term:
 
 
 class Method:
-    """Base of all methods; does nothing.
+    """Base class of all methods; does nothing.
 
     Attributes:
-        active: whether it does anything with these options.
-        attacks: whether `term` takes a graph of the images, which then is made with the clean
-            forward where the net allows it.
-        measures: whether its terms say how large perturbations are.
+        active: whether it has an effect with the options of this run.
+        attacks: whether `term` can use ``clean.graph``, which is computed only if a method does.
+        measures: whether its terms hold the size of perturbations (``ratio``).
     """
 
     active = True
@@ -47,24 +49,24 @@ class Method:
     measures = False
 
     def __init__(self, config: FinetuneConfig, view: AttackView) -> None:
-        """Take the options that are this method's.
+        """Read the options of this method.
 
         Args:
-            config: of the run; ``config.objective.options`` is for methods of one's own.
-            view: the net as an attack sees it; ``view.net`` is the net as it trains.
+            config: of the run; ``config.objective.options`` holds the options of users' methods.
+            view: the net as an attack sees it; ``view.net`` is the net that is trained.
         """
         self.config, self.view = config, view
 
     def term(self, clean: Clean) -> Term | None:
-        """What is added to the mean cross-entropy of a batch, on this rank's images.
+        """The term that is added to the mean cross-entropy of a batch of this rank.
 
-        The net's gradients are averaged over ranks afterwards; use no collectives here.
+        The gradients of the weights are averaged over ranks afterwards. Collectives must not be
+        used here.
         """
-        return None
 
     def after_step(self, step: int) -> None:
         """Change the weights after the optimiser's step, the same on every rank.
 
         Args:
-            step: optimiser steps done, the one just done included.
+            step: optimiser steps done, including this one.
         """

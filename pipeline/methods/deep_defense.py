@@ -14,7 +14,7 @@ from .base import Clean, Method, Term
 
 
 class DeepDefense(Method):
-    """Rewards large DeepFool perturbations."""
+    """Adds a regulariser that decreases with the size of DeepFool's perturbations."""
 
     attacks = True
     measures = True
@@ -23,18 +23,27 @@ class DeepDefense(Method):
         super().__init__(config, view)
         self.options = config.regularizer
         self.active = self.options.lam != 0
-        self.layers = matching(view.net, self.options.layers) if self.options.layers else None
+        # The parameters that the regulariser's gradient reaches; None: all.
+        self.parameters = None
+        if self.options.layers:
+            self.parameters = matching(view.net, self.options.layers)
 
     def term(self, clean: Clean) -> Term:
-        """The regulariser of a batch, as its mean over all images."""
-        found = robustness(
+        """The mean of the regulariser over the images of a batch."""
+        perturbed = robustness(
             self.view, clean.images, clean.labels, self.options, clean.graph, clean.at_once
         )
-        terms = penalty(found, self.options)
+        terms = penalty(perturbed, self.options)
         value = self.options.lam * terms.mean()
-        if self.layers is not None:
-            value = only_through(value, self.layers, self.view.gradient_scale)
-        return Term(value, terms.detach(), found.ratio.detach(), found.iterations, found.flipped)
+        if self.parameters is not None:
+            value = only_through(value, self.parameters, self.view.gradient_scale)
+        return Term(
+            value,
+            penalty=terms.detach(),
+            ratio=perturbed.ratio.detach(),
+            iterations=perturbed.iterations,
+            flipped=perturbed.flipped,
+        )
 
 
 def matching(net: nn.Module, patterns: list[str]) -> list[nn.Parameter]:
@@ -43,27 +52,32 @@ def matching(net: nn.Module, patterns: list[str]) -> list[nn.Parameter]:
     Raises:
         UserError: a pattern matches none.
     """
-    named = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in named):
+        if not any(fnmatchcase(name, pattern) for name in trained):
             raise UserError(
                 f"regularizer.layers: {pattern} matches none of the trained parameters: "
-                f"{', '.join(named)}"
+                f"{', '.join(trained)}"
             )
-    return [p for n, p in named.items() if any(fnmatchcase(n, each) for each in patterns)]
+    return [
+        parameter
+        for name, parameter in trained.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    ]
 
 
 def only_through(value: Tensor, parameters: list[nn.Parameter], scale: float) -> Tensor:
-    """The same scalar, whose gradient reaches these parameters alone (the paper's Figure 4).
+    """The same scalar with a gradient in these parameters only (for the paper's Figure 4).
 
     Args:
-        value: with a graph, which stays.
-        parameters: that are reached.
-        scale: of the gradient on its way; see `AttackView.gradient_scale`.
+        value: with a graph, which is kept.
+        parameters: that get a gradient.
+        scale: factor on the gradient while it is computed, see `AttackView.gradient_scale`.
     """
     gradients = torch.autograd.grad(value * scale, parameters, retain_graph=True, allow_unused=True)
     terms = (
         (p * (g / scale)).sum() for p, g in zip(parameters, gradients, strict=True) if g is not None
     )
-    carrier = sum(terms, start=torch.zeros_like(value))
-    return value.detach() + (carrier - carrier.detach())
+    # A linear function of the parameters that has this gradient; minus itself it adds zero.
+    linear = sum(terms, start=torch.zeros_like(value))
+    return value.detach() + (linear - linear.detach())

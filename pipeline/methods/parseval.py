@@ -1,7 +1,7 @@
 """Parseval training (Cisse et al., ICML 2017): weight matrices near Parseval tight frames.
 
-After each optimiser step W <- (1 + beta) W - beta W W^T W, on a random part of W's columns.
-Convolutions are taken as matrices from unfolded patches to channels, a matrix for each group.
+After each optimiser step W <- (1 + beta) W - beta W W^T W, on a random part of W's columns. The
+kernel of a convolution is a matrix from unfolded patches to channels, one for each group.
 """
 
 import torch
@@ -15,7 +15,7 @@ from .base import Method
 
 
 class Parseval(Method):
-    """Moves singular values towards one."""
+    """Moves the singular values of weight matrices towards one."""
 
     def __init__(self, config: FinetuneConfig, view: AttackView) -> None:
         super().__init__(config, view)
@@ -25,25 +25,28 @@ class Parseval(Method):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Project; which columns is a function of the run's seed and the step."""
+        """Change the weights; the columns are a function of the run's seed and the step."""
         for number, layer in enumerate(self.layers):
             seed = derive_seed(self.config.train.seed, step, number)
             groups = getattr(layer, "groups", 1)
             weight = layer.weight
-            matrices = weight.reshape(groups, len(weight) // groups, -1)  # a copy, if need be
+            matrices = weight.reshape(groups, len(weight) // groups, -1)  # may be a copy
             width = matrices.shape[2]
-            count = max(1, round(self.options.columns * width))
-            chosen = torch.randperm(width, generator=torch.Generator().manual_seed(seed))[:count]
-            chosen = chosen.to(weight.device)
-            moved = retracted(matrices[:, :, chosen], self.options.beta)
-            matrices = matrices.index_copy(2, chosen, moved)
+            num_columns = max(1, round(self.options.columns * width))
+            order = torch.randperm(width, generator=torch.Generator().manual_seed(seed))
+            columns = order[:num_columns].to(weight.device)
+            changed = retracted(matrices[:, :, columns], self.options.beta)
+            matrices = matrices.index_copy(2, columns, changed)
             weight.copy_(matrices.view(weight.shape))
 
 
 def retracted(matrices: Tensor, beta: float) -> Tensor:
-    """(1 + beta) W - beta W W^T W of matrices (G, M, N): each singular value s becomes
-    (1 + beta) s - beta s^3."""
-    wide = matrices.shape[1] <= matrices.shape[2]
-    inner = matrices @ matrices.mT if wide else matrices.mT @ matrices
-    cubes = inner @ matrices if wide else matrices @ inner
+    """(1 + beta) W - beta W W^T W of each W in ``matrices``, (G, M, N).
+
+    Each singular value s becomes (1 + beta) s - beta s^3.
+    """
+    if matrices.shape[1] <= matrices.shape[2]:  # the smaller of the two products is computed
+        cubes = (matrices @ matrices.mT) @ matrices
+    else:
+        cubes = matrices @ (matrices.mT @ matrices)
     return (1 + beta) * matrices - beta * cubes

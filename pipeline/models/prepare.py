@@ -48,6 +48,11 @@ def build_net(config: RunConfig, *indices: Index) -> nn.Module:
     return net
 
 
+def move_net(net: nn.Module, runtime: RuntimeConfig, device: torch.device) -> nn.Module:
+    """The net on a device, its weights in the memory format of `memory_format`."""
+    return net.to(device).to(memory_format=memory_format(runtime, device))
+
+
 def memory_format(runtime: RuntimeConfig, device: torch.device) -> torch.memory_format:
     """Layout of the net's weights, which that of its input follows."""
     last = runtime.channels_last

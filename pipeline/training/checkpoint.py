@@ -1,8 +1,8 @@
-"""Checkpoints: atomic files that hold all that a run needs to go on exactly.
+"""Checkpoints: files from which a run continues exactly; a kill never leaves a part of one.
 
-The order of images, their crops and the random state of a step are functions of the seed and the
-step, so a checkpoint needs no generator's state: the step says it all. Files hold tensors and
-plain values only, and are read with ``weights_only=True``.
+The order of images, their crops and the random numbers of a step are functions of the seed and the
+step's number, so a checkpoint holds no state of a random generator. Files hold tensors and plain
+values only, and are read with ``weights_only=True``.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import CheckpointConfig, parse
+from pipeline.config import CheckpointConfig, FinetuneConfig, parse
 from pipeline.data.classes import Classes, difference
 from pipeline.errors import UserError
 from pipeline.runtime import torch_file
@@ -22,20 +22,38 @@ from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, TEXT, WHOLE_NUMBE
 VERSION = 1
 State = dict[str, Any]
 _KINDS: Kinds = {
-    **dict.fromkeys(("model", "optimizer", "scaler", "config"), OBJECT),
+    "model": OBJECT,
+    "optimizer": OBJECT,
+    "scaler": OBJECT,
+    "config": OBJECT,
     "step": WHOLE_NUMBER,
     "history": LIST,
     "seconds": NUMBER,
     "index": TEXT,
 }
 
-# Options that may change between a checkpoint and the run that goes on from it: they change
-# neither the weights that come out nor what is measured. Indices are compared by content.
-FREE = (
-    *("output", "resume", "dry_run", "log", "checkpoint", "runtime"),
-    *("train.accumulation", "regularizer.max_images", "model.weights", "model.new_head"),
-    *("data.train", "data.val", "data.root", "data.threads", "data.prefetch", "data.on_error"),
-    *("data.half_input", "data.check_classes", "evaluation.batch_size"),
+# Options that may differ between the run of a checkpoint and the run that resumes from it: they
+# affect neither the weights nor what is measured. Indices are compared by their content instead.
+CHANGEABLE = (
+    "output",
+    "resume",
+    "dry_run",
+    "log",
+    "checkpoint",
+    "runtime",
+    "train.accumulation",
+    "regularizer.max_images",
+    "model.weights",
+    "model.new_head",
+    "data.train",
+    "data.val",
+    "data.root",
+    "data.threads",
+    "data.prefetch",
+    "data.on_error",
+    "data.half_input",
+    "data.check_classes",
+    "evaluation.batch_size",
 )
 
 
@@ -48,7 +66,7 @@ class Checkpoints:
 
     @property
     def best_path(self) -> Path:
-        """Where the best is kept."""
+        """Path of the best checkpoint."""
         return self.folder / "best.pt"
 
     def all(self) -> list[Path]:
@@ -56,16 +74,21 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.pt"))
 
     def save(self, step: int, state: State, best: bool = False) -> Path:
-        """Write a checkpoint, then drop what is older than the newest few.
+        """Write a checkpoint, then delete all but the newest ``checkpoint.keep``.
+
+        Args:
+            step: optimiser steps done.
+            state: contents of the file.
+            best: write it as best.pt, too.
 
         Raises:
-            UserError: it cannot be written; the checkpoints before it stay.
+            UserError: it cannot be written; the earlier checkpoints stay.
         """
         path = self._path(step)
         state = {"version": VERSION, **state}
         if best:
-            # First, since the history in step-N.pt says that best.pt is of this step: a run killed
-            # between the two resumes from an earlier checkpoint, and writes both again.
+            # best.pt first: the history in step-N.pt says that best.pt is of this step. A run that
+            # is killed between the two resumes from an earlier checkpoint, and writes both again.
             write(self.best_path, state)
         write(path, state)
         for old in self.all()[: -self.config.keep]:
@@ -73,73 +96,79 @@ class Checkpoints:
         return path
 
     def restore_best(self, best_step: int, step: int) -> str:
-        """Write best.pt again where it is missing or of another step than the history says.
+        """Write best.pt again if it is missing or of another step than the best evaluation.
 
         Args:
-            best_step: of the best evaluation in the history.
-            step: of the checkpoint that the run resumes from; a best.pt of a later step stays,
-                since the run comes to that step again.
+            best_step: step of the best evaluation in the history.
+            step: of the checkpoint that the run resumes from. A best.pt of a later step stays,
+                since the run reaches that step again.
 
         Returns:
-            A warning if the checkpoint of that step is not there any more; empty if all is well.
+            A warning if the checkpoint of ``best_step`` no longer exists; otherwise empty.
 
         Raises:
             UserError: best.pt cannot be written.
         """
-        present = _step_of(self.best_path)
-        if present is not None and (present == best_step or present > step):
+        present_step = _step_of(self.best_path)
+        if present_step is not None and (present_step == best_step or present_step > step):
             return ""
         source = self._path(best_step)
         if _step_of(source) == best_step:
             write(self.best_path, torch.load(source, map_location="cpu", weights_only=True))
             return ""
-        state = "is missing or damaged" if present is None else f"is of step {present}"
+        problem = "is missing or damaged"
+        if present_step is not None:
+            problem = f"is of step {present_step}"
         return (
-            f"{self.best_path} {state}, but the best {self.config.best} so far is that of "
-            f"step {best_step}, whose checkpoint is no longer kept: best.pt cannot be restored; "
-            "the next better evaluation writes it again"
+            f"{self.best_path} {problem}, but the best {self.config.best} so far is that of "
+            f"step {best_step}, whose checkpoint was deleted: best.pt cannot be restored; it will "
+            "be written after the next evaluation that is better"
         )
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.pt"
 
     def find(self, resume: str) -> Path | None:
-        """The checkpoint to go on from, by the option ``resume``; the newest if this is a restart.
+        """The checkpoint to continue from; None for a new run.
+
+        Args:
+            resume: the option: auto, never or a path. After a restart by torchrun or SLURM the
+                newest checkpoint is used, whatever the option says.
 
         Raises:
-            UserError: ``never`` and there are checkpoints, or a path that does not exist.
+            UserError: it is ``never`` and there are checkpoints, or a path that does not exist.
         """
-        newest = self.all()[-1:]
-        if newest and restarted():
-            return newest[0]
+        checkpoints = self.all()
+        newest = checkpoints[-1] if checkpoints else None
+        if newest is not None and restarted():
+            return newest
         if resume not in ("auto", "never"):
             if not Path(resume).is_file():
-                raise UserError(f"resume: no file {resume}; it is auto, never or a checkpoint")
+                raise UserError(f"resume: no file {resume}; use auto, never or a checkpoint's path")
             return Path(resume)
-        if newest and resume == "never":
+        if newest is not None and resume == "never":
             raise UserError(
                 f"resume is never, but {self.folder} holds checkpoints; give another --output, "
                 "or resume with --resume auto"
             )
-        return newest[0] if newest else None
+        return newest
 
 
 def _step_of(path: Path) -> int | None:
-    """The step of a checkpoint; None where there is none, or a damaged one."""
+    """The step of a checkpoint; None if the file is missing or damaged."""
     state = torch_file.peek(path)
     return state.get("step") if isinstance(state, dict) else None
 
 
 def write(path: Path, state: State) -> None:
-    """Write under a temporary name, flush to disk, rename; the old file stays until then.
+    """Write a file under a temporary name, flush it to the disk, then rename it.
+
+    An old file of this name stays until the new one is complete.
 
     Raises:
         UserError: the file cannot be written.
     """
-    remedy = (
-        "checkpoints written before are kept: free some space, then rerun the same command to "
-        "resume"
-    )
+    remedy = "earlier checkpoints are kept: free some space, then rerun the same command to resume"
     with report_unwritable(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial, partial.open("wb") as file:
@@ -149,28 +178,36 @@ def write(path: Path, state: State) -> None:
 
 
 def damaged(path: Path, problem: str) -> UserError:
-    """The error for a checkpoint with values that cannot be right; ``problem`` is a verb phrase."""
+    """The error for a checkpoint with invalid values.
+
+    Args:
+        path: of the checkpoint.
+        problem: what is wrong, as a phrase that begins with a verb.
+    """
     return _unreadable(path, f"is damaged: it {problem}")
 
 
 def _unreadable(path: Path, problem: str) -> UserError:
     return UserError(
-        f"the checkpoint {path} {problem}; remove it to resume from the one before, or name one "
-        "with --resume PATH"
+        f"the checkpoint {path} {problem}; remove it to resume from the one before it, or choose "
+        "another one with --resume PATH"
     )
 
 
-def read(path: Path, config: Any, fingerprint: str, classes: Classes | None = None) -> State:
-    """Read a checkpoint and hold it against the configuration of this run.
+def read(
+    path: Path, config: FinetuneConfig, fingerprint: str, classes: Classes | None = None
+) -> State:
+    """Read a checkpoint and check that it belongs to a run with the same options.
 
     Args:
         path: the file.
         config: of this run.
         fingerprint: of this run's training index and mean image.
-        classes: of this run's training index; checkpoints from before they were recorded have none.
+        classes: of this run's training index. They are not checked if the checkpoint was written
+            before checkpoints held classes.
 
     Raises:
-        UserError: it is cut short, of another version, or of a run with other options.
+        UserError: it is damaged, of another version, or of a run with other options.
     """
     try:
         state = torch_file.load(path)
@@ -181,18 +218,29 @@ def read(path: Path, config: Any, fingerprint: str, classes: Classes | None = No
     problem = lacking(state, _KINDS) or lacking(state["config"], {"data": OBJECT})
     if problem:
         raise damaged(path, problem)
-    free = FREE
-    if isinstance(state["config"]["data"].get("mean"), str) and isinstance(config.data.mean, str):
-        free = (*FREE, "data.mean")  # where the image lies; what it is, is in the fingerprint
-    changed = parse.differences(state["config"], parse.to_dict(config), free)
-    if state["index"] != fingerprint:
-        changed.append("data.train, data.mean: other images, labels or mean image than before")
-    recorded = Classes.from_dict(state.get("classes"))
-    if recorded is not None and classes is not None and difference(classes, recorded):
-        changed.append(f"data.train: other classes: {difference(classes, recorded)}")
-    if changed:
+    differences = _differences(state, config, fingerprint, classes)
+    if differences:
         raise UserError(
-            f"the checkpoint {path} is of a run with other options ({'; '.join(changed)}); "
-            "set them back to go on, or give another --output to begin anew"
+            f"the checkpoint {path} is of a run with other options ({'; '.join(differences)}); "
+            "set them back to resume, or give another --output to start a new run"
         )
     return state
+
+
+def _differences(
+    state: State, config: FinetuneConfig, fingerprint: str, classes: Classes | None
+) -> list[str]:
+    """What differs between the run of a checkpoint and this run, and must not."""
+    changeable = CHANGEABLE
+    if isinstance(state["config"]["data"].get("mean"), str) and isinstance(config.data.mean, str):
+        # The path of the mean image may change; its content is part of the fingerprint.
+        changeable = (*CHANGEABLE, "data.mean")
+    differences = parse.differences(state["config"], parse.to_dict(config), changeable)
+    if state["index"] != fingerprint:
+        differences.append("data.train, data.mean: other images, labels or mean image than before")
+    recorded = Classes.from_dict(state.get("classes"))
+    if recorded is not None and classes is not None:
+        class_difference = difference(classes, recorded)
+        if class_difference:
+            differences.append(f"data.train: other classes: {class_difference}")
+    return differences

@@ -1,12 +1,13 @@
-"""Memory: how many images fit at once.
+"""How many images fit into memory at once, for ``regularizer.max_images: auto``.
 
-In: an objective, a device. Out: the number of images that `regularizer.max_images` auto lets the
-attack hold at once, from what a few images were measured to take and what is free.
+In: a training step, a device. Out: the number of images, from the memory that a step on two and
+on four images takes and from the free memory.
 """
 
 import math
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +16,25 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-SHARE = 0.8  # of the free memory: allocators fragment, and convolutions take workspace
-INPUTS = 12  # tensors of the size of the whole batch's images, at most, beside the net's own
+# Part of the free memory that is used: allocators fragment it, and convolutions need workspace.
+SHARE = 0.8
+# Largest number of tensors as large as all images of the batch that the attack holds besides the
+# net's activations.
+INPUTS = 12
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation returns, until it is freed."""
+    """Counts the bytes of all storages that operations have returned and that are not freed.
+
+    Attributes:
+        current: bytes now.
+        peak: largest number of bytes so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
+        self.current = self.peak = 0
+        self._counted: set[int] = set()  # ids of storages that are not freed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -34,27 +43,28 @@ class PeakMemory(TorchDispatchMode):
                 self._count(value.untyped_storage())
         return result
 
-    def _count(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        # A storage has the same Python object until it is freed, so its id identifies it.
+        key, size = id(storage), storage.nbytes()
+        if key in self._counted:
             return
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        self._counted.add(key)
+        self.current += size
+        self.peak = max(self.peak, self.current)
         weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
+        self._counted.discard(key)
+        self.current -= size
 
 
 class MemoryBudget(NamedTuple):
-    """How many images at once, and why."""
+    """How many images fit into memory at once, and the numbers this follows from."""
 
-    images: int
-    batch: int  # images of a pass
-    per_image: float  # bytes
-    free: int  # bytes
+    images: int  # at once
+    batch: int  # images of one forward and backward pass
+    per_image: float  # bytes that each image takes
+    free: int  # bytes of free memory
 
     def __str__(self) -> str:
         fits = f"{self.images} of {self.batch} images at once"
@@ -62,7 +72,7 @@ class MemoryBudget(NamedTuple):
 
 
 def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
-    """Bytes that tensors hold at the peak of a step, above what they held before."""
+    """Bytes that a step allocates at its peak, on top of those allocated before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -74,18 +84,21 @@ def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device, sharers: int = 1) -> int:
-    """Bytes free for this process: of its GPU, or its share of the machine's (or group's)."""
+    """Bytes that this process can still allocate.
+
+    Args:
+        device: a GPU, or the CPU for the main memory of the machine (or of its control group).
+        sharers: processes that share the main memory.
+    """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (int((group / f"memory.{n}").read_text()) for n in ("max", "current"))
-        free = min(free, limit - used)
-    except (OSError, ValueError):  # no group, or no limit ("max")
-        pass
+    with suppress(OSError, ValueError):  # no control group, or no limit ("max")
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
     return free // sharers
 
 
@@ -97,25 +110,28 @@ def max_images_that_fit(
     device: torch.device,
     sharers: int = 1,
 ) -> MemoryBudget:
-    """The largest number of images that fit at once, by measuring two and four.
+    """The largest number of images that fit into memory at once.
+
+    The memory of a step is assumed to be linear in the number of images; two and four are measured.
 
     Args:
-        step: a whole step of so many images, up to the parameters' gradients.
-        parameters: with whose momentum to reckon.
+        step: computes the gradients of the parameters for a number of images.
+        parameters: that are trained; the optimiser holds a momentum for each.
         shape: of an image, (C, H, W).
-        batch: images of a pass, the most that can be needed.
-        device: where.
+        batch: images of one forward and backward pass, the most that can be needed.
+        device: where the step runs.
         sharers: processes that share the memory.
     """
-    step(2)  # what the first pass finds out and keeps is no part of it
+    step(2)  # allocates what is kept from the first pass on, which must not be counted
     two, four = (peak_bytes(lambda n=n: step(n), device) for n in (2, 4))
     per_image = max((four - two) / 2, 1.0)
-    fixed = max(two - 2 * per_image, 0.0)
-    fixed += sum(p.numel() * p.element_size() for p in parameters)  # momentum
-    inputs = INPUTS * batch * math.prod(shape) * 4
+    momentum = sum(p.numel() * p.element_size() for p in parameters)
+    fixed = max(two - 2 * per_image, 0.0) + momentum
     free = free_bytes(device, sharers)
-    room = SHARE * free - fixed
-    parts = 1
-    if room < batch * per_image:
-        parts = math.ceil(batch / max(int((room - inputs) / per_image), 1))
-    return MemoryBudget(math.ceil(batch / parts), batch, per_image, free)
+    available = SHARE * free - fixed
+    num_parts = 1
+    if available < batch * per_image:
+        inputs = INPUTS * batch * math.prod(shape) * 4
+        num_fitting = max(int((available - inputs) / per_image), 1)
+        num_parts = math.ceil(batch / num_fitting)
+    return MemoryBudget(math.ceil(batch / num_parts), batch, per_image, free)

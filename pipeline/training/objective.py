@@ -1,7 +1,8 @@
-"""The training objective: one module that DistributedDataParallel wraps.
+"""The training objective: one module that DistributedDataParallel (DDP) wraps.
 
-In: a batch. Out: `Losses`. One forward of this module is one forward of DDP, and one ordinary
-``backward()`` of its loss follows: the inner gradients of the attack stay local to the rank.
+In: a batch. Out: `Losses`. One forward of this module is one forward of DDP, followed by one
+ordinary ``backward()`` of the loss. The gradients that the attack computes inside the forward are
+not averaged over ranks.
 """
 
 import inspect
@@ -15,35 +16,37 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline import methods
 from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig, RuntimeConfig
-from pipeline.methods import Clean
+from pipeline.methods import Clean, Term
 from pipeline.models.attack_view import AttackView, ForwardPass, upcast
 from pipeline.models.build import batch_norms, draws
 from pipeline.models.fixed_dropout import DROPOUT_LAYERS
 from pipeline.training import memory_budget
 
-_PER_SAMPLE = ("penalty", "ratio", "iterations", "flipped")  # of a term
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PER_SAMPLE = ("penalty", "ratio", "iterations", "flipped")  # fields of a method's term
 
 
 class Losses(NamedTuple):
-    """Of a batch of N images; per sample but for the loss. Only ``loss`` has a graph."""
+    """The losses of a batch of N images; only ``loss`` has a graph."""
 
     loss: Tensor  # scalar, to be differentiated
     cross_entropy: Tensor  # (N,)
-    penalty: Tensor  # (N,) R of each sample; zeros without Deep Defense
+    penalty: Tensor  # (N,) regulariser R of each sample; zeros without Deep Defense
     correct: Tensor  # (N,) bool
     ratio: Tensor  # (N,) ||dx|| / ||x||; zeros without Deep Defense
-    iterations: Tensor  # (N,)
-    flipped: Tensor  # (N,) bool
+    iterations: Tensor  # (N,) of DeepFool; zeros without Deep Defense
+    flipped: Tensor  # (N,) bool, whether DeepFool changed the class
 
 
 class Objective(nn.Module):
-    """mean CE, and what the methods add to it (`pipeline.methods`).
+    """The mean cross-entropy plus the terms of the methods (`pipeline.methods`).
 
     Attributes:
         view: the net as an attack sees it.
-        methods: what takes part besides the cross-entropy.
-        at_once: largest number of images in the net at once; None: all.
+        methods: the methods whose terms are added.
+        attacks: whether one of them attacks the images.
+        measures: whether one of them measures the size of perturbations.
+        max_images: largest number of images in the net at once; None: all of a batch.
     """
 
     def __init__(self, net: nn.Module, config: FinetuneConfig) -> None:
@@ -55,114 +58,138 @@ class Objective(nn.Module):
         self.methods = methods.make(config, self.view)
         self.attacks = any(method.attacks for method in self.methods)
         self.measures = any(method.measures for method in self.methods)
-        limit = config.regularizer.max_images
-        self.at_once = limit if isinstance(limit, int) else None  # images; auto is not found yet
-        self._shares: bool | None = None
+        max_images = config.regularizer.max_images
+        # For "auto", `limit_images` is called once the number is known.
+        self.max_images = max_images if isinstance(max_images, int) else None
+        self._can_share_forward: bool | None = None  # None: not tried yet
         self.train()
 
     def train(self, mode: bool = True) -> "Objective":
-        """Training mode; frozen batch norm stays on its stored statistics."""
+        """Set training mode; frozen batch norm keeps using its stored statistics."""
         super().train(mode)
         if self.freeze_batch_norm:
             for module in batch_norms(self.net):
                 module.eval()
         return self
 
-    def forward(self, images: Tensor, labels: Tensor, tuning: bool) -> Losses:
+    def limit_images(self, max_images: int) -> None:
+        """Put at most so many images into the net at once."""
+        self.max_images = max_images
+
+    def forward(self, images: Tensor, labels: Tensor, *, use_methods: bool) -> Losses:
         """The losses of a batch.
 
         Args:
             images: (N, C, H, W), in the network's input space.
             labels: (N,) int64.
-            tuning: whether the methods take part; not in the clean epochs.
+            use_methods: add the methods' terms; false in the clean epochs.
         """
         self.view.draw_dropout_masks(len(images))
-        logits, graph = self._clean_forward(images, tuning and self.attacks)
+        logits, graph = self._clean_forward(images, attack=use_methods and self.attacks)
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-        clean = Clean(images, labels, cross_entropy, logits, graph, self.at_once)
-        terms = [method.term(clean) for method in self.methods] if tuning else []
-        loss = cross_entropy.mean()
-        seen = torch.zeros_like(cross_entropy.detach())
+        clean = Clean(images, labels, cross_entropy, logits, graph, self.max_images)
+        terms = [method.term(clean) for method in self.methods] if use_methods else []
+        zeros = torch.zeros_like(cross_entropy.detach())
         losses = Losses(
-            loss=loss,
+            loss=cross_entropy.mean(),
             cross_entropy=cross_entropy.detach(),
-            penalty=seen,
+            penalty=zeros,
             correct=logits.detach().argmax(dim=1) == labels,
-            ratio=seen,
-            iterations=seen,
-            flipped=seen.bool(),
+            ratio=zeros,
+            iterations=zeros,
+            flipped=zeros.bool(),
         )
-        for term in filter(None, terms):
-            named = {name: getattr(term, name) for name in _PER_SAMPLE}
-            losses = losses._replace(
-                loss=losses.loss + term.value,
-                **{name: value for name, value in named.items() if value is not None},
-            )
+        for term in terms:
+            if term is not None:
+                losses = _add_term(losses, term)
         return losses
 
     def after_step(self, step: int) -> None:
-        """What the methods do to the weights after an optimiser step of fine-tuning."""
+        """Let the methods change the weights after an optimiser step of fine-tuning."""
         for method in self.methods:
             method.after_step(step)
 
     def max_images_that_fit(
         self, shape: tuple[int, ...], batch: int, device: torch.device, sharers: int = 1
     ) -> memory_budget.MemoryBudget:
-        """How many images fit at once; see `memory_budget.fit`. Weights and buffers stay."""
+        """How many images fit into memory at once, see `memory_budget.max_images_that_fit`.
+
+        Weights and buffers do not change.
+        """
         parameters = self.view.parameters()
 
-        def step(number: int) -> None:
-            images = torch.randn(number, *shape, device=device)
-            self.view.draw_dropout_masks(number)
+        def step(num_images: int) -> None:
+            images = torch.randn(num_images, *shape, device=device)
+            self.view.draw_dropout_masks(num_images)
             with torch.no_grad():
                 labels = self.view(images).argmax(dim=1)
-            loss = self(images, labels, True).loss
+            loss = self(images, labels, use_methods=True).loss
             torch.autograd.grad(loss, parameters, allow_unused=True)
 
-        self.eval()  # batch norm would take the generated images into its statistics
+        self.eval()  # in training mode, batch norm would update its statistics by random images
         try:
             return memory_budget.max_images_that_fit(
                 step, parameters, shape, batch, device, sharers
             )
         finally:
             self.train()
-            self._shares = None  # another answer in training mode
+            self._can_share_forward = None  # the answer depends on the mode
 
-    def _clean_forward(self, images: Tensor, attacked: bool) -> tuple[Tensor, ForwardPass | None]:
-        """Logits for the cross-entropy, and their graph if the attack may start from it."""
-        if attacked and self._takes_parts(images):
-            rows = torch.arange(len(images), device=images.device)
-            parts = zip(images.split(self.at_once), rows.split(self.at_once), strict=True)
-            made_again = [
-                checkpoint(self.view.forward_current_mode, *part, use_reentrant=False)
-                for part in parts
-            ]
-            return torch.cat(made_again), None
-        if attacked and self._shares_forward(images):
+    def _clean_forward(self, images: Tensor, attack: bool) -> tuple[Tensor, ForwardPass | None]:
+        """The logits for the cross-entropy, and a forward pass from which an attack may start."""
+        if attack and self._must_split(images):
+            return self._forward_in_parts(images), None
+        if attack and self._shares_forward(images):
             points = upcast(images.detach()).requires_grad_()
             graph = ForwardPass(points, self.view.forward_current_mode(points))
             return graph.logits, graph
         return self.view.forward_current_mode(images), None
 
-    def _takes_parts(self, images: Tensor) -> bool:
-        """Whether the cross-entropy's graph is made part by part, each when it is differentiated.
-        Batch norm that trains needs the whole batch."""
-        trains = any(module.training for module in batch_norms(self.net))
-        return self.at_once is not None and len(images) > self.at_once and not trains
+    def _must_split(self, images: Tensor) -> bool:
+        """Whether the batch is larger than the limit and can be split: batch norm in training mode
+        needs the whole batch."""
+        if self.max_images is None or len(images) <= self.max_images:
+            return False
+        return not any(module.training for module in batch_norms(self.net))
+
+    def _forward_in_parts(self, images: Tensor) -> Tensor:
+        """The logits, computed part by part. Each part is computed again in the backward pass, so
+        that only one part's activations are in memory at a time."""
+        assert self.max_images is not None
+        rows = torch.arange(len(images), device=images.device)
+        parts = zip(images.split(self.max_images), rows.split(self.max_images), strict=True)
+        logits = [
+            checkpoint(self.view.forward_current_mode, part_images, part_rows, use_reentrant=False)
+            for part_images, part_rows in parts
+        ]
+        return torch.cat(logits)
 
     def _shares_forward(self, images: Tensor) -> bool:
-        """Whether the attack may start from the cross-entropy's forward: whether the net computes
-        the same in training mode as the attack sees, tried once, on two images."""
-        if self._shares is None:
-            held = DROPOUT_LAYERS if self.view.dropout else ()  # its masks are the attack's
-            if any(draws(m) and m.training and not isinstance(m, held) for m in self.net.modules()):
-                self._shares = False
-            else:
-                two = torch.arange(2, device=images.device)[: len(images)]
-                with torch.no_grad():
-                    as_trained = self.view.forward_current_mode(images[:2], two)
-                    self._shares = torch.equal(as_trained, self.view(images[:2], two))
-        return self._shares
+        """Whether an attack may start from the cross-entropy's forward pass.
+
+        It may if the net computes the same logits in training mode as in the mode the attack uses;
+        this is tried once, on two images.
+        """
+        if self._can_share_forward is None:
+            self._can_share_forward = self._has_same_logits_in_both_modes(images[:2])
+        return self._can_share_forward
+
+    def _has_same_logits_in_both_modes(self, images: Tensor) -> bool:
+        # With attack_dropout, the attack uses the same dropout masks as the cross-entropy.
+        shared = DROPOUT_LAYERS if self.view.dropout else ()
+        if any(draws(m) and m.training and not isinstance(m, shared) for m in self.net.modules()):
+            return False
+        rows = torch.arange(len(images), device=images.device)
+        with torch.no_grad():
+            training_logits = self.view.forward_current_mode(images, rows)
+            return torch.equal(training_logits, self.view(images, rows))
+
+
+def _add_term(losses: Losses, term: Term) -> Losses:
+    """The losses with a method's term added; its values per sample replace those before."""
+    values = {name: getattr(term, name) for name in _PER_SAMPLE}
+    measured = {name: value for name, value in values.items() if value is not None}
+    return losses._replace(loss=losses.loss + term.value, **measured)
 
 
 def make_objective(
@@ -171,17 +198,28 @@ def make_objective(
     model: ModelConfig | None = None,
     runtime: RuntimeConfig | None = None,
 ) -> Objective:
-    """The objective of the paper, for whoever has no run."""
-    given = {"model": model or ModelConfig(), "runtime": runtime or RuntimeConfig()}
-    return Objective(net, FinetuneConfig(regularizer=regularizer, **given))
+    """An objective from single sections of the options, with the defaults of all others."""
+    config = FinetuneConfig(
+        regularizer=regularizer,
+        model=model or ModelConfig(),
+        runtime=runtime or RuntimeConfig(),
+    )
+    return Objective(net, config)
 
 
 def data_parallel(
     objective: Objective, device: torch.device, sync_buffers: bool
 ) -> DistributedDataParallel:
-    """The objective under DDP, by whichever name this torch gives ``sync_buffers``."""
-    known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    """Wrap the objective in DDP.
+
+    Args:
+        objective: to be wrapped.
+        device: of its parameters.
+        sync_buffers: copy rank 0's buffers to all ranks before each forward.
+    """
+    # torch has renamed this parameter.
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     options: dict[str, Any] = {name: sync_buffers}
     return DistributedDataParallel(
         objective,

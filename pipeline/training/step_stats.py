@@ -1,106 +1,178 @@
 """Sums over samples, ranks and steps, from which the logged means are made."""
 
-import time
-from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
 
 import torch
+from torch import Tensor
 
 from pipeline.errors import UserError, first_few
+from pipeline.training.interval_timer import IntervalTimer
 from pipeline.training.objective import Losses
 
 
-class StepStats(NamedTuple):
-    """Sums of one or more steps; ``loss`` is the sum of batch mean times batch size."""
+@dataclasses.dataclass(frozen=True)
+class StepStats:
+    """Sums over the samples of one or more steps.
 
-    samples: float = 0
-    loss: float = 0
+    Checkpoints hold the values as a list in the order of these fields, so the order must not
+    change.
+    """
+
+    num_samples: float = 0
+    loss: float = 0  # of each batch: mean loss times number of samples
     cross_entropy: float = 0
     penalty: float = 0
-    correct: float = 0
+    num_correct: float = 0
     ratio: float = 0
     iterations: float = 0
-    flipped: float = 0
+    num_flipped: float = 0
     num_nonfinite: float = 0  # samples whose loss is not finite
-    stop: float = 0  # ranks that were asked to stop
+    num_stopped: float = 0  # ranks that have received a signal to stop
 
-    def __add__(self, other: "StepStats") -> "StepStats":  # type: ignore[override]
-        return StepStats(*(a + b for a, b in zip(self, other, strict=True)))
+    def __add__(self, other: "StepStats") -> "StepStats":
+        pairs = zip(self.to_list(), other.to_list(), strict=True)
+        return StepStats(*(a + b for a, b in pairs))
 
-    def means(self, regularised: bool) -> dict[str, float]:
-        """What is logged; the attack's numbers only where there was one."""
-        n = max(self.samples, 1)
+    def to_list(self) -> list[float]:
+        """The values in the order of the fields."""
+        return [getattr(self, name) for name in _NAMES]
+
+    def means(self, with_methods: bool) -> dict[str, float]:
+        """The means over samples that are logged.
+
+        Args:
+            with_methods: include the values that methods measure, such as the regulariser.
+        """
+        n = max(self.num_samples, 1)
         means = {
             "loss": self.loss / n,
             "cross_entropy": self.cross_entropy / n,
-            "accuracy": self.correct / n,
+            "accuracy": self.num_correct / n,
         }
-        if regularised:
+        if with_methods:
             means |= {
                 "regularizer": self.penalty / n,
                 "rho2": self.ratio / n,
                 "iterations": self.iterations / n,
-                "flipped": self.flipped / n,
+                "flipped": self.num_flipped / n,
             }
         return means
 
 
+_NAMES = tuple(field.name for field in dataclasses.fields(StepStats))
+
+
+def stack_sums(sums: Mapping[str, Tensor | float], device: torch.device) -> Tensor:
+    """Write named sums into one tensor, so that a single collective adds them up over ranks.
+
+    Args:
+        sums: values of `StepStats` by name; those that are missing count as zero.
+        device: of the result.
+
+    Returns:
+        A float64 tensor, which `unstack_sums` reads. Sums that are on ``device`` stay there, so
+        the host does not wait for the GPU.
+    """
+    unknown = sums.keys() - set(_NAMES)
+    assert not unknown, f"StepStats has no {unknown}"
+    values = (sums.get(name, 0.0) for name in _NAMES)
+    return torch.stack(
+        [
+            value.to(device, torch.float64)
+            if isinstance(value, Tensor)
+            else torch.full((), value, dtype=torch.float64, device=device)
+            for value in values
+        ]
+    )
+
+
+def unstack_sums(stacked: Tensor) -> StepStats:
+    """The sums that `stack_sums` wrote into a tensor."""
+    return StepStats(*stacked.tolist())
+
+
 class LogWindow:
-    """Sums and time since the last row of metrics.
+    """Sums and speed since the last line of metrics.
 
     Attributes:
-        sums: of all steps since that row; a checkpoint keeps them, so that a resumed run writes the
-            row of an undisturbed one.
+        sums: of all steps since that line. A checkpoint holds them, so that a resumed run writes
+            the same line as a run without interruption.
     """
 
-    def __init__(self, sums: Sequence[float] = ()) -> None:
+    def __init__(self, timer: IntervalTimer) -> None:
+        self.sums = StepStats()
+        self._timer = timer
+        self._num_timed = 0.0  # samples since the timer was started
+
+    def restore(self, sums: Sequence[float]) -> None:
+        """Take over the sums of a checkpoint; an empty list stands for none."""
         self.sums = StepStats(*sums)
-        self.restart_clock(0.0)
 
-    def restart_clock(self, wait_seconds: float) -> None:
-        """Measure speed from now on, as after an evaluation or a resume.
+    def add(self, stats: StepStats) -> None:
+        """Add the sums of a step."""
+        self.sums += stats
+        self._num_timed += stats.num_samples
 
-        Args:
-            wait_seconds: that the loader has kept training waiting so far.
-        """
-        self._begin, self._begin_wait = time.perf_counter(), wait_seconds
-        self._begin_samples = self.sums.samples
-
-    def rates(self, wait_seconds: float) -> dict[str, float]:
-        """Images a second, and the share of time spent waiting for data, since the clock began."""
-        seconds = time.perf_counter() - self._begin
+    def rates(self) -> dict[str, float]:
+        """Images per second, and the share of time spent waiting for data."""
+        seconds = self._timer.seconds
         return {
-            "images_per_second": (self.sums.samples - self._begin_samples) / seconds,
-            "data_wait": (wait_seconds - self._begin_wait) / seconds,
+            "images_per_second": self._num_timed / seconds,
+            "data_wait": self._timer.waited_seconds / seconds,
         }
 
-    def restart(self, wait_seconds: float) -> None:
-        """Begin the next row."""
+    def restart_timer(self) -> None:
+        """Measure the speed from now on, as after an evaluation; the sums stay."""
+        self._timer.restart()
+        self._num_timed = 0.0
+
+    def restart(self) -> None:
+        """Begin the next line of metrics."""
         self.sums = StepStats()
-        self.restart_clock(wait_seconds)
+        self.restart_timer()
 
 
-def batch_sums(losses: Losses) -> torch.Tensor:
-    """One batch's sums on its device, (10,) float64, in the order of `StepStats`; no sync."""
-    n = len(losses.cross_entropy)
-    count = losses.loss.new_tensor(n, dtype=torch.float64)
-    columns = [
-        losses.cross_entropy,
-        losses.penalty,
-        losses.correct,
-        losses.ratio,
-        losses.iterations,
-        losses.flipped,
-        is_nonfinite(losses),
-    ]
-    totals = torch.stack([column.double().sum() for column in columns])
-    loss = losses.loss.detach().double() * n
-    return torch.cat([torch.stack([count, loss]), totals, totals.new_zeros(1)])
+def batch_sums(losses: Losses) -> dict[str, Tensor | float]:
+    """Sums over one batch, named as in `StepStats`; they stay on the device of the losses."""
+    num_samples = len(losses.cross_entropy)
+    per_sample = {
+        "cross_entropy": losses.cross_entropy,
+        "penalty": losses.penalty,
+        "num_correct": losses.correct,
+        "ratio": losses.ratio,
+        "iterations": losses.iterations,
+        "num_flipped": losses.flipped,
+        "num_nonfinite": is_nonfinite(losses),
+    }
+    return {
+        "num_samples": float(num_samples),
+        "loss": losses.loss.detach().double() * num_samples,
+        **{name: values.double().sum() for name, values in per_sample.items()},
+    }
 
 
-def is_nonfinite(losses: Losses) -> torch.Tensor:
-    """Samples whose loss is not finite, (N,) bool; all where a term is not finite that has no value
-    for each sample."""
+def sum_batches(batches: Iterable[Losses], device: torch.device, stop: bool) -> Tensor:
+    """The sums of this rank over the batches of a step, stacked.
+
+    Args:
+        batches: the losses of each.
+        device: of the result.
+        stop: whether this rank has received a signal to stop.
+    """
+    total = stack_sums({"num_stopped": float(stop)}, device)
+    for losses in batches:
+        total += stack_sums(batch_sums(losses), device)
+    return total
+
+
+def is_nonfinite(losses: Losses) -> Tensor:
+    """Which samples have a loss that is not finite, (N,) bool.
+
+    All of them if the batch's loss is not finite although all values per sample are: a method may
+    add a term without values per sample.
+    """
     finite = losses.cross_entropy.isfinite() & losses.penalty.isfinite()
     return ~finite | (finite.all() & ~losses.loss.detach().isfinite())
 
@@ -117,7 +189,7 @@ def raise_nonfinite(step: int, number: int, names: Sequence[str]) -> NoReturn:
         UserError: always; names the first images and the remedies.
     """
     raise UserError(
-        f"the loss is not finite in step {step}, for {number} images: "
-        f"{first_few(names)}; the checkpoints before it are kept: try a lower "
-        "optim.lr, optim.clip_norm, or runtime.precision fp32"
+        f"the loss is not finite in step {step}, for {number} images: {first_few(names)}; "
+        "earlier checkpoints are kept; try a lower optim.lr, optim.clip_norm, or "
+        "runtime.precision fp32"
     )

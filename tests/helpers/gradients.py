@@ -57,5 +57,5 @@ def gradient_by(
 ) -> Tensor:
     objective = make_objective(net, config)
     net.eval().zero_grad()
-    objective(images, labels, True).loss.backward()
+    objective(images, labels, use_methods=True).loss.backward()
     return gradient(net)

@@ -43,7 +43,7 @@ def whole_gradient(
     objective = make_objective(net, config, HELD)
     objective.view.seed_dropout(5)
     net.zero_grad()
-    objective(*batch, True).loss.backward()
+    objective(*batch, use_methods=True).loss.backward()
     return gradient(net), objective
 
 
@@ -120,7 +120,7 @@ def test_the_cross_entropy_has_the_same_masks_and_shares_its_forward(
 ) -> None:
     images, labels = batch
     objective = Objective(net, FinetuneConfig(model=HELD))
-    losses = objective(images, labels, True)
+    losses = objective(images, labels, use_methods=True)
     expected = F.cross_entropy(objective.view(images), labels, reduction="none")
     torch.testing.assert_close(losses.cross_entropy, expected.detach())
     assert objective._clean_forward(images, True)[1] is not None

@@ -38,7 +38,7 @@ def test_the_road_for_any_net_and_the_one_for_pieces_agree(name: str) -> None:
     assert objective.view.is_piecewise_linear(images)
     objective.view._piecewise_linear = False
     net.eval().zero_grad()
-    objective(images, labels, True).loss.backward()
+    objective(images, labels, use_methods=True).loss.backward()
     assert (gradient(net) - fast).norm() < 1e-9 * fast.norm()
 
 
@@ -87,7 +87,7 @@ def test_lazy_candidates_save_gradients_and_choose_nearly_the_same() -> None:
 
         objective.view.logit_diff_gradient = counting  # type: ignore[method-assign]
         net.eval()
-        ratios[kind] = objective(images, labels, 5.0).ratio
+        ratios[kind] = objective(images, labels, use_methods=True).ratio
         counts[kind] = sum(calls)
     assert counts["lazy"] < 0.7 * counts["all"]
     assert (ratios["lazy"] >= 0.8 * ratios["all"]).all()

@@ -37,7 +37,7 @@ def peak(net: nn.Module, images: torch.Tensor, config: RegularizerConfig) -> int
     net.eval()
     labels = net(images).argmax(dim=1).detach()
     return memory_budget.peak_bytes(
-        lambda: objective(images, labels, True).loss.backward(), images.device
+        lambda: objective(images, labels, use_methods=True).loss.backward(), images.device
     )
 
 
@@ -68,7 +68,7 @@ def test_dropout_and_parts() -> None:
     config.max_images, config.lam = 2, 1e-12
     objective = make_objective(net, config)
     torch.manual_seed(1)
-    losses = objective(images, labels, True)
+    losses = objective(images, labels, use_methods=True)
     losses.loss.backward()
     parts = gradient(net)
     net.zero_grad()

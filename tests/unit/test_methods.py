@@ -38,7 +38,7 @@ def objective(net: nn.Module, method: str, **given: object) -> Objective:
 
 def gradients(found: Objective, batch: tuple[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
     found.zero_grad()
-    found(*batch, True).loss.backward()
+    found(*batch, use_methods=True).loss.backward()
     return [p.grad.clone() for p in found.net.parameters()]
 
 
@@ -65,10 +65,10 @@ def test_fgs_examples_are_mixed_in(net: nn.Module, batch: tuple) -> None:
     )
     wanted = torch.autograd.grad(expected, list(net.parameters()))
     found = objective(net, "adversarial_2")
-    assert found(*batch, True).loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert found(*batch, use_methods=True).loss.item() == pytest.approx(expected.item(), rel=1e-12)
     for mine, theirs in zip(gradients(found, batch), wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
-    alone = found(*batch, False).loss
+    alone = found(*batch, use_methods=False).loss
     assert alone.item() == pytest.approx(F.cross_entropy(net(images), labels).item(), rel=1e-12)
 
 
@@ -78,7 +78,7 @@ def test_methods_add_up(net: nn.Module, batch: tuple) -> None:
     both = objective(net, "deep_defense+adversarial_2")
     for one, two, base, sum_ in zip(*parts, clean, gradients(both, batch), strict=True):
         torch.testing.assert_close(one + two - base, sum_, rtol=1e-9, atol=1e-12)
-    assert both(*batch, True).ratio.gt(0).all()
+    assert both(*batch, use_methods=True).ratio.gt(0).all()
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", "boundary"])
@@ -91,8 +91,8 @@ def test_the_regulariser_reaches_only_the_layers_asked_for(
 
     clean, whole = gradients(with_layers(lam=0), batch), gradients(with_layers(), batch)
     masked = with_layers("5.*", "0.bias")
-    assert masked(*batch, True).loss.item() == pytest.approx(
-        with_layers()(*batch, True).loss.item(), rel=1e-12
+    assert masked(*batch, use_methods=True).loss.item() == pytest.approx(
+        with_layers()(*batch, use_methods=True).loss.item(), rel=1e-12
     )
     names = [name for name, _ in net.named_parameters()]
     for name, found, plain, full in zip(names, gradients(masked, batch), clean, whole, strict=True):
@@ -193,8 +193,8 @@ class Endless(Method):
 
 def test_a_term_that_is_not_finite_is_noticed(net: nn.Module, batch: tuple) -> None:
     found = objective(net, "tests.unit.test_methods:Endless")
-    assert is_nonfinite(found(*batch, True)).all()
-    assert not is_nonfinite(found(*batch, False)).any()
+    assert is_nonfinite(found(*batch, use_methods=True)).all()
+    assert not is_nonfinite(found(*batch, use_methods=False)).any()
 
 
 def test_frozen_parameters_are_left_alone() -> None:

@@ -112,7 +112,7 @@ def test_frozen_batch_norm_neither_trains_nor_counts() -> None:
     before = {key: value.clone() for key, value in net.state_dict().items()}
     images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
     optimizer = torch.optim.SGD(objective.view.parameters(), lr=0.1)
-    objective(images, labels, False).loss.backward()
+    objective(images, labels, use_methods=False).loss.backward()
     optimizer.step()
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
     frozen = {

@@ -47,7 +47,7 @@ def ours(net: nn.Module, images: Tensor, labels: Tensor, accumulation: int = 1) 
     objective = make_objective(net, CONFIG)
     net.eval().zero_grad()
     for x, y in zip(images.chunk(accumulation), labels.chunk(accumulation), strict=True):
-        (objective(x, y, True).loss / accumulation).backward()
+        (objective(x, y, use_methods=True).loss / accumulation).backward()
     return gradient(net)
 
 
@@ -62,7 +62,7 @@ def plainly(
 @pytest.mark.parametrize("name", SMALL)
 def test_equals_a_plain_unrolling(name: str) -> None:
     net, images, labels = setting(name)
-    losses = make_objective(net, CONFIG)(images, labels, True)
+    losses = make_objective(net, CONFIG)(images, labels, use_methods=True)
     assert losses.iterations.max() >= 2  # something was unrolled
     assert set(losses.correct.tolist()) == {True, False}
     a, b = ours(net, images, labels), plainly(net, images, labels)
@@ -108,7 +108,7 @@ def test_finite_differences(name: str, members: str) -> None:
     net.eval()
 
     def loss() -> float:
-        return objective(images, labels, True).loss.item()
+        return objective(images, labels, use_methods=True).loss.item()
 
     exact = ours(net, images, labels)
     torch.manual_seed(1)
@@ -196,7 +196,7 @@ def test_memory_does_not_grow_with_the_iterations(name: str, start: str, kind: s
         objective = make_objective(net.float(), config)
         net.eval()
         with PeakMemory() as memory:
-            losses = objective(images.float(), labels, 5.0)
+            losses = objective(images.float(), labels, use_methods=True)
             losses.loss.backward()
         peaks[limit], iterations[limit] = memory.peak, losses.iterations.max().item()
     assert iterations[2] == 2
@@ -222,7 +222,7 @@ def test_reduced_precision_points_the_same_way(
         objective = make_objective(net, config, runtime=RuntimeConfig(precision=each))
         net.eval().zero_grad()
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=each == "fp16")
-        scaler.scale(objective(batch.images, labels, 5.0).loss).backward()
+        scaler.scale(objective(batch.images, labels, use_methods=True).loss).backward()
         gradients[each] = gradient(net) / scaler.get_scale()
         assert gradients[each].isfinite().all()
     assert cosine(gradients["fp32"], gradients[precision]) > least
@@ -241,7 +241,7 @@ def test_attack_dropout_is_repeated_in_the_backward_pass() -> None:
             moved[1].weight.add_(shift * direction)
         objective = make_objective(moved, CONFIG, config)
         torch.manual_seed(3)  # the cross-entropy's masks
-        loss = objective(images, labels, 1.0).loss
+        loss = objective(images, labels, use_methods=True).loss
         loss.backward()
         return loss.item(), moved[1].weight.grad
 
@@ -253,7 +253,7 @@ def test_attack_dropout_is_repeated_in_the_backward_pass() -> None:
 
 def test_without_lambda_it_is_plain_cross_entropy() -> None:
     net, images, labels = setting("lenet")
-    losses = make_objective(net, CONFIG)(images, labels, False)
+    losses = make_objective(net, CONFIG)(images, labels, use_methods=False)
     assert losses.loss.item() == nn.functional.cross_entropy(net(images), labels).item()
     assert not losses.ratio.any()
 
@@ -290,7 +290,7 @@ def test_torchvisions_nets_have_second_derivatives(name: str) -> None:
         net, RegularizerConfig(lam=5, c=3, attack=AttackConfig(max_iterations=1))
     )
     net.eval()
-    losses = objective(images, net(images).argmax(dim=1), 5.0)
+    losses = objective(images, net(images).argmax(dim=1), use_methods=True)
     losses.loss.backward()
     assert gradient(net).isfinite().all()
     assert losses.ratio.item() > 0

@@ -68,7 +68,7 @@ def test_the_unrolled_gradient_of_cosine_attention_by_finite_differences() -> No
         with torch.no_grad():
             for p, s, d in zip(net.parameters(), start, direction, strict=True):
                 p.copy_(s + sign * step * d)
-        values.append(objective(images, labels, True).loss.item())
+        values.append(objective(images, labels, use_methods=True).loss.item())
     measured = (values[0] - values[1]) / (2 * step)
     assert measured == pytest.approx(slope, rel=1e-6)
 

@@ -62,7 +62,7 @@ def variants(
         config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=max_images)
         config.attack = attack or config.attack
         objective = make_objective(net, config, runtime=runtime)
-        return lambda images, labels: objective(images, labels, tuning=True).loss
+        return lambda images, labels: objective(images, labels, use_methods=True).loss
 
     def in_precision(
         loss: Callable[..., Tensor],

@@ -86,8 +86,8 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
 
     def step(name: str) -> None:
         images, labels = next(stream)
-        objective, tuning = objectives[name]
-        scaler.scale(objective(images, labels, tuning).loss).backward()
+        objective, use_methods = objectives[name]
+        scaler.scale(objective(images, labels, use_methods=use_methods).loss).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -149,7 +149,7 @@ def _objective(
     objective = make_objective(net, config, runtime=runtime_of(options))
     if most == "auto":
         budget = objective.max_images_that_fit((3, 224, 224), size, device_of(options))
-        objective.at_once = budget.images
+        objective.limit_images(budget.images)
         print(f"max_images auto, {gradient}: {budget}")
     return objective
 

@@ -74,7 +74,7 @@ class RuntimeEstimator:
             objective = Objective(net, replace(config, model=replace(config.model, weights=None)))
             images = _images(config, number)
             labels = torch.arange(number) % self.classes
-            return lambda: objective(images, labels, not clean).loss.backward()
+            return lambda: objective(images, labels, use_methods=not clean).loss.backward()
 
         return self._timed(kind, once, max(1, config.train.batch_size // self.ranks))
 
@@ -104,8 +104,7 @@ class RuntimeEstimator:
             config = replace(config, model=replace(config.model, weights=None, new_head=False))
         with torch.random.fork_rng(devices=[]):
             net = build.build(config.model, self.classes)
-        layout = prepare.memory_format(config.runtime, torch.device("cpu"))
-        return net.to(memory_format=layout).eval()
+        return prepare.move_net(net, config.runtime, torch.device("cpu")).eval()
 
 
 def threads(ranks: int, at_once: int) -> int:

@@ -68,6 +68,11 @@ CASES: list[Case] = [
         changed_checkpoint(lambda s: s.update(model={"0.weight": torch.zeros(3)})),
         r"is damaged: it does not fit the net",
     ),
+    of_checkpoint(
+        "checkpoint: an evaluation without epoch",
+        changed_checkpoint(lambda s: s["history"][0].pop("epoch")),
+        r"is damaged: it has an invalid history .*epoch",
+    ),
     of_yaml("YAML: syntax", b"train: [1\nmodel: x", ""),
     of_yaml("YAML: empty", b"", ""),
     of_yaml("YAML: null", b"train:\n  epochs: null\n", "epochs"),

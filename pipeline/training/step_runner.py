@@ -1,0 +1,156 @@
+"""The optimiser steps of a run: batches to changed weights.
+
+In: this rank's batches. Out: `StepStats` over all ranks, or an error that names the images whose
+loss is not finite.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from pipeline.config import FinetuneConfig
+from pipeline.data.batches import TrainingPlan
+from pipeline.data.loader import Batch
+from pipeline.runtime.distributed import DistributedContext
+from pipeline.runtime.seeds import derive_seed
+from pipeline.runtime.signals import StopRequest
+from pipeline.training.memory_budget import MemoryBudget
+from pipeline.training.objective import Losses, Objective, data_parallel
+from pipeline.training.optimizer import Optimizer
+from pipeline.training.schedule import Schedule
+from pipeline.training.step_stats import (
+    StepStats,
+    is_nonfinite,
+    raise_nonfinite,
+    sum_batches,
+    unstack_sums,
+)
+
+
+class StepRunner:
+    """Runs optimiser steps, together with the other ranks.
+
+    Attributes:
+        objective: the net and its losses.
+        budget: how many images fit into memory at once; None unless it was measured.
+        parameters: that are trained.
+        optimizer: of the parameters.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        config: FinetuneConfig,
+        ranks: DistributedContext,
+        plan: TrainingPlan,
+        schedule: Schedule,
+    ) -> None:
+        """Prepare the objective and the optimiser.
+
+        Args:
+            net: on the device of this rank, the same on every rank.
+            config: of the run.
+            ranks: this rank and its device.
+            plan: size of the batches, and the index of the training images.
+            schedule: learning rate and kind of each step.
+        """
+        self.config, self.ranks, self.plan, self.schedule = config, ranks, plan, schedule
+        self.objective = Objective(net, config)
+        self.budget = self._limit_images()
+        self.parameters = self.objective.view.parameters()
+        self.optimizer = Optimizer(self.parameters, config, ranks.device)
+        self._ddp = data_parallel(
+            self.objective, ranks.device, sync_buffers=not config.model.freeze_batch_norm
+        )
+
+    def _limit_images(self) -> MemoryBudget | None:
+        """Measure how many images fit into memory at once, if the options say so."""
+        if self.config.regularizer.max_images != "auto" or not self.objective.attacks:
+            return None
+        data, ranks = self.config.data, self.ranks
+        own_budget = self.objective.max_images_that_fit(
+            (data.channels, data.crop, data.crop),
+            self.plan.pass_size,
+            ranks.device,
+            ranks.local_size,
+        )
+        # The same number on all ranks: each step takes as long as the slowest of them.
+        budget = min(ranks.gather(own_budget))
+        self.objective.limit_images(budget.images)
+        return budget
+
+    def warm_up(self) -> None:
+        """Let DDP choose the order of its gradient buckets, on a batch of zeros.
+
+        It uses the order in which gradients arrive in the first backward pass. Sums over more than
+        two ranks depend on that order, and the first pass of a resumed run is another one than that
+        of a run without interruption: without this, their last bits would differ.
+        """
+        data = self.config.data
+        images = torch.zeros(2, data.channels, data.crop, data.crop, device=self.ranks.device)
+        labels = torch.zeros(2, dtype=torch.long, device=self.ranks.device)
+        self.objective.eval()  # batch norm must not update its statistics
+        self._ddp(images, labels, use_methods=False).loss.backward()
+        self.optimizer.clear_gradients()
+        self.objective.train()
+
+    def run(self, step: int, batches: Iterator[Batch], stop: StopRequest | None) -> StepStats:
+        """Do one optimiser step.
+
+        Args:
+            step: its number, from 0.
+            batches: of this rank; the next ``train.accumulation`` of them are used.
+            stop: whether this rank has received a signal, for ``num_stopped`` in the result.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        self.optimizer.set_lr(self.schedule.lr(step))
+        passes: list[tuple[Batch, Losses]] = []
+        for number in range(self.config.train.accumulation):
+            batch = next(batches)
+            passes.append((batch, self._forward_backward(batch, number, step)))
+        own_sums = sum_batches(
+            (losses for _, losses in passes),
+            self.ranks.device,
+            stop=stop is not None and stop.received,
+        )
+        stats = unstack_sums(self.ranks.sum(own_sums))
+        if stats.num_nonfinite:
+            self._raise_nonfinite(step, int(stats.num_nonfinite), passes)
+        self.optimizer.step()
+        if self.schedule.is_finetuning_step(step):
+            self.objective.after_step(step + 1)
+        return stats
+
+    def _forward_backward(self, batch: Batch, number: int, step: int) -> Losses:
+        """Add the gradients of one of the step's batches; returns its losses without a graph."""
+        self._seed_dropout(number, step)
+        accumulation = self.config.train.accumulation
+        is_last = number == accumulation - 1
+        with nullcontext() if is_last else self._ddp.no_sync():
+            losses = self._ddp(
+                batch.images,
+                batch.labels,
+                use_methods=self.schedule.is_finetuning_step(step),
+            )
+            self.optimizer.backward(losses.loss / accumulation)
+        return losses._replace(loss=losses.loss.detach())
+
+    def _seed_dropout(self, number: int, step: int) -> None:
+        """Make dropout a function of the run's seed, the step, the batch's number and the rank."""
+        seed = derive_seed(self.config.train.seed, step, number, self.ranks.rank)
+        torch.manual_seed(seed)
+        self.objective.view.seed_dropout(seed // 2)
+
+    def _raise_nonfinite(self, step: int, number: int, passes: list[tuple[Batch, Losses]]) -> None:
+        """Raise the error that names the images whose loss is not finite, of all ranks."""
+        own_ids = [
+            self.plan.index.id(row)
+            for batch, losses in passes
+            for row in batch.rows[is_nonfinite(losses).cpu().numpy()]
+        ]
+        ids = [image_id for rank_ids in self.ranks.gather(own_ids) for image_id in rank_ids]
+        raise_nonfinite(step + 1, number, ids)
