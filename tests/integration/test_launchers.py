@@ -39,7 +39,7 @@ def test_sbatch_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ended = call(SCRIPT, "--", *PLAIN, "--output", tmp_path / "run")
     assert ended.code == 2
     (line,) = ended.stderr.splitlines()
-    assert "does not reach SLURM's controller" in line
+    assert "cannot connect to SLURM's controller" in line
     assert "--cluster local" in line
 
 
@@ -75,7 +75,7 @@ def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None
     assert len(shown) == 2
     assert re.search(r"RUNNING .* training \d+/30 .* 0:00:\d\d", shown[1])
     line = expect_error(run, *words, "--output", folder, script=SCRIPT)
-    assert "which is RUNNING, writes" in line
+    assert "(RUNNING) writes to" in line
     assert "jobs.py cancel" in line
     done = run(JOBS, "cancel", tmp_path)
     assert done.stdout.startswith("cancelled job ")
@@ -136,7 +136,7 @@ def test_a_sweep_is_all_combinations() -> None:
     assert grid([]) == [()]
     with pytest.raises(UserError, match="needs values"):
         grid([["regularizer.c"]])
-    with pytest.raises(UserError, match="2 runs would be called c=5"):
+    with pytest.raises(UserError, match="2 runs would be named c=5"):
         grid([["regularizer.c", "5", "5"]])
 
 
@@ -157,7 +157,7 @@ def test_mistakes_are_refused_before_submission(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [
-        (("--time", "soon"), (), "is no time"),
+        (("--time", "soon"), (), "is not a time"),
         (("--cluster", "local", "--nodes", 2), (), "--nodes 2 needs --cluster slurm"),
         (("--tasks-per-node", 3), ("--train.batch_size", 100), "not divisible by 3 ranks"),
         ((), ("--optim.lrr", 3), "optim.lrr"),
@@ -171,6 +171,6 @@ def test_mistakes_are_refused_before_submission(
         assert not (tmp_path / "x").exists()
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     line = expect_error(run, "--", "--output", tmp_path / "x", script=SCRIPT)
-    assert "no sbatch here" in line
+    assert "this machine has no sbatch" in line
     assert "use --cluster local" in line
     assert not (tmp_path / "x").exists()

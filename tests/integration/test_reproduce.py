@@ -225,7 +225,7 @@ def test_on_slurm(run: Run, cluster: None, downloads: Path, tmp_path: Path) -> N
     assert len(re.findall(r"^job \d+: seed0", done.stdout, re.MULTILINE)) == 4
     again = run(TOOL, *words, "--", *SHORT)
     assert again.returncode == 2
-    assert "wait, or: python launchers/jobs.py cancel" in again.stderr
+    assert "or cancel it: python launchers/jobs.py cancel" in again.stderr
     deadline = time.monotonic() + 240
     last = folder / "seed0/adversarial_1/evaluation/summary.json"
     while not (last.exists() and (folder / "seed0/deep_defense/evaluation/summary.json").exists()):

@@ -65,7 +65,7 @@ def test_an_array_without_submitit(limited: Path, tmp_path: Path) -> None:
     assert json.loads(summary.read_text())["num_samples"] == 200
 
 
-def test_shards_and_the_job_that_joins_them(run: Run, cluster: None, tmp_path: Path) -> None:
+def test_shards_and_the_merging_job(run: Run, cluster: None, tmp_path: Path) -> None:
     options = ("--model.name", "tests.helpers.nets:slow_mlp", "--evaluation.num_images", 400)
     options += ("--evaluation.batch_size", 8)
     folder = tmp_path / "a run"
@@ -75,7 +75,7 @@ def test_shards_and_the_job_that_joins_them(run: Run, cluster: None, tmp_path: P
     third = folder / "results" / "2-of-5" / "rank0.jsonl"
     until(third.exists, lambda: log_of(folder))
     slurm("scancel", f"{job_of(folder)}_2")
-    last = Path(re.search(r"joined by .* log (.*)", done.stdout)[1])
+    last = Path(re.search(r"merged by .* log (.*)", done.stdout)[1])
     until(lambda: last.exists() and "missing" in last.read_text(), lambda: log_of(folder))
     assert re.search(r"of 400 images are missing: \d+ of shard 2/5 ", last.read_text())
     assert not (folder / "summary.json").exists()
