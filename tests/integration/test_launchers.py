@@ -25,7 +25,8 @@ def test_a_batch_script_outside_of_slurm(name: str, monkeypatch: pytest.MonkeyPa
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: this script runs as a job: sbatch slurm/{name}.sbatch")
+    assert line.startswith("error: this script must run as a SLURM job; submit it with: sbatch")
+    assert f"slurm/{name}.sbatch" in line
 
 
 def test_sbatch_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
