@@ -1,13 +1,14 @@
-r"""Fine-tune, evaluate before and after, report: all submitted at once, each after what it needs.
+r"""Submit a fine-tuning, the evaluations of the weights before and after it, and a report.
 
     python launchers/chain.py --nodes 4 --gpus-per-node 8 --shards 16 --partition P --time 24h -- \
         --config configs/imagenet_resnet18.yaml --data.train train.parquet --data.val val.parquet \
         --output runs/r18
 
-What follows -- are the options of pipeline/finetune.py; after a second --, those of
-pipeline/evaluate.py that are to differ in the evaluations. These are written to OUTPUT/before and
-OUTPUT/after, tables and figures to OUTPUT/report. Jobs that wait for a job
-that fails are cancelled; the same command again submits what is not done.
+The options after -- are those of pipeline/finetune.py. After a second --, options of
+pipeline/evaluate.py can be given; they apply to the evaluations only. The evaluations are written
+to OUTPUT/before and OUTPUT/after, tables and figures to OUTPUT/report. All jobs are submitted at
+once; each waits for the jobs that it depends on and is cancelled when one of them fails. The same
+command again submits only what is not done.
 """
 
 import dataclasses
@@ -36,49 +37,57 @@ from pipeline.errors import exit_on_user_error, warn
 from pipeline.evaluation import reference
 from pipeline.evaluation.shard_results import Manifest
 
-# What is evaluated: the folder, and the weights that the fine-tuning writes.
+# The evaluations: name of the folder, and file of the weights, which the fine-tuning writes.
 PARTS = {"before": "reference.pth", "after": "weights.pth"}
 
 
 def parser() -> arguments.Parser:
-    """The command line up to the first --."""
+    """The parser of the options before the first --."""
     top = arguments.Parser(
         description=__doc__,
-        usage="%(prog)s [OPTIONS] -- [OF pipeline/finetune.py] [-- OF pipeline/evaluate.py]",
+        usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/finetune.py] "
+        "[-- OPTIONS OF pipeline/evaluate.py]",
     )
     top.add_argument(
-        "--shards", type=arguments.POSITIVE, help="jobs of each evaluation (8; 1 on this machine)"
+        "--shards",
+        type=arguments.POSITIVE,
+        help="number of jobs of each evaluation (default: 8, or 1 without SLURM; never more than "
+        "images)",
     )
     top.add_argument(
         "--shard-time",
         type=options.parse_minutes,
         default=240,
         metavar="TIME",
-        help="limit of a shard, which has one task and one GPU if nodes have any (4h)",
+        help="time limit of each shard, written as for --time (default: 4h). A shard has one "
+        "task, with one GPU if --gpus-per-node is given",
     )
     options.add_resources(top)
     return top
 
 
 def evaluations_of(
-    tuning: FinetuneConfig, words: list[str]
+    tuning: FinetuneConfig, argv: list[str]
 ) -> tuple[dict[str, EvaluateConfig], Manifest]:
-    """The options of each part: those of the fine-tuning, a search for eps_ref, and ``words``; and
-    what they evaluate.
+    """The configuration of each evaluation by its name in `PARTS`, and the manifest of both.
+
+    Args:
+        tuning: the fine-tuning, whose options the evaluations share.
+        argv: options of pipeline/evaluate.py, which replace those of the fine-tuning.
 
     Raises:
-        SystemExit: an option that pipeline/evaluate.py would refuse.
-        UserError: what the jobs would refuse.
+        SystemExit: pipeline/evaluate.py would refuse an option.
+        UserError: the jobs would refuse the data, the net or the weights.
     """
     folder = tuning.folder
-    with tempfile.TemporaryDirectory() as place:
-        base = Path(place) / "base.yaml"
+    with tempfile.TemporaryDirectory() as temp_folder:
+        base = Path(temp_folder) / "base.yaml"
         config_file.save(dataclasses.replace(tuning, resume="auto"), base)
         search = ["--evaluation.fgs.search", "true"]
-        config = parse.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *words])
+        config = parse.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *argv])
     config = submit.with_absolute_paths(reference.resolve_reference(config))
-    # The weights to evaluate do not exist yet. Those to start from have another head where a new
-    # one is asked for.
+    # The weights to evaluate do not exist yet, so the check uses those that the fine-tuning starts
+    # from. With model.new_head they do not fit the new head; then the check uses none.
     weights = None if tuning.model.new_head else tuning.model.weights
     model = dataclasses.replace(tuning.model, weights=weights, new_head=False)
     manifest = evaluate.check(dataclasses.replace(config, model=model))
@@ -94,7 +103,7 @@ def evaluations_of(
 
 
 def is_done(tuning: FinetuneConfig) -> bool:
-    """Whether the fine-tuning has ended, with these options."""
+    """Whether a fine-tuning with the same options has ended in its folder."""
     folder = tuning.folder
     try:
         options_then = yaml.safe_load((folder / "config.yaml").read_text())
@@ -107,68 +116,94 @@ def is_done(tuning: FinetuneConfig) -> bool:
 def launch(
     tuning: FinetuneConfig,
     evaluations: dict[str, EvaluateConfig],
-    shards: int,
+    num_shards: int,
     resources: Resources,
-    for_shards: Resources,
-    wait: bool,
-) -> None:
-    """Submit what is not done; on this machine, one after the other."""
-    folder, slurm = tuning.folder, resources.cluster == "slurm"
+    shard_resources: Resources,
+) -> list[submitit.Job[None]]:
+    """Submit what is not done, and return the jobs; without SLURM, run one part after the other.
+
+    Args:
+        tuning: the fine-tuning, with absolute paths.
+        evaluations: as of `evaluations_of`.
+        num_shards: number of shards of each evaluation.
+        resources: what the fine-tuning requests.
+        shard_resources: what each shard requests.
+    """
+    folder = tuning.folder
     submit.check_can_submit(folder, resources)
     jobs: list[submitit.Job[None]] = []
-    needed: list[str] = []  # by the report
-
-    def submitted(name: str, more: list[submitit.Job[None]]) -> None:
-        last = more[-1]
-        print(f"{name:<12} job {', '.join(submit.job_ids(more))}, log {last.paths.stdout}")
-        sys.stdout.flush()
-        jobs.extend(more)
-        needed.append(last.job_id)
-        if not slurm:
-            submit.follow(more, resources, wait=True)
-
+    last_job_ids: list[str] = []  # of each part; the report waits for these
     if not is_done(tuning):
-        submitted("fine-tuning", finetune.launch(folder, [tuning], resources))
-    first = needed[0] if needed else None
+        jobs += finetune.launch(folder, [tuning], resources)
+        _announce("fine-tuning", jobs, resources)
+        last_job_ids.append(jobs[-1].job_id)
+    tuning_job_id = last_job_ids[0] if last_job_ids else None
     for name, config in evaluations.items():
-        todo = evaluate.unfinished_shards(config.folder, shards)
-        if todo:
-            submitted(name, evaluate.launch(config, todo, for_shards, first))
+        shards = evaluate.unfinished_shards(config.folder, num_shards)
+        if shards:
+            shard_jobs = evaluate.launch(config, shards, shard_resources, tuning_job_id)
+            _announce(name, shard_jobs, resources)
+            jobs += shard_jobs
+            last_job_ids.append(jobs[-1].job_id)
+    return jobs + _launch_report(folder, last_job_ids, resources)
+
+
+def _announce(name: str, jobs: list[submitit.Job[None]], resources: Resources) -> None:
+    """Print the ids of a part's jobs; without SLURM, wait for them and show their logs.
+
+    Raises:
+        UserError: one of them failed, and the cluster is this machine.
+    """
+    log = jobs[-1].paths.stdout
+    print(f"{name:<12} job {', '.join(submit.job_ids(jobs))}, log {log}", flush=True)
+    if resources.cluster != "slurm":
+        submit.follow(jobs, resources, wait=True)
+
+
+def _launch_report(
+    folder: Path, last_job_ids: list[str], resources: Resources
+) -> list[submitit.Job[None]]:
+    """Submit the report, after these jobs; without SLURM, write it now, without a job."""
     report_folder = folder / "report"
     report_folder.mkdir(exist_ok=True)
-    if not slurm:
-        Report(str(folder))()
-        return
-    condition = f"afterok:{':'.join(needed)}" if needed else None
     task = Report(str(folder))
-    report = submit.submit([task], folder, resources.single_task(), condition)
-    Submission.of(report_folder, "report", "slurm", report[0]).write()
-    submitted("report", report)
-    print(f"progress     python launchers/jobs.py --watch {shlex.quote(str(folder))}")
-    submit.follow(jobs, resources, wait)
+    if resources.cluster != "slurm":
+        task()
+        return []
+    dependency = f"afterok:{':'.join(last_job_ids)}" if last_job_ids else None
+    jobs = submit.submit([task], folder, resources.single_task(), dependency)
+    Submission.of(report_folder, "report", "slurm", jobs[0]).write()
+    _announce("report", jobs, resources)
+    return jobs
 
 
 def main() -> None:
-    """Check everything, then submit."""
-    mine, theirs = options.split(sys.argv[1:])
-    tuning_words, evaluation_words = options.split(theirs)
-    asked = parser().parse_args(mine)
+    """Check all options, then submit."""
+    launcher_argv, run_argv = options.split(sys.argv[1:])
+    tuning_argv, evaluation_argv = options.split(run_argv)
+    args = parser().parse_args(launcher_argv)
     with exit_on_user_error():
-        resources = options.resources(asked)
-        _, (tuning,) = finetune.parse_configs([], tuning_words)
+        resources = options.resources(args)
+        _, (tuning,) = finetune.parse_configs([], tuning_argv)
         warn(*finetune.check(tuning, resources))
-        evaluations, manifest = evaluations_of(tuning, evaluation_words)
+        evaluations, manifest = evaluations_of(tuning, evaluation_argv)
         default = 8 if resources.cluster == "slurm" else 1
-        shards = evaluate.num_shards(asked.shards, default, manifest)
+        num_shards = evaluate.num_shards(args.shards, default, manifest)
         gpus = 1 if resources.gpus_per_node else None
-        for_shards = dataclasses.replace(
-            resources, nodes=1, tasks_per_node=1, gpus_per_node=gpus, minutes=asked.shard_time
+        shard_resources = dataclasses.replace(
+            resources, nodes=1, tasks_per_node=1, gpus_per_node=gpus, minutes=args.shard_time
         )
         if tuning.dry_run:
             names = ", ".join(evaluations)
-            print(f"would submit: fine-tuning, {shards} shards for each of {names}, report")
+            print(f"would submit: fine-tuning, {num_shards} shards for each of {names}, report")
             return
-        launch(tuning, evaluations, shards, resources, for_shards, asked.wait)
+        jobs = launch(tuning, evaluations, num_shards, resources, shard_resources)
+        if resources.cluster == "slurm":
+            print(
+                f"progress     python launchers/jobs.py --watch {shlex.quote(str(tuning.folder))}"
+            )
+            sys.stdout.flush()
+            submit.follow(jobs, resources, wait=args.wait)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-r"""Submit pipeline/evaluate.py as a job array, and a job that joins the shards.
+r"""Submit pipeline/evaluate.py as an array of shards, and a job that merges their results.
 
     python launchers/evaluate.py --shards 16 --gpus-per-node 1 --partition P --time 2h -- \
         --data.val val.parquet --model.name resnet18 --model.weights resnet18.pth --output runs/eval
 
-What follows -- are the options of pipeline/evaluate.py; they are checked before anything is
-submitted. The same command again submits only the shards that are not done.
+The options after -- are those of pipeline/evaluate.py; they are checked before anything is
+submitted. The same command again submits only the shards with missing images.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,23 +35,29 @@ from pipeline.models import prepare
 
 
 def parser() -> arguments.Parser:
-    """The command line up to --."""
+    """The parser of the options before --."""
     top = arguments.Parser(
         description=__doc__, usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/evaluate.py]"
     )
-    top.add_argument("--shards", type=arguments.POSITIVE, help="jobs of the array (8)")
+    top.add_argument(
+        "--shards",
+        type=arguments.POSITIVE,
+        help="number of jobs in the array (default: 8; never more than images)",
+    )
     options.add_resources(top)
     return top
 
 
 def check(config: EvaluateConfig) -> Manifest:
-    """Refuse what the jobs would refuse; what they will evaluate.
+    """Refuse the mistakes that the jobs would refuse; return the manifest of the evaluation.
 
     Raises:
         UserError: names the option.
     """
     if config.part.of != 1:
-        raise UserError("shard: the launcher sets it; say how many with --shards before --")
+        raise UserError(
+            "shard: the launcher sets this option; give the number of shards by --shards before --"
+        )
     index = source.open_index(config, "val")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # as the jobs do
@@ -58,87 +65,97 @@ def check(config: EvaluateConfig) -> Manifest:
     return entry.describe(config, index, net)
 
 
-def num_shards(asked: int | None, default: int, manifest: Manifest) -> int:
-    """Jobs of an evaluation: as asked for; by default no more than there are images.
+def num_shards(requested: int | None, default: int, manifest: Manifest) -> int:
+    """The number of shards: the requested one, else the default, but never more than images.
 
     Raises:
-        UserError: there would be shards without images.
+        UserError: more shards than images are requested.
     """
     indexed, limit = manifest.identity["num_indexed"], manifest.identity["num_images"]
     num_images = indexed if limit is None else min(indexed, limit)
-    if asked is not None and asked > num_images:
-        raise UserError(f"--shards {asked}: there are {num_images} images; give at most as many")
-    return min(default, num_images) if asked is None else asked
+    if requested is None:
+        return min(default, num_images)
+    if requested > num_images:
+        raise UserError(
+            f"--shards {requested}: there are {num_images} images; give at most as many"
+        )
+    return requested
 
 
-def unfinished_shards(folder: Path, shards: int) -> list[Shard]:
-    """The shards that lack images: all of them where nothing was found yet."""
-    every = [Shard(number, shards) for number in range(shards)]
+def unfinished_shards(folder: Path, total: int) -> list[Shard]:
+    """The shards with missing images, of ``total``; all shards if the folder has no results."""
+    shards = [Shard(number, total) for number in range(total)]
     if not list(folder.glob("results/*/rank*.jsonl")):
-        return every
-    lacking = merge.merge_shards(folder).num_missing_by_shard(shards)
-    return [shard for shard in every if shard.number in lacking]
+        return shards
+    num_missing = merge.merge_shards(folder).num_missing_by_shard(total)
+    return [shard for shard in shards if shard.number in num_missing]
 
 
 def launch(
     config: EvaluateConfig,
     shards: Sequence[Shard],
     resources: Resources,
-    after: str | None = None,
+    after_job: str | None = None,
 ) -> list[submitit.Job[None]]:
-    """Submit shards and, on SLURM, the job that joins them, which is the last.
+    """Submit shards as one array and, on SLURM, the merging job, which comes last in the result.
 
     Args:
-        config: with absolute paths.
-        shards: to evaluate.
-        resources: of each.
-        after: a job that must end well first.
+        config: of the evaluation, with absolute paths.
+        shards: the shards to evaluate.
+        resources: what each shard requests.
+        after_job: id of a job that must succeed first.
     """
     folder = config.folder
-    (given,) = submit.snapshot_code_and_config(folder, [config], resources)
-    words = "--config", str(given), "--shard"
-    tasks = [Task("pipeline.evaluate", (*words, str(shard)), str(Path.cwd())) for shard in shards]
-    condition = f"afterok:{after}" if after else None
-    jobs = submit.submit(tasks, folder, resources, condition)
-    numbers, logs = submit.job_ids(jobs), [str(job.paths.stdout) for job in jobs]
-    joined_by = None
+    (config_path,) = submit.snapshot_code_and_config(folder, [config], resources)
+    argv = "--config", str(config_path), "--shard"
+    tasks = [Task("pipeline.evaluate", (*argv, str(shard)), str(Path.cwd())) for shard in shards]
+    dependency = f"afterok:{after_job}" if after_job else None
+    jobs = submit.submit(tasks, folder, resources, dependency)
+    ids, logs = submit.job_ids(jobs), [str(job.paths.stdout) for job in jobs]
+    merge_job_id = None
     if resources.cluster == "slurm":
-        ended = ",".join(filter(None, [f"afterany:{numbers[0]}", condition]))
-        jobs += submit.submit([Merge(str(folder))], folder, resources.single_task(), ended)
-        joined_by = jobs[-1].job_id
-    Submission(folder, "evaluate", resources.cluster, numbers, logs, joined_by).write()
+        # afterany: the merging job also runs when a shard failed, to report what is missing.
+        merge_after = ",".join(filter(None, [f"afterany:{ids[0]}", dependency]))
+        jobs += submit.submit([Merge(str(folder))], folder, resources.single_task(), merge_after)
+        merge_job_id = jobs[-1].job_id
+    Submission(folder, "evaluate", resources.cluster, ids, logs, merge_job_id).write()
     return jobs
 
 
 def main() -> None:
-    """Check, submit what is not done, and the job that joins."""
-    mine, theirs = options.split(sys.argv[1:])
-    asked = parser().parse_args(mine)
-    config = parse.parse(EvaluateConfig, __doc__, theirs, output_suffix="-evaluation")
+    """Check the options, then submit the shards that are not done and the merging job."""
+    launcher_argv, run_argv = options.split(sys.argv[1:])
+    args = parser().parse_args(launcher_argv)
+    config = parse.parse(EvaluateConfig, __doc__, run_argv, output_suffix="-evaluation")
     with exit_on_user_error():
-        resources = options.resources(asked)
+        resources = options.resources(args)
         config = reference.resolve_reference(config)
         manifest = check(config)
-        total = num_shards(asked.shards, 8, manifest)
+        total = num_shards(args.shards, 8, manifest)
         warn(*warn_ignored(config))
         config = submit.with_absolute_paths(config)
-        folder = config.folder
-        refuse_other(folder / "results", manifest)
-        shards = unfinished_shards(folder, total)
+        refuse_other(config.folder / "results", manifest)
+        shards = unfinished_shards(config.folder, total)
         if not shards:
-            print(f"all images are done; python tools/report.py merge {folder} joins them")
+            print(
+                "all images are done; to write the outputs again: "
+                f"python tools/report.py merge {shlex.quote(str(config.folder))}"
+            )
             return
-        names = f"shards       {', '.join(map(str, shards))}"
+        shard_line = f"shards       {', '.join(map(str, shards))}"
         if config.dry_run:
-            print(f"would submit {len(shards)} of {total} jobs, into {folder}\n{names}")
+            print(f"would submit {len(shards)} of {total} jobs, into {config.folder}\n{shard_line}")
             return
         jobs = launch(config, shards, resources)
-        tasks = jobs[: len(shards)]
-        joining = [
-            f"joined by    job {job.job_id}, log {job.paths.stdout}" for job in jobs[len(tasks) :]
-        ]
-        print(submit.submission_message(folder, tasks, resources, names, *joining), flush=True)
-        submit.follow(jobs, resources, asked.wait)
+        shard_jobs, merge_jobs = jobs[: len(shards)], jobs[len(shards) :]
+        merge_lines = [f"merged by    job {j.job_id}, log {j.paths.stdout}" for j in merge_jobs]
+        print(
+            submit.submission_message(
+                config.folder, shard_jobs, resources, shard_line, *merge_lines
+            ),
+            flush=True,
+        )
+        submit.follow(jobs, resources, wait=args.wait)
 
 
 if __name__ == "__main__":

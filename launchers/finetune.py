@@ -1,4 +1,4 @@
-r"""Submit pipeline/finetune.py to SLURM: one task a GPU, requeued and resumed when it is cut.
+r"""Submit pipeline/finetune.py to SLURM: one task for each GPU, requeued when it is interrupted.
 
     python launchers/finetune.py --nodes 4 --gpus-per-node 8 --partition P --time 24h -- \
         --config configs/imagenet_resnet18.yaml --data.train train.parquet --output runs/r18
@@ -6,9 +6,10 @@ r"""Submit pipeline/finetune.py to SLURM: one task a GPU, requeued and resumed w
         --gpus-per-node 8 --time 12h -- --config configs/imagenet_resnet18.yaml --output runs/c
     python launchers/finetune.py --cluster local --tasks-per-node 2 -- --output runs/try
 
-What follows -- are the options of pipeline/finetune.py; they are checked before anything is
-submitted. The code and the options are copied into the run's folder. A sweep is one array with a
-run for each combination, in a folder of its own below --output.
+The options after -- are those of pipeline/finetune.py; they are checked before anything is
+submitted. The code and the options are copied into the run's folder. A requeued run resumes from
+its last checkpoint. A sweep is submitted as one array with one run for each combination of values,
+each in its own folder below --output.
 """
 
 import sys
@@ -37,7 +38,7 @@ from pipeline.models import prepare
 
 
 def parser() -> arguments.Parser:
-    """The command line up to --."""
+    """The parser of the options before --."""
     top = arguments.Parser(
         description=__doc__, usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/finetune.py]"
     )
@@ -47,32 +48,38 @@ def parser() -> arguments.Parser:
         nargs="+",
         default=[],
         metavar=("OPTION", "VALUE"),
-        help="an option of pipeline/finetune.py and its values; several: all combinations",
+        help="an option of pipeline/finetune.py and the values to try; may be given several times, "
+        "then every combination is run (default: no sweep)",
     )
     options.add_resources(top)
     return top
 
 
-def parse_configs(sweeps: list[list[str]], words: list[str]) -> tuple[Path, list[FinetuneConfig]]:
-    """The folder of the whole, and a configuration for each run of the sweep, or the only one.
+def parse_configs(
+    sweeps: list[list[str]], run_argv: list[str]
+) -> tuple[Path, list[FinetuneConfig]]:
+    """The folder given by --output, and one configuration for each run of the sweep.
+
+    Without a sweep there is one configuration, and its folder is that of --output.
 
     Raises:
-        SystemExit: an option that pipeline/finetune.py would refuse.
+        SystemExit: pipeline/finetune.py would refuse an option.
         UserError: evaluation.fgs.reference names a folder without an eps_ref.
     """
-    folder = parse.parse(FinetuneConfig, __doc__, words).folder.absolute()
+    folder = parse.parse(FinetuneConfig, __doc__, run_argv).folder.absolute()
     configs = []
     for point in options.grid(sweeps):
-        more = [word for name, value in point for word in (f"--{name}", value)]
-        config = parse.parse(FinetuneConfig, __doc__, [*words, *more])
+        point_argv = [text for name, value in point for text in (f"--{name}", value)]
+        config = parse.parse(FinetuneConfig, __doc__, [*run_argv, *point_argv])
         config.output = str(folder / options.name_of(point))
         configs.append(submit.with_absolute_paths(reference.resolve_reference(config)))
     return folder, configs
 
 
 def check(config: FinetuneConfig, resources: Resources) -> list[str]:
-    """Refuse what the run would refuse: data, weights, a batch that the ranks cannot share; the
-    warnings that it would print.
+    """Refuse the mistakes that the run would refuse; return the warnings that it would print.
+
+    Checks the data, the weights, and whether the ranks can divide a batch.
 
     Raises:
         UserError: names the option.
@@ -88,8 +95,8 @@ def launch(
     folder: Path, configs: Sequence[FinetuneConfig], resources: Resources
 ) -> list[submitit.Job[None]]:
     """Submit one run, or an array of them."""
-    given = submit.snapshot_code_and_config(folder, configs, resources)
-    tasks = [Task("pipeline.finetune", ("--config", str(path)), str(Path.cwd())) for path in given]
+    paths = submit.snapshot_code_and_config(folder, configs, resources)
+    tasks = [Task("pipeline.finetune", ("--config", str(path)), str(Path.cwd())) for path in paths]
     jobs = submit.submit(tasks, folder, resources)
     for config, job in zip(configs, jobs, strict=True):
         Submission.of(config.folder, "finetune", resources.cluster, job).write()
@@ -97,12 +104,12 @@ def launch(
 
 
 def main() -> None:
-    """Check, submit, tell."""
-    mine, theirs = options.split(sys.argv[1:])
-    asked = parser().parse_args(mine)
+    """Check the options, submit the runs, and print where to find and how to stop them."""
+    launcher_argv, run_argv = options.split(sys.argv[1:])
+    args = parser().parse_args(launcher_argv)
     with exit_on_user_error():
-        folder, configs = parse_configs(asked.sweep, theirs)
-        resources = options.resources(asked)
+        folder, configs = parse_configs(args.sweep, run_argv)
+        resources = options.resources(args)
         warn(*dict.fromkeys(line for config in configs for line in check(config, resources)))
         if configs[0].dry_run:
             shape = f"{resources.nodes} x {resources.tasks_per_node} task(s)"
@@ -110,9 +117,9 @@ def main() -> None:
             print(*(config.output for config in configs), sep="\n")
             return
         jobs = launch(folder, configs, resources)
-        places = f"checkpoints  {configs[0].folder / 'checkpoints'}"
-        print(submit.submission_message(folder, jobs, resources, places), flush=True)
-        submit.follow(jobs, resources, asked.wait)
+        checkpoint_line = f"checkpoints  {configs[0].folder / 'checkpoints'}"
+        print(submit.submission_message(folder, jobs, resources, checkpoint_line), flush=True)
+        submit.follow(jobs, resources, wait=args.wait)
 
 
 if __name__ == "__main__":

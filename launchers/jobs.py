@@ -1,8 +1,8 @@
-"""This project's runs: what they do, how far they are; stop them, read their logs.
+"""Show the progress of submitted runs, cancel them, and show their logs.
 
-python launchers/jobs.py                      # the runs in and below runs/
+python launchers/jobs.py                      # lists the runs in and below runs/
 python launchers/jobs.py --watch /scratch/runs runs
-python launchers/jobs.py cancel runs/r18      # also what waits for it, and all of a sweep
+python launchers/jobs.py cancel runs/r18      # and all runs below that folder
 python launchers/jobs.py logs runs/r18 --follow
 """
 
@@ -29,169 +29,193 @@ from pipeline.config.checks import Range
 from pipeline.errors import UserError, exit_on_user_error
 
 COMMANDS = ("list", "cancel", "logs")
+_INTERRUPTED_EXIT_CODE = 130  # the shell's convention for a program that Ctrl-C ended
 
 
 def parser() -> arguments.Parser:
-    """The command line."""
+    """The parser of the command line."""
     top = arguments.Parser(description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    listed = commands.add_parser("list", help="the runs; without a command, this is done")
-    listed.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], metavar="FOLDER")
-    listed.add_argument(
-        "--watch",
-        action="store_true",
-        help="until interrupted",
+    list_parser = commands.add_parser("list", help="show the runs; this is the default command")
+    list_parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        default=[Path("runs")],
+        metavar="FOLDER",
+        help="show the runs in and below these folders (default: runs)",
     )
-    listed.add_argument(
+    list_parser.add_argument(
+        "--watch", action="store_true", help="update the table until Ctrl-C is pressed"
+    )
+    list_parser.add_argument(
         "--every",
         type=arguments.Number(float, Range(minimum=0.1, maximum=86_400, unit="seconds")),
         default=10.0,
         metavar="SECONDS",
-        help="between looks (%(default)s)",
+        help="time between two updates with --watch (default: %(default)s)",
     )
-    ended = commands.add_parser("cancel", help="let a run save and end; also what is below it")
-    ended.add_argument("folders", nargs="+", type=Path, metavar="RUN")
-    shown = commands.add_parser("logs", help="the end of a run's logs")
-    shown.add_argument("folders", nargs="+", type=Path, metavar="RUN")
-    shown.add_argument("--follow", action="store_true", help="until interrupted")
-    shown.add_argument(
-        "--lines", type=arguments.POSITIVE, default=20, help="of each log (%(default)s)"
+    cancel_parser = commands.add_parser("cancel", help="cancel runs; each saves its state first")
+    logs_parser = commands.add_parser("logs", help="show the end of the logs of runs")
+    for subparser in (cancel_parser, logs_parser):
+        subparser.add_argument(
+            "folders",
+            nargs="+",
+            type=Path,
+            metavar="RUN",
+            help="folders of runs; runs in folders below them are included",
+        )
+    logs_parser.add_argument(
+        "--follow", action="store_true", help="show new lines until Ctrl-C is pressed"
+    )
+    logs_parser.add_argument(
+        "--lines",
+        type=arguments.POSITIVE,
+        default=20,
+        help="number of lines to show of each log (default: %(default)s)",
     )
     return top
 
 
-def found(folders: Sequence[Path]) -> list[Submission]:
+def find_submissions(folders: Sequence[Path]) -> list[Submission]:
     """The submissions in and below these folders.
 
     Raises:
         UserError: there are none.
     """
-    known = run_status.find(folders)
-    if not known:
+    submissions = run_status.find_submissions(folders)
+    if not submissions:
         names = ", ".join(map(str, folders))
-        raise UserError(f"no runs that a launcher submitted in {names}; name their folder")
-    return known
+        raise UserError(f"no runs that a launcher submitted in {names}; give the folder of a run")
+    return submissions
 
 
-def table(known: Sequence[Submission]) -> Table:
-    """A line for each run."""
-    view = Table(box=None, header_style="bold")
+def make_table(submissions: Sequence[Submission]) -> Table:
+    """A table with one row for each run."""
+    table = Table(box=None, header_style="bold")
     for name in ("run", "job", "state", "nodes"):
-        view.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold")
     for name in ("progress", "images/s", "rho", "left", "limit"):
-        view.add_column(name, justify="right", overflow="fold")
-    for each, tasks in zip(known, slurm_states.of(known), strict=True):
-        view.add_row(*_cells(each, tasks))
-    return view
+        table.add_column(name, justify="right", overflow="fold")
+    for submission, states in zip(submissions, slurm_states.states_of(submissions), strict=True):
+        table.add_row(*_cells(submission, states))
+    return table
 
 
-def _cells(run: Submission, tasks: list[State]) -> list[str]:
-    going = [state for state in tasks if state.name in slurm_states.GOING]
-    far = run_status.progress(run)
-    steps = f"{far.doing} {far.done}/{far.total}" if far.total else ""
-    if steps and far.at:
-        steps += f", {far.at}"
-    if not steps and any(state.name == "RUNNING" for state in tasks):
-        steps = "starting"
-    rate = f"{far.images_per_second:.4g}" if far.images_per_second and going else ""
-    left = far.seconds_left if going else None
-    nodes = ", ".join(dict.fromkeys(state.nodes for state in going if state.nodes))
-    limits = sorted({state.limit for state in going if state.limit}, key=len)
-    rho = f"{far.rho:.4g}" if far.rho is not None else ""
-    place = os.path.relpath(run.folder)
+def _cells(submission: Submission, states: Sequence[State]) -> list[str]:
+    """The row of one run, from its files and the states of its tasks."""
+    running = [state for state in states if state.name in slurm_states.RUNNING_STATES]
+    progress = run_status.read_progress(submission)
+    progress_text = _progress_text(progress)
+    if not progress_text and any(state.name == "RUNNING" for state in states):
+        progress_text = "starting"
+    rate = f"{progress.images_per_second:.4g}" if progress.images_per_second and running else ""
+    rho = f"{progress.rho:.4g}" if progress.rho is not None else ""
+    nodes = dict.fromkeys(state.nodes for state in running if state.nodes)
+    # SLURM writes D-HH:MM:SS without leading zeros, so a shorter text is a shorter time.
+    limits = sorted({state.time_left for state in running if state.time_left}, key=len)
     return [
-        place,
-        run.jobs[0],
-        _said(run, tasks),
-        nodes,
-        steps,
+        os.path.relpath(submission.folder),
+        submission.jobs[0],
+        _state_text(submission, states),
+        ", ".join(nodes),
+        progress_text,
         rate,
         rho,
-        _clock(left),
+        _duration(progress.seconds_left if running else None),
         *limits[:1],
     ]
 
 
-def _clock(seconds: float | None) -> str:
+def _progress_text(progress: run_status.Progress) -> str:
+    if not progress.total:
+        return ""
+    text = f"{progress.activity} {progress.num_done}/{progress.total}"
+    return f"{text}, {progress.training_step}" if progress.training_step else text
+
+
+def _duration(seconds: float | None) -> str:
     return "" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
-def _said(run: Submission, tasks: list[State]) -> str:
-    """The states in words, with why it waits or what may be wrong."""
-    if not tasks:
+def _state_text(submission: Submission, states: Sequence[State]) -> str:
+    """The states of the tasks, the reasons why they wait, and a hint if there is no log."""
+    if not states:
         return "unknown"
-    counts = Counter(state.name for state in tasks)
-    said = ", ".join(name if len(tasks) == 1 else f"{n} {name}" for name, n in counts.items())
-    reasons = dict.fromkeys(s.reason for s in tasks if s.reason not in ("", "None"))
+    counts = Counter(state.name for state in states)
+    text = ", ".join(name if len(states) == 1 else f"{n} {name}" for name, n in counts.items())
+    reasons = dict.fromkeys(state.reason for state in states if state.reason not in ("", "None"))
     if reasons:
-        said += f" ({', '.join(reasons)})"
-    return said + _blind(run, tasks)
+        text += f" ({', '.join(reasons)})"
+    return text + _no_log_hint(submission, states)
 
 
-def _blind(run: Submission, tasks: list[State]) -> str:
-    """What a job that failed before it could say anything hints at."""
-    failed = any(state.name in ("FAILED", "ENDED") for state in tasks)
-    if failed and not any(Path(log).exists() for log in run.logs):
-        return f"; it left no log: can the nodes see {run.folder}?"
+def _no_log_hint(submission: Submission, states: Sequence[State]) -> str:
+    """A hint for jobs that failed before they wrote a log; empty for all others."""
+    failed = any(state.name in ("FAILED", "ENDED") for state in states)
+    if failed and not any(Path(log).exists() for log in submission.logs):
+        return f"; there is no log: can the nodes see {submission.folder}?"
     return ""
 
 
-def show(options: argparse.Namespace) -> None:
-    """``list``."""
+def show(args: argparse.Namespace) -> None:
+    """The command ``list``."""
     console = Console()
     if not console.is_terminal:
-        console.width = 1000  # nothing is folded; the table is as wide as it must be
-    if not options.watch:
-        console.print(table(found(options.folders)), soft_wrap=False)
+        console.width = 1000  # wide enough that no cell is folded
+    if not args.watch:
+        console.print(make_table(find_submissions(args.folders)), soft_wrap=False)
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(table(found(options.folders)), refresh=True)
-            time.sleep(options.every)
+            live.update(make_table(find_submissions(args.folders)), refresh=True)
+            time.sleep(args.every)
 
 
-def cancel(options: argparse.Namespace) -> None:
-    """``cancel``: what waits for a job before the job itself."""
-    known = found(options.folders)
-    for each, tasks in reversed(list(zip(known, slurm_states.of(known), strict=True))):
-        if not any(state.live for state in tasks):
+def cancel(args: argparse.Namespace) -> None:
+    """The command ``cancel``. Jobs that wait for others are cancelled before them."""
+    submissions = find_submissions(args.folders)
+    states = slurm_states.states_of(submissions)
+    for submission, task_states in reversed(list(zip(submissions, states, strict=True))):
+        if not any(state.is_active for state in task_states):
             continue
-        if each.cluster == "slurm":
-            jobs = [job for job in (each.joined_by, *each.jobs) if job]
-            done = subprocess.run(["scancel", *jobs], capture_output=True, text=True)
-            if done.returncode != 0:
-                raise UserError(done.stderr.strip() or f"scancel {' '.join(jobs)} failed")
+        if submission.cluster == "slurm":
+            jobs = [job for job in (submission.joined_by, *submission.jobs) if job]
+            scancel = subprocess.run(["scancel", *jobs], capture_output=True, text=True)
+            if scancel.returncode != 0:
+                raise UserError(scancel.stderr.strip() or f"scancel {' '.join(jobs)} failed")
         else:
-            jobs = slurm_states.processes(each)
+            jobs = slurm_states.running_processes(submission)
             for job in jobs:
                 os.kill(int(job), signal.SIGTERM)
-        print(f"cancelled job {', '.join(jobs)}: {each.folder}")
+        print(f"cancelled job {', '.join(jobs)}: {submission.folder}")
 
 
-def logs(options: argparse.Namespace) -> None:
-    """``logs``."""
-    known = found(options.folders)
-    paths = [log for each in known for log in each.logs if Path(log).exists()]
-    for each, tasks in zip(known, slurm_states.of(known), strict=True):
-        if not any(Path(log).exists() for log in each.logs):
-            print(f"{each.folder}: no log yet; job {each.jobs[0]} is {_said(each, tasks)}")
+def logs(args: argparse.Namespace) -> None:
+    """The command ``logs``."""
+    submissions = find_submissions(args.folders)
+    paths = [log for submission in submissions for log in submission.logs if Path(log).exists()]
+    for submission, states in zip(submissions, slurm_states.states_of(submissions), strict=True):
+        if not any(Path(log).exists() for log in submission.logs):
+            text = _state_text(submission, states)
+            print(f"{submission.folder}: no log yet; state of job {submission.jobs[0]}: {text}")
     if paths:
         sys.stdout.flush()
-        follow = ["-F"] if options.follow else []
-        os.execvp("tail", ["tail", "-n", str(options.lines), *follow, "--", *paths])
+        follow = ["-F"] if args.follow else []
+        os.execvp("tail", ["tail", "-n", str(args.lines), *follow, "--", *paths])
 
 
 def main() -> None:
-    """Do what is asked for; without a command, list."""
-    words = sys.argv[1:]
-    if not words or words[0] not in (*COMMANDS, "-h", "--help"):
-        words = ["list", *words]
-    options = parser().parse_args(words)
+    """Run the command; without one, run ``list``."""
+    argv = sys.argv[1:]
+    if not argv or argv[0] not in (*COMMANDS, "-h", "--help"):
+        argv = ["list", *argv]
+    args = parser().parse_args(argv)
     with exit_on_user_error():
         try:
-            {"list": show, "cancel": cancel, "logs": logs}[options.command](options)
+            {"list": show, "cancel": cancel, "logs": logs}[args.command](args)
         except KeyboardInterrupt:
-            raise SystemExit(130) from None
+            raise SystemExit(_INTERRUPTED_EXIT_CODE) from None
 
 
 if __name__ == "__main__":

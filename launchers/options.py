@@ -1,7 +1,7 @@
-"""Options that all launchers have: the cluster, and what to ask it for.
+"""Options that all launchers share: the cluster, and the resources to request from it.
 
-In: the command line, up to ``--``. Out: `Resources`, and the words after ``--``, which are the
-options of the entry point.
+In: the command line. Out: `Resources`, from the options before ``--``; the arguments after ``--``,
+which are options of the entry point; and the runs of a sweep.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pipeline.errors import UserError, exit_on_user_error
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks for. None leaves it to the cluster's default."""
+    """What a job requests. None means the cluster's default."""
 
     cluster: str
     nodes: int
@@ -39,29 +39,33 @@ class Resources:
 
     @property
     def ranks(self) -> int:
-        """Tasks in all."""
+        """The number of tasks on all nodes."""
         return self.nodes * self.tasks_per_node
 
     def single_task(self) -> "Resources":
-        """For a short job of one task without a GPU, in the same place."""
+        """Resources of a short job on the same partition: one task, no GPU, 30 minutes."""
         return replace(self, nodes=1, tasks_per_node=1, gpus_per_node=None, minutes=30)
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The launcher's words, and those after the first ``--``."""
+    """The arguments before the first ``--``, and those after it."""
     if "--" not in argv:
         return argv, []
-    place = argv.index("--")
-    return argv[:place], argv[place + 1 :]
+    position = argv.index("--")
+    return argv[:position], argv[position + 1 :]
 
 
 def check_names(argv: list[str], own: Sequence[str], *entry_points: type[RunConfig]) -> None:
-    """Refuse unknown options and a forgotten ``--``, by one line and exit code 2.
+    """Refuse unknown options and a missing ``--``, with one line and exit code 2.
 
     Args:
         argv: the launcher's command line.
-        own: the launcher's options, without dashes, besides those that all launchers have.
-        entry_points: whose options follow the first ``--``, the second, ...
+        own: options that only this launcher has, without dashes.
+        entry_points: the configuration classes whose options follow the first ``--``, the second
+            ``--``, and so on.
+
+    Raises:
+        SystemExit: there is such a mistake.
     """
     common = Parser()
     add_resources(common)
@@ -81,41 +85,70 @@ def check_names(argv: list[str], own: Sequence[str], *entry_points: type[RunConf
             hint = did_you_mean(name, names, prefix="--")
             raise UserError(f"no option --{name}{hint or '; --help lists all'}")
         for entry_point in entry_points:
-            words, *rest = split(rest[0]) if rest else [[]]
-            parse.check_names(entry_point, words)
+            run_argv, *rest = split(rest[0]) if rest else [[]]
+            parse.check_names(entry_point, run_argv)
 
 
 def add_resources(parser: Parser) -> None:
-    """The options of `Resources`."""
+    """Add the options of `Resources`, and --wait."""
     parser.add_argument(
         "--cluster",
         choices=("slurm", "local", "debug"),
         default="slurm",
-        help="slurm; local: processes of this machine, in the background; debug: this process "
-        "(%(default)s)",
+        help="where to run: slurm submits jobs, local starts background processes on this machine, "
+        "debug runs in this process (default: %(default)s)",
     )
-    parser.add_argument("--nodes", type=POSITIVE, default=1, help="(%(default)s)")
-    parser.add_argument("--gpus-per-node", type=POSITIVE, help="and as many tasks, one a GPU")
     parser.add_argument(
-        "--tasks-per-node", type=POSITIVE, help="ranks a node (default: as GPUs, else 1)"
+        "--nodes", type=POSITIVE, default=1, help="number of nodes of a job (default: %(default)s)"
     )
-    parser.add_argument("--cpus-per-task", type=POSITIVE, help="cores of a rank")
     parser.add_argument(
-        "--mem-gb", type=Number(float, Range(above=0, unit="GB")), help="memory of a node"
+        "--gpus-per-node",
+        type=POSITIVE,
+        help="number of GPUs on each node; one task is started for each (default: no GPU is "
+        "requested)",
+    )
+    parser.add_argument(
+        "--tasks-per-node",
+        type=POSITIVE,
+        help="number of tasks (ranks) on each node (default: the number of GPUs, or 1)",
+    )
+    parser.add_argument(
+        "--cpus-per-task",
+        type=POSITIVE,
+        help="number of CPU cores of each task (default: the cluster's)",
+    )
+    parser.add_argument(
+        "--mem-gb",
+        type=Number(float, Range(above=0, unit="GB")),
+        help="memory of each node (default: the cluster's)",
     )
     parser.add_argument(
         "--time",
         type=parse_minutes,
         default=60,
         metavar="TIME",
-        help="limit: 90m, 24h, 2d, or as SLURM writes it, 1-12:00:00 (1h); the run is requeued "
-        "and resumed when it is up",
+        help="time limit of each job: 90m, 24h, 2d, or in SLURM's format, 1-12:00:00; a number "
+        "without a unit is minutes (default: 1h). A run that reaches the limit is requeued and "
+        "resumes",
     )
-    parser.add_argument("--partition", help="of the cluster")
-    parser.add_argument("--account", help="to charge")
-    parser.add_argument("--qos", help="quality of service")
-    parser.add_argument("--constraint", help="features that the nodes must have")
-    parser.add_argument("--exclude", metavar="NODES", help="nodes to do without")
+    _add_slurm_options(parser)
+    parser.add_argument(
+        "--wait", action="store_true", help="wait until the jobs end, and show their logs"
+    )
+
+
+def _add_slurm_options(parser: Parser) -> None:
+    parser.add_argument("--partition", help="SLURM's partition (default: the cluster's)")
+    parser.add_argument("--account", help="SLURM's account to charge (default: the cluster's)")
+    parser.add_argument("--qos", help="SLURM's quality of service (default: the cluster's)")
+    parser.add_argument(
+        "--constraint", help="features that the nodes must have, as for sbatch (default: none)"
+    )
+    parser.add_argument(
+        "--exclude",
+        metavar="NODES",
+        help="nodes that must not be used, as for sbatch (default: none)",
+    )
     parser.add_argument(
         "--grace",
         type=POSITIVE,
@@ -125,16 +158,19 @@ def add_resources(parser: Parser) -> None:
     parser.add_argument(
         "--at-once", type=POSITIVE, default=256, help="jobs of an array that may run at once (256)"
     )
-    parser.add_argument("--wait", action="store_true", help="until the jobs end, with their logs")
 
 
 def resources(options: argparse.Namespace) -> Resources:
-    """Read off the parsed options."""
+    """The resources that the parsed options request.
+
+    Raises:
+        UserError: options that exclude each other.
+    """
     tasks = options.tasks_per_node or options.gpus_per_node or 1
     if options.gpus_per_node and tasks != options.gpus_per_node:
         raise UserError(
-            f"--tasks-per-node {tasks} is not --gpus-per-node {options.gpus_per_node}: there is "
-            "one task a GPU"
+            f"--tasks-per-node {tasks} differs from --gpus-per-node {options.gpus_per_node}: each "
+            "GPU has exactly one task; leave out --tasks-per-node"
         )
     if options.cluster != "slurm" and options.nodes > 1:
         raise UserError(f"--nodes {options.nodes} needs --cluster slurm")
@@ -142,43 +178,48 @@ def resources(options: argparse.Namespace) -> Resources:
         raise UserError(f"--cluster debug runs one task, not {tasks}; use --cluster local")
     names = ("cluster", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "partition")
     names += ("account", "qos", "constraint", "exclude", "grace", "at_once")
-    given = {name: getattr(options, name) for name in names}
-    return Resources(tasks_per_node=tasks, minutes=options.time, **given)
+    values = {name: getattr(options, name) for name in names}
+    return Resources(tasks_per_node=tasks, minutes=options.time, **values)
 
 
 def parse_minutes(text: str) -> int:
-    """Minutes of 90m, 24h, 2d, 30 (minutes), 2:30:00 or 1-12:00:00."""
+    """Minutes of 90m, 24h, 2d, 30 (minutes), 2:30:00 or 1-12:00:00; at least 1.
+
+    Raises:
+        ArgumentTypeError: the text has another format.
+    """
     short = re.fullmatch(r"(\d+)([mhd]?)", text)
     if short:
         return max(int(short[1]) * {"": 1, "m": 1, "h": 60, "d": 1440}[short[2]], 1)
     long = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
     if long is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90m, 24h, 2d or 1-12:00:00")
-    days, hours, mins, seconds = (int(part or 0) for part in long.groups())
-    return max(days * 1440 + hours * 60 + mins + (seconds > 0), 1)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time; write 90m, 24h, 2d or 1-12:00:00"
+        )
+    days, hours, minutes, seconds = (int(part or 0) for part in long.groups())
+    return max(days * 1440 + hours * 60 + minutes + (seconds > 0), 1)
 
 
-Point = tuple[tuple[str, str], ...]  # options and their values
+Point = tuple[tuple[str, str], ...]  # one run of a sweep: names of options, and their values
 
 
 def grid(sweeps: list[list[str]]) -> list[Point]:
-    """All combinations of ``--sweep OPTION VALUE ...``; one without options if there is no sweep.
+    """All combinations of ``--sweep OPTION VALUE ...``; without a sweep, one empty point.
 
     Raises:
-        UserError: an option without values, or two runs of one name.
+        UserError: an option has no values, or two runs would have the same name.
     """
     for name, *values in sweeps:
         if not values:
             raise UserError(f"--sweep {name} needs values: --sweep {name} VALUE VALUE ...")
     choices = [[(name.lstrip("-"), value) for value in values] for name, *values in sweeps]
     points = list(itertools.product(*choices))
-    named = Counter(map(name_of, points))
-    for name, times in named.items():
-        if times > 1:
-            raise UserError(f"--sweep: {times} runs would be called {name}; give each value once")
+    for name, num_runs in Counter(map(name_of, points)).items():
+        if num_runs > 1:
+            raise UserError(f"--sweep: {num_runs} runs would be named {name}; give each value once")
     return points
 
 
 def name_of(point: Point) -> str:
-    """The folder of a run of a sweep, as c=5,lam=1."""
+    """The name of the folder of a sweep's run, such as c=5,lam=1; empty without a sweep."""
     return ",".join(f"{name.split('.')[-1]}={value}".replace("/", "-") for name, value in point)

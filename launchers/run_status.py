@@ -1,4 +1,4 @@
-"""submission.json: which job a run's folder belongs to; and how far that run is.
+"""The jobs that write a run's folder (submission.json), and the progress of the run.
 
 In: folders. Out: `Submission`s and `Progress`.
 """
@@ -17,10 +17,10 @@ from pipeline.errors import UserError
 from pipeline.runtime.files import write_json
 from pipeline.runtime.json_checks import LIST, NOTHING, NUMBER, TEXT, Kinds, lacking
 
-if TYPE_CHECKING:  # launchers/jobs.py is to answer at once
+if TYPE_CHECKING:  # submitit is slow to import, and launchers/jobs.py must answer quickly
     import submitit
 
-NAME = "submission.json"
+FILE_NAME = "submission.json"
 _KINDS: Kinds = {
     **dict.fromkeys(("kind", "cluster", "host"), TEXT),
     **dict.fromkeys(("jobs", "logs"), LIST),
@@ -30,40 +30,42 @@ _KINDS: Kinds = {
 _REQUIRED = ("kind", "cluster", "jobs", "logs")
 _PROGRESS: Kinds = {"doing": TEXT, **dict.fromkeys(("done", "total", "per_second"), NUMBER)}
 _RATE = "train/images_per_second"
-_INSIDE = {"code", "jobs", "checkpoints", "results", "tensorboard"}  # of a run: no runs in there
+# Folders inside a run's folder, which contain no runs.
+_NOT_SEARCHED = {"code", "jobs", "checkpoints", "results", "tensorboard"}
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was submitted for one folder."""
+    """The jobs that were submitted for one folder."""
 
     folder: Path
     kind: str  # finetune, evaluate or report
-    cluster: str
-    jobs: list[str]  # a job, or a task of an array; on this machine, processes
-    logs: list[str]  # of the first task of each
-    joined_by: str | None = None  # the job that joins an evaluation's shards
-    host: str = dataclasses.field(default_factory=socket.gethostname)  # that submitted
+    cluster: str  # slurm, local or debug
+    jobs: list[str]  # ids of jobs, or of tasks of an array; with --cluster local, of processes
+    logs: list[str]  # for each job, the log of its first task
+    joined_by: str | None = None  # id of the job that merges an evaluation's shards
+    # The machine on which the jobs were submitted.
+    host: str = dataclasses.field(default_factory=socket.gethostname)
     submitted: float = dataclasses.field(default_factory=time.time)  # seconds since 1970
 
     @classmethod
     def of(cls, folder: Path, kind: str, cluster: str, job: "submitit.Job[None]") -> "Submission":
-        """Of a folder that one job writes."""
+        """The submission of a folder that a single job writes."""
         return cls(folder, kind, cluster, [job.job_id], [str(job.paths.stdout)])
 
     def write(self) -> None:
-        """Into its folder."""
-        write_json(self.folder / NAME, dataclasses.asdict(self) | {"folder": str(self.folder)})
+        """Write submission.json in the folder."""
+        write_json(self.folder / FILE_NAME, dataclasses.asdict(self) | {"folder": str(self.folder)})
 
 
 def read(path: Path) -> Submission:
-    """The submission.json of a folder that may have been moved since.
+    """Read a submission.json; its folder may have been moved since it was written.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
-    values = _json(path)
-    # Of an older launcher: what has a default may be missing.
+    values = _read_json(path)
+    # Older launchers did not write all of the fields that have a default.
     kinds = {name: kind for name, kind in _KINDS.items() if name in values or name in _REQUIRED}
     damaged = lacking(values, kinds) or not values["jobs"]
     if damaged or not all(isinstance(name, str) for name in values["jobs"] + values["logs"]):
@@ -71,76 +73,83 @@ def read(path: Path) -> Submission:
     return Submission(folder=path.parent, **{name: values[name] for name in kinds})
 
 
-def find(roots: Iterable[Path]) -> list[Submission]:
-    """Every submission in and below these folders, oldest first."""
-    paths = {path.resolve() for root in roots for path in _below(root)}
-    return sorted((read(path) for path in paths), key=lambda each: (each.submitted, each.folder))
+def find_submissions(roots: Iterable[Path]) -> list[Submission]:
+    """All submissions in and below these folders, oldest first."""
+    paths = {path.resolve() for root in roots for path in _find_files(root)}
+    submissions = [read(path) for path in paths]
+    return sorted(submissions, key=lambda submission: (submission.submitted, submission.folder))
 
 
-def _below(root: Path) -> Iterator[Path]:
-    for folder, inside, files in os.walk(root):
-        inside[:] = [name for name in inside if name not in _INSIDE]
-        if NAME in files:
-            yield Path(folder) / NAME
+def _find_files(root: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in _NOT_SEARCHED]
+        if FILE_NAME in files:
+            yield Path(folder) / FILE_NAME
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; None where it has not said."""
+    """The progress of a run; None means that the run has not written the value yet."""
 
-    doing: str = ""  # training or evaluating
-    done: int | None = None  # steps, or images
-    total: int | None = None
+    activity: str = ""  # training or evaluating
+    num_done: int | None = None  # number of steps, or of images
+    total: int | None = None  # number of steps, or of images
     images_per_second: float | None = None
     seconds_left: float | None = None
-    rho: float | None = None  # rho2, or that of another norm, the last measured
-    at: str = ""  # the training step of an evaluation, as "step 24/48"
+    rho: float | None = None  # the last measured rho2, or rho of another norm
+    training_step: str = ""  # the step at which an evaluation takes place, as "step 24/48"
 
 
-def progress(submission: Submission) -> Progress:
-    """Read from what the run wrote."""
+def read_progress(submission: Submission) -> Progress:
+    """Read the progress from the files that the run writes."""
     folder = submission.folder
     if submission.kind == "report":
         return Progress()
-    of_training = submission.kind == "finetune"
-    summary = _json(folder / "summary.json")
-    parts = [_json(path) for path in _progress_files(folder)]
-    parts = [part for part in parts if not lacking(part, _PROGRESS)]
-    metrics = _bytes(folder / "metrics.jsonl") if of_training else b""
-    rho = _rho(_last(metrics, b'"evaluation/') or summary)
-    if not parts:
+    metrics = _read_bytes(folder / "metrics.jsonl") if submission.kind == "finetune" else b""
+    rho = _rho_of(_last_with(metrics, b'"evaluation/') or _read_json(folder / "summary.json"))
+    shards = [_read_json(path) for path in _progress_files(folder)]
+    shards = [shard for shard in shards if not lacking(shard, _PROGRESS)]
+    if not shards:
         return Progress(rho=rho)
-    trained = _last(metrics, _RATE.encode())
-    rates = [part["per_second"] for part in parts]
-    left = [(p["total"] - p["done"]) / p["per_second"] for p in parts if p["per_second"] > 0]
+    activity = shards[-1]["doing"]
+    if activity == "evaluating":
+        images_per_second = sum(shard["per_second"] for shard in shards)
+    else:  # there, per_second counts steps
+        images_per_second = _last_with(metrics, _RATE.encode()).get(_RATE)
+    seconds_left = [
+        (shard["total"] - shard["done"]) / shard["per_second"]
+        for shard in shards
+        if shard["per_second"] > 0
+    ]
     return Progress(
-        parts[-1]["doing"],
-        sum(part["done"] for part in parts),
-        sum(part["total"] for part in parts),
-        sum(rates) if parts[-1]["doing"] == "evaluating" else trained.get(_RATE),
-        max(left, default=None),
-        rho,
-        parts[-1].get("at", ""),
+        activity=activity,
+        num_done=sum(shard["done"] for shard in shards),
+        total=sum(shard["total"] for shard in shards),
+        images_per_second=images_per_second,
+        seconds_left=max(seconds_left, default=None),
+        rho=rho,
+        training_step=shards[-1].get("at", ""),
     )
 
 
 def _progress_files(folder: Path) -> list[Path]:
-    """A run writes one; an evaluation one for each shard."""
-    whole = folder / "progress.json"
-    return [whole] if whole.exists() else sorted(folder.glob("results/*/progress.json"))
+    """The file of a run, or of each shard of an evaluation."""
+    path = folder / "progress.json"
+    return [path] if path.exists() else sorted(folder.glob("results/*/progress.json"))
 
 
-def _rho(values: dict[str, Any]) -> float | None:
-    named = (value for name, value in values.items() if name.split("/")[-1].startswith("rho"))
-    return next((value for value in named if isinstance(value, int | float)), None)
+def _rho_of(values: dict[str, Any]) -> float | None:
+    """The first number whose name, without the part before the last slash, begins with rho."""
+    rhos = (value for name, value in values.items() if name.split("/")[-1].startswith("rho"))
+    return next((value for value in rhos if isinstance(value, int | float)), None)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where it is missing or damaged."""
-    return _object(_bytes(path))
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if the file is missing or damaged."""
+    return _parse_json(_read_bytes(path))
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def _parse_json(text: bytes) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except ValueError:
@@ -148,16 +157,20 @@ def _object(text: bytes) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError:
         return b""
 
 
-def _last(lines: bytes, having: bytes) -> dict[str, Any]:
-    """The last whole JSON line that has these bytes; evaluations may lie far back."""
-    place = lines.rfind(having, 0, lines.rfind(b"\n") + 1)
-    if place < 0:
+def _last_with(lines: bytes, key: bytes) -> dict[str, Any]:
+    """The last JSON line that contains these bytes; empty if there is none.
+
+    Searches backwards in all lines, since many lines can follow the last evaluation. An incomplete
+    line at the end is ignored.
+    """
+    position = lines.rfind(key, 0, lines.rfind(b"\n") + 1)
+    if position < 0:
         return {}
-    return _object(lines[lines.rfind(b"\n", 0, place) + 1 : lines.find(b"\n", place)])
+    return _parse_json(lines[lines.rfind(b"\n", 0, position) + 1 : lines.find(b"\n", position)])

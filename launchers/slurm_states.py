@@ -1,4 +1,4 @@
-"""The states of jobs, as SLURM's queue and accounts or this machine's processes have them.
+"""The states of jobs, from SLURM's squeue and sacct, or from the processes of this machine.
 
 In: `Submission`s. Out: `State`s, one for each task of an array.
 """
@@ -15,85 +15,100 @@ from submitit.slurm.slurm import SlurmInfoWatcher
 from launchers.run_status import Submission
 from pipeline.errors import UserError
 
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "CONFIGURING")
-GOING = ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "STAGE_OUT")
-_QUEUE = ("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r|%L")
-_CONTROLLER = b"submitit.local._local"
-_ACCOUNTS = ("sacct", "--allocations", "--parsable2", "--format=JobID,State,NodeList")
+WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "CONFIGURING")
+RUNNING_STATES = ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "STAGE_OUT")
+_SQUEUE = ("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r|%L")
+_SACCT = ("sacct", "--allocations", "--parsable2", "--format=JobID,State,NodeList")
+# Part of the command line of the process that submitit starts for a job on this machine.
+_LOCAL_CONTROLLER = b"submitit.local._local"
 
 
 class State(NamedTuple):
-    """Of one job, or of one task of an array."""
+    """The state of one job, or of one task of an array."""
 
-    name: str  # SLURM's word: PENDING, RUNNING, COMPLETED, FAILED, ...
+    name: str  # as SLURM writes it: PENDING, RUNNING, COMPLETED, FAILED, ...
     nodes: str = ""
     reason: str = ""  # why it waits
-    limit: str = ""  # what is left until its time limit, as SLURM writes it
+    time_left: str = ""  # until its time limit, as SLURM writes it
 
     @property
-    def live(self) -> bool:
-        """Whether it runs or may yet run."""
-        return self.name in WAITING + GOING
+    def is_active(self) -> bool:
+        """Whether the job runs, or waits to run."""
+        return self.name in WAITING_STATES + RUNNING_STATES
 
 
-def of(submissions: Sequence[Submission]) -> list[list[State]]:
-    """The states of each submission's tasks, in their order; empty where nothing is known, as away
-    from the cluster.
+def states_of(submissions: Sequence[Submission]) -> list[list[State]]:
+    """The states of each submission's tasks, in the order of the tasks.
+
+    A submission's list is empty if its states are unknown, for example because this machine has no
+    squeue.
 
     Raises:
-        UserError: SLURM does not answer.
+        UserError: squeue fails.
     """
-    jobs = {job for each in submissions if each.cluster == "slurm" for job in each.jobs[:1]}
-    known = _slurm(jobs) if jobs and shutil.which("squeue") else {}
-    return [_of(each, known) for each in submissions]
+    jobs = {submission.jobs[0] for submission in submissions if submission.cluster == "slurm"}
+    slurm_states = _query_slurm(jobs) if jobs and shutil.which("squeue") else {}
+    return [
+        _slurm_states_of(submission, slurm_states)
+        if submission.cluster == "slurm"
+        else [_local_state(submission)]
+        for submission in submissions
+    ]
 
 
-def _of(submission: Submission, known: dict[str, State]) -> list[State]:
-    if submission.cluster != "slurm":
-        return [_here(submission)]
+def _slurm_states_of(submission: Submission, states: dict[str, State]) -> list[State]:
+    """The states of one submission's tasks, from those of all jobs."""
     job = submission.jobs[0]
-    if job in known:
-        return [known[job]]
-    tasks = (key for key in known if key.startswith(job + "_"))
-    return [known[key] for key in sorted(tasks, key=lambda key: int(key.rpartition("_")[2]))]
+    if job in states:
+        return [states[job]]
+    tasks = (key for key in states if key.startswith(job + "_"))
+    return [states[key] for key in sorted(tasks, key=lambda key: int(key.rpartition("_")[2]))]
 
 
-def _slurm(jobs: set[str]) -> dict[str, State]:
-    """By job, or job_task of an array; the queue's word is newer than the accounts'."""
-    known, arrays = {}, {job.partition("_")[0] for job in jobs}
-    accounts = subprocess.run(
-        [*_ACCOUNTS, "-j", ",".join(sorted(arrays))], capture_output=True, text=True
-    )
-    if accounts.returncode == 0:  # else this cluster keeps none
-        for job, account in SlurmInfoWatcher().read_info(accounts.stdout).items():
-            known[job] = State(account["State"].split()[0], account["NodeList"])
-    queue = subprocess.run(_QUEUE, capture_output=True, text=True)
-    if queue.returncode != 0:
-        raise UserError(queue.stderr.strip() or "squeue failed")
-    for line in queue.stdout.splitlines():
-        job, state, nodes, reason, limit = line.split("|")
-        if job.partition("_")[0] in arrays:
-            waits = state in WAITING
-            known[job] = State(state, nodes, reason if waits else "", "" if waits else limit)
-    return known
+def _query_slurm(jobs: set[str]) -> dict[str, State]:
+    """States by job id, or by JOB_INDEX for a task of an array.
+
+    squeue overrides sacct, which lags.
+    """
+    states: dict[str, State] = {}
+    ids = {job.partition("_")[0] for job in jobs}
+    sacct = subprocess.run([*_SACCT, "-j", ",".join(sorted(ids))], capture_output=True, text=True)
+    if sacct.returncode == 0:  # it fails on a cluster without accounting
+        for job, fields in SlurmInfoWatcher().read_info(sacct.stdout).items():
+            states[job] = State(fields["State"].split()[0], fields["NodeList"])
+    squeue = subprocess.run(_SQUEUE, capture_output=True, text=True)
+    if squeue.returncode != 0:
+        raise UserError(squeue.stderr.strip() or "squeue failed")
+    for line in squeue.stdout.splitlines():
+        job, name, nodes, reason, time_left = line.split("|")
+        if job.partition("_")[0] not in ids:
+            continue
+        if name in WAITING_STATES:
+            states[job] = State(name, nodes, reason=reason)
+        else:
+            states[job] = State(name, nodes, time_left=time_left)
+    return states
 
 
-def _here(submission: Submission) -> State:
-    """Of a process of this machine, which leaves no account."""
-    if processes(submission):
+def _local_state(submission: Submission) -> State:
+    """The state of a job on this machine; ENDED if it has ended without a summary."""
+    if running_processes(submission):
         return State("RUNNING", submission.host)
-    ended = "COMPLETED" if (submission.folder / "summary.json").exists() else "ENDED"
-    return State(ended, submission.host)
+    name = "COMPLETED" if (submission.folder / "summary.json").exists() else "ENDED"
+    return State(name, submission.host)
 
 
-def processes(submission: Submission) -> list[str]:
-    """Those of its processes that run on this machine; a number may be another program's by now."""
+def running_processes(submission: Submission) -> list[str]:
+    """The ids of a submission's processes that run on this machine.
+
+    The command line is checked, since the system may have given an id to another program.
+    """
     if submission.cluster != "local" or submission.host != socket.gethostname():
         return []
-    return [job for job in submission.jobs if _CONTROLLER in _words(job)]
+    return [job for job in submission.jobs if _LOCAL_CONTROLLER in _command_line(job)]
 
 
-def _words(process: str) -> list[bytes]:
+def _command_line(process: str) -> list[bytes]:
     try:
         return Path("/proc", process, "cmdline").read_bytes().split(b"\0")
     except OSError:

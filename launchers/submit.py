@@ -1,8 +1,8 @@
-"""Submitting tasks: the snapshot, the executor, and the messages to the user.
+"""Submission of tasks through submitit, the copy of the code, and messages to the user.
 
 In: `Resources` and configurations. Out: jobs, and in the run's folder code/ (a copy of this
-project), submitted.yaml (the merged options, paths absolute) and jobs/ (submitit's files and the
-logs). Edits made while a job waits change nothing.
+project), submitted.yaml (all options, with absolute paths) and jobs/ (submitit's files and the
+logs). The jobs use these copies, so edits made while a job is queued have no effect on it.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launchers import run_status, slurm_states
 from launchers.options import Resources
+from launchers.requeue import requeue_script
 from pipeline.config import CONFIGS, RunConfig
 from pipeline.data import demo
 from pipeline.errors import UserError
@@ -30,34 +31,41 @@ from pipeline.runtime import config_file
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 PROJECT = Path(__file__).resolve().parent.parent
-SUBMITTED = "submitted.yaml"  # in a run's folder: the options that it was given
-# What a job needs. An installed package has its configs inside pipeline/, and no tools.
+SUBMITTED = "submitted.yaml"  # in a run's folder: its options
+# Folders that a job needs. An installed package has its configs in pipeline/, and no tools.
 _CODE: tuple[str, ...] = ("pipeline", "launchers")
 if CONFIGS.parent == PROJECT:  # a checkout, or a copy of one
     _CODE += ("configs", "tools")
+# Parts of sbatch's messages when it cannot connect to SLURM's controller.
 _NO_CONTROLLER = ("controller", "could not establish a configuration source")
-_DEATHS = 5  # a run that is killed more often is not requeued
-_REQUEUES = 1000  # submitit counts the times a limit was reached, and would stop at 3
+_MAX_REQUEUES_AFTER_TIMEOUT = 1000  # submitit's default is 3
 
 
 def snapshot_code_and_config(
     folder: Path, configs: Sequence[RunConfig], resources: Resources
 ) -> list[Path]:
-    """Copy the code into a folder, and merged options into each run's own; the options' files.
+    """Copy the code into a folder, and write each run's options into the run's own folder.
+
+    Args:
+        folder: the folder of all runs; for a single run, that run's own.
+        configs: of the runs, with absolute paths.
+        resources: what the jobs will request.
+
+    Returns:
+        The files of the options, in the order of ``configs``.
 
     Raises:
-        UserError: the folder cannot be written, a job that has not ended writes in it, or there is
-            no sbatch.
+        UserError: the folder cannot be written, an active job writes to it, or there is no sbatch.
     """
     check_can_submit(folder, resources)
-    runs = [config.folder for config in configs]
+    run_folders = [config.folder for config in configs]
     try:
         for name in _CODE:
             target = folder / "code" / name
             if target.exists():
                 shutil.rmtree(target)
             shutil.copytree(PROJECT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
-        paths = [run / SUBMITTED for run in runs]
+        paths = [run_folder / SUBMITTED for run_folder in run_folders]
         for config, path in zip(configs, paths, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             config_file.save(config, path)
@@ -67,36 +75,38 @@ def snapshot_code_and_config(
 
 
 def check_can_submit(folder: Path, resources: Resources) -> None:
-    """Refuse where nothing can be submitted, and a folder in or below which a job writes, or will.
+    """Check that the cluster is available, and that no active job writes in or below a folder.
 
     Raises:
-        UserError: names the job and how to cancel it.
+        UserError: there is no sbatch; or names the job, and the command that cancels it.
     """
     if resources.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise UserError(
-            "--cluster slurm: there is no sbatch here; submit from a login node, or use "
+            "--cluster slurm: this machine has no sbatch; submit from a login node, or use "
             "--cluster local to run on this machine"
         )
-    known = run_status.find([folder])
-    for each, found in zip(known, slurm_states.of(known), strict=True):
-        for state in found:
-            if state.live:
+    submissions = run_status.find_submissions([folder])
+    for submission, states in zip(submissions, slurm_states.states_of(submissions), strict=True):
+        for state in states:
+            if state.is_active:
+                run_folder = submission.folder
                 raise UserError(
-                    f"output: job {each.jobs[0]}, which is {state.name}, writes {each.folder}; "
-                    f"wait, or: python launchers/jobs.py cancel {shlex.quote(str(each.folder))}"
+                    f"output: job {submission.jobs[0]} ({state.name}) writes to {run_folder}; wait "
+                    "until it ends, or cancel it: python launchers/jobs.py cancel "
+                    f"{shlex.quote(str(run_folder))}"
                 )
 
 
 def with_absolute_paths(config: ConfigT) -> ConfigT:
-    """The configuration with paths that mean the same everywhere."""
+    """A copy of the configuration with absolute paths, so that it is valid in any folder."""
     data, model = config.data, config.model
-    changed = {
+    data_paths = {
         name: str(Path(value).absolute())
         for name in ("train", "val", "root")
         if (value := getattr(data, name)) not in (None, demo.NAME)
     }
     if isinstance(data.mean, str):
-        changed["mean"] = str(Path(data.mean).absolute())
+        data_paths["mean"] = str(Path(data.mean).absolute())
     weights = model.weights
     if weights is not None and Path(weights).exists():
         weights = str(Path(weights).absolute())
@@ -107,7 +117,7 @@ def with_absolute_paths(config: ConfigT) -> ConfigT:
         config,
         output=str(config.folder.absolute()),
         resume=resume,
-        data=dataclasses.replace(data, **changed),
+        data=dataclasses.replace(data, **data_paths),
         model=dataclasses.replace(model, weights=weights),
     )
 
@@ -121,65 +131,70 @@ def submit(
     """Submit tasks, several of them as one array.
 
     Args:
-        tasks: what the jobs do.
-        folder: of the run, with the snapshot.
-        resources: what to ask for, each.
-        dependency: what they wait for, as sbatch writes it (afterok:12); SLURM only.
+        tasks: what to run, one job for each.
+        folder: the run's folder, which holds the copy of the code.
+        resources: what each job requests.
+        dependency: the jobs to wait for, in sbatch's format (afterok:12); only used by SLURM.
 
     Raises:
-        UserError: sbatch refuses; the message is that of sbatch.
+        UserError: sbatch refuses the jobs; contains sbatch's message.
     """
     executor = submitit.AutoExecutor(
-        folder / "jobs", cluster=resources.cluster, slurm_max_num_timeout=_REQUEUES
+        folder / "jobs",
+        cluster=resources.cluster,
+        slurm_max_num_timeout=_MAX_REQUEUES_AFTER_TIMEOUT,
     )
     executor.update_parameters(**_parameters(folder, resources, dependency))
     try:
-        # The folder is where the jobs find their modules. What submitit prints of a failed sbatch
-        # is in its error too.
-        quiet = contextlib.redirect_stderr(io.StringIO())
-        with contextlib.chdir(folder / "code"), _silent(resources.cluster == "local"), quiet:
+        # Jobs import modules from the folder in which they were submitted. When sbatch fails,
+        # submitit prints its message and also raises it: the printed copy is dropped.
+        no_stderr = contextlib.redirect_stderr(io.StringIO())
+        output = _output_to_devnull() if resources.cluster == "local" else contextlib.nullcontext()
+        with contextlib.chdir(folder / "code"), output, no_stderr:
             if len(tasks) == 1:
                 return [executor.submit(tasks[0])]
             with executor.batch():
                 return [executor.submit(task) for task in tasks]
     except (FailedJobError, FailedSubmissionError) as error:
-        words = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
-        raise UserError(_refusal(words or [str(error)])) from None
+        lines = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
+        raise UserError(_sbatch_error(lines or [str(error)])) from None
 
 
-def _refusal(words: Sequence[str]) -> str:
-    """Why sbatch submitted nothing, in one line."""
-    text = " ".join("; ".join(words).split())
-    if any(sign in text.lower() for sign in _NO_CONTROLLER):
+def _sbatch_error(lines: Sequence[str]) -> str:
+    """One line from the lines that a failed sbatch printed."""
+    text = " ".join("; ".join(lines).split())
+    if any(part in text.lower() for part in _NO_CONTROLLER):
         return (
-            f"--cluster slurm: sbatch does not reach SLURM's controller ({words[-1]}); submit from "
-            "a login node, or use --cluster local to run on this machine"
+            f"--cluster slurm: sbatch cannot connect to SLURM's controller ({lines[-1]}); submit "
+            "from a login node, or use --cluster local to run on this machine"
         )
     return text
 
 
 @contextlib.contextmanager
-def _silent(local: bool) -> Iterator[None]:
-    """Jobs on this machine do not inherit the launcher's output, which would keep a pipe open."""
-    if not local:
-        yield
-        return
+def _output_to_devnull() -> Iterator[None]:
+    """Redirect file descriptors 1 and 2 while background jobs are started, which inherit them.
+
+    Otherwise a pipe that reads the launcher's output would stay open until the jobs end.
+    """
     sys.stdout.flush()
-    kept = os.dup(1), os.dup(2)
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 1)
-        os.dup2(nothing.fileno(), 2)
+    saved = os.dup(1), os.dup(2)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 1)
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
-        for number, copy in enumerate(kept, 1):
+        for number, copy in enumerate(saved, 1):
             os.dup2(copy, number)
             os.close(copy)
 
 
 def _parameters(folder: Path, resources: Resources, dependency: str | None) -> dict[str, Any]:
-    """Parameters of submitit; the cluster's defaults replace None. Those that begin with slurm_ are
-    ignored on other clusters."""
+    """Parameters of submitit, without those that are None: for these the cluster has defaults.
+
+    Parameters that begin with slurm_ are ignored on other clusters.
+    """
     values = {
         "name": folder.name,
         "nodes": resources.nodes,
@@ -197,63 +212,46 @@ def _parameters(folder: Path, resources: Resources, dependency: str | None) -> d
         "slurm_array_parallelism": resources.at_once,
         "slurm_dependency": dependency,
         "slurm_signal_delay_s": resources.grace,
-        # When a rank dies, srun ends the others.
+        # When a task exits with an error or is killed, srun ends the others.
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
         "slurm_additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
-        "slurm_teardown": _requeue_script(folder / "jobs" / "deaths"),
+        "slurm_teardown": requeue_script(folder / "jobs" / "deaths"),
     }
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _requeue_script(deaths: Path) -> list[str]:
-    """Lines of the batch script after srun: when a task was killed (and the job was not), the job
-    is requeued, a few times. Tasks that exited on their own are not requeued."""
-    file = shlex.quote(str(deaths)) + '"${SLURM_ARRAY_TASK_ID:-}"'
-    return [
-        "code=$?",
-        "job=$SLURM_JOB_ID",  # the last task of an array has the array's id as its job id
-        '[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID',
-        # 3: other ranks were lost; 255: the job itself was cancelled or timed out.
-        'if [ "$code" -eq 3 ] || { [ "$code" -gt 128 ] && [ "$code" -lt 255 ]; }; then',
-        f"  date >> {file}",
-        f'  if [ "$(wc -l < {file})" -le {_DEATHS} ]; then',
-        '    scontrol requeue "$job" && sleep 60',
-        "  fi",
-        "fi",
-        'exit "$code"',
-    ]
-
-
 def job_ids(jobs: Sequence[submitit.Job[None]]) -> list[str]:
-    """The jobs' numbers: one for a whole array."""
+    """The ids of the jobs, with one id for a whole array."""
     return list(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs))
 
 
 def submission_message(
-    folder: Path, jobs: Sequence[submitit.Job[None]], resources: Resources, *more: str
+    folder: Path, jobs: Sequence[submitit.Job[None]], resources: Resources, *extra_lines: str
 ) -> str:
-    """What was submitted, where things will be, and how to follow them."""
+    """The lines printed after a submission: the jobs, their files, how to watch and stop them."""
     shape = f"{resources.nodes} node(s) x {resources.tasks_per_node} task(s)"
-    many = f"{len(jobs)} x " if len(jobs) > 1 else ""
-    place = shlex.quote(str(folder))
+    factor = f"{len(jobs)} x " if len(jobs) > 1 else ""
+    quoted = shlex.quote(str(folder))
     return "\n".join(
         [
-            f"job {', '.join(job_ids(jobs))}: {many}{shape}, {resources.minutes} min, on "
+            f"job {', '.join(job_ids(jobs))}: {factor}{shape}, {resources.minutes} min, on "
             f"{resources.cluster}, in {folder}",
             f"log          tail -F {shlex.quote(str(jobs[0].paths.stdout))}",
-            f"TensorBoard  tensorboard --logdir {place}",
-            *more,
-            f"progress     python launchers/jobs.py --watch {place}",
-            f"to stop it   python launchers/jobs.py cancel {place}",
+            f"TensorBoard  tensorboard --logdir {quoted}",
+            *extra_lines,
+            f"progress     python launchers/jobs.py --watch {quoted}",
+            f"to stop it   python launchers/jobs.py cancel {quoted}",
         ]
     )
 
 
-def follow(jobs: Sequence[submitit.Job[None]], resources: Resources, wait: bool) -> None:
-    """Show the jobs' logs, one after the other, if that is asked for; --cluster debug runs them.
+def follow(jobs: Sequence[submitit.Job[None]], resources: Resources, *, wait: bool) -> None:
+    """Wait for the jobs and show their logs, one after the other.
+
+    Does nothing without ``wait``, except with --cluster debug, where this is what runs the jobs.
 
     Raises:
-        UserError: one did not end well.
+        UserError: a job failed.
     """
     if wait or resources.cluster == "debug":
         for job in jobs:
@@ -261,19 +259,19 @@ def follow(jobs: Sequence[submitit.Job[None]], resources: Resources, wait: bool)
 
 
 def _follow(job: submitit.Job[None]) -> None:
-    """Show the run's log until the job has ended.
+    """Show the job's log until the job has ended.
 
     Raises:
-        UserError: it did not end well.
+        UserError: the job failed.
     """
-    shown = 0
+    num_bytes_shown = 0
     while True:
         done = job.done(force_check=True)
         if job.paths.stdout.exists():
             with job.paths.stdout.open("rb") as log:
-                log.seek(shown)
+                log.seek(num_bytes_shown)
                 text = log.read()
-            shown += len(text)
+            num_bytes_shown += len(text)
             sys.stdout.write(text.decode(errors="replace"))
             sys.stdout.flush()
         if done:
@@ -283,7 +281,7 @@ def _follow(job: submitit.Job[None]) -> None:
     if error is not None and not job.paths.stdout.exists():
         raise UserError(
             f"job {job.job_id} ended without a log: can the nodes see {job.paths.folder}? Give an "
-            "--output that they share"
+            "--output on a file system that all nodes share"
         )
     if error is not None:
-        raise UserError(f"job {job.job_id} did not end well; its log is {job.paths.stdout}")
+        raise UserError(f"job {job.job_id} failed; its log is {job.paths.stdout}")

@@ -1,7 +1,8 @@
-"""One task of a submitted run: what a node does.
+"""The callables that submitted jobs run: an entry point, the merging of shards, a report.
 
-submitit pickles `Task` by name and calls it on every task of the job. torch is not imported
-here, so that the environment is set before torch reads it.
+submitit pickles an instance by the name of its class and calls it in every task of the job.
+This module does not import torch, so that the environment variables are set before torch reads
+them.
 """
 
 import importlib
@@ -16,7 +17,8 @@ import submitit
 
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
 
-_REQUEUE_WAIT = 120  # seconds that a task waits to be ended after rank 0 has requeued the job
+# Seconds that the other ranks wait to be ended by SLURM after rank 0 has requeued the job.
+_REQUEUE_WAIT = 120
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,15 @@ class Task:
 
     module: str  # pipeline.finetune or pipeline.evaluate
     argv: tuple[str, ...]
-    folder: str  # where it was submitted: relative paths and own modules are looked up there
+    folder: str  # where it was submitted; relative paths and the user's modules are found there
 
     def __call__(self) -> None:
-        """Run the entry point as torchrun would; have the job requeued if it was interrupted.
+        """Run the entry point as torchrun would; requeue the job if it was preempted or timed out.
 
         Raises:
-            SystemExit: with the entry point's code, if it is not 0.
+            SystemExit: with the entry point's exit code, if it is not 0.
         """
-        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's, before the run takes the signal
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's handler, which the run replaces
         submitit.helpers.TorchDistributedEnvironment().export(
             set_cuda_visible_devices=False, overwrite=True
         )
@@ -42,22 +44,22 @@ class Task:
         sys.argv = [self.module, *self.argv]
         try:
             importlib.import_module(self.module).main()
-        except SystemExit as end:
-            if end.code in (None, 0):
+        except SystemExit as error:
+            if error.code in (None, 0):
                 return
-            if end.code == STOPPED_EXIT_CODE and _should_be_requeued() and callable(requeue):
-                requeue(signal.SIGUSR2, None)  # rank 0 does not come back from here
+            if error.code == STOPPED_EXIT_CODE and _should_be_requeued() and callable(requeue):
+                requeue(signal.SIGUSR2, None)  # on rank 0 this does not return
                 time.sleep(_REQUEUE_WAIT)
             raise
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit queues in place of this: the same task, which resumes from its files."""
+        """The task that submitit requeues: the same one, which resumes from its checkpoint."""
         return submitit.helpers.DelayedSubmission(self)
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Joins the shards of an evaluation once their jobs have ended."""
+    """Merges the shards of an evaluation; runs after their jobs have ended."""
 
     folder: str
 
@@ -65,7 +67,7 @@ class Merge:
         """Write the summary and print it.
 
         Raises:
-            SystemExit: images are missing; says which shards'.
+            SystemExit: images are missing; the message names their shards.
         """
         from pipeline.evaluation import merge
         from pipeline.evaluation.summary import format_summary, write_outputs
@@ -75,22 +77,22 @@ class Merge:
             merged = merge.merge_shards(folder)
             if not merged.complete:
                 raise UserError(
-                    f"{merged.missing_message()}; the same command repeats those shards alone"
+                    f"{merged.missing_message()}; rerun the same command to evaluate those shards"
                 )
             print(format_summary(write_outputs(folder, merged)))
 
 
 @dataclass(frozen=True)
 class Report:
-    """Makes the tables and figures of a chain."""
+    """Writes the tables and figures of a chain."""
 
     folder: str
 
     def __call__(self) -> None:
-        """As tools/report.py chain.
+        """Do what tools/report.py chain does.
 
         Raises:
-            SystemExit: something is missing; says what.
+            SystemExit: results are missing; the message names them.
         """
         from pipeline.reports import chain_report
 
@@ -99,7 +101,10 @@ class Report:
 
 
 def _should_be_requeued() -> bool:
-    """Whether the run was preempted or its time is up; SIGTERM alone is scancel's."""
+    """Whether the run was preempted or is near its time limit: SLURM then sends SIGUSR2.
+
+    scancel sends SIGTERM alone.
+    """
     from pipeline.runtime.signals import received_signals
 
     return signal.SIGUSR2 in received_signals()

@@ -27,7 +27,8 @@ def test_a_batch_script_outside_of_slurm(name: str, monkeypatch: pytest.MonkeyPa
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: this script runs as a job: sbatch slurm/{name}.sbatch")
+    assert line.startswith("error: this script must run as a SLURM job; submit it with: sbatch")
+    assert f"slurm/{name}.sbatch" in line
 
 
 def test_sbatch_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +42,7 @@ def test_sbatch_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ended = call(SCRIPT, "--", *PLAIN, "--output", tmp_path / "run")
     assert ended.code == 2
     (line,) = ended.stderr.splitlines()
-    assert "does not reach SLURM's controller" in line
+    assert "cannot connect to SLURM's controller" in line
     assert "--cluster local" in line
 
 
@@ -77,7 +78,7 @@ def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None
     assert re.search(r"RUNNING .* training \d+/15 .* 0:00:\d\d", shown[1])
     refused = call(SCRIPT, *words)
     assert refused.code == 2
-    assert "which is RUNNING, writes" in refused.stderr
+    assert "(RUNNING) writes to" in refused.stderr
     assert "jobs.py cancel" in refused.stderr
     assert call(JOBS, "cancel", tmp_path).stdout.startswith("cancelled job ")
     until(lambda: "interrupted after step" in log_of(folder), lambda: log_of(folder))
@@ -145,7 +146,7 @@ def test_a_sweep_is_all_combinations() -> None:
     assert grid([]) == [()]
     with pytest.raises(UserError, match="needs values"):
         grid([["regularizer.c"]])
-    with pytest.raises(UserError, match="2 runs would be called c=5"):
+    with pytest.raises(UserError, match="2 runs would be named c=5"):
         grid([["regularizer.c", "5", "5"]])
 
 
@@ -166,7 +167,7 @@ def test_mistakes_are_refused_before_submission(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [
-        (("--time", "soon"), (), "is no time"),
+        (("--time", "soon"), (), "is not a time"),
         (("--cluster", "local", "--nodes", 2), (), "--nodes 2 needs --cluster slurm"),
         (("--tasks-per-node", 3), ("--train.batch_size", 100), "not divisible by 3 ranks"),
         ((), ("--optim.lrr", 3), "optim.lrr"),
@@ -179,6 +180,6 @@ def test_mistakes_are_refused_before_submission(
         assert not (tmp_path / "x").exists()
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     line = expect_error(run, "--", "--output", tmp_path / "x", script=SCRIPT)
-    assert "no sbatch here" in line
+    assert "this machine has no sbatch" in line
     assert "use --cluster local" in line
     assert not (tmp_path / "x").exists()

@@ -228,7 +228,7 @@ def test_on_slurm(run: Run, cluster: None, downloads: Path, tmp_path: Path) -> N
     assert len(re.findall(r"^job \d+: seed0", done.stdout, re.MULTILINE)) == 4
     again = call(TOOL, *words, "--", *SHORT)
     assert again.code == 2
-    assert "wait, or: python launchers/jobs.py cancel" in again.stderr
+    assert "or cancel it: python launchers/jobs.py cancel" in again.stderr
     until(lambda: not slurm("squeue", "-h"), lambda: slurm("squeue"), seconds=240)
     for name in ("adversarial_1", "deep_defense"):
         assert (folder / "seed0" / name / "evaluation" / "summary.json").exists()

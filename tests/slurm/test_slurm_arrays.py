@@ -77,7 +77,7 @@ def test_shards_and_the_job_that_joins_them(run: Run, cluster: None, tmp_path: P
     second = folder / "results" / "1-of-3" / "rank0.jsonl"
     until(second.exists, lambda: log_of(folder))
     slurm("scancel", f"{job_of(folder)}_1")
-    last = Path(re.search(r"joined by .* log (.*)", done.stdout)[1])
+    last = Path(re.search(r"merged by .* log (.*)", done.stdout)[1])
     until(lambda: last.exists() and "missing" in last.read_text(), lambda: log_of(folder))
     assert re.search(r"of 120 images are missing: \d+ of shard 1/3 ", last.read_text())
     assert not (folder / "summary.json").exists()

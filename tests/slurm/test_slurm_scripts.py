@@ -1,4 +1,4 @@
-"""slurm/evaluate.sbatch in a job that is no array."""
+"""slurm/evaluate.sbatch in a job that is not an array."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import subprocess
 from tests.helpers.runs import ROOT
 
 
-def test_a_job_that_is_no_array() -> None:
+def test_a_job_that_is_not_an_array() -> None:
     outside = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
     words = ("bash", ROOT / "slurm" / "evaluate.sbatch")
     done = subprocess.run(
@@ -14,4 +14,4 @@ def test_a_job_that_is_no_array() -> None:
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: this job is no array: sbatch --array")
+    assert line.startswith("error: this job is not an array; submit it with: sbatch --array")
