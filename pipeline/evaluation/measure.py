@@ -5,7 +5,7 @@ not communicate meanwhile; their results are joined by row afterwards.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
@@ -80,7 +80,6 @@ class Measurement:
         share = rows[self.ranks.rank :: self.ranks.world_size]
         size = images_at_once(evaluation.batch_size, device)
         data = attack_space.data_options(self.config.data, evaluation)
-        data = replace(data, half_input=False)  # of training
         view = attack_space.attack_view_of(self.net, self.config.data, evaluation, device)
         specs = evaluation_specs(self.index, share, data, size)
         loader = Loader(self.index, specs, data, device, size, self.threads)
