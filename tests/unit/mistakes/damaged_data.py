@@ -209,14 +209,16 @@ def broken_mean(path: Path) -> None:
 
 
 MEANS = [
-    of_mean("mean: empty", lambda p: p.write_bytes(b""), "no .npy file of numbers"),
-    of_mean("mean: cut", cut_mean, "no .npy file of numbers"),
-    of_mean("mean: shape", lambda p: np.save(p, np.zeros((3, 28, 28))), "no image of the shape"),
-    of_mean("mean: NaN", lambda p: np.save(p, np.full((1, 28, 28), np.nan)), "no image of"),
-    of_mean("mean: pickle", lambda p: p.write_bytes(whole.code(p.parent)), "no .npy file of"),
-    of_mean("mean: header", broken_mean, "no .npy file of numbers"),
+    of_mean("mean: empty", lambda p: p.write_bytes(b""), "not an .npy file of numbers"),
+    of_mean("mean: cut", cut_mean, "not an .npy file of numbers"),
     of_mean(
-        "mean: objects", lambda p: np.save(p, np.array([{}]), allow_pickle=True), "no .npy file"
+        "mean: shape", lambda p: np.save(p, np.zeros((3, 28, 28))), "not an image of the shape"
+    ),
+    of_mean("mean: NaN", lambda p: np.save(p, np.full((1, 28, 28), np.nan)), "not an image of"),
+    of_mean("mean: pickle", lambda p: p.write_bytes(whole.code(p.parent)), "not an .npy file of"),
+    of_mean("mean: header", broken_mean, "not an .npy file of numbers"),
+    of_mean(
+        "mean: objects", lambda p: np.save(p, np.array([{}]), allow_pickle=True), "not an .npy file"
     ),
 ]
 

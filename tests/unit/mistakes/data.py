@@ -149,7 +149,7 @@ CASES: list[Case] = [
     Case(
         "--classes", with_classes_file("b\na thing\nc", "a/x.png"), r"2 classes have no im.*b, c", 0
     ),
-    Case("--classes, near", with_classes_file("cat\ndog", "cats/x.png"), r"'cats' .*mean cat\?"),
+    Case("--classes, near", with_classes_file("cat\ndog", "cats/x.png"), r"'cats'.*mean cat\?"),
     Case("--classes, twice", with_classes_file("a\nb\na", "a/x.png"), r"lists 'a' twice.* line 3"),
     Case("--classes, empty", with_classes_file("\n", "a/x.png"), r"classes\.txt is empty"),
     Case(
