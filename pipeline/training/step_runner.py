@@ -102,7 +102,7 @@ class StepRunner:
         Args:
             step: its number, from 0.
             batches: of this rank; the next ``train.accumulation`` of them are used.
-            stop: whether this rank has received a signal, for ``num_stopped`` in the result.
+            stop: the signals of this rank; ``num_stopped`` in the result counts ranks with one.
 
         Raises:
             UserError: the loss is not finite.
