@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -44,6 +44,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         """As argparse's, with the line breaks of the description kept."""
+        self._commands: Mapping[str, Parser] = {}
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(**{"allow_abbrev": False, "formatter_class": formatter} | settings)
 
@@ -54,9 +55,18 @@ class Parser(argparse.ArgumentParser):
             settings["help"] = kind.range.append_to(settings.get("help", ""))
         return super().add_argument(*names, **settings)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def add_subparsers(self, **settings: Any) -> Any:
+        """As argparse's; `long_names` covers the subcommands."""
+        action = super().add_subparsers(**settings)
+        self._commands = action.choices
+        return action
+
+    # One signature for the three overloads of argparse's.
+    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> Any:
         """As argparse's; an unknown option is reported with the nearest known one."""
-        parsed, unknown = self.parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args if args is None else list(args), namespace)
         for word in unknown:
             if word.startswith("-"):
                 name = word.partition("=")[0]
@@ -69,10 +79,8 @@ class Parser(argparse.ArgumentParser):
     def long_names(self) -> list[str]:
         """The options' names without dashes, those of subcommands too."""
         names = [n.removeprefix("--") for n in self._option_string_actions if n.startswith("--")]
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for command in action.choices.values():
-                    names += command.long_names()
+        for command in self._commands.values():
+            names += command.long_names()
         return names
 
     def error(self, message: str) -> NoReturn:

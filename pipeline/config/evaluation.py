@@ -62,8 +62,14 @@ class FgsConfig(Section):
 
     @property
     def measured(self) -> list[float]:
-        """Every eps at which the accuracy is measured, ascending."""
+        """Every eps at which the accuracy is measured, ascending.
+
+        Raises:
+            ValueError: ``reference`` still names a folder; see `pipeline.evaluation.reference`.
+        """
         reference = self.reference
+        if isinstance(reference, str):
+            raise ValueError(f"evaluation.fgs.reference {reference} is not read yet")
         fractions = [] if reference is None else [f * reference for f in EPS_REF_FRACTIONS]
         return sorted({*self.eps, *fractions})
 

@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -23,7 +23,7 @@ from jsonargparse import (
 )
 
 from pipeline.config import CONFIGS, DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig, RunConfig
-from pipeline.config.checks import OptionError, all_options, choices, sections, words_for
+from pipeline.config.checks import Option, OptionError, all_options, choices, sections, words_for
 from pipeline.config.text import did_you_mean, parse_yaml, read_yaml
 from pipeline.errors import UserError, exit_on_user_error
 
@@ -80,8 +80,25 @@ class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter)
     """jsonargparse's, with the line breaks of the description kept."""
 
 
+class _Parser(ArgumentParser):
+    """jsonargparse's, with the ranges of numbers in ``--help`` and without its own options."""
+
+    def describe(self, options: Mapping[str, Option]) -> None:
+        """Append the ranges to the help texts; hide what is no option."""
+        for action in self._actions:
+            option = options.get(action.dest)
+            if option is not None and option.range is not None:
+                action.help = option.range.append_to(action.help or "")
+            elif option is None and action.dest not in ("help", "config"):
+                action.help = argparse.SUPPRESS  # whole sections, and jsonargparse's own
+
+    def option_words(self) -> set[str]:
+        """All options, with their dashes."""
+        return set(self._option_string_actions)
+
+
 @cache
-def _parser(cls: type[RunConfig]) -> ArgumentParser:
+def _parser(cls: type[RunConfig]) -> _Parser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     others = _sections_of_others(cls)
 
@@ -92,7 +109,7 @@ def _parser(cls: type[RunConfig]) -> ArgumentParser:
         return values
 
     set_loader(cls.__name__, load, exceptions=(yaml.YAMLError,))
-    parser = ArgumentParser(
+    parser = _Parser(
         usage="%(prog)s [--config FILE] [--section.option VALUE ...]",
         parser_mode=cls.__name__,
         exit_on_error=False,
@@ -101,13 +118,7 @@ def _parser(cls: type[RunConfig]) -> ArgumentParser:
     )
     parser.add_argument(_CONFIG, action="config", help="YAML file of an experiment; see configs/.")
     parser.add_class_arguments(cls)
-    options = all_options(cls)
-    for action in parser._actions:
-        option = options.get(action.dest)
-        if option is not None and option.range is not None:
-            action.help = option.range.append_to(action.help)
-        elif option is None and action.dest not in ("help", "config"):
-            action.help = argparse.SUPPRESS  # whole sections, and jsonargparse's own
+    parser.describe(all_options(cls))
     return parser
 
 
@@ -128,7 +139,7 @@ def check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
     Raises:
         UserError: names the nearest options.
     """
-    known = set(_parser(cls)._option_string_actions)
+    known = _parser(cls).option_words()
     mappings = tuple(f"--{n}." for n, o in all_options(cls).items() if "dict" in str(o.hint))
     for word in argv:
         name = word.partition("=")[0]
@@ -195,7 +206,7 @@ def _explain(cls: type[RunConfig], error: Exception) -> str:
     option = re.search(r'Parser key "([\w.]+)":', text)
     value = re.search(r"(?:Got value|Given value):(.*)", text)
     declared = all_options(cls).get(option[1]) if option else None
-    if declared is not None and value is not None:
+    if option and declared is not None and value is not None:
         word = _YAML_WORDS.get(value[1].strip(), value[1].strip() or "nothing")
         hint = did_you_mean(word, choices(declared.hint))
         return str(OptionError(option[1], words_for(declared.hint), word)) + hint

@@ -1,4 +1,4 @@
-"""Options of the net, the images and the devices."""
+"""Options of the images, and of how they become the network's input."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,34 +6,6 @@ from typing import Literal
 from .checks import Range, Section, number, require
 
 _SIDE = Range(minimum=1, maximum=4096, unit="pixels")
-_PATIENCE = Range(minimum=1, maximum=604_800, unit="seconds")  # a week
-
-
-@dataclass(kw_only=True)
-class ModelConfig(Section):
-    """The network."""
-
-    name: str = "resnet18"
-    """A torchvision classifier (resnet18, alexnet, squeezenet1_1, ...), mlp, lenet, convnet, nin or
-    caffe_alexnet (the paper's), or your own as package.module:callable (given num_classes=N if it
-    takes it), found in the working folder first."""
-    weights: str | None = None
-    """A .pth or .safetensors file, a checkpoint or weights.pth of a run, or the name of
-    torchvision's weights (DEFAULT, IMAGENET1K_V1), which downloads. Default: a random start."""
-    init_std: float | None = number(None, Range(above=0))
-    """A random start draws weights from a normal distribution with this standard deviation, biases
-    0, as Caffe and MatConvNet do. Default: as the net's layers draw them."""
-    new_head: bool = False
-    """Fine-tuning: the last layer, which has a row for each class, starts anew (from train.seed)
-    and only the other weights are loaded: for classes other than those of the weights. Evaluation
-    loads all weights."""
-    num_classes: int | None = number(None, Range(minimum=2, unit="classes"))
-    """Number of classes of the net. Default: that of the index."""
-    freeze_batch_norm: bool = True
-    """Batch norm runs on its stored statistics and its parameters do not train, as in the paper."""
-    attack_dropout: bool = False
-    """Leave dropout on inside the attack: masks are drawn once an image and held through its
-    cross-entropy and its attack, as for the paper's NIN. Its other nets: off."""
 
 
 @dataclass(kw_only=True)
@@ -94,23 +66,3 @@ class DataConfig(Section):
         require(ordered, "area", "two numbers, 0 < least <= largest <= 1", self.area)
         ordered = len(self.aspect) == 2 and self.aspect[0] <= self.aspect[1]
         require(ordered, "aspect", "two numbers, 0 < least <= largest", self.aspect)
-
-
-@dataclass(kw_only=True)
-class RuntimeConfig(Section):
-    """Devices and precision."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run. auto: a GPU a rank if there are GPUs, else the CPU."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the network's forward and backward in training (torch.amp; fp16 with loss scaling).
-    Norms and logit differences are fp32 always, and evaluation runs in fp32."""
-    tf32: bool = False
-    """Allow TF32 in fp32 matrix products and convolutions on the GPU, in evaluation too."""
-    channels_last: bool | Literal["auto"] = "auto"
-    """Keep the net and its input in channels_last memory format. auto: on the CPU, and on a GPU
-    with half precision, where it is faster."""
-    connect_timeout: int = number(60, _PATIENCE)
-    """Seconds after which ranks that do not find one another at the start give up."""
-    timeout: int = number(600, _PATIENCE)
-    """Seconds after which ranks that wait for one another give up."""
