@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config import RunConfig, parse
+from pipeline.config.aliases import translate_launcher_argv
 from pipeline.config.arguments import POSITIVE, Number, Parser
 from pipeline.config.checks import Range
 from pipeline.config.text import did_you_mean
@@ -34,8 +35,8 @@ class Resources:
     qos: str | None
     constraint: str | None
     exclude: str | None
-    grace: int
-    at_once: int
+    signal_before: int
+    max_parallel: int
 
     @property
     def ranks(self) -> int:
@@ -70,7 +71,7 @@ def check_names(argv: list[str], own: Sequence[str], *entry_points: type[RunConf
     inner = {*parse.option_names(entry_points[0]), "config"}
     launcher_words, *rest = split(argv)
     with exit_on_user_error():
-        for word in launcher_words:
+        for word in translate_launcher_argv(launcher_words).values:
             name = word.partition("=")[0].removeprefix("--")
             if not word.startswith("--") or name in names:
                 continue
@@ -117,13 +118,19 @@ def add_resources(parser: Parser) -> None:
     parser.add_argument("--constraint", help="features that the nodes must have")
     parser.add_argument("--exclude", metavar="NODES", help="nodes to do without")
     parser.add_argument(
-        "--grace",
+        "--signal-before",
         type=POSITIVE,
         default=90,
-        help="seconds before the time limit at which the run is told to save (%(default)s)",
+        metavar="SECONDS",
+        help="seconds before the time limit at which SLURM sends the signal on which the run "
+        "saves and ends (%(default)s)",
     )
     parser.add_argument(
-        "--at-once", type=POSITIVE, default=256, help="jobs of an array that may run at once (256)"
+        "--max-parallel",
+        type=POSITIVE,
+        default=256,
+        metavar="JOBS",
+        help="largest number of jobs of an array that run at the same time (256)",
     )
     parser.add_argument("--wait", action="store_true", help="until the jobs end, with their logs")
 
@@ -141,7 +148,7 @@ def resources(options: argparse.Namespace) -> Resources:
     if options.cluster == "debug" and tasks > 1:
         raise UserError(f"--cluster debug runs one task, not {tasks}; use --cluster local")
     names = ("cluster", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "partition")
-    names += ("account", "qos", "constraint", "exclude", "grace", "at_once")
+    names += ("account", "qos", "constraint", "exclude", "signal_before", "max_parallel")
     given = {name: getattr(options, name) for name in names}
     return Resources(tasks_per_node=tasks, minutes=options.time, **given)
 

@@ -165,7 +165,7 @@ def deepfool_iteration(
         found = loss_gradient_step(*where, config)
     else:
         found = nearest_boundary(*where, running.key, config)
-    if config.classes == "first":
+    if config.target_class == "fixed":
         choices = found.target[:, None]
     moved = torch.add(found.displacement, running.total_step, alpha=config.reach)
     tested = view.clip_(torch.add(x, moved, alpha=1.0 + config.overshoot))

@@ -2,10 +2,16 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from pipeline.config.aliases import (
+    LAUNCHER_ALIASES,
+    translate_launcher_argv,
+    warn_of_aliases,
+)
 from pipeline.config.checks import Range
 from pipeline.config.text import did_you_mean
 from pipeline.errors import exit_with_error
@@ -65,8 +71,13 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Iterable[str] | None = None, namespace: Any = None
     ) -> Any:
-        """As argparse's; an unknown option is reported with the nearest known one."""
-        parsed, unknown = self.parse_known_args(args if args is None else list(args), namespace)
+        """As argparse's; an unknown option is reported with the nearest known one, and earlier
+        names of launchers' options are read with a warning."""
+        argv = list(sys.argv[1:] if args is None else args)
+        if not self._option_string_actions.keys().isdisjoint(LAUNCHER_ALIASES.values()):
+            argv, notes = translate_launcher_argv(argv)
+            warn_of_aliases("", notes)
+        parsed, unknown = self.parse_known_args(argv, namespace)
         for word in unknown:
             if word.startswith("-"):
                 name = word.partition("=")[0]

@@ -41,8 +41,8 @@ class DataConfig(Section):
     """Random crops: least and largest share of the image's area."""
     aspect: list[float] = number([3 / 4, 4 / 3], Range(above=0))
     """Random crops: least and largest width / height."""
-    flip: bool = True
-    """Train on random horizontal flips, with probability 1/2."""
+    hflip: bool = True
+    """Training: mirror each image left to right with probability 1/2."""
     on_error: Literal["raise", "skip"] = "raise"
     """An image that does not decode: stop and name it, or count it and go on without it."""
     threads: int | None = number(None, Range(minimum=1, maximum=1024, unit="threads"))

@@ -29,8 +29,9 @@ class AttackConfig(Section):
     """Where an iteration starts from: the point that the steps reached, as the Deep Defense
     authors do; or 1 + overshoot times as far, where the class was tested, as DeepFool's authors
     do, which saves a forward an iteration."""
-    classes: Literal["every", "first"] = "every"
-    """Choose the class to move to in every iteration, as the paper does, or keep the first one."""
+    target_class: Literal["reselect", "fixed"] = "reselect"
+    """reselect: choose the class to move to in every iteration, as the paper does; fixed: keep the
+    class of the first iteration."""
     visit: Literal["all", "lazy"] = "all"
     """Compute every candidate's gradient, or visit candidates in the order of their expected
     distance and stop when none could be nearer unless it is safety times nearer than expected."""

@@ -23,6 +23,7 @@ from jsonargparse import (
 )
 
 from pipeline.config import CONFIGS, DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig, RunConfig
+from pipeline.config.aliases import translate, translate_argv, warn_of_aliases
 from pipeline.config.checks import Option, OptionError, all_options, choices, sections, words_for
 from pipeline.config.text import did_you_mean, parse_yaml, read_yaml
 from pipeline.errors import UserError, exit_on_user_error
@@ -52,28 +53,37 @@ def parse(
         argv: words of the command line; by default those of this process.
         output_suffix: added to the YAML file's name for the default of ``--output``.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    words = {word.partition("=")[0] for word in argv}
-    if words.isdisjoint({_CONFIG, "--data.train", "--data.val"}):
-        argv = [_CONFIG, str(DEFAULT_CONFIG), *argv]
     parser = _parser(cls)
     parser.description = description
     with exit_on_user_error():
-        if words.isdisjoint({"-h", "--help"}):
-            check_names(cls, argv)
-        files = {path: read_yaml(path, [CONFIGS]) for path in _config_files(argv)}
-        for path, values in files.items():
-            _check_file(cls, path, values)
+        arguments = _read_argv(cls, sys.argv[1:] if argv is None else argv)
+        files = {path: _read_file(cls, path) for path in _config_files(arguments)}
         try:
-            config = _construct(cls, parser.parse_args(argv))
+            config = _construct(cls, parser.parse_args(arguments))
         except OptionError as error:
-            raise UserError(_origin(error.option, argv, files) + str(error)) from None
+            raise UserError(_origin(error.option, arguments, files) + str(error)) from None
         except (ArgumentError, ValueError, TypeError, OverflowError) as error:
             raise UserError(_explain(cls, error)) from None
     if config.output is None:
         name = list(files)[-1].stem if files else config.model.name.replace(":", "-")
         config.output = str(Path("runs") / (name + output_suffix))
     return config
+
+
+def _read_argv(cls: type[RunConfig], argv: Sequence[str]) -> list[str]:
+    """A command line in today's spelling; with configs/demo.yaml where that is the base.
+
+    Raises:
+        UserError: a name is no option.
+    """
+    arguments, notes = translate_argv(cls, argv)
+    warn_of_aliases("", notes)
+    names = {word.partition("=")[0] for word in arguments}
+    if names.isdisjoint({"-h", "--help"}):
+        check_names(cls, arguments)
+    if names.isdisjoint({_CONFIG, "--data.train", "--data.val"}):
+        return [_CONFIG, str(DEFAULT_CONFIG), *arguments]
+    return arguments
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -106,7 +116,7 @@ def _parser(cls: type[RunConfig]) -> _Parser:
         values = parse_yaml(text)
         if isinstance(values, dict):
             values = {key: value for key, value in values.items() if key not in others}
-        return values
+        return translate(cls, values).values
 
     set_loader(cls.__name__, load, exceptions=(yaml.YAMLError,))
     parser = _Parser(
@@ -141,7 +151,7 @@ def check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
     """
     known = _parser(cls).option_words()
     mappings = tuple(f"--{n}." for n, o in all_options(cls).items() if "dict" in str(o.hint))
-    for word in argv:
+    for word in translate_argv(cls, argv).values:
         name = word.partition("=")[0]
         is_known = name.removesuffix("+") in known or name.startswith(mappings)
         if is_known or not word.startswith("--"):
@@ -149,7 +159,7 @@ def check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
         if name == "--":
             raise UserError("-- separates the options of a launcher; leave it out here")
         for other, program in PROGRAMS.items():
-            if name.removeprefix("--") in option_names(other):
+            if translate_argv(other, [name]).values[0].removeprefix("--") in option_names(other):
                 raise UserError(f"no option {name} here; it is one of {program}")
         names = sorted(option_names(cls))
         hint = did_you_mean(name.removeprefix("--"), names, prefix="--")
@@ -166,19 +176,22 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
     return files
 
 
-def _check_file(cls: type[RunConfig], path: Path, values: dict[str, Any]) -> None:
-    """Refuse a YAML file whose keys are no options, or whose values are of a wrong type.
+def _read_file(cls: type[RunConfig], path: Path) -> dict[str, Any]:
+    """The options in a YAML file, under their names of today.
 
     Raises:
-        UserError: names the file and the key.
+        UserError: a key is no option, or a value is of a wrong type; names the file and the key.
     """
-    others = _sections_of_others(cls)
-    used = {key: value for key, value in values.items() if key not in others}
+    values, others = read_yaml(path, [CONFIGS]), _sections_of_others(cls)
     try:
+        used = {key: value for key, value in values.items() if key not in others}
+        used, notes = translate(cls, used)
+        warn_of_aliases(f"{path}: ", notes)
         _check_keys(cls, used)
         _parser(cls).parse_object(used)
     except (ArgumentError, ValueError, TypeError, OverflowError, UserError) as error:
         raise UserError(f"{path}: {_explain(cls, error)}") from None
+    return used
 
 
 def _check_keys(section: type, values: dict[str, Any], prefix: str = "") -> None:
@@ -250,6 +263,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = prefix + key
         flat |= flatten(value, name + ".") if isinstance(value, dict) else {name: value}
     return flat
+
+
+def stored_differences(stored: Any, config: RunConfig, free: Sequence[str]) -> list[str]:
+    """`differences` of options that a run stored, maybe of an earlier version, and those of now."""
+    return differences(translate(type(config), stored).values, to_dict(config), free)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str]) -> list[str]:

@@ -22,7 +22,9 @@ class RegularizerConfig(Section):
     """Of the perturbation's norm: exact, through every step of the attack; or by the implicit
     function theorem at the boundary point alone (cheaper, approximate)."""
     attack: AttackConfig = field(
-        default_factory=lambda: AttackConfig(linearize_at="tested", classes="first", visit="lazy")
+        default_factory=lambda: AttackConfig(
+            linearize_at="tested", target_class="fixed", visit="lazy"
+        )
     )
     """DeepFool as the regulariser uses it."""
     layers: list[str] = field(default_factory=list)
@@ -128,8 +130,8 @@ class CheckpointConfig(Section):
 
     every_steps: int = number(500, Range(minimum=1, unit="steps"))
     """Steps between checkpoints; one is also written after each evaluation and at the end."""
-    keep: int = number(2, Range(minimum=1, unit="files"))
-    """How many of the newest to keep."""
+    keep_last: int = number(2, Range(minimum=1, unit="files"))
+    """Number of numbered checkpoints kept, the newest; best.pt is kept besides."""
     best: Literal["accuracy", "rho2"] = "accuracy"
     """What best.pt is the best of, among the evaluations with the regulariser."""
 

@@ -50,14 +50,14 @@ def training_windows(
         width, height: (B,) sizes of the images at these positions, in pixels.
         seed, epoch: of the run.
         start: first position; its random numbers do not depend on the others.
-        config: crop, area, aspect, random_crop, flip.
+        config: crop, area, aspect, random_crop, hflip.
     """
     num = len(width)
     generator = np.random.Philox(key=_key(seed, epoch, stream=1))
     generator.advance(start * (_WORDS // 4))  # Philox counts blocks of four words
     words = generator.random_raw(num * _WORDS).reshape(num, _WORDS)
     uniform = (words >> 11) * 2.0**-53  # in [0, 1), the usual 53 bits
-    mirror = (uniform[:, -1] < 0.5) & config.flip
+    mirror = (uniform[:, -1] < 0.5) & config.hflip
     if not config.random_crop:
         return evaluation_windows(width, height, config, mirror)
     anchor, shape = _random_resized_crop(width, height, uniform[:, : 4 * _TRIES], config)

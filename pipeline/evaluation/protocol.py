@@ -17,6 +17,9 @@ from pipeline.data import mean_image
 # Options of the data section that decide, beside the mean, what the network's input is.
 _INPUT_OPTIONS = ("crop", "resize", "interpolation", "channels", "std")
 
+# Names and values in stored protocols are those of the first version, so that results of all
+# versions can be compared and merged; some options have been renamed since.
+_TARGET_CLASS = {"reselect": "every", "fixed": "first"}
 LINEARISED_AT = {
     "reached": "x + sum of steps, without overshoot",
     "tested": "the point where the class was tested, with overshoot",
@@ -42,7 +45,7 @@ def evaluation_protocol(
         "num_candidates": min(attack.num_candidates, num_classes),
         "max_iterations": attack.max_iterations,
         "overshoot": attack.overshoot,
-        "classes": attack.classes,
+        "classes": _TARGET_CLASS[attack.target_class],
         "visit": attack.visit if attack.visit == "all" else f"lazy, safety {attack.safety:g}",
         **({"direction": "gradient of the cross-entropy"} if attack.direction == "loss" else {}),
         "linearised_at": LINEARISED_AT[attack.linearize_at],

@@ -68,7 +68,7 @@ class Checkpoints:
             # between the two resumes from an earlier checkpoint, and writes both again.
             write(self.best_path, state)
         write(path, state)
-        for old in self.all()[: -self.config.keep]:
+        for old in self.all()[: -self.config.keep_last]:
             old.unlink(missing_ok=True)
         return path
 
@@ -184,7 +184,7 @@ def read(path: Path, config: Any, fingerprint: str, classes: Classes | None = No
     free = FREE
     if isinstance(state["config"]["data"].get("mean"), str) and isinstance(config.data.mean, str):
         free = (*FREE, "data.mean")  # where the image lies; what it is, is in the fingerprint
-    changed = parse.differences(state["config"], parse.to_dict(config), free)
+    changed = parse.stored_differences(state["config"], config, free)
     if state["index"] != fingerprint:
         changed.append("data.train, data.mean: other images, labels or mean image than before")
     recorded = Classes.from_dict(state.get("classes"))

@@ -18,7 +18,7 @@ from tests.helpers.runs import Run, expect_error
 
 SCRIPT = "tools/adversarial.py"
 DATA = DataConfig(
-    crop=28, resize=28, channels=1, mean=[0.1307], std=[0.3081], random_crop=False, flip=False
+    crop=28, resize=28, channels=1, mean=[0.1307], std=[0.3081], random_crop=False, hflip=False
 )
 CPU = torch.device("cpu")
 
@@ -119,7 +119,7 @@ def test_images_and_examples_are_trained_with_together(
     assert found.is_array.sum() == 150
     assert found.ids.to_pylist()[:6000] == images.ids.to_pylist()
     # Batches of images, of arrays and of both, mirrored by the plan.
-    data = DataConfig(**(vars(DATA) | {"flip": True}))
+    data = DataConfig(**(vars(DATA) | {"hflip": True}))
     plan = TrainingPlan(found, data, TrainConfig(batch_size=50), 0, 1)
     stored = loaded(index.read(str(made / "index.parquet")))
     specs = list(plan.specs(0, plan.steps_per_epoch))
@@ -136,7 +136,7 @@ def test_images_and_examples_are_trained_with_together(
     assert torch.equal(loaded(found, np.arange(40)), loaded(images, np.arange(40)))
     words = ("--data.train", both, "--data.val", demo.prepare()["val"], "--data.crop", 28)
     words += ("--data.resize", 28, "--data.channels", 1, "--data.mean", "[0.1307]")
-    words += ("--data.std", "[0.3081]", "--data.random_crop", "false", "--data.flip", "false")
+    words += ("--data.std", "[0.3081]", "--data.random_crop", "false", "--data.hflip", "false")
     words += ("--model.name", "mlp", "--objective.method", "clean", "--train.batch_size", 410)
     done = run("pipeline/finetune.py", *words, "--output", tmp_path / "run", ranks=2)
     assert done.returncode == 0, done.stderr

@@ -98,7 +98,7 @@ def test_best_is_restored_from_the_newest_checkpoint(copy: Path, damage: str) ->
 
 
 def test_best_that_cannot_be_restored(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path, CheckpointConfig(keep=1))
+    kept = Checkpoints(tmp_path, CheckpointConfig(keep_last=1))
     for step in (10, 20, 30):
         kept.save(step, {"step": step}, best=step == 20)
     assert kept.restore_best(20, 30) == ""

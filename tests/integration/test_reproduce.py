@@ -107,7 +107,7 @@ def test_every_experiment_can_be_listed(run: Run, tmp_path: Path) -> None:
 
 def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mlp"
-    words = ("mnist_mlp", "--data", downloads, "--output", folder, "--at-once", 2)
+    words = ("mnist_mlp", "--data", downloads, "--output", folder, "--max-parallel", 2)
     words += ("--methods", "adversarial_1", "deep_defense", "--", *SHORT)
     process = subprocess.Popen(
         command(TOOL, *words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -57,12 +57,12 @@ class Counting(nn.Module):
 
 
 @pytest.mark.parametrize("visit", ["all", "lazy"])
-@pytest.mark.parametrize("classes", ["every", "first"])
-def test_the_pool_finds_what_each_image_alone_has(visit: str, classes: str) -> None:
+@pytest.mark.parametrize("target_class", ["reselect", "fixed"])
+def test_the_pool_finds_what_each_image_alone_has(visit: str, target_class: str) -> None:
     torch.manual_seed(0)
     net = nets.smooth().double()
     images, labels = 2 * torch.randn(50, 3, 32, 32, dtype=torch.float64), torch.arange(50) % 10
-    attack = AttackConfig(max_iterations=20, visit=visit, classes=classes)
+    attack = AttackConfig(max_iterations=20, visit=visit, target_class=target_class)
     config = EvaluationConfig(attack=attack)
     found = run(AttackView(net), config, images, labels, 8)
     samples = Samples.concat(f.samples for f in found)

@@ -58,7 +58,7 @@ def test_the_mean_is_that_of_the_images(mean: Path) -> None:
 
 
 def test_the_loader_subtracts_it_and_flips_it_with_the_image(digits: Index, mean: Path) -> None:
-    config = dataclasses.replace(DIGITS, mean=str(mean), flip=True)
+    config = dataclasses.replace(DIGITS, mean=str(mean), hflip=True)
     pixels, shift = loaded(digits, DIGITS), 255 * torch.from_numpy(np.load(mean))
     torch.testing.assert_close(loaded(digits, config), pixels - shift, atol=1e-4, rtol=0)
     rows = np.arange(50)

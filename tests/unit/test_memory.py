@@ -22,7 +22,7 @@ from tests.helpers.runs import Run, environment
 @pytest.mark.parametrize("name", ["lenet", "resnet18", "tests.helpers.nets:smooth"])
 def test_parts_change_nothing(name: str, start: str, kind: str) -> None:
     net, images, labels = setting(name, count=7)
-    config = with_attack(kind, linearize_at=start, classes="first", visit="lazy", safety=1e6)
+    config = with_attack(kind, linearize_at=start, target_class="fixed", visit="lazy", safety=1e6)
     whole = gradient_by(net, images, labels, config)
     for most in (1, 3, 7, 100):
         config.max_images = most

@@ -90,7 +90,7 @@ def test_images_too_narrow_for_any_crop_get_torchvisions_central_one() -> None:
 
 def test_options_turn_crops_and_flips_off() -> None:
     width, height = sizes(200)
-    config = DataConfig(random_crop=False, flip=False)
+    config = DataConfig(random_crop=False, hflip=False)
     windows = training_windows(width, height, 0, 0, 0, config)
     assert equal(windows, evaluation_windows(width, height, config))
     assert not windows.mirror.any()

@@ -146,7 +146,7 @@ def test_two_ranks_with_accumulation_equal_one_plain_unrolling(tmp_path: Path, n
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
 def test_two_ranks_in_parts_equal_one(tmp_path: Path, kind: str) -> None:
-    config = with_attack(kind, linearize_at="tested", classes="first")
+    config = with_attack(kind, linearize_at="tested", target_class="fixed")
     net, images, labels = setting("lenet", count=8)
     wanted = gradient_by(net, images, labels, config)
     config.max_images = 1

@@ -139,7 +139,7 @@ def test_metrics_go_on_from_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_checkpoints_keep_the_newest_and_the_best(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path, CheckpointConfig(keep=2))
+    kept = Checkpoints(tmp_path, CheckpointConfig(keep_last=2))
     for step in (5, 10, 15):
         kept.save(step, {"step": step}, best=step == 10)
     assert [path.name for path in kept.all()] == ["step-000000010.pt", "step-000000015.pt"]

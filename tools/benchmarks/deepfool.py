@@ -24,10 +24,10 @@ def _ours(**options: str) -> AttackConfig:
 # By how the class is chosen. Candidates are visited lazily, or all, as the other libraries do.
 OURS = {
     "every": _ours(visit="lazy"),
-    "first": _ours(visit="lazy", classes="first"),
-    "first, tested": _ours(visit="lazy", classes="first", linearize_at="tested"),
+    "first": _ours(visit="lazy", target_class="fixed"),
+    "first, tested": _ours(visit="lazy", target_class="fixed", linearize_at="tested"),
     "every, all": _ours(),
-    "first, all": _ours(classes="first"),
+    "first, all": _ours(target_class="fixed"),
 }
 
 Attack = Callable[[], Tensor]  # the perturbed images

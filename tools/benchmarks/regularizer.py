@@ -79,8 +79,8 @@ def variants(
         "plain": in_precision(lambda f, images, labels: F.cross_entropy(f(images), labels)),
         "authors": in_precision(authors),
         "exact": ours("unrolled", AttackConfig()),
-        "first": ours("unrolled", AttackConfig(classes="first")),
-        "first, lazy": ours("unrolled", AttackConfig(classes="first", visit="lazy")),
+        "first": ours("unrolled", AttackConfig(target_class="fixed")),
+        "first, lazy": ours("unrolled", AttackConfig(target_class="fixed", visit="lazy")),
         "unrolled": ours("unrolled"),
         "boundary": ours("boundary"),
     }

@@ -57,9 +57,7 @@ class PlannedRun:
         if isinstance(config, FinetuneConfig) and config.train.epochs == 0:
             free += _FREE_TOO
         try:
-            changed = parse.differences(
-                yaml.safe_load(path.read_text()), parse.to_dict(config), free
-            )
+            changed = parse.stored_differences(yaml.safe_load(path.read_text()), config, free)
         except (OSError, ValueError, AttributeError, yaml.YAMLError):
             raise UserError(f"{path} is damaged; remove {self.folder}") from None
         if changed:

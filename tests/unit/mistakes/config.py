@@ -107,7 +107,7 @@ SPELLING = [
 
 YAML = [
     yaml("null", r": train\.epochs must be a whole number, got null", "train: {epochs: null}"),
-    yaml("null flag", r": data\.flip must be true or false, got null", "data: {flip: null}"),
+    yaml("null flag", r": data\.hflip must be true or false, got null", "data: {hflip: null}"),
     yaml("section", r": train must be a section of options \(epochs, .*\), got 3", "train: 3"),
     yaml("empty", " is empty; it must hold sections of options", ""),
     yaml("list", " holds a list; it must hold sections of options", "- a\n- b\n"),
