@@ -75,7 +75,7 @@ def describe(trainer: Trainer) -> str:
     config, ranks, schedule = trainer.config, trainer.ranks, trainer.schedule
     parameters = sum(parameter.numel() for parameter in trainer.parameters)
     budget = f"\nregularizer.max_images auto: {trainer.budget}" if trainer.budget else ""
-    per_step = f"{ranks.world_size} rank(s) x {config.train.accumulation} pass(es)"
+    per_step = f"{ranks.world_size} rank(s) x {config.train.gradient_accumulation_steps} pass(es)"
     return (
         f"{config.model.name}, {parameters:,} trained parameters, {config.runtime.precision} "
         f"on {ranks.world_size} x {ranks.device.type}\n"

@@ -39,7 +39,7 @@ from pipeline.errors import UserError, exit_on_user_error, first_few
 from pipeline.runtime.files import atomic_write, check_writable, writable
 
 ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}
-SIDE = arguments.Number(int, checks.options(DataConfig)["crop"].range)
+SIDE = arguments.Number(int, checks.options(DataConfig)["crop_size"].range)
 _BATCH_VALUES = 2**28  # of a batch's images: 1 GiB
 console = Console(stderr=True, soft_wrap=True)
 
@@ -140,8 +140,8 @@ def join(options: argparse.Namespace) -> None:
 def preprocessing(options: argparse.Namespace) -> DataConfig:
     """The centre crops of `mean`, not normalised; images that do not decode are left out."""
     return DataConfig(
-        crop=options.crop,
-        resize=options.resize,
+        crop_size=options.crop,
+        resize_size=options.resize,
         channels=options.channels,
         mean=[0.0] * options.channels,
         std=[1.0] * options.channels,

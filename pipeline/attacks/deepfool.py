@@ -161,7 +161,7 @@ def deepfool_iteration(
     rows = torch.arange(len(running), device=x.device) if rows is None else rows
     source = torch.where(running.toward_label, held[0].logits.detach()[rows].argmax(dim=1), label)
     where = view, held, rows, source, choices, running.toward_label
-    if config.direction == "loss":
+    if config.step_direction == "loss_gradient":
         found = loss_gradient_step(*where, config)
     else:
         found = nearest_boundary(*where, running.key, config)
@@ -211,7 +211,7 @@ def deepfool(
     class k. An image that has not (in F) moves along w_label - w_current, the current class read
     anew in each iteration, until it has. Whether it is done is tested at x + (1 + overshoot) * sum
     of the steps. Each iteration linearises at x plus the sum of the steps, as the Deep Defense
-    authors do, or with ``config.linearize_at`` tested at the point where the class was tested, as
+    authors do, or with ``linearize_at`` overshot at the point where the class was tested, as
     DeepFool's own authors do: that saves a forward.
 
     Args:
@@ -221,7 +221,7 @@ def deepfool(
         labels: (N,). Default: the classes that the images have now.
         graph: of the clean images, if the caller has it: saves one forward.
         record: keep the steps for the regulariser.
-        keep_graph: with ``linearize_at`` tested and the whole batch in the net at once, keep the
+        keep_graph: with ``linearize_at`` overshot and the whole batch in the net at once, keep the
             graph of the test that most samples passed.
         at_once: largest number of images in the net at a time. Default: all.
     """
@@ -255,7 +255,7 @@ def _sweep(
     logits = graph.logits.detach()
     running = initial_state(view, images, logits, config, labels, key)
     result = Perturbation.empty(images, logits.argmax(dim=1))
-    reuse = config.linearize_at == "tested"
+    reuse = config.linearize_at == "overshot"
     rows = None  # of the graph: where the running samples are
     for iteration in range(config.max_iterations):
         last = iteration + 1 == config.max_iterations

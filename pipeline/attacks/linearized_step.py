@@ -55,10 +55,10 @@ def nearest_boundary(
     """The step to the nearest of the linearised boundaries.
 
     A boundary's distance is |f| / ||w||, in the norm dual to ``config.norm``. Each round computes
-    one more w for every sample. With ``config.visit`` lazy, samples visit their candidates in the
-    order of |f| over the distance of the two classes' weights in the last layer, which ||w||
+    one more w for every sample. With ``candidate_search`` pruned, samples visit their candidates in
+    the order of |f| over the distance of the two classes' weights in the last layer, which ||w||
     roughly follows; a sample stops when no candidate can be nearer unless its gradient is
-    ``config.safety`` times larger than the largest seen leads to expect.
+    ``config.pruning_factor`` times larger than the largest seen leads to expect.
 
     Args:
         view: the net.
@@ -68,7 +68,7 @@ def nearest_boundary(
         choices: (A, M) classes to consider moving to.
         single: (A,) bool, samples whose first choice is their only one.
         key: (A,) which images of the batch the samples are.
-        config: visit, safety and norm.
+        config: candidate_search, pruning_factor and norm.
     """
     # Those with a gradient in this round, and where they are in the graph.
     samples, places = torch.arange(len(source), device=source.device), rows
@@ -77,7 +77,7 @@ def nearest_boundary(
     dual = dual_exponent(config.norm)
     gaps = logit_differences(graph.logits.detach()[rows], source, choices)
     spread = torch.ones_like(gaps)
-    if config.visit == "lazy" and choices.shape[1] > 1:
+    if config.candidate_search == "pruned" and choices.shape[1] > 1:
         spread = view.class_weight_distances(source, choices)
         order = (gaps.abs() / spread).argsort(dim=1)
         gaps, spread, choices = (v.gather(1, order) for v in (gaps, spread, choices))
@@ -87,8 +87,8 @@ def nearest_boundary(
     for m in range(choices.shape[1]):
         if m > 0:
             more = ~single
-            if config.visit == "lazy":
-                more &= gaps[:, m].abs() < config.safety * steepest * spread[:, m] * best
+            if config.candidate_search == "pruned":
+                more &= gaps[:, m].abs() < config.pruning_factor * steepest * spread[:, m] * best
             wanting = more.nonzero().squeeze(1)
             if len(wanting) == 0:
                 break

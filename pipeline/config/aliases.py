@@ -28,8 +28,29 @@ class Alias:
 
 ALIASES = (
     Alias("AttackConfig", "classes", "target_class", {"every": "reselect", "first": "fixed"}),
+    Alias("AttackConfig", "visit", "candidate_search", {"all": "exhaustive", "lazy": "pruned"}),
+    Alias("AttackConfig", "safety", "pruning_factor"),
+    Alias(
+        "AttackConfig", "linearize_at", "linearize_at", {"reached": "current", "tested": "overshot"}
+    ),
+    Alias(
+        "AttackConfig",
+        "direction",
+        "step_direction",
+        {"normal": "boundary", "loss": "loss_gradient"},
+    ),
+    Alias("DataConfig", "area", "crop_scale"),
+    Alias("DataConfig", "aspect", "crop_ratio"),
+    Alias("DataConfig", "crop", "crop_size"),
+    Alias("DataConfig", "resize", "resize_size"),
     Alias("DataConfig", "flip", "hflip"),
+    Alias("DataConfig", "threads", "num_threads"),
+    Alias("OptimConfig", "clip_norm", "max_grad_norm"),
+    Alias("TrainConfig", "accumulation", "gradient_accumulation_steps"),
+    Alias("TrainConfig", "clean_epochs", "pretrain_epochs"),
+    Alias("TrainConfig", "clean_lr", "pretrain_lr"),
     Alias("CheckpointConfig", "keep", "keep_last"),
+    Alias("RuntimeConfig", "timeout", "collective_timeout"),
 )
 LAUNCHER_ALIASES = {"--grace": "--signal-before", "--at-once": "--max-parallel"}
 

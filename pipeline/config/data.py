@@ -22,10 +22,11 @@ class DataConfig(Section):
     check_classes: bool = True
     """Refuse data of other classes than the weights', and training and evaluation images of
     different classes. false: warn only."""
-    crop: int = number(224, _SIDE)
-    """Side of the square input, in pixels."""
-    resize: int = number(256, _SIDE)
-    """Evaluation: the shorter side is resized to this many pixels before the centre crop."""
+    crop_size: int = number(224, _SIDE)
+    """Side of the square input of the network, in pixels."""
+    resize_size: int = number(256, _SIDE)
+    """Evaluation: the shorter side of an image is resized to this many pixels, then the centre
+    square of crop_size is taken."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Filter of the resize, with antialiasing, as torchvision's weights name it."""
     channels: Literal[1, 3] = 3
@@ -37,16 +38,17 @@ class DataConfig(Section):
     """Divides each channel after the mean; in units of pixel values in [0, 1]."""
     random_crop: bool = True
     """Train on random resized crops; otherwise on the centre crop of evaluation."""
-    area: list[float] = number([0.08, 1.0], Range(above=0, maximum=1))
-    """Random crops: least and largest share of the image's area."""
-    aspect: list[float] = number([3 / 4, 4 / 3], Range(above=0))
-    """Random crops: least and largest width / height."""
+    crop_scale: list[float] = number([0.08, 1.0], Range(above=0, maximum=1))
+    """Random crops: smallest and largest fraction of the image's area, as torchvision's scale."""
+    crop_ratio: list[float] = number([3 / 4, 4 / 3], Range(above=0))
+    """Random crops: smallest and largest width / height, as torchvision's ratio."""
     hflip: bool = True
     """Training: mirror each image left to right with probability 1/2."""
     on_error: Literal["raise", "skip"] = "raise"
     """An image that does not decode: stop and name it, or count it and go on without it."""
-    threads: int | None = number(None, Range(minimum=1, maximum=1024, unit="threads"))
-    """Decoding threads a rank. Default: its share of the machine's cores, and one more."""
+    num_threads: int | None = number(None, Range(minimum=1, maximum=1024, unit="threads"))
+    """Threads of each rank that decode images. Default: the rank's share of the machine's cores,
+    plus one."""
     prefetch: int = number(3, Range(minimum=1, maximum=1024, unit="batches"))
     """Batches decoded ahead of the step."""
     half_input: bool = False
@@ -61,8 +63,13 @@ class DataConfig(Section):
         else:
             require(len(self.mean) == self.channels, "mean", rule, self.mean)
         require(len(self.std) == self.channels, "std", rule, self.std)
-        require(self.resize >= self.crop, "resize", f"at least crop ({self.crop})", self.resize)
-        ordered = len(self.area) == 2 and self.area[0] <= self.area[1]
-        require(ordered, "area", "two numbers, 0 < least <= largest <= 1", self.area)
-        ordered = len(self.aspect) == 2 and self.aspect[0] <= self.aspect[1]
-        require(ordered, "aspect", "two numbers, 0 < least <= largest", self.aspect)
+        require(
+            self.resize_size >= self.crop_size,
+            "resize_size",
+            f"at least crop_size ({self.crop_size})",
+            self.resize_size,
+        )
+        ordered = len(self.crop_scale) == 2 and self.crop_scale[0] <= self.crop_scale[1]
+        require(ordered, "crop_scale", "two numbers, 0 < least <= largest <= 1", self.crop_scale)
+        ordered = len(self.crop_ratio) == 2 and self.crop_ratio[0] <= self.crop_ratio[1]
+        require(ordered, "crop_ratio", "two numbers, 0 < least <= largest", self.crop_ratio)

@@ -42,8 +42,8 @@ def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str
     if isinstance(config, FinetuneConfig):
         attacks["regularizer.attack"] = config.regularizer.attack
     for section, attack in attacks.items():
-        if attack.visit == "all":
-            yield f"{section}.safety", f"it is for {section}.visit lazy"
+        if attack.candidate_search == "exhaustive":
+            yield f"{section}.pruning_factor", f"it is for {section}.candidate_search pruned"
     if not isinstance(config, FinetuneConfig):
         return
     if config.schedule.kind != "step":
@@ -51,10 +51,10 @@ def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str
             yield f"schedule.{name}", f"schedule.kind is {config.schedule.kind}, not step"
     elif not config.schedule.milestones:
         yield "schedule.gamma", "there are no schedule.milestones"
-    if config.train.clean_epochs == 0:
-        yield "train.clean_lr", "train.clean_epochs is 0"
+    if config.train.pretrain_epochs == 0:
+        yield "train.pretrain_lr", "train.pretrain_epochs is 0"
     if not config.data.random_crop:
-        for name in ("area", "aspect"):
+        for name in ("crop_scale", "crop_ratio"):
             yield f"data.{name}", "data.random_crop is false"
     if "cpu" in (device, config.runtime.device):
         yield "data.half_input", "the run is on a CPU"

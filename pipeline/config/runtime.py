@@ -24,5 +24,6 @@ class RuntimeConfig(Section):
     with half precision, where it is faster."""
     connect_timeout: int = number(60, _TIMEOUT)
     """Seconds after which ranks that do not find one another at the start give up."""
-    timeout: int = number(600, _TIMEOUT)
-    """Seconds after which ranks that wait for one another give up."""
+    collective_timeout: int = number(600, _TIMEOUT)
+    """Seconds after which a collective operation fails: ranks that wait for a rank that does not
+    answer then stop."""

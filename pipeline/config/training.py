@@ -23,7 +23,7 @@ class RegularizerConfig(Section):
     function theorem at the boundary point alone (cheaper, approximate)."""
     attack: AttackConfig = field(
         default_factory=lambda: AttackConfig(
-            linearize_at="tested", target_class="fixed", visit="lazy"
+            linearize_at="overshot", target_class="fixed", candidate_search="pruned"
         )
     )
     """DeepFool as the regulariser uses it."""
@@ -81,8 +81,9 @@ class OptimConfig(Section):
     """Momentum."""
     weight_decay: float = number(5e-4, Range(minimum=0))
     """L2 penalty on every trained parameter."""
-    clip_norm: float | None = number(None, Range(above=0))
-    """Clip the gradient's global L2 norm to this. Default: no clipping."""
+    max_grad_norm: float | None = number(None, Range(above=0))
+    """Largest L2 norm of the gradient of all parameters together; a longer one is scaled down to
+    it. Default: no clipping."""
 
 
 @dataclass(kw_only=True)
@@ -112,14 +113,16 @@ class TrainConfig(Section):
 
     epochs: int = number(1, Range(minimum=0, unit="epochs"))
     """Epochs with the regulariser."""
-    clean_epochs: int = number(0, Range(minimum=0, unit="epochs"))
-    """Epochs before them without it, which make the reference net when there are no weights."""
-    clean_lr: float = number(0.01, Range(minimum=0))
-    """Learning rate of the clean epochs (constant)."""
+    pretrain_epochs: int = number(0, Range(minimum=0, unit="epochs"))
+    """Epochs of plain training before them, with the cross-entropy alone; they make the reference
+    net when there are no weights."""
+    pretrain_lr: float = number(0.01, Range(minimum=0))
+    """Learning rate of these epochs (constant)."""
     batch_size: int = number(256, Range(minimum=1, unit="images"))
     """Images an optimiser step, over all ranks and accumulation."""
-    accumulation: int = number(1, Range(minimum=1, unit="passes"))
-    """Forward-backward passes an optimiser step; each takes batch_size / ranks / this images."""
+    gradient_accumulation_steps: int = number(1, Range(minimum=1, unit="passes"))
+    """Forward and backward passes for each optimiser step; a pass takes batch_size / ranks /
+    gradient_accumulation_steps images on each rank."""
     seed: int = number(0, Range(minimum=0, maximum=2**63 - 1))
     """Of the order, crops, flips, dropout and the random initialisation."""
 

@@ -240,13 +240,13 @@ class Loader:
 
 
 def _check_arrays(index: Index, config: DataConfig) -> None:
-    shape = (config.channels, config.crop, config.crop)
+    shape = (config.channels, config.crop_size, config.crop_size)
     rows = np.flatnonzero(index.is_array)
     sizes = np.stack([index.width[rows], index.height[rows]])
-    if (sizes != config.crop).any() or (index.length[rows] != 4 * np.prod(shape)).any():
+    if (sizes != config.crop_size).any() or (index.length[rows] != 4 * np.prod(shape)).any():
         raise UserError(
-            f"{index.path}: its arrays are not of the shape {shape} (data.channels, data.crop); "
-            "make them again with tools/adversarial.py and these options"
+            f"{index.path}: its arrays are not of the shape {shape} (data.channels, "
+            "data.crop_size); make them again with tools/adversarial.py and these options"
         )
 
 
@@ -282,7 +282,7 @@ def _definition(
         )
         images = fn.resize(
             images,
-            size=[config.crop, config.crop],
+            size=[config.crop_size, config.crop_size],
             roi_start=start,
             roi_end=end,
             interp_type=_FILTERS[config.interpolation],
@@ -301,7 +301,7 @@ def _definition(
         )
 
     def stored(encoded: Any, mirror: Any) -> Any:
-        shape = [config.channels, config.crop, config.crop]
+        shape = [config.channels, config.crop_size, config.crop_size]
         values = fn.reinterpret(encoded, dtype=types.FLOAT, shape=shape, layout="CHW")
         if gpu:
             values = values.gpu()

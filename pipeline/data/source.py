@@ -29,6 +29,6 @@ def open_index(config: RunConfig, part: str) -> Index:
 def decoding_threads(config: DataConfig, local_size: int = 1) -> int:
     """DALI's threads for this rank: as asked for, or one more than its share of the cores, so that
     small operators of one batch do not wait for the decoder of another."""
-    if config.threads is not None:
-        return config.threads
+    if config.num_threads is not None:
+        return config.num_threads
     return max(1, cores() // local_size) + 1

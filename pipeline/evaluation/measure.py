@@ -190,8 +190,8 @@ class Evaluator:
     def _halve(self, tried: int) -> None:
         if tried == 1:
             raise UserError(
-                "out of memory with one image in the net; use a smaller net or data.crop, or a "
-                "machine with more memory"
+                "out of memory with one image in the net; use a smaller net or data.crop_size, or "
+                "a machine with more memory"
             )
         self.at_once = tried // 2
         self.view.least = min(self.view.least, self.at_once)

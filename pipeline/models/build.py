@@ -239,8 +239,8 @@ def preprocessing_advice(model: ModelConfig, data: DataConfig) -> str:
     made = _zoo().get_model_weights(model.name)[model.weights].transforms()
     from_minus_1_to_1 = model.name in _WITH_AUXILIARY
     wanted = {
-        "resize": made.resize_size[0],
-        "crop": made.crop_size[0],
+        "resize_size": made.resize_size[0],
+        "crop_size": made.crop_size[0],
         "interpolation": made.interpolation.value,
         "mean": [0.5] * 3 if from_minus_1_to_1 else list(made.mean),
         "std": [0.5] * 3 if from_minus_1_to_1 else list(made.std),

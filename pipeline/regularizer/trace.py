@@ -101,7 +101,7 @@ def unrolled(replay: AttackTrace) -> Tensor:
     # Low precision would round away the shift v / a, which is small beside z.
     tf32 = images.is_cuda and torch.backends.cudnn.allow_tf32
     full = view.precision == torch.float32 and not tf32
-    simple = replay.config.direction == "normal" and replay.config.norm < torch.inf
+    simple = replay.config.step_direction == "boundary" and replay.config.norm < torch.inf
     fast = full and simple and view.is_piecewise_linear(images)
     return _Unrolled.apply(replay, fast, *view.parameters())
 
@@ -173,7 +173,7 @@ def _differentiate(
 def _moved(replay: AttackTrace, graph: ForwardPass, step: Step) -> Tensor:
     """A step of the sweep once more, with a graph."""
     view, config = replay.view, replay.config
-    if config.direction == "loss":
+    if config.step_direction == "loss_gradient":
         ends = step.source, step.target, step.toward_label
         return loss_step(view, graph, None, *ends, config.norm, create_graph=True).displacement
     gap = _gap(graph.logits, step.target, step.source)

@@ -141,7 +141,7 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
 
 
 LESS_MEMORY = (
-    "use --regularizer.max_images auto, a larger train.accumulation, a smaller "
+    "use --regularizer.max_images auto, a larger train.gradient_accumulation_steps, a smaller "
     "evaluation.batch_size, or runtime.precision bf16"
 )
 
@@ -205,7 +205,7 @@ def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
 
 def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> dist.Store:
     backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=config.timeout)
+    timeout = timedelta(seconds=config.collective_timeout)
     store: dist.Store = dist.HashStore() if size == 1 else _rendezvous(rank, size, config)
     store.set_timeout(timeout)
     device_id = device if device.type == "cuda" else None

@@ -33,8 +33,13 @@ _KINDS: Kinds = {
 # neither the weights that come out nor what is measured. Indices are compared by content.
 FREE = (
     *("output", "resume", "dry_run", "log", "checkpoint", "runtime"),
-    *("train.accumulation", "regularizer.max_images", "model.weights", "model.new_head"),
-    *("data.train", "data.val", "data.root", "data.threads", "data.prefetch", "data.on_error"),
+    *(
+        "train.gradient_accumulation_steps",
+        "regularizer.max_images",
+        "model.weights",
+        "model.new_head",
+    ),
+    *("data.train", "data.val", "data.root", "data.num_threads", "data.prefetch", "data.on_error"),
     *("data.half_input", "data.check_classes", "evaluation.batch_size"),
 )
 

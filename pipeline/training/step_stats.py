@@ -119,5 +119,5 @@ def raise_nonfinite(step: int, number: int, names: Sequence[str]) -> NoReturn:
     raise UserError(
         f"the loss is not finite in step {step}, for {number} images: "
         f"{first_few(names)}; the checkpoints before it are kept: try a lower "
-        "optim.lr, optim.clip_norm, or runtime.precision fp32"
+        "optim.lr, optim.max_grad_norm, or runtime.precision fp32"
     )

@@ -109,7 +109,7 @@ class Trainer:
         if self.config.regularizer.max_images != "auto" or not self.objective.attacks:
             return None
         data, ranks = self.config.data, self.ranks
-        shape = (data.channels, data.crop, data.crop)
+        shape = (data.channels, data.crop_size, data.crop_size)
         mine = self.objective.max_images_that_fit(
             shape, self.plan.pass_size, ranks.device, ranks.local_size
         )
@@ -155,7 +155,9 @@ class Trainer:
         sees, in the order they arrived, and the sums of more than two ranks depend on the layout:
         a resumed run, which sees another pass first, would go on with other last bits."""
         data = self.config.data
-        images = torch.zeros(2, data.channels, data.crop, data.crop, device=self.ranks.device)
+        images = torch.zeros(
+            2, data.channels, data.crop_size, data.crop_size, device=self.ranks.device
+        )
         labels = torch.zeros(2, dtype=torch.long, device=self.ranks.device)
         self.objective.eval()  # batch norm's statistics stay
         self.ddp(images, labels, False).loss.backward()
@@ -198,7 +200,7 @@ class Trainer:
 
     def _train_step(self, batches: Iterator[Batch]) -> StepStats:
         """One optimiser step; the sums over all ranks of what it saw."""
-        accumulation = self.config.train.accumulation
+        accumulation = self.config.train.gradient_accumulation_steps
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr(self.step)
         total = torch.zeros(len(StepStats()), dtype=torch.float64, device=self.ranks.device)
@@ -231,8 +233,8 @@ class Trainer:
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)
-        if self.config.optim.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm)
+        if self.config.optim.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.optim.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -18,7 +18,13 @@ from tests.helpers.runs import Run, expect_error
 
 SCRIPT = "tools/adversarial.py"
 DATA = DataConfig(
-    crop=28, resize=28, channels=1, mean=[0.1307], std=[0.3081], random_crop=False, hflip=False
+    crop_size=28,
+    resize_size=28,
+    channels=1,
+    mean=[0.1307],
+    std=[0.3081],
+    random_crop=False,
+    hflip=False,
 )
 CPU = torch.device("cpu")
 
@@ -26,7 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def reference(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
-    words = ("--model.name", "mlp", "--train.clean_epochs", 2, "--train.epochs", 0)
+    words = ("--model.name", "mlp", "--train.pretrain_epochs", 2, "--train.epochs", 0)
     done = run("pipeline/finetune.py", *words, "--output", folder)
     assert done.returncode == 0, done.stderr
     return folder
@@ -134,12 +140,12 @@ def test_images_and_examples_are_trained_with_together(
     assert seen == 150
     assert 40 < mirrored < 110
     assert torch.equal(loaded(found, np.arange(40)), loaded(images, np.arange(40)))
-    words = ("--data.train", both, "--data.val", demo.prepare()["val"], "--data.crop", 28)
-    words += ("--data.resize", 28, "--data.channels", 1, "--data.mean", "[0.1307]")
+    words = ("--data.train", both, "--data.val", demo.prepare()["val"], "--data.crop_size", 28)
+    words += ("--data.resize_size", 28, "--data.channels", 1, "--data.mean", "[0.1307]")
     words += ("--data.std", "[0.3081]", "--data.random_crop", "false", "--data.hflip", "false")
     words += ("--model.name", "mlp", "--objective.method", "clean", "--train.batch_size", 410)
     done = run("pipeline/finetune.py", *words, "--output", tmp_path / "run", ranks=2)
     assert done.returncode == 0, done.stderr
     assert "15 with the cross-entropy alone" in done.stdout
     with pytest.raises(UserError, match=r"its arrays are not of the shape \(1, 24, 24\)"):
-        Loader(found, iter(specs), DataConfig(**(vars(DATA) | {"crop": 24})), CPU, 50, 2)
+        Loader(found, iter(specs), DataConfig(**(vars(DATA) | {"crop_size": 24})), CPU, 50, 2)

@@ -23,7 +23,7 @@ def rows_of(run: Run, tmp_path: Path, *options: object) -> dict[str, dict]:
 def test_regularizer(run: Run, tmp_path: Path, squeezenet_weights: Path, ilsvrc_val: Path) -> None:
     options = ("--weights", squeezenet_weights, "--data", ilsvrc_val, "--num-images", 3)
     rows = rows_of(run, tmp_path, "regularizer", *options)
-    names = ["plain", "authors", "exact", "first", "first, lazy", "unrolled", "boundary"]
+    names = ["plain", "authors", "exact", "fixed", "fixed, pruned", "unrolled", "boundary"]
     assert list(rows) == names
     assert rows["plain"]["flops_ratio"] == 1
     assert rows["exact"]["cosine"] > 0.9999
@@ -39,7 +39,7 @@ def test_regularizer(run: Run, tmp_path: Path, squeezenet_weights: Path, ilsvrc_
 def test_deepfool(run: Run, tmp_path: Path, squeezenet_weights: Path, ilsvrc_val: Path) -> None:
     options = ("--weights", squeezenet_weights, "--data", ilsvrc_val, "--num-images", 3)
     rows = rows_of(run, tmp_path, "deepfool", *options)
-    first = rows["first"]
+    first = rows["fixed"]
     for name, row in rows.items():  # foolbox's and adversarial-library's too, where installed
         assert row["flipped"] == 1, name
         assert row["rho2"] == pytest.approx(first["rho2"], rel=0.05), name
@@ -49,7 +49,7 @@ def test_deepfool(run: Run, tmp_path: Path, squeezenet_weights: Path, ilsvrc_val
 def test_evaluation(run: Run, tmp_path: Path, squeezenet_weights: Path, ilsvrc_val: Path) -> None:
     options = ("--weights", squeezenet_weights, "--data", ilsvrc_val, "--num-images", 4)
     rows = rows_of(run, tmp_path, "evaluation", *options)
-    assert list(rows) == ["foolbox", "this project", "lazy", "and eps_ref"]
+    assert list(rows) == ["foolbox", "this project", "pruned", "and eps_ref"]
     first = rows["foolbox"]
     for name, row in rows.items():
         assert row["rho2"] == pytest.approx(first["rho2"], rel=0.05), name

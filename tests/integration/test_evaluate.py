@@ -196,7 +196,7 @@ def test_fgs_at_a_given_eps_ref(run: Run, weights: Path, tmp_path: Path) -> None
 
 
 def test_reads_the_yaml_and_the_weights_of_a_run(run: Run, tmp_path: Path) -> None:
-    small = ("--train.clean_epochs", 1, "--train.epochs", 1, "--evaluation.num_images", 100)
+    small = ("--train.pretrain_epochs", 1, "--train.epochs", 1, "--evaluation.num_images", 100)
     done = run("pipeline/finetune.py", *small, "--output", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     config = ("--config", tmp_path / "run" / "config.yaml")

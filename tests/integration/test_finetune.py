@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(run: Run, tmp_path: Path) -> 
 
 def test_a_diverging_run_keeps_its_last_good_checkpoint(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    line = expect_error(run, *SMALL, "--train.clean_lr", 1e6, "--output", folder)
+    line = expect_error(run, *SMALL, "--train.pretrain_lr", 1e6, "--output", folder)
     assert "not finite in step" in line
     for path in (folder / "checkpoints").glob("*.pt"):
         state = torch.load(path, weights_only=True)
@@ -88,7 +88,10 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(run: Run, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--train.batch_size", 501, "--train.accumulation", 2), "501 is not divisible by 1 ranks"),
+        (
+            ("--train.batch_size", 501, "--train.gradient_accumulation_steps", 2),
+            "501 is not divisible by 1 ranks",
+        ),
         (("--runtime.device", "cuda"), "torch sees no GPU"),
         (("--model.weights", "nothing.pth"), "model.weights: no file nothing.pth"),
         (("--model.name", "resnet18"), "does not take images of 1 x 28 x 28"),
@@ -117,7 +120,7 @@ def test_an_image_that_breaks_during_training(run: Run, tmp_path: Path) -> None:
     options = (
         *("--config", ROOT / "configs" / "demo.yaml", "--data.train", good.path),
         *("--data.val", demo.prepare()["val"], "--train.epochs", 1),
-        *("--train.batch_size", 20, "--train.clean_epochs", 1, "--evaluation.num_images", 20),
+        *("--train.batch_size", 20, "--train.pretrain_epochs", 1, "--evaluation.num_images", 20),
         *("--model.num_classes", 10, "--output", tmp_path / "run"),
         *("--data.check_classes", "false"),
     )

@@ -178,7 +178,7 @@ def test_tensorboard_shows_the_metrics_of_the_table(whole: Path) -> None:
 def test_another_norm_and_fgs_in_training(tmp_path: Path) -> None:
     fgs = ("--evaluation.fgs.search", "true", "--evaluation.fgs.eps", "[0.01]")
     options = ("--evaluation.attack.norm", "inf", "--checkpoint.best", "rho2", *fgs)
-    options += ("--train.clean_lr", 0.1, "--objective.method", "clean")  # right for over half
+    options += ("--train.pretrain_lr", 0.1, "--objective.method", "clean")  # right for over half
     ended = finished(tmp_path, *options)
     history = json.loads((tmp_path / "summary.json").read_text())["history"]
     assert "rho_inf, relative" in ended.stdout

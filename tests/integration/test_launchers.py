@@ -102,7 +102,7 @@ def test_an_evaluation_of_another_net_is_refused(run: Run, tmp_path: Path) -> No
 
 
 def test_a_chain_on_this_machine(run: Run, tmp_path: Path) -> None:
-    words = ("--cluster", "local", "--", *PLAIN, "--train.clean_epochs", 0, "--output", tmp_path)
+    words = ("--cluster", "local", "--", *PLAIN, "--train.pretrain_epochs", 0, "--output", tmp_path)
     done = run("launchers/chain.py", *words, "--", "--evaluation.num_images", 60)
     assert done.returncode == 0, done.stderr
     for name in ("before", "after"):

@@ -72,7 +72,7 @@ def test_ranks_that_do_not_find_one_another(run: Run, tmp_path: Path, rank: int)
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_rank_that_does_not_come_is_named(tmp_path: Path, how: signal.Signals) -> None:
     folder = tmp_path / "run"
-    options = ("--train.batch_size", 300, "--runtime.timeout", 5)
+    options = ("--train.batch_size", 300, "--runtime.collective_timeout", 5)
     process = start(folder, *options, ranks=3, said=subprocess.PIPE)
     wait_for(process, folder, 3)
     victim = children(process.pid)[-1]

@@ -25,7 +25,7 @@ from tests.helpers.runs import Run, command, environment
 
 pytest.importorskip("nvidia.dali")
 TOOL = "tools/reproduce.py"
-SHORT = ("--train.clean_epochs", 1, "--train.epochs", 1, "--evaluation.num_images", 100)
+SHORT = ("--train.pretrain_epochs", 1, "--train.epochs", 1, "--evaluation.num_images", 100)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,11 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [need.name for need in tuned.needs] == ["seed1/reference", "seed1/examples"]
     assert tuned.config.data.train == str(tmp_path / "seed1/examples/joined.parquet")
     assert tuned.config.model.weights == str(tmp_path / "seed1/reference/weights.pth")
-    assert (tuned.config.train.seed, tuned.config.train.clean_epochs) == (1, 0)
+    assert (tuned.config.train.seed, tuned.config.train.pretrain_epochs) == (1, 0)
     assert tuned.config.optim.momentum == 0.8
     assert units["seed1/examples"].config.data.val == str(tmp_path / "data/train.parquet")
     reference = units["seed0/reference"].config
-    assert (reference.train.epochs, reference.train.clean_epochs) == (0, 20)
+    assert (reference.train.epochs, reference.train.pretrain_epochs) == (0, 20)
     assert units["seed0/deep_defense/evaluation"].config.evaluation.fgs.search
 
     monkeypatch.setattr(experiments, "SWEEP_C", (5, 45))  # a parse each takes its time

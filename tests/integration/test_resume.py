@@ -73,13 +73,18 @@ def test_killed_on_two_ranks_and_resumed_on_one(run: Run, tmp_path: Path) -> Non
     # Dropout draws by rank, so the net here has none: the images and their order decide alone.
     # Sums are taken in another order, and a large step would blow the last bit up in no time, as
     # would choices that hang on it: which candidates to visit, whether to take one more tiny step.
-    plain = ("--model.name", "mlp", "--optim.lr", 0.0005, "--train.accumulation", 1)
-    plain += ("--regularizer.attack.visit", "all", "--regularizer.attack.linearize_at", "reached")
+    plain = ("--model.name", "mlp", "--optim.lr", 0.0005, "--train.gradient_accumulation_steps", 1)
+    plain += (
+        "--regularizer.attack.candidate_search",
+        "exhaustive",
+        "--regularizer.attack.linearize_at",
+        "current",
+    )
     kill_at(tmp_path / "two", 26, *plain, ranks=2)
     done = run(SCRIPT, *SMALL, *plain, "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stdout
-    more = ("--train.accumulation", 2)
+    more = ("--train.gradient_accumulation_steps", 2)
     done = run(SCRIPT, *SMALL, *plain, *more, "--output", tmp_path / "one")
     assert done.returncode == 0, done.stderr
     a, b = metrics(tmp_path / "two", "train/loss"), metrics(tmp_path / "one", "train/loss")

@@ -159,7 +159,7 @@ def test_a_first_link_that_fails_leaves_nothing_waiting(
 
 def test_a_sweep_of_which_parts_are_cut(run: Run, cluster: None, tmp_path: Path) -> None:
     sweep = ("--sweep", "regularizer.c", 5, 10, 15, "--max-parallel", 3, *ALONE)
-    few = ("--model.name", "tests.helpers.nets:slower_mlp", "--train.clean_epochs", 0)
+    few = ("--model.name", "tests.helpers.nets:slower_mlp", "--train.pretrain_epochs", 0)
     words = (*sweep, "--", *PLAIN, *few, "--output", tmp_path / "s")
     done = run("launchers/finetune.py", *words)
     assert done.returncode == 0, done.stderr

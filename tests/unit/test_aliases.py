@@ -1,5 +1,6 @@
 """Every earlier spelling of an option is read: in YAML, on the command line, in a checkpoint."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,40 @@ import pytest
 import yaml
 
 from launchers import options
-from pipeline.config import EvaluateConfig, FinetuneConfig, RunConfig, aliases, parse
+from pipeline.config import (
+    AttackConfig,
+    DataConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    FinetuneConfig,
+    RunConfig,
+    RuntimeConfig,
+    aliases,
+    parse,
+)
 from pipeline.config.aliases import ALIASES, LAUNCHER_ALIASES, Alias
 from pipeline.config.arguments import Parser
 from pipeline.config.checks import sections
 from pipeline.errors import UserError
+from pipeline.evaluation.protocol import evaluation_protocol, preprocessing_of
 from pipeline.training import checkpoint
 
-# A value that differs from the default, for options whose values were not renamed.
-VALUES: dict[str, Any] = {"hflip": False, "keep_last": 7}
+# Values, not the default alone, for options whose values were not renamed.
+VALUES: dict[str, list[Any]] = {
+    "pruning_factor": [1.5],
+    "crop_scale": [[0.5, 0.75]],
+    "crop_ratio": [[0.5, 1.5]],
+    "crop_size": [20],
+    "resize_size": [300],
+    "hflip": [True, False],
+    "num_threads": [3],
+    "max_grad_norm": [2.0],
+    "gradient_accumulation_steps": [5],
+    "pretrain_epochs": [4],
+    "pretrain_lr": [0.25],
+    "keep_last": [7],
+    "collective_timeout": [77],
+}
 
 
 def places(section: type, prefix: str = "") -> Iterator[tuple[str, Alias]]:
@@ -28,7 +54,7 @@ def places(section: type, prefix: str = "") -> Iterator[tuple[str, Alias]]:
 
 def pairs(prefix: str, alias: Alias) -> list[tuple[str, Any, str, Any]]:
     """Earlier name and value, and those of now."""
-    values = list(alias.values.items()) or [(VALUES[alias.new],) * 2]
+    values = list(alias.values.items()) or [(value, value) for value in VALUES[alias.new]]
     return [(prefix + alias.old, old, prefix + alias.new, new) for old, new in values]
 
 
@@ -128,7 +154,7 @@ def test_stored_checkpoint(
     demo = parse.parse(FinetuneConfig, "", [])
     free = any(new == name or new.startswith(f"{name}.") for name in checkpoint.FREE)
     if option(demo, new) != value and not free:
-        with pytest.raises(UserError, match=f"{new}: {value} -> "):
+        with pytest.raises(UserError, match=re.escape(f"{new}: {value} -> ")):
             checkpoint.read(file, demo, "abc")
 
 
@@ -175,3 +201,20 @@ def test_options_of_launchers(old: str, new: str, capsys: pytest.CaptureFixture[
         assert getattr(resources, new.removeprefix("--").replace("-", "_")) == 7
         assert capsys.readouterr().err == f"warning: {old} is now {new}\n"
     assert old not in parser.format_help()
+
+
+def test_stored_protocols_keep_their_first_names() -> None:
+    attack = AttackConfig(
+        target_class="fixed",
+        candidate_search="pruned",
+        linearize_at="overshot",
+        step_direction="loss_gradient",
+    )
+    protocol = evaluation_protocol(EvaluationConfig(attack=attack), RuntimeConfig(), 10)
+    assert protocol["classes"] == "first"
+    assert protocol["visit"] == "lazy, safety 1.15"
+    assert protocol["direction"] == "gradient of the cross-entropy"
+    assert protocol["linearised_at"] == "the point where the class was tested, with overshoot"
+    stored = preprocessing_of(DataConfig(crop_size=20, resize_size=30))
+    assert (stored["crop"], stored["resize"]) == (20, 30)
+    assert "direction" not in evaluation_protocol(EvaluationConfig(), RuntimeConfig(), 10)

@@ -26,7 +26,9 @@ from tests.unit.test_loader import broken_archive
 
 pytest.importorskip("nvidia.dali")
 CPU = torch.device("cpu")
-DIGITS = DataConfig(crop=28, resize=28, channels=1, mean=[0.0], std=[1 / 255], random_crop=False)
+DIGITS = DataConfig(
+    crop_size=28, resize_size=28, channels=1, mean=[0.0], std=[1 / 255], random_crop=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def test_mistakes(mean: Path, tmp_path: Path) -> None:
             mean_of(dataclasses.replace(DIGITS, mean=str(path), **options))
 
     refused(tmp_path / "no.npy", r"data\.mean: no file .*tools/index\.py mean")
-    refused(mean, r"no image of the shape \(1, 32, 32\)", crop=32, resize=32)
+    refused(mean, r"no image of the shape \(1, 32, 32\)", crop_size=32, resize_size=32)
     (tmp_path / "text.npy").write_text("0.5")
     refused(tmp_path / "text.npy", "is no .npy file of numbers")
     np.save(tmp_path / "objects.npy", np.array([print], dtype=object), allow_pickle=True)
@@ -113,7 +115,7 @@ def test_mistakes(mean: Path, tmp_path: Path) -> None:
 def test_runs_know_it_by_its_content(run: Run, mean: Path, tmp_path: Path) -> None:
     here, folder = tmp_path / "here.npy", tmp_path / "run"
     shutil.copyfile(mean, here)
-    data = ("--data.std", "[0.5]", "--train.epochs", 0, "--train.clean_epochs", 1)
+    data = ("--data.std", "[0.5]", "--train.epochs", 0, "--train.pretrain_epochs", 1)
     words = (*SMALL, "--model.name", "mlp", *data, "--output", folder)
     done = run("pipeline/finetune.py", *words, "--data.mean", here)
     assert done.returncode == 0, done.stderr

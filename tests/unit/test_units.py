@@ -99,7 +99,7 @@ def schedule(
     steps_per_epoch: int = 10, clean: int = 1, epochs: int = 4, **options: object
 ) -> Schedule:
     config = FinetuneConfig(schedule=ScheduleConfig(**options))  # type: ignore[arg-type]
-    config.train = TrainConfig(clean_epochs=clean, epochs=epochs, clean_lr=0.3)
+    config.train = TrainConfig(pretrain_epochs=clean, epochs=epochs, pretrain_lr=0.3)
     config.optim.lr = 1.0
     return Schedule(config, steps_per_epoch)
 

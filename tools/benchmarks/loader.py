@@ -41,7 +41,9 @@ class Files224(Dataset):
         self.files = files
         self.transform = v2.Compose(
             [
-                v2.RandomResizedCrop(DATA.crop, DATA.area, DATA.aspect, antialias=True),
+                v2.RandomResizedCrop(
+                    DATA.crop_size, DATA.crop_scale, DATA.crop_ratio, antialias=True
+                ),
                 v2.RandomHorizontalFlip(),
                 v2.PILToTensor(),
                 v2.ToDtype(torch.float32, scale=True),
@@ -100,10 +102,10 @@ def dali_reader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
             jpegs,
             device="mixed" if gpu else "cpu",
             output_type=types.RGB,
-            random_area=DATA.area,
-            random_aspect_ratio=DATA.aspect,
+            random_area=DATA.crop_scale,
+            random_aspect_ratio=DATA.crop_ratio,
         )
-        images = fn.resize(images, size=[DATA.crop, DATA.crop])
+        images = fn.resize(images, size=[DATA.crop_size, DATA.crop_size])
         images = fn.crop_mirror_normalize(
             images,
             dtype=types.FLOAT,

@@ -21,7 +21,7 @@ _FINETUNE, _SUMMARY = "pipeline.finetune", "summary.json"
 _LAST = ("--evaluation.every_epochs", "1000")  # only the end of a sweep's runs is drawn
 # Of a reference, which sees none of them.
 _FREE_TOO = ("regularizer", "objective", "schedule")
-_FREE = ("resume", "dry_run", "runtime", "data.threads", "evaluation.batch_size")
+_FREE = ("resume", "dry_run", "runtime", "data.num_threads", "evaluation.batch_size")
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Planner:
         reference = self._reference(seed)
         needs = [reference] if reference else []
         weights = str(reference.folder / "weights.pth") if reference else self.weights
-        words = ["--train.clean_epochs", "0", "--model.weights", weights, *method.options]
+        words = ["--train.pretrain_epochs", "0", "--model.weights", weights, *method.options]
         if method.on_examples:
             examples = self._examples(seed, weights, needs)
             needs.append(examples)
