@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config import RunConfig, parse
-from pipeline.config.aliases import translate_launcher_argv
+from pipeline.config.aliases import translate_argv, translate_launcher_argv
 from pipeline.config.arguments import POSITIVE, Number, Parser
 from pipeline.config.checks import Range
 from pipeline.config.text import did_you_mean
@@ -75,7 +75,7 @@ def check_names(argv: list[str], own: Sequence[str], *entry_points: type[RunConf
             name = word.partition("=")[0].removeprefix("--")
             if not word.startswith("--") or name in names:
                 continue
-            if name in inner:
+            if translate_argv(entry_points[0], [f"--{name}"]).values[0].removeprefix("--") in inner:
                 raise UserError(
                     f"--{name} belongs to {program}: put it after --, as -- --{name} ..."
                 )

@@ -129,21 +129,21 @@ def translate_launcher_argv(argv: Sequence[str]) -> Translated:
     return Translated(result, notes)
 
 
-@cache  # a process parses its command line more than once
-def _warn_once(line: str) -> None:
-    warn(line)
+_printed: set[tuple[str, str]] = set()  # a process parses its command line more than once
 
 
 def warn_of_aliases(source: str, notes: Sequence[str]) -> None:
-    """Print one warning for all earlier spellings of a file or a command line; a repeated one is
-    not printed.
+    """Print one warning for all earlier spellings of a file or a command line, without those that
+    this process has printed before.
 
     Args:
         source: put before the notes, as ``FILE: ``.
         notes: see `Translated`.
     """
-    if notes:
-        _warn_once(f"{source}{'; '.join(notes)}")
+    new_notes = [note for note in notes if (source, note) not in _printed]
+    if new_notes:
+        warn(f"{source}{'; '.join(new_notes)}")
+    _printed.update((source, note) for note in new_notes)
 
 
 def _translate_text(section: type, text: str, prefix: str) -> tuple[str, list[str]]:

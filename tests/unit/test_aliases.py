@@ -20,7 +20,7 @@ from pipeline.config import (
     aliases,
     parse,
 )
-from pipeline.config.aliases import ALIASES, LAUNCHER_ALIASES, Alias
+from pipeline.config.aliases import ALIASES, LAUNCHER_ALIASES, Alias, translate_argv
 from pipeline.config.arguments import Parser
 from pipeline.config.checks import sections
 from pipeline.errors import UserError
@@ -64,12 +64,17 @@ def cases(cls: type[RunConfig]) -> list[tuple[str, Any, str, Any]]:
 
 CASES = [(cls, *case) for cls in (FinetuneConfig, EvaluateConfig) for case in cases(cls)]
 ALL = pytest.mark.parametrize(("cls", "old", "old_value", "new", "value"), CASES)
-STORED = pytest.mark.parametrize(("old", "old_value", "new", "value"), cases(FinetuneConfig))
+OF_TRAINING = pytest.mark.parametrize(("old", "old_value", "new", "value"), cases(FinetuneConfig))
 
 
 @pytest.fixture(autouse=True)
 def _no_warning_printed_yet() -> None:
-    aliases._warn_once.cache_clear()
+    aliases._printed.clear()
+
+
+@pytest.fixture(scope="module")
+def demo() -> FinetuneConfig:
+    return parse.parse(FinetuneConfig, "", [])
 
 
 def nested(path: str, value: Any) -> dict[str, Any]:
@@ -113,29 +118,42 @@ def test_yaml(
     assert capsys.readouterr().err == f"warning: {path}: {warning(old, old_value, new, value)}\n"
 
 
-@ALL
-@pytest.mark.parametrize("joined", [True, False])
+@OF_TRAINING
 def test_command_line(
-    cls: type[RunConfig],
+    old: str, old_value: Any, new: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, new_text = text_of(old_value), text_of(value)
+    line = warning(f"--{old}", text, f"--{new}", new_text)
+    two_words = translate_argv(FinetuneConfig, [f"--{old}", text])
+    assert two_words == ([f"--{new}", new_text], [line])
+    assert option(parse.parse(FinetuneConfig, "", [f"--{old}={text}"]), new) == value
+    assert capsys.readouterr().err == f"warning: {line}\n"
+
+
+def test_a_process_warns_once(capsys: pytest.CaptureFixture[str]) -> None:
+    parse.parse(EvaluateConfig, "", ["--data.flip", "true"])
+    parse.parse(EvaluateConfig, "", ["--data.flip", "true", "--data.threads", "1"])
+    assert capsys.readouterr().err == (
+        "warning: --data.flip is now --data.hflip\n"
+        "warning: --data.threads is now --data.num_threads\n"
+    )
+
+
+def test_an_element_is_appended() -> None:
+    argv = ["--data.area+=1", "--data.aspect+", "2"]
+    translated = ["--data.crop_scale+=1", "--data.crop_ratio+", "2"]
+    assert translate_argv(EvaluateConfig, argv).values == translated
+
+
+@OF_TRAINING
+def test_stored_checkpoint(
     old: str,
     old_value: Any,
     new: str,
     value: Any,
-    joined: bool,
+    demo: FinetuneConfig,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:
-    text = text_of(old_value)
-    argv = [f"--{old}={text}"] if joined else [f"--{old}", text]
-    parse.check_names(cls, argv)
-    assert option(parse.parse(cls, "", argv), new) == value
-    parse.parse(cls, "", argv)  # again, as an entry point does: one warning all the same
-    line = warning(f"--{old}", text, f"--{new}", text_of(value))
-    assert capsys.readouterr().err == f"warning: {line}\n"
-
-
-@STORED
-def test_stored_checkpoint(
-    old: str, old_value: Any, new: str, value: Any, tmp_path: Path, capsys: Any
 ) -> None:
     config = parse.parse(FinetuneConfig, "", [f"--{new}={text_of(value)}"])
     stored = parse.to_dict(config)
@@ -151,7 +169,6 @@ def test_stored_checkpoint(
     checkpoint.write(file, {"version": checkpoint.VERSION, **state})
     assert checkpoint.read(file, config, "abc")["step"] == 1
     assert capsys.readouterr().err == ""  # the user did not write it
-    demo = parse.parse(FinetuneConfig, "", [])
     free = any(new == name or new.startswith(f"{name}.") for name in checkpoint.FREE)
     if option(demo, new) != value and not free:
         with pytest.raises(UserError, match=re.escape(f"{new}: {value} -> ")):
@@ -196,7 +213,7 @@ def test_options_of_launchers(old: str, new: str, capsys: pytest.CaptureFixture[
     parser = Parser()
     options.add_resources(parser)
     for argv in ([old, "7"], [f"{old}=7"]):
-        aliases._warn_once.cache_clear()
+        aliases._printed.clear()
         resources = options.resources(parser.parse_args(argv))
         assert getattr(resources, new.removeprefix("--").replace("-", "_")) == 7
         assert capsys.readouterr().err == f"warning: {old} is now {new}\n"
@@ -218,3 +235,9 @@ def test_stored_protocols_keep_their_first_names() -> None:
     stored = preprocessing_of(DataConfig(crop_size=20, resize_size=30))
     assert (stored["crop"], stored["resize"]) == (20, 30)
     assert "direction" not in evaluation_protocol(EvaluationConfig(), RuntimeConfig(), 10)
+
+
+def test_an_option_before_the_separator(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options.check_names(["--data.flip", "true"], [], FinetuneConfig)
+    assert "--data.flip belongs to pipeline/finetune.py: put it after --" in capsys.readouterr().err
