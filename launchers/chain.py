@@ -107,7 +107,7 @@ def is_done(tuning: FinetuneConfig) -> bool:
     folder = tuning.folder
     try:
         options_then = yaml.safe_load((folder / "config.yaml").read_text())
-        same = not parse.differences(options_then, parse.to_dict(tuning), ("resume", "dry_run"))
+        same = not parse.stored_differences(options_then, tuning, ("resume", "dry_run"))
     except (OSError, ValueError, AttributeError, yaml.YAMLError):  # missing, or damaged
         return False
     return same and (folder / "summary.json").exists()

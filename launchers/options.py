@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config import RunConfig, parse
+from pipeline.config.aliases import translate_argv, translate_launcher_argv
 from pipeline.config.arguments import POSITIVE, Number, Parser
 from pipeline.config.checks import Range
 from pipeline.config.text import did_you_mean
@@ -34,8 +35,8 @@ class Resources:
     qos: str | None
     constraint: str | None
     exclude: str | None
-    grace: int
-    at_once: int
+    signal_before: int
+    max_parallel: int
 
     @property
     def ranks(self) -> int:
@@ -74,11 +75,11 @@ def check_names(argv: list[str], own: Sequence[str], *entry_points: type[RunConf
     inner = {*parse.option_names(entry_points[0]), "config"}
     launcher_words, *rest = split(argv)
     with exit_on_user_error():
-        for word in launcher_words:
+        for word in translate_launcher_argv(launcher_words).values:
             name = word.partition("=")[0].removeprefix("--")
             if not word.startswith("--") or name in names:
                 continue
-            if name in inner:
+            if translate_argv(entry_points[0], [f"--{name}"]).values[0].removeprefix("--") in inner:
                 raise UserError(
                     f"--{name} belongs to {program}: put it after --, as -- --{name} ..."
                 )
@@ -150,13 +151,17 @@ def _add_slurm_options(parser: Parser) -> None:
         help="nodes that must not be used, as for sbatch (default: none)",
     )
     parser.add_argument(
-        "--grace",
+        "--signal-before",
         type=POSITIVE,
         default=90,
         help="seconds before the time limit at which the run gets the signal to save (%(default)s)",
     )
     parser.add_argument(
-        "--at-once", type=POSITIVE, default=256, help="jobs of an array that may run at once (256)"
+        "--max-parallel",
+        type=POSITIVE,
+        default=256,
+        metavar="JOBS",
+        help="largest number of jobs of an array that run at the same time (256)",
     )
 
 
@@ -177,7 +182,7 @@ def resources(options: argparse.Namespace) -> Resources:
     if options.cluster == "debug" and tasks > 1:
         raise UserError(f"--cluster debug runs one task, not {tasks}; use --cluster local")
     names = ("cluster", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "partition")
-    names += ("account", "qos", "constraint", "exclude", "grace", "at_once")
+    names += ("account", "qos", "constraint", "exclude", "signal_before", "max_parallel")
     values = {name: getattr(options, name) for name in names}
     return Resources(tasks_per_node=tasks, minutes=options.time, **values)
 

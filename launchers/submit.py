@@ -209,9 +209,9 @@ def _parameters(folder: Path, resources: Resources, dependency: str | None) -> d
         "slurm_qos": resources.qos,
         "slurm_constraint": resources.constraint,
         "slurm_exclude": resources.exclude,
-        "slurm_array_parallelism": resources.at_once,
+        "slurm_array_parallelism": resources.max_parallel,
         "slurm_dependency": dependency,
-        "slurm_signal_delay_s": resources.grace,
+        "slurm_signal_delay_s": resources.signal_before,
         # When a task exits with an error or is killed, srun ends the others.
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
         "slurm_additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},

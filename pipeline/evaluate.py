@@ -126,7 +126,7 @@ def check_batches(
 ) -> dict[str, Any]:
     """Check that an image's results do not depend on its batch; returns entries of the manifest."""
     view = attack_space.attack_view_of(net, config.data, config.evaluation, ranks.device)
-    shape = (config.data.channels, config.data.crop, config.data.crop)
+    shape = (config.data.channels, config.data.crop_size, config.data.crop_size)
     size = images_at_once(config.evaluation.batch_size, ranks.device)
     difference = max(ranks.gather(largest_difference_that_fits(view, shape, size, ranks.device)))
     if difference > 0:

@@ -94,7 +94,7 @@ def describe(trainer: Trainer) -> str:
     budget = ""
     if trainer.runner.budget is not None:
         budget = f"\nregularizer.max_images auto: {trainer.runner.budget}"
-    per_step = f"{ranks.world_size} rank(s) x {config.train.accumulation} pass(es)"
+    per_step = f"{ranks.world_size} rank(s) x {config.train.gradient_accumulation_steps} pass(es)"
     return (
         f"{config.model.name}, {num_parameters:,} trained parameters, {config.runtime.precision} "
         f"on {ranks.world_size} x {ranks.device.type}\n"

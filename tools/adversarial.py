@@ -7,9 +7,9 @@ r"""A fixed set of DeepFool examples of a net, for adversarial training I: made 
 
 Takes the options of pipeline/evaluate.py; --data.val is the index whose images are attacked, with
 --evaluation.attack. x + dx is stored as float32, to the last bit, in the net's input space and with
-the true label: train with the same data.crop, .mean and .std. Images that DeepFool does not flip
-are left out. OUTPUT/index.parquet is of the examples, OUTPUT/joined.parquet of the images and them.
-The same command resumes an interrupted run, on any number of ranks.
+the true label: train with the same data.crop_size, .mean and .std. Images that DeepFool does not
+flip are left out. OUTPUT/index.parquet is of the examples, OUTPUT/joined.parquet of the images and
+them. The same command resumes an interrupted run, on any number of ranks.
 """
 
 import json

@@ -8,7 +8,7 @@ of Caffe take BGR images, those of this project RGB: the first layer's channels 
 which changes neither logits nor norms. Their values go from 0 to 255, minus the mean. As options
 (the mean of Caffe as RGB, divided by 255; and 1/255):
 
-    --data.crop 227 --data.mean '[0.481, 0.4575, 0.4078]'
+    --data.crop_size 227 --data.mean '[0.481, 0.4575, 0.4078]'
     --data.std '[0.003921569, 0.003921569, 0.003921569]'
 """
 

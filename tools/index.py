@@ -142,8 +142,8 @@ def join(options: argparse.Namespace) -> None:
 def preprocessing(options: argparse.Namespace) -> DataConfig:
     """The centre crops of `mean`, not normalised; images that do not decode are left out."""
     return DataConfig(
-        crop=options.crop,
-        resize=options.resize,
+        crop_size=options.crop,
+        resize_size=options.resize,
         channels=options.channels,
         mean=[0.0] * options.channels,
         std=[1.0] * options.channels,

@@ -1,6 +1,6 @@
 r"""The paper's experiments: every method of Table 1 on one net, and Figures 2 to 4, by one command.
 
-    python tools/reproduce.py mnist_mlp --data DIR --seeds 0 1 2 --at-once 2
+    python tools/reproduce.py mnist_mlp --data DIR --seeds 0 1 2 --max-parallel 2
     python tools/reproduce.py mnist_lenet --data DIR --figure 3
     python tools/reproduce.py imagenet_resnet18 --data DIR --cluster slurm --nodes 4 \
         --gpus-per-node 8 --partition P --time 24h
@@ -9,7 +9,7 @@ r"""The paper's experiments: every method of Table 1 on one net, and Figures 2 t
 It makes what is missing: indices and mean image from the downloads in DIR, the reference net, its
 DeepFool examples, a fine-tuning for each method, their evaluations, and OUTPUT/report with the
 table (the paper's numbers beside ours), the figures and CSV files. The same command resumes an
-interrupted run. On this machine --at-once runs go side by side (1), each in --tasks-per-node
+interrupted run. On this machine --max-parallel runs go side by side (1), each in --tasks-per-node
 ranks. What follows -- are options of pipeline/finetune.py for every run.
 """
 
@@ -57,7 +57,7 @@ def parser() -> arguments.Parser:
         "--dry-run", action="store_true", help="list the runs with their estimated time here"
     )
     options.add_resources(top)
-    top.set_defaults(cluster="local", at_once=None)
+    top.set_defaults(cluster="local", max_parallel=None)
     return top
 
 
@@ -138,7 +138,7 @@ def here(
         SystemExit: Ctrl-C; all is saved.
         UserError: some failed.
     """
-    ranks, at_once = resources.tasks_per_node, resources.at_once
+    ranks, at_once = resources.tasks_per_node, resources.max_parallel
     seconds = estimate.RuntimeEstimator(experiment, output / "data", ranks, at_once).seconds(todo)
     try:
         run.run_locally(todo, seconds, ranks, at_once)
@@ -155,7 +155,7 @@ def main() -> None:
         experiment = EXPERIMENTS[asked.experiment]
         output = (asked.output or Path("runs/reproduce") / experiment.name).absolute()
         check_writable(output / "report" / "report.md", "give another --output")
-        asked.at_once = asked.at_once or (256 if asked.cluster == "slurm" else 1)
+        asked.max_parallel = asked.max_parallel or (256 if asked.cluster == "slurm" else 1)
         resources = options.resources(asked)
         if asked.data is not None and not asked.data.is_dir():
             raise UserError(f"--data: no folder {asked.data}")
@@ -165,7 +165,7 @@ def main() -> None:
         if asked.dry_run:
             print("timing a few steps of each kind here; minutes for large nets", file=sys.stderr)
             slurm = resources.cluster == "slurm"  # whose machines are not this one
-            ranks, at_once = (1, 1) if slurm else (resources.tasks_per_node, resources.at_once)
+            ranks, at_once = (1, 1) if slurm else (resources.tasks_per_node, resources.max_parallel)
             seconds = estimate.RuntimeEstimator(
                 experiment, output / "data", ranks, at_once
             ).seconds(units)

@@ -39,8 +39,8 @@ class AttackOptions:
     record: bool = False
     """Keep the steps, for the regulariser."""
     keep_graph: bool = False
-    """With ``linearize_at`` tested and the whole batch in the net at once: keep the forward pass of
-    the test that most samples passed."""
+    """With ``linearize_at`` overshot and the whole batch in the net at once: keep the forward pass
+    of the test that most samples passed."""
     at_once: int | None = None
     """Largest number of images in the net at a time. Default: all."""
 
@@ -105,7 +105,7 @@ def deepfool_iteration(
         del forward, inputs  # `points` alone refers to them
     source = points.current_classes().where(state.toward_label, state.label)
     candidates = Candidates(state.key, source, state.choices, state.toward_label)
-    nearest = loss_gradient_step if config.direction == "loss" else nearest_boundary
+    nearest = loss_gradient_step if config.step_direction == "loss_gradient" else nearest_boundary
     step = nearest(view, points, candidates, config)
     total_step = torch.add(step.displacement, state.total_step, alpha=config.reach)
     tested = view.clip_(torch.add(state.images, total_step, alpha=1.0 + config.overshoot))
@@ -116,7 +116,7 @@ def deepfool_iteration(
         state=replace(
             state,
             total_step=total_step,
-            choices=step.target[:, None] if config.classes == "first" else state.choices,
+            choices=step.target[:, None] if config.target_class == "fixed" else state.choices,
             iteration=state.iteration + 1,
         ),
         step=Step(
@@ -154,7 +154,7 @@ def deepfool(
     class k. An image that has not (in F) moves along w_label - w_current until it has; its current
     class is read again in each iteration. The class is tested at x + (1 + overshoot) times the sum
     of the steps. An iteration linearises at x plus the sum of the steps, as the Deep Defense
-    authors do, or with ``config.linearize_at`` tested at the point where the class was tested, as
+    authors do, or with ``config.linearize_at`` overshot at the point where the class was tested, as
     DeepFool's authors do, which saves a forward.
 
     Args:
@@ -209,7 +209,7 @@ class _Sweep:
                 self.config,
                 points,
                 iteration=iteration,
-                keep_graph=self.config.linearize_at == "tested" and not last,
+                keep_graph=self.config.linearize_at == "overshot" and not last,
             )
             if self.options.record:
                 result.steps.append(done.step)

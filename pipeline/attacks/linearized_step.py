@@ -133,18 +133,19 @@ def nearest_boundary(
 ) -> LinearizedStep:
     """The step to the nearest of the linearised boundaries, |f| / ||w||_q away.
 
-    Each round computes one more gradient w for every sample. With ``config.visit`` lazy, samples
-    take their candidates in the order of |f| over the distance of the two classes' weights in the
-    last layer, which ||w|| roughly follows. A sample stops when no candidate can be nearer unless
-    its gradient is ``config.safety`` times larger than predicted from the largest ratio so far.
+    Each round computes one more gradient w for every sample. With ``config.candidate_search``
+    pruned, samples take their candidates in the order of |f| over the distance of the two classes'
+    weights in the last layer, which ||w|| roughly follows. A sample stops when no candidate can be
+    nearer unless its gradient is ``config.pruning_factor`` times larger than predicted from the
+    largest ratio so far.
 
     Args:
         view: the net.
         points: where to linearise; released.
         candidates: the classes to leave and to consider.
-        config: its visit, safety and norm are read.
+        config: its candidate_search, pruning_factor and norm are read.
     """
-    pruned, p = config.visit == "lazy", float(config.norm)
+    pruned, p = config.candidate_search == "pruned", float(config.norm)
     forward, rows = points.release(), points.rows
     inputs = forward.inputs.detach()
     logits = forward.logits.detach()[rows]
@@ -157,7 +158,7 @@ def nearest_boundary(
             more = ~candidates.toward_label
             if pruned:
                 reachable = nearest.largest_slope * spread[:, m] * nearest.distance
-                more &= logit_diffs[:, m].abs() < config.safety * reachable
+                more &= logit_diffs[:, m].abs() < config.pruning_factor * reachable
             left = more.nonzero().squeeze(1)
             if len(left) == 0:
                 break

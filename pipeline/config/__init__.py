@@ -6,10 +6,12 @@ the YAML of an experiment serves both: each passes over the sections that only t
 
 from pathlib import Path
 
+from .data import DataConfig
 from .evaluation import EPS_REF_FRACTIONS, AttackConfig, EvaluationConfig, FgsConfig
 from .ignored import warn_ignored
-from .inputs import DataConfig, ModelConfig, RuntimeConfig
+from .model import ModelConfig
 from .runs import EvaluateConfig, FinetuneConfig, RunConfig, Shard
+from .runtime import RuntimeConfig
 from .training import (
     AdversarialConfig,
     CheckpointConfig,

@@ -2,10 +2,16 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from pipeline.config.aliases import (
+    LAUNCHER_ALIASES,
+    translate_launcher_argv,
+    warn_of_aliases,
+)
 from pipeline.config.checks import Range
 from pipeline.config.text import did_you_mean
 from pipeline.errors import exit_with_error
@@ -44,6 +50,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         """As argparse's, with the line breaks of the description kept."""
+        self._commands: Mapping[str, Parser] = {}
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(**{"allow_abbrev": False, "formatter_class": formatter} | settings)
 
@@ -54,9 +61,23 @@ class Parser(argparse.ArgumentParser):
             settings["help"] = kind.range.append_to(settings.get("help", ""))
         return super().add_argument(*names, **settings)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's; an unknown option is reported with the nearest known one."""
-        parsed, unknown = self.parse_known_args(args, namespace)
+    def add_subparsers(self, **settings: Any) -> Any:
+        """As argparse's; `long_names` covers the subcommands."""
+        action = super().add_subparsers(**settings)
+        self._commands = action.choices
+        return action
+
+    # One signature for the three overloads of argparse's.
+    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As argparse's; an unknown option is reported with the nearest known one, and earlier
+        names of launchers' options are read with a warning."""
+        argv = list(sys.argv[1:] if args is None else args)
+        if not self._option_string_actions.keys().isdisjoint(LAUNCHER_ALIASES.values()):
+            argv, notes = translate_launcher_argv(argv)
+            warn_of_aliases("", notes)
+        parsed, unknown = self.parse_known_args(argv, namespace)
         for word in unknown:
             if word.startswith("-"):
                 name = word.partition("=")[0]
@@ -69,10 +90,8 @@ class Parser(argparse.ArgumentParser):
     def long_names(self) -> list[str]:
         """The options' names without dashes, those of subcommands too."""
         names = [n.removeprefix("--") for n in self._option_string_actions if n.startswith("--")]
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for command in action.choices.values():
-                    names += command.long_names()
+        for command in self._commands.values():
+            names += command.long_names()
         return names
 
     def error(self, message: str) -> NoReturn:

@@ -21,21 +21,25 @@ class AttackConfig(Section):
     """The perturbation is multiplied by 1 + this at the end, and in the test for a flip."""
     norm: float | Literal["inf"] = number(2.0, Range(above=1, infinity=True))
     """p: the norm that the perturbation is smallest in; above 1, or inf. The paper: 2."""
-    direction: Literal["normal", "loss"] = "normal"
-    """Each step's direction: the normal of the nearest linearised boundary (DeepFool); or the
-    gradient of the cross-entropy, as far as the boundary to the runner-up: steps of FGS with norm
-    inf, normalised gradient steps with norm 2 (one step: max_iterations 1)."""
-    linearize_at: Literal["reached", "tested"] = "reached"
-    """Where an iteration starts from: the point that the steps reached, as the Deep Defense
-    authors do; or 1 + overshoot times as far, where the class was tested, as DeepFool's authors
-    do, which saves a forward an iteration."""
-    classes: Literal["every", "first"] = "every"
-    """Choose the class to move to in every iteration, as the paper does, or keep the first one."""
-    visit: Literal["all", "lazy"] = "all"
-    """Compute every candidate's gradient, or visit candidates in the order of their expected
-    distance and stop when none could be nearer unless it is safety times nearer than expected."""
-    safety: float = number(1.15, Range(minimum=1))
-    """For visit lazy: how much nearer than expected a candidate may be (a factor, 1 or above)."""
+    step_direction: Literal["boundary", "loss_gradient"] = "boundary"
+    """Direction of each step. boundary: towards the nearest linearised class boundary (DeepFool);
+    loss_gradient: along the gradient of the cross-entropy, as far as the boundary to the runner-up.
+    That is FGS with norm inf and a normalised gradient step with norm 2 (one step: max_iterations
+    1)."""
+    linearize_at: Literal["current", "overshot"] = "current"
+    """Point at which each iteration linearises the net. current: the image plus the sum of the
+    steps, as in the Deep Defense authors' code; overshot: the image plus 1 + overshoot times that
+    sum, where the class was tested, as in the DeepFool authors' code; it saves one forward pass an
+    iteration."""
+    target_class: Literal["reselect", "fixed"] = "reselect"
+    """reselect: choose the class to move to in every iteration, as the paper does; fixed: keep the
+    class of the first iteration."""
+    candidate_search: Literal["exhaustive", "pruned"] = "exhaustive"
+    """How the nearest boundary is searched. exhaustive: compute the gradient of every candidate
+    class; pruned: in the order of their expected distances, until no candidate left can be nearer
+    unless it is pruning_factor times nearer than expected."""
+    pruning_factor: float = number(1.15, Range(minimum=1))
+    """For candidate_search pruned: by which factor a candidate may be nearer than expected."""
 
     def __post_init__(self) -> None:
         self.norm = float(self.norm)
@@ -44,7 +48,7 @@ class AttackConfig(Section):
     @property
     def reach(self) -> float:
         """Factor on what the earlier steps reached, where an iteration starts."""
-        return 1.0 if self.linearize_at == "reached" else 1.0 + self.overshoot
+        return 1.0 if self.linearize_at == "current" else 1.0 + self.overshoot
 
 
 @dataclass(kw_only=True)
@@ -62,8 +66,14 @@ class FgsConfig(Section):
 
     @property
     def measured(self) -> list[float]:
-        """Every eps at which the accuracy is measured, ascending."""
+        """Every eps at which the accuracy is measured, ascending.
+
+        Raises:
+            ValueError: ``reference`` still names a folder; see `pipeline.evaluation.reference`.
+        """
         reference = self.reference
+        if isinstance(reference, str):
+            raise ValueError(f"evaluation.fgs.reference {reference} is not read yet")
         fractions = [] if reference is None else [f * reference for f in EPS_REF_FRACTIONS]
         return sorted({*self.eps, *fractions})
 

@@ -5,7 +5,9 @@ from functools import reduce
 from typing import Any
 
 from .checks import shown
+from .evaluation import AttackConfig
 from .runs import FinetuneConfig, RunConfig
+from .training import ScheduleConfig
 
 BUILT_IN_METHODS = ("clean", "deep_defense", "adversarial_2", "parseval")
 
@@ -38,38 +40,57 @@ def _value(config: RunConfig, option: str) -> Any:
 
 def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str, str]]:
     """Options that these settings leave without effect, and why."""
-    attacks = {"evaluation.attack": config.evaluation.attack}
-    if isinstance(config, FinetuneConfig):
-        attacks["regularizer.attack"] = config.regularizer.attack
-    for section, attack in attacks.items():
-        if attack.visit == "all":
-            yield f"{section}.safety", f"it is for {section}.visit lazy"
+    on_cpu = "cpu" in (device, config.runtime.device)
+    if on_cpu:
+        yield "runtime.tf32", "the run is on a CPU"
+    yield from _of_attack("evaluation.attack", config.evaluation.attack)
     if not isinstance(config, FinetuneConfig):
         return
-    if config.schedule.kind != "step":
-        for name in ("gamma", "milestones"):
-            yield f"schedule.{name}", f"schedule.kind is {config.schedule.kind}, not step"
-    elif not config.schedule.milestones:
-        yield "schedule.gamma", "there are no schedule.milestones"
-    if config.train.clean_epochs == 0:
-        yield "train.clean_lr", "train.clean_epochs is 0"
+    yield from _of_attack("regularizer.attack", config.regularizer.attack)
+    yield from _of_schedule(config.schedule)
+    if config.train.pretrain_epochs == 0:
+        yield "train.pretrain_lr", "train.pretrain_epochs is 0"
     if not config.data.random_crop:
-        for name in ("area", "aspect"):
+        for name in ("crop_scale", "crop_ratio"):
             yield f"data.{name}", "data.random_crop is false"
-    if "cpu" in (device, config.runtime.device):
+    if on_cpu:
         yield "data.half_input", "the run is on a CPU"
-    yield from _of_other_methods(config)
+    yield from _of_methods(config)
 
 
-def _of_other_methods(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
-    """Options of methods that the run does not use. A user's own method may read all of them."""
+def _of_attack(section: str, attack: AttackConfig) -> Iterator[tuple[str, str]]:
+    if attack.step_direction == "loss_gradient":
+        for name in ("candidate_search", "pruning_factor"):
+            yield f"{section}.{name}", f"{section}.step_direction is loss_gradient"
+    elif attack.candidate_search == "exhaustive":
+        yield f"{section}.pruning_factor", f"it is for {section}.candidate_search pruned"
+
+
+def _of_schedule(schedule: ScheduleConfig) -> Iterator[tuple[str, str]]:
+    by_steps = schedule.kind == "step"
+    if not by_steps:
+        for name in ("gamma", "milestones"):
+            yield f"schedule.{name}", f"schedule.kind is {schedule.kind}, not step"
+    elif not schedule.milestones:
+        yield "schedule.gamma", "there are no schedule.milestones"
+    if schedule.warmup == 0 and not (by_steps and schedule.milestones):
+        yield "schedule.unit", "there is no warm-up and no milestone"
+
+
+def _of_methods(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
+    """Options of methods that the run does not use, or uses with weight 0. A user's own method may
+    read all of them."""
     names = config.objective.method.split("+")
     if any(name not in BUILT_IN_METHODS for name in names):
         return
     reason = f"objective.method is {config.objective.method}"
     yield "objective.options", f"{reason}; they are for a method given as package.module:Class"
+    gradient_options = ("regularizer.layers", "regularizer.gradient")
+    if "deep_defense" in names and config.regularizer.lam == 0:
+        for option in gradient_options:
+            yield option, "regularizer.lam is 0"
     owners = {
-        "deep_defense": ("regularizer.layers", "regularizer.gradient"),
+        "deep_defense": gradient_options,
         "adversarial_2": ("objective.adversarial.eps", "objective.adversarial.weight"),
         "parseval": ("objective.parseval.beta", "objective.parseval.columns"),
     }

@@ -39,7 +39,7 @@ def interrupted(where: str = "") -> str:
 
 def after_training(config: FinetuneConfig, size: int) -> str:
     """The commands that evaluate the fine-tuned net and show the run; one line each."""
-    folder = Path(config.output)
+    folder = config.folder
     words = [_script("pipeline/evaluate.py"), "--config", folder / "config.yaml"]
     words += ["--model.weights", folder / "weights.pth", "--output", f"{folder}-evaluation"]
     launcher = ["torchrun", "--standalone", f"--nproc_per_node={size}"] if size > 1 else ["python"]

@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -23,7 +23,8 @@ from jsonargparse import (
 )
 
 from pipeline.config import CONFIGS, DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig, RunConfig
-from pipeline.config.checks import OptionError, all_options, choices, sections, words_for
+from pipeline.config.aliases import translate, translate_argv, warn_of_aliases
+from pipeline.config.checks import Option, OptionError, all_options, choices, sections, words_for
 from pipeline.config.text import did_you_mean, parse_yaml, read_yaml
 from pipeline.errors import UserError, exit_on_user_error
 
@@ -52,22 +53,15 @@ def parse(
         argv: words of the command line; by default those of this process.
         output_suffix: added to the YAML file's name for the default of ``--output``.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    words = {word.partition("=")[0] for word in argv}
-    if words.isdisjoint({_CONFIG, "--data.train", "--data.val"}):
-        argv = [_CONFIG, str(DEFAULT_CONFIG), *argv]
     parser = _parser(cls)
     parser.description = description
     with exit_on_user_error():
-        if words.isdisjoint({"-h", "--help"}):
-            check_names(cls, argv)
-        files = {path: read_yaml(path, [CONFIGS]) for path in _config_files(argv)}
-        for path, values in files.items():
-            _check_file(cls, path, values)
+        arguments = _read_argv(cls, sys.argv[1:] if argv is None else argv)
+        files = {path: _read_file(cls, path) for path in _config_files(arguments)}
         try:
-            config = _construct(cls, parser.parse_args(argv))
+            config = _construct(cls, parser.parse_args(arguments))
         except OptionError as error:
-            raise UserError(_origin(error.option, argv, files) + str(error)) from None
+            raise UserError(_origin(error.option, arguments, files) + str(error)) from None
         except (ArgumentError, ValueError, TypeError, OverflowError) as error:
             raise UserError(_explain(cls, error)) from None
     if config.output is None:
@@ -76,12 +70,45 @@ def parse(
     return config
 
 
+def _read_argv(cls: type[RunConfig], argv: Sequence[str]) -> list[str]:
+    """A command line in today's spelling; with configs/demo.yaml where that is the base.
+
+    Raises:
+        UserError: a name is no option.
+    """
+    arguments, notes = translate_argv(cls, argv)
+    warn_of_aliases("", notes)
+    names = {word.partition("=")[0] for word in arguments}
+    if names.isdisjoint({"-h", "--help"}):
+        check_names(cls, arguments)
+    if names.isdisjoint({_CONFIG, "--data.train", "--data.val"}):
+        return [_CONFIG, str(DEFAULT_CONFIG), *arguments]
+    return arguments
+
+
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """jsonargparse's, with the line breaks of the description kept."""
 
 
+class _Parser(ArgumentParser):
+    """jsonargparse's, with the ranges of numbers in ``--help`` and without its own options."""
+
+    def describe(self, options: Mapping[str, Option]) -> None:
+        """Append the ranges to the help texts; hide what is no option."""
+        for action in self._actions:
+            option = options.get(action.dest)
+            if option is not None and option.range is not None:
+                action.help = option.range.append_to(action.help or "")
+            elif option is None and action.dest not in ("help", "config"):
+                action.help = argparse.SUPPRESS  # whole sections, and jsonargparse's own
+
+    def option_words(self) -> set[str]:
+        """All options, with their dashes."""
+        return set(self._option_string_actions)
+
+
 @cache
-def _parser(cls: type[RunConfig]) -> ArgumentParser:
+def _parser(cls: type[RunConfig]) -> _Parser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     others = _sections_of_others(cls)
 
@@ -89,10 +116,10 @@ def _parser(cls: type[RunConfig]) -> ArgumentParser:
         values = parse_yaml(text)
         if isinstance(values, dict):
             values = {key: value for key, value in values.items() if key not in others}
-        return values
+        return translate(cls, values).values
 
     set_loader(cls.__name__, load, exceptions=(yaml.YAMLError,))
-    parser = ArgumentParser(
+    parser = _Parser(
         usage="%(prog)s [--config FILE] [--section.option VALUE ...]",
         parser_mode=cls.__name__,
         exit_on_error=False,
@@ -101,13 +128,7 @@ def _parser(cls: type[RunConfig]) -> ArgumentParser:
     )
     parser.add_argument(_CONFIG, action="config", help="YAML file of an experiment; see configs/.")
     parser.add_class_arguments(cls)
-    options = all_options(cls)
-    for action in parser._actions:
-        option = options.get(action.dest)
-        if option is not None and option.range is not None:
-            action.help = option.range.append_to(action.help)
-        elif option is None and action.dest not in ("help", "config"):
-            action.help = argparse.SUPPRESS  # whole sections, and jsonargparse's own
+    parser.describe(all_options(cls))
     return parser
 
 
@@ -128,9 +149,9 @@ def check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
     Raises:
         UserError: names the nearest options.
     """
-    known = set(_parser(cls)._option_string_actions)
+    known = _parser(cls).option_words()
     mappings = tuple(f"--{n}." for n, o in all_options(cls).items() if "dict" in str(o.hint))
-    for word in argv:
+    for word in translate_argv(cls, argv).values:
         name = word.partition("=")[0]
         is_known = name.removesuffix("+") in known or name.startswith(mappings)
         if is_known or not word.startswith("--"):
@@ -138,7 +159,7 @@ def check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
         if name == "--":
             raise UserError("-- separates the options of a launcher; leave it out here")
         for other, program in PROGRAMS.items():
-            if name.removeprefix("--") in option_names(other):
+            if translate_argv(other, [name]).values[0].removeprefix("--") in option_names(other):
                 raise UserError(f"no option {name} here; it is one of {program}")
         names = sorted(option_names(cls))
         hint = did_you_mean(name.removeprefix("--"), names, prefix="--")
@@ -155,19 +176,22 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
     return files
 
 
-def _check_file(cls: type[RunConfig], path: Path, values: dict[str, Any]) -> None:
-    """Refuse a YAML file whose keys are no options, or whose values are of a wrong type.
+def _read_file(cls: type[RunConfig], path: Path) -> dict[str, Any]:
+    """The options in a YAML file, under their names of today.
 
     Raises:
-        UserError: names the file and the key.
+        UserError: a key is no option, or a value is of a wrong type; names the file and the key.
     """
-    others = _sections_of_others(cls)
-    used = {key: value for key, value in values.items() if key not in others}
+    values, others = read_yaml(path, [CONFIGS]), _sections_of_others(cls)
     try:
+        used = {key: value for key, value in values.items() if key not in others}
+        used, notes = translate(cls, used)
+        warn_of_aliases(f"{path}: ", notes)
         _check_keys(cls, used)
         _parser(cls).parse_object(used)
     except (ArgumentError, ValueError, TypeError, OverflowError, UserError) as error:
         raise UserError(f"{path}: {_explain(cls, error)}") from None
+    return used
 
 
 def _check_keys(section: type, values: dict[str, Any], prefix: str = "") -> None:
@@ -195,7 +219,7 @@ def _explain(cls: type[RunConfig], error: Exception) -> str:
     option = re.search(r'Parser key "([\w.]+)":', text)
     value = re.search(r"(?:Got value|Given value):(.*)", text)
     declared = all_options(cls).get(option[1]) if option else None
-    if declared is not None and value is not None:
+    if option and declared is not None and value is not None:
         word = _YAML_WORDS.get(value[1].strip(), value[1].strip() or "nothing")
         hint = did_you_mean(word, choices(declared.hint))
         return str(OptionError(option[1], words_for(declared.hint), word)) + hint
@@ -239,6 +263,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = prefix + key
         flat |= flatten(value, name + ".") if isinstance(value, dict) else {name: value}
     return flat
+
+
+def stored_differences(stored: Any, config: RunConfig, free: Sequence[str]) -> list[str]:
+    """`differences` of options that a run stored, maybe of an earlier version, and those of now."""
+    return differences(translate(type(config), stored).values, to_dict(config), free)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str]) -> list[str]:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .checks import Range, Section, number, require
+from .data import DataConfig
 from .evaluation import EvaluationConfig
-from .inputs import DataConfig, ModelConfig, RuntimeConfig
+from .model import ModelConfig
+from .runtime import RuntimeConfig
 from .training import (
     CheckpointConfig,
     LogConfig,
@@ -38,12 +40,6 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
-    @property
-    def folder(self) -> Path:
-        """OUTPUT as a path; `pipeline.config.parse.parse` fills in its default."""
-        assert self.output is not None
-        return Path(self.output)
-
     def check(self) -> None:
         """Paths are not empty; names in OUTPUT are not longer than file systems allow."""
         for name in ("output", "resume"):
@@ -51,6 +47,17 @@ class RunConfig(Section):
         longest = max((len(os.fsencode(part)) for part in Path(self.output or "").parts), default=0)
         rule = f"a path whose names have at most {_LONGEST_NAME} bytes"
         require(longest <= _LONGEST_NAME, "output", rule, f"one of {longest}")
+
+    @property
+    def folder(self) -> Path:
+        """The output folder.
+
+        Raises:
+            ValueError: ``output`` is None; `pipeline.config.parse` fills in the default.
+        """
+        if self.output is None:
+            raise ValueError("output has no value")
+        return Path(self.output)
 
 
 class Shard(NamedTuple):
@@ -104,4 +111,4 @@ class FinetuneConfig(RunConfig):
         """Half-precision input needs a net that takes it."""
         super().check()
         half = self.data.half_input and self.runtime.precision == "fp32"
-        require(not half, "data.half_input", "false with runtime.precision fp32", True)
+        require(not half, "data.half_input", "false with runtime.precision fp32", value=True)

@@ -22,7 +22,9 @@ class RegularizerConfig(Section):
     """Of the perturbation's norm: exact, through every step of the attack; or by the implicit
     function theorem at the boundary point alone (cheaper, approximate)."""
     attack: AttackConfig = field(
-        default_factory=lambda: AttackConfig(linearize_at="tested", classes="first", visit="lazy")
+        default_factory=lambda: AttackConfig(
+            linearize_at="overshot", target_class="fixed", candidate_search="pruned"
+        )
     )
     """DeepFool as the regulariser uses it."""
     layers: list[str] = field(default_factory=list)
@@ -79,8 +81,9 @@ class OptimConfig(Section):
     """Momentum."""
     weight_decay: float = number(5e-4, Range(minimum=0))
     """L2 penalty on every trained parameter."""
-    clip_norm: float | None = number(None, Range(above=0))
-    """Clip the gradient's global L2 norm to this. Default: no clipping."""
+    max_grad_norm: float | None = number(None, Range(above=0))
+    """Largest L2 norm of the gradient of all parameters together; a longer one is scaled down to
+    it. Default: no clipping."""
 
 
 @dataclass(kw_only=True)
@@ -110,14 +113,16 @@ class TrainConfig(Section):
 
     epochs: int = number(1, Range(minimum=0, unit="epochs"))
     """Epochs with the regulariser."""
-    clean_epochs: int = number(0, Range(minimum=0, unit="epochs"))
-    """Epochs before them without it, which make the reference net when there are no weights."""
-    clean_lr: float = number(0.01, Range(minimum=0))
-    """Learning rate of the clean epochs (constant)."""
+    pretrain_epochs: int = number(0, Range(minimum=0, unit="epochs"))
+    """Epochs of plain training before them, with the cross-entropy alone; they make the reference
+    net when there are no weights."""
+    pretrain_lr: float = number(0.01, Range(minimum=0))
+    """Learning rate of these epochs (constant)."""
     batch_size: int = number(256, Range(minimum=1, unit="images"))
     """Images an optimiser step, over all ranks and accumulation."""
-    accumulation: int = number(1, Range(minimum=1, unit="passes"))
-    """Forward-backward passes an optimiser step; each takes batch_size / ranks / this images."""
+    gradient_accumulation_steps: int = number(1, Range(minimum=1, unit="passes"))
+    """Forward and backward passes for each optimiser step; a pass takes batch_size / ranks /
+    gradient_accumulation_steps images on each rank."""
     seed: int = number(0, Range(minimum=0, maximum=2**63 - 1))
     """Of the order, crops, flips, dropout and the random initialisation."""
 
@@ -128,8 +133,8 @@ class CheckpointConfig(Section):
 
     every_steps: int = number(500, Range(minimum=1, unit="steps"))
     """Steps between checkpoints; one is also written after each evaluation and at the end."""
-    keep: int = number(2, Range(minimum=1, unit="files"))
-    """How many of the newest to keep."""
+    keep_last: int = number(2, Range(minimum=1, unit="files"))
+    """Number of numbered checkpoints kept, the newest; best.pt is kept besides."""
     best: Literal["accuracy", "rho2"] = "accuracy"
     """What best.pt is the best of, among the evaluations with the regulariser."""
 

@@ -26,11 +26,12 @@ class TrainingPlan:
     size: int
 
     def __post_init__(self) -> None:
-        passes = self.size * self.train.accumulation
+        passes = self.size * self.train.gradient_accumulation_steps
         if self.train.batch_size % passes:
             raise UserError(
                 f"train.batch_size {self.train.batch_size} is not divisible by {self.size} ranks "
-                f"times train.accumulation {self.train.accumulation} = {passes}"
+                "times train.gradient_accumulation_steps "
+                f"{self.train.gradient_accumulation_steps} = {passes}"
             )
         if self.steps_per_epoch == 0:
             raise UserError(
@@ -46,7 +47,7 @@ class TrainingPlan:
     @property
     def pass_size(self) -> int:
         """Images of one rank in one forward-backward pass."""
-        return self.train.batch_size // (self.size * self.train.accumulation)
+        return self.train.batch_size // (self.size * self.train.gradient_accumulation_steps)
 
     def specs(self, first_step: int, last_step: int) -> Iterator[BatchSpec]:
         """This rank's batches of the steps ``first_step`` to ``last_step`` (exclusive)."""
@@ -55,7 +56,7 @@ class TrainingPlan:
             new_epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
             if new_epoch != epoch:
                 epoch, rows = new_epoch, order(len(self.index), self.train.seed, new_epoch)
-            for number in range(self.train.accumulation):
+            for number in range(self.train.gradient_accumulation_steps):
                 part = (number * self.size + self.rank) * self.pass_size
                 start = step_in_epoch * self.train.batch_size + part
                 yield self._spec(rows[start : start + self.pass_size], epoch, start)

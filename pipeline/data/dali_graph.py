@@ -111,7 +111,7 @@ def _decode_images(options: GraphOptions, encoded: DataNode, *windows: DataNode)
     )
     images = fn.resize(
         images,
-        size=[config.crop, config.crop],
+        size=[config.crop_size, config.crop_size],
         roi_start=roi_start,
         roi_end=roi_end,
         interp_type=_FILTERS[config.interpolation],
@@ -136,7 +136,7 @@ def _decode_images(options: GraphOptions, encoded: DataNode, *windows: DataNode)
 def _read_arrays(options: GraphOptions, encoded: DataNode, mirror: DataNode) -> DataNode:
     """Float32 arrays in the net's input space, mirrored."""
     config = options.config
-    shape = [config.channels, config.crop, config.crop]
+    shape = [config.channels, config.crop_size, config.crop_size]
     arrays = fn.reinterpret(encoded, dtype=DALIDataType.FLOAT, shape=shape, layout="CHW")
     if options.on_gpu:
         arrays = arrays.gpu()

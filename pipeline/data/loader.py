@@ -221,11 +221,11 @@ class Loader:
 
 
 def _check_arrays(index: Index, config: DataConfig) -> None:
-    shape = (config.channels, config.crop, config.crop)
+    shape = (config.channels, config.crop_size, config.crop_size)
     rows = np.flatnonzero(index.is_array)
     sizes = np.stack([index.width[rows], index.height[rows]])
-    if (sizes != config.crop).any() or (index.length[rows] != 4 * np.prod(shape)).any():
+    if (sizes != config.crop_size).any() or (index.length[rows] != 4 * np.prod(shape)).any():
         raise UserError(
-            f"{index.path}: its arrays are not of the shape {shape} (data.channels, data.crop); "
-            "make them again with tools/adversarial.py and these options"
+            f"{index.path}: its arrays are not of the shape {shape} (data.channels, "
+            "data.crop_size); make them again with tools/adversarial.py and these options"
         )

@@ -31,12 +31,12 @@ def mean_of(data: DataConfig) -> np.ndarray:
             f"data.mean: {data.mean} is not an .npy file of numbers ({first_line(error)}); make it "
             "again with tools/index.py mean"
         ) from None
-    shape = (data.channels, data.crop, data.crop)
+    shape = (data.channels, data.crop_size, data.crop_size)
     fits = isinstance(image, np.ndarray) and image.shape == shape and image.dtype.kind == "f"
     if not (fits and 0 <= image.min() <= image.max() <= 1):  # false with NaN
         raise UserError(
             f"data.mean: {data.mean} is not an image of the shape {shape} (data.channels, "
-            "data.crop) with pixels from 0 to 1; make it again with tools/index.py mean"
+            "data.crop_size) with pixels from 0 to 1; make it again with tools/index.py mean"
         )
     return image.astype(np.float32)
 

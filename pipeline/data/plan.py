@@ -57,7 +57,7 @@ def training_windows(
     generator.advance(start * (_WORDS // 4))  # Philox counts blocks of four words
     raw = generator.random_raw(num * _WORDS).reshape(num, _WORDS)
     uniform = (raw >> 11) * 2.0**-53  # in [0, 1), with 53 bits
-    mirror = (uniform[:, -1] < 0.5) & config.flip
+    mirror = (uniform[:, -1] < 0.5) & config.hflip
     if not config.random_crop:
         return evaluation_windows(width, height, config, mirror)
     anchor, shape = _random_resized_crop(width, height, uniform[:, : 4 * _TRIES], config)
@@ -77,10 +77,10 @@ def evaluation_windows(
     """
     size = np.stack([height, width], axis=1).astype(np.int64)
     short = size.min(axis=1, keepdims=True)
-    resized = np.where(size == short, config.resize, config.resize * size // short)
-    top_left = np.round((resized - config.crop) / 2.0)
+    resized = np.where(size == short, config.resize_size, config.resize_size * size // short)
+    top_left = np.round((resized - config.crop_size) / 2.0)
     scale = size / resized
-    start, end = top_left * scale, (top_left + config.crop) * scale
+    start, end = top_left * scale, (top_left + config.crop_size) * scale
     # Half-width of the filter, and one pixel.
     margin = _HALF_WIDTH[config.interpolation] * np.maximum(scale, 1.0) + 1.0
     low = np.clip(np.floor(start - margin), 0, None)
@@ -96,8 +96,12 @@ def _random_resized_crop(
     """torchvision's RandomResizedCrop.get_params for B images at once; (B, 2) anchor and shape."""
     tries = uniform.reshape(len(width), _TRIES, 4)
     w, h = width[:, None].astype(float), height[:, None].astype(float)
-    area = w * h * (config.area[0] + tries[..., 0] * (config.area[1] - config.area[0]))
-    low, high = np.log(config.aspect)
+    area = (
+        w
+        * h
+        * (config.crop_scale[0] + tries[..., 0] * (config.crop_scale[1] - config.crop_scale[0]))
+    )
+    low, high = np.log(config.crop_ratio)
     aspect = np.exp(low + tries[..., 1] * (high - low))
     crop_w, crop_h = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
     fits = (crop_w > 0) & (crop_w <= w) & (crop_h > 0) & (crop_h <= h)
@@ -117,7 +121,7 @@ def _random_resized_crop(
 def _central_shape(width: np.ndarray, height: np.ndarray, config: DataConfig) -> np.ndarray:
     """torchvision's fallback: the whole image, cut to the nearest allowed aspect; (B, 2)."""
     ratio = width / height
-    least, largest = config.aspect
+    least, largest = config.crop_ratio
     h = np.where(ratio < least, np.round(width / least), height)
     w = np.where(ratio > largest, np.round(height * largest), width)
     return np.stack([h, w], axis=1)

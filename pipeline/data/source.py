@@ -27,8 +27,10 @@ def open_index(config: RunConfig, part: str) -> Index:
 
 
 def decoding_threads(config: DataConfig, local_size: int = 1) -> int:
-    """DALI's threads for this rank: ``data.threads``, or one more than its share of the cores, so
-    that small operators of one batch do not wait for the decoder of another."""
-    if config.threads is not None:
-        return config.threads
+    """DALI's threads for this rank: ``data.num_threads``, or one more than its share of the cores.
+
+    With one more, small operators of one batch do not wait for the decoder of another.
+    """
+    if config.num_threads is not None:
+        return config.num_threads
     return max(1, cores() // local_size) + 1

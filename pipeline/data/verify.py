@@ -48,7 +48,7 @@ def undecodable_rows(
         threads: DALI's worker threads.
         progress: called with the number of images decoded so far.
     """
-    data = DataConfig(crop=8, resize=8, mean=[0.0] * 3, std=[1.0] * 3)
+    data = DataConfig(crop_size=8, resize_size=8, mean=[0.0] * 3, std=[1.0] * 3)
     verifier = _Verifier(index, _whole_images(index), data, torch.device("cpu"), _BATCH, threads)
     done = 0
     for batch in verifier:

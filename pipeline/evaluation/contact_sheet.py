@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import DataConfig
+from pipeline.config.aliases import translate
 from pipeline.data.mean_image import mean_of
 from pipeline.evaluation.manifest import Manifest
 from pipeline.evaluation.samples import Example
@@ -52,7 +53,8 @@ def draw_kept(folder: Path, manifest: Manifest) -> Any:
     examples = store.examples((inputs["channels"], inputs["crop"], inputs["crop"]))
     if not examples:
         return None
-    data = DataConfig(**{**inputs, "mean": store.mean() or inputs["mean"]})
+    options = translate(DataConfig, inputs).values  # manifests keep the first names of options
+    data = DataConfig(**{**options, "mean": store.mean() or inputs["mean"]})
     if manifest.identity["definition"]["space"].startswith("pixels"):
         data.mean, data.std = [0.0] * data.channels, [1.0] * data.channels
     return draw(examples, names, data)

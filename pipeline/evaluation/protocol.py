@@ -14,12 +14,22 @@ from pipeline.attacks.norms import norm_name
 from pipeline.config import DataConfig, EvaluationConfig, RuntimeConfig
 from pipeline.data import mean_image
 
-# Options of the data section that decide, beside the mean, what the network's input is.
-_INPUT_OPTIONS = ("crop", "resize", "interpolation", "channels", "std")
+# Names and values in stored protocols are those of the first version, so that results of all
+# versions can be compared and merged; some options have been renamed since.
 
+# Options of the data section that decide, beside the mean, what the network's input is: their
+# names in the protocol and in DataConfig.
+_INPUT_OPTIONS = {
+    "crop": "crop_size",
+    "resize": "resize_size",
+    "interpolation": "interpolation",
+    "channels": "channels",
+    "std": "std",
+}
+_TARGET_CLASS = {"reselect": "every", "fixed": "first"}
 LINEARISED_AT = {
-    "reached": "x + sum of steps, without overshoot",
-    "tested": "the point where the class was tested, with overshoot",
+    "current": "x + sum of steps, without overshoot",
+    "overshot": "the point where the class was tested, with overshoot",
 }
 
 SPACES = {
@@ -42,9 +52,15 @@ def evaluation_protocol(
         "num_candidates": min(attack.num_candidates, num_classes),
         "max_iterations": attack.max_iterations,
         "overshoot": attack.overshoot,
-        "classes": attack.classes,
-        "visit": attack.visit if attack.visit == "all" else f"lazy, safety {attack.safety:g}",
-        **({"direction": "gradient of the cross-entropy"} if attack.direction == "loss" else {}),
+        "classes": _TARGET_CLASS[attack.target_class],
+        "visit": "all"
+        if attack.candidate_search == "exhaustive"
+        else f"lazy, safety {attack.pruning_factor:g}",
+        **(
+            {"direction": "gradient of the cross-entropy"}
+            if attack.step_direction == "loss_gradient"
+            else {}
+        ),
         "linearised_at": LINEARISED_AT[attack.linearize_at],
         "space": SPACES[evaluation.space] + clipped,
         "precision": "tf32" if runtime.tf32 else "fp32",
@@ -58,7 +74,7 @@ def preprocessing_of(data: DataConfig) -> dict[str, Any]:
     """The preprocessing of the network's input; independent of where files are stored."""
     return {
         "mean": mean_image.identity(data),
-        **{name: getattr(data, name) for name in _INPUT_OPTIONS},
+        **{name: getattr(data, option) for name, option in _INPUT_OPTIONS.items()},
     }
 
 

@@ -247,8 +247,8 @@ def preprocessing_advice(model: ModelConfig, data: DataConfig) -> str:
     transforms = _zoo().get_model_weights(model.name)[model.weights].transforms()
     from_minus_1_to_1 = model.name in _WITH_AUXILIARY
     expected = {
-        "resize": transforms.resize_size[0],
-        "crop": transforms.crop_size[0],
+        "resize_size": transforms.resize_size[0],
+        "crop_size": transforms.crop_size[0],
         "interpolation": transforms.interpolation.value,
         "mean": [0.5] * 3 if from_minus_1_to_1 else list(transforms.mean),
         "std": [0.5] * 3 if from_minus_1_to_1 else list(transforms.std),

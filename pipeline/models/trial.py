@@ -50,15 +50,15 @@ def _differentiable_logits(net: nn.Module, config: RunConfig) -> Tensor:
     # Not zeros: a net may divide by an image's norm. A separate generator, so that the run's random
     # numbers do not depend on this trial.
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, data.channels, data.crop, data.crop, generator=generator)
+    images = torch.randn(1, data.channels, data.crop_size, data.crop_size, generator=generator)
     try:
         graph = AttackView(net).forward_with_grad(images)
     except UserError:
         raise
     except Exception as error:  # of torch, or of the user's own code
         raise UserError(
-            f"{name} does not take images of {data.channels} x {data.crop} x {data.crop} "
-            f"(data.channels, data.crop): {describe_exception(error)}"
+            f"{name} does not take images of {data.channels} x {data.crop_size} x {data.crop_size} "
+            f"(data.channels, data.crop_size): {describe_exception(error)}"
         ) from None
     gradient = None
     if graph.logits.requires_grad:

@@ -35,7 +35,7 @@ def unrolled(trace: AttackTrace) -> Tensor:
     # Low precision would round off the shift v / a, which is small beside z.
     tf32 = images.is_cuda and torch.backends.cudnn.allow_tf32
     full_precision = view.precision == torch.float32 and not tf32
-    has_formula = config.direction == "normal" and float(config.norm) < torch.inf
+    has_formula = config.step_direction == "boundary" and float(config.norm) < torch.inf
     piecewise_linear = full_precision and has_formula and view.is_piecewise_linear(images)
     return _Unrolled.apply(trace, piecewise_linear, *view.parameters())
 
@@ -107,7 +107,7 @@ def _differentiate(
 def _displacement(trace: AttackTrace, forward: ForwardPass, step: Step) -> Tensor:
     """The step (A, C, H, W), computed again with a graph."""
     view, p = trace.view, float(trace.config.norm)
-    if trace.config.direction == "loss":
+    if trace.config.step_direction == "loss_gradient":
         target = Candidates(step.samples, step.source, step.target[:, None], step.toward_label)
         return loss_step(view, forward, target, p, create_graph=True).displacement
     f = target_logit_diff(forward.logits, step.target, step.source)

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.config import FinetuneConfig
+from pipeline.config.aliases import translate, translate_argv
 from pipeline.errors import UserError
 from pipeline.evaluation.samples import Samples, rho_name
 from pipeline.evaluation.summary import read_samples
@@ -53,15 +55,16 @@ class Run:
         return read_samples(self.folder / "samples.parquet")[0]
 
     def option(self, name: str) -> Any:
-        """An option of the run's config.yaml, as section.option.
+        """An option of the run's config.yaml, as section.option; earlier spellings are read too.
 
         Raises:
             UserError: there is none.
         """
         path = self.folder / "config.yaml"
+        (word,), _ = translate_argv(FinetuneConfig, [f"--{name}"])
         try:
-            value = yaml.safe_load(path.read_text())
-            for key in name.split("."):
+            value = translate(FinetuneConfig, yaml.safe_load(path.read_text())).values
+            for key in word.removeprefix("--").split("."):
                 value = value[key]
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
             raise UserError(f"{path} has no option {name}") from None

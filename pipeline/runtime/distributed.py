@@ -146,7 +146,7 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
 
 
 LESS_MEMORY = (
-    "use --regularizer.max_images auto, a larger train.accumulation, a smaller "
+    "use --regularizer.max_images auto, a larger train.gradient_accumulation_steps, a smaller "
     "evaluation.batch_size, or runtime.precision bf16"
 )
 
@@ -214,7 +214,7 @@ def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
 
 def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> Store:
     backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=config.timeout)
+    timeout = timedelta(seconds=config.collective_timeout)
     if size == 1:
         # Documented, but not re-exported in a way that type checkers accept.
         store: Store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]

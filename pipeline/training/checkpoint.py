@@ -41,14 +41,14 @@ CHANGEABLE = (
     "log",
     "checkpoint",
     "runtime",
-    "train.accumulation",
+    "train.gradient_accumulation_steps",
     "regularizer.max_images",
     "model.weights",
     "model.new_head",
     "data.train",
     "data.val",
     "data.root",
-    "data.threads",
+    "data.num_threads",
     "data.prefetch",
     "data.on_error",
     "data.half_input",
@@ -74,7 +74,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.pt"))
 
     def save(self, step: int, state: State, best: bool = False) -> Path:
-        """Write a checkpoint, then delete all but the newest ``checkpoint.keep``.
+        """Write a checkpoint, then delete all but the newest ``checkpoint.keep_last``.
 
         Args:
             step: optimiser steps done.
@@ -91,7 +91,7 @@ class Checkpoints:
             # is killed between the two resumes from an earlier checkpoint, and writes both again.
             write(self.best_path, state)
         write(path, state)
-        for old in self.all()[: -self.config.keep]:
+        for old in self.all()[: -self.config.keep_last]:
             old.unlink(missing_ok=True)
         return path
 
@@ -235,7 +235,7 @@ def _differences(
     if isinstance(state["config"]["data"].get("mean"), str) and isinstance(config.data.mean, str):
         # The path of the mean image may change; its content is part of the fingerprint.
         changeable = (*CHANGEABLE, "data.mean")
-    differences = parse.differences(state["config"], parse.to_dict(config), changeable)
+    differences = parse.stored_differences(state["config"], config, changeable)
     if state["index"] != fingerprint:
         differences.append("data.train, data.mean: other images, labels or mean image than before")
     recorded = Classes.from_dict(state.get("classes"))

@@ -15,7 +15,7 @@ class Optimizer:
         self, parameters: list[nn.Parameter], config: FinetuneConfig, device: torch.device
     ) -> None:
         self._parameters = parameters
-        self._clip_norm = config.optim.clip_norm
+        self._clip_norm = config.optim.max_grad_norm
         self._sgd = torch.optim.SGD(
             parameters,
             lr=config.optim.lr,

@@ -16,7 +16,7 @@ class Schedule:
     @property
     def clean_steps(self) -> int:
         """Number of steps on the cross-entropy alone, before fine-tuning."""
-        return self.config.train.clean_epochs * self.steps_per_epoch
+        return self.config.train.pretrain_epochs * self.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
@@ -30,7 +30,7 @@ class Schedule:
     def lr(self, step: int) -> float:
         """The learning rate of a step."""
         if step < self.clean_steps:
-            return self.config.train.clean_lr
+            return self.config.train.pretrain_lr
         return self.config.optim.lr * self._factor(step - self.clean_steps)
 
     def should_evaluate(self, step: int) -> bool:

@@ -71,7 +71,7 @@ class StepRunner:
             return None
         data, ranks = self.config.data, self.ranks
         own_budget = self.objective.max_images_that_fit(
-            (data.channels, data.crop, data.crop),
+            (data.channels, data.crop_size, data.crop_size),
             self.plan.pass_size,
             ranks.device,
             ranks.local_size,
@@ -89,7 +89,9 @@ class StepRunner:
         of a run without interruption: without this, their last bits would differ.
         """
         data = self.config.data
-        images = torch.zeros(2, data.channels, data.crop, data.crop, device=self.ranks.device)
+        images = torch.zeros(
+            2, data.channels, data.crop_size, data.crop_size, device=self.ranks.device
+        )
         labels = torch.zeros(2, dtype=torch.long, device=self.ranks.device)
         self.objective.eval()  # batch norm must not update its statistics
         self._ddp(images, labels, use_methods=False).loss.backward()
@@ -101,7 +103,7 @@ class StepRunner:
 
         Args:
             step: its number, from 0.
-            batches: of this rank; the next ``train.accumulation`` of them are used.
+            batches: of this rank; the next ``train.gradient_accumulation_steps`` of them are used.
             stop: the signals of this rank; ``num_stopped`` in the result counts ranks with one.
 
         Raises:
@@ -109,7 +111,7 @@ class StepRunner:
         """
         self.optimizer.set_lr(self.schedule.lr(step))
         passes: list[tuple[Batch, Losses]] = []
-        for number in range(self.config.train.accumulation):
+        for number in range(self.config.train.gradient_accumulation_steps):
             batch = next(batches)
             passes.append((batch, self._forward_backward(batch, number, step)))
         own_sums = sum_batches(
@@ -128,7 +130,7 @@ class StepRunner:
     def _forward_backward(self, batch: Batch, number: int, step: int) -> Losses:
         """Add the gradients of one of the step's batches; returns its losses without a graph."""
         self._seed_dropout(number, step)
-        accumulation = self.config.train.accumulation
+        accumulation = self.config.train.gradient_accumulation_steps
         is_last = number == accumulation - 1
         with nullcontext() if is_last else self._ddp.no_sync():
             losses = self._ddp(

@@ -190,6 +190,6 @@ def raise_nonfinite(step: int, number: int, names: Sequence[str]) -> NoReturn:
     """
     raise UserError(
         f"the loss is not finite in step {step}, for {number} images: {first_few(names)}; "
-        "earlier checkpoints are kept; try a lower optim.lr, optim.clip_norm, or "
+        "earlier checkpoints are kept; try a lower optim.lr, optim.max_grad_norm, or "
         "runtime.precision fp32"
     )

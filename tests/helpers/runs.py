@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "pipeline/finetune.py"
 SMALL = (
     *("--model.name", "tests.helpers.nets:dropout_mlp", "--train.batch_size", 500),
-    *("--train.clean_epochs", 2, "--train.epochs", 2, "--checkpoint.every_steps", 5),
+    *("--train.pretrain_epochs", 2, "--train.epochs", 2, "--checkpoint.every_steps", 5),
     *("--log.every_steps", 1, "--evaluation.num_images", 40, "--evaluation.every_epochs", 1),
     *("--log.panel_images", 2),
 )  # 12 steps an epoch, 48 in all

@@ -18,8 +18,8 @@ SCRIPT = "launchers/finetune.py"
 NEEDED = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd")
 # 15 steps, and 15 with Deep Defense
 PLAIN = (*SMALL, "--model.name", "mlp", "--train.batch_size", 400)
-PLAIN += ("--train.clean_epochs", 1, "--train.epochs", 1)
-TWO_NODES = ("--nodes", 2, "--tasks-per-node", 1, "--time", "5m", "--grace", 30)
+PLAIN += ("--train.pretrain_epochs", 1, "--train.epochs", 1)
+TWO_NODES = ("--nodes", 2, "--tasks-per-node", 1, "--time", "5m", "--signal-before", 30)
 # What a user's own environment sets: the interpreter that has the packages, ranks without GPUs.
 SBATCH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RANKS_PER_NODE": "1"}
 SHARDS = SBATCH | {"SHARDS": "3"}

@@ -11,7 +11,7 @@ from tests.unit.mistakes.case import FINETUNE, Ended
 
 TINY = (
     *("--model.name", "tests.helpers.nets:dropout_mlp"),
-    *("--train.batch_size", 1000, "--train.clean_epochs", 1, "--train.epochs", 2),
+    *("--train.batch_size", 1000, "--train.pretrain_epochs", 1, "--train.epochs", 2),
     *("--checkpoint.every_steps", 100, "--log.every_steps", 4, "--log.panel_images", 0),
     *("--evaluation.num_images", 100, "--evaluation.every_epochs", 1),
 )  # 6 steps an epoch, 18 in all; evaluations at 6, 12 and 18

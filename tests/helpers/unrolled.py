@@ -20,7 +20,7 @@ def ratio(net: nn.Module, x: Tensor, label: int, config: RegularizerConfig) -> t
     others = [k for k in clean.topk(number).indices.tolist() if k != label]
     dx = torch.zeros_like(x)
     overshot = 1 + attack.overshoot
-    onwards = overshot if attack.linearize_at == "tested" else 1.0
+    onwards = overshot if attack.linearize_at == "overshot" else 1.0
     for _ in range(attack.max_iterations):
         start = onwards * dx
         point = x + start
@@ -31,7 +31,7 @@ def ratio(net: nn.Module, x: Tensor, label: int, config: RegularizerConfig) -> t
         def towards(k: int, away: int, f: Tensor = f, point: Tensor = point) -> tuple:
             gap = f[k] - f[away]
             (w,) = torch.autograd.grad(gap, point, create_graph=True)
-            if attack.direction == "loss":
+            if attack.step_direction == "loss_gradient":
                 ascent = cross_entropy(f, label) if correct else -cross_entropy(f, label)
                 (g,) = torch.autograd.grad(ascent, point, create_graph=True)
                 n = steepest(g, attack.norm)

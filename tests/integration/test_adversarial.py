@@ -19,7 +19,13 @@ from tests.helpers.runs import Run, expect_error
 
 SCRIPT = "tools/adversarial.py"
 DATA = DataConfig(
-    crop=28, resize=28, channels=1, mean=[0.1307], std=[0.3081], random_crop=False, flip=False
+    crop_size=28,
+    resize_size=28,
+    channels=1,
+    mean=[0.1307],
+    std=[0.3081],
+    random_crop=False,
+    hflip=False,
 )
 CPU = torch.device("cpu")
 
@@ -27,7 +33,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
-    words = ("--model.name", "mlp", "--train.clean_epochs", 2, "--train.epochs", 0)
+    words = ("--model.name", "mlp", "--train.pretrain_epochs", 2, "--train.epochs", 0)
     succeed("pipeline/finetune.py", *words, "--output", folder)
     return folder
 
@@ -115,7 +121,7 @@ def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Pat
     assert found.is_array.sum() == 150
     assert found.ids.to_pylist()[:6000] == images.ids.to_pylist()
     # Batches of images, of arrays and of both, mirrored by the plan.
-    data = DataConfig(**(vars(DATA) | {"flip": True}))
+    data = DataConfig(**(vars(DATA) | {"hflip": True}))
     plan = TrainingPlan(found, data, TrainConfig(batch_size=50), 0, 1)
     stored = loaded(index.read(str(made / "index.parquet")))
     specs = list(plan.specs(0, plan.steps_per_epoch))
@@ -130,12 +136,12 @@ def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Pat
     assert seen == 150
     assert 40 < mirrored < 110
     assert torch.equal(loaded(found, np.arange(40)), loaded(images, np.arange(40)))
-    words = ("--data.train", both, "--data.val", demo.prepare()["val"], "--data.crop", 28)
-    words += ("--data.resize", 28, "--data.channels", 1, "--data.mean", "[0.1307]")
-    words += ("--data.std", "[0.3081]", "--data.random_crop", "false", "--data.flip", "false")
+    words = ("--data.train", both, "--data.val", demo.prepare()["val"], "--data.crop_size", 28)
+    words += ("--data.resize_size", 28, "--data.channels", 1, "--data.mean", "[0.1307]")
+    words += ("--data.std", "[0.3081]", "--data.random_crop", "false", "--data.hflip", "false")
     words += ("--model.name", "mlp", "--objective.method", "clean", "--train.batch_size", 410)
-    words += ("--train.clean_epochs", 0, "--train.epochs", 1, "--evaluation.num_images", 100)
+    words += ("--train.pretrain_epochs", 0, "--train.epochs", 1, "--evaluation.num_images", 100)
     output = succeed("pipeline/finetune.py", *words, "--output", tmp_path / "run")
     assert "15 with the cross-entropy alone" in output
     with pytest.raises(UserError, match=r"its arrays are not of the shape \(1, 24, 24\)"):
-        Loader(found, iter(specs), DataConfig(**(vars(DATA) | {"crop": 24})), CPU, 50, 2)
+        Loader(found, iter(specs), DataConfig(**(vars(DATA) | {"crop_size": 24})), CPU, 50, 2)

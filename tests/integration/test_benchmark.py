@@ -30,7 +30,7 @@ def rows_of(tmp_path: Path, *options: object) -> dict[str, dict]:
 
 
 def check_regularizer(rows: dict[str, dict]) -> None:
-    names = ["plain", "authors", "exact", "first", "first, lazy", "unrolled", "boundary"]
+    names = ["plain", "authors", "exact", "fixed", "fixed, pruned", "unrolled", "boundary"]
     assert list(rows) == names
     assert rows["plain"]["flops_ratio"] == 1
     assert rows["exact"]["cosine"] > 0.9999
@@ -71,7 +71,7 @@ def test_deepfool(tmp_path: Path) -> None:
 def test_evaluation(tmp_path: Path, photos: Index) -> None:
     net = ("--model", "tests.helpers.nets:first_two", "--num-images", 8)
     rows = rows_of(tmp_path, "evaluation", "--data", photos.path, *net)
-    assert list(rows) == ["foolbox", "this project", "lazy", "and eps_ref"]
+    assert list(rows) == ["foolbox", "this project", "pruned", "and eps_ref"]
     check_rates(rows)
     for name, row in rows.items():
         for number in ("accuracy", "fgs 0.0001", "fgs 0.001", "fgs 0.02"):

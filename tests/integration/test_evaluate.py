@@ -39,7 +39,7 @@ FGS = ("--evaluation.fgs.eps", "[0.02,0.1]", "--evaluation.fgs.search", "true")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of pipeline/finetune.py, right for more than half of the images."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    words = ("--model.name", "mlp", "--train.clean_lr", 0.1, "--train.epochs", 1)
+    words = ("--model.name", "mlp", "--train.pretrain_lr", 0.1, "--train.epochs", 1)
     ended = finetune(folder, *words, "--objective.method", "clean")
     assert ended.code == 0, ended.stderr
     return folder

@@ -70,7 +70,7 @@ def test_tensorboard_shows_the_same_numbers(undisturbed: Path) -> None:
 
 
 def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
-    options = (*SMALL, "--train.clean_lr", 1e6, "--checkpoint.every_steps", 1)
+    options = (*SMALL, "--train.pretrain_lr", 1e6, "--checkpoint.every_steps", 1)
     line = expect_error(in_process, *options, "--output", tmp_path)
     step = int(re.search(r"not finite in step (\d+)", line)[1])
     paths = sorted((tmp_path / "checkpoints").glob("*.pt"))
@@ -81,7 +81,10 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
 
 
 MISTAKES = [
-    (("--train.batch_size", 501, "--train.accumulation", 2), "501 is not divisible by 1 ranks"),
+    (
+        ("--train.batch_size", 501, "--train.gradient_accumulation_steps", 2),
+        "501 is not divisible by 1 ranks",
+    ),
     (("--runtime.device", "cuda"), "torch sees no GPU"),
     (("--model.weights", "nothing.pth"), "model.weights: no file nothing.pth"),
     (("--model.name", "resnet18"), "does not take images of 1 x 28 x 28"),
@@ -123,7 +126,7 @@ def on_broken(path: str) -> tuple:
     return (
         *("--config", ROOT / "configs" / "demo.yaml", "--data.train", path),
         *("--data.val", demo.prepare()["val"], "--train.epochs", 1),
-        *("--train.batch_size", 20, "--train.clean_epochs", 1, "--evaluation.num_images", 20),
+        *("--train.batch_size", 20, "--train.pretrain_epochs", 1, "--evaluation.num_images", 20),
         *("--model.num_classes", 10, "--data.check_classes", "false"),
     )
 

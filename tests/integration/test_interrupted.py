@@ -99,7 +99,7 @@ def test_best_is_restored_from_the_newest_checkpoint(copy: Path, damage: str) ->
 
 
 def test_best_that_cannot_be_restored(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path, CheckpointConfig(keep=1))
+    kept = Checkpoints(tmp_path, CheckpointConfig(keep_last=1))
     for step in (10, 20, 30):
         kept.save(step, {"step": step}, best=step == 20)
     assert kept.restore_best(20, 30) == ""
@@ -212,7 +212,7 @@ def test_tensorboard_shows_the_metrics_of_the_table(whole: Path) -> None:
 def test_another_norm_and_fgs_in_training(tmp_path: Path) -> None:
     fgs = ("--evaluation.fgs.search", "true", "--evaluation.fgs.eps", "[0.01]")
     options = ("--evaluation.attack.norm", "inf", "--checkpoint.best", "rho2", *fgs)
-    options += ("--train.clean_lr", 0.1, "--objective.method", "clean")  # right for over half
+    options += ("--train.pretrain_lr", 0.1, "--objective.method", "clean")  # right for over half
     options += ("--train.epochs", 1)
     ended = finished(tmp_path, *options)
     history = json.loads((tmp_path / "summary.json").read_text())["history"]

@@ -17,7 +17,7 @@ from tests.unit.mistakes.case import call
 
 CHAIN, JOBS = "launchers/chain.py", "launchers/jobs.py"
 # 6 steps
-SHORT = (*PLAIN, "--train.batch_size", 1000, "--train.clean_epochs", 0)
+SHORT = (*PLAIN, "--train.batch_size", 1000, "--train.pretrain_epochs", 0)
 
 
 @pytest.mark.parametrize("name", ["finetune", "evaluate"])
@@ -68,7 +68,7 @@ def test_a_run_that_fails_on_this_machine(run: Run, tmp_path: Path) -> None:
 
 def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
-    slower = ("--train.clean_epochs", 0, "--model.name", "tests.helpers.nets:slower_mlp")
+    slower = ("--train.pretrain_epochs", 0, "--model.name", "tests.helpers.nets:slower_mlp")
     words = ("--cluster", "local", "--", *PLAIN, *slower, "--output", folder)
     done = run(SCRIPT, *words)
     assert done.returncode == 0, done.stderr

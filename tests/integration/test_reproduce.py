@@ -26,7 +26,7 @@ from tests.helpers.slurm import slurm, until
 from tests.unit.mistakes.case import call
 
 TOOL = "tools/reproduce.py"
-SHORT = ("--train.clean_epochs", 1, "--train.epochs", 1, "--evaluation.num_images", 100)
+SHORT = ("--train.pretrain_epochs", 1, "--train.epochs", 1, "--evaluation.num_images", 100)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,11 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [need.name for need in tuned.needs] == ["seed1/reference", "seed1/examples"]
     assert tuned.config.data.train == str(tmp_path / "seed1/examples/joined.parquet")
     assert tuned.config.model.weights == str(tmp_path / "seed1/reference/weights.pth")
-    assert (tuned.config.train.seed, tuned.config.train.clean_epochs) == (1, 0)
+    assert (tuned.config.train.seed, tuned.config.train.pretrain_epochs) == (1, 0)
     assert tuned.config.optim.momentum == 0.8
     assert units["seed1/examples"].config.data.val == str(tmp_path / "data/train.parquet")
     reference = units["seed0/reference"].config
-    assert (reference.train.epochs, reference.train.clean_epochs) == (0, 20)
+    assert (reference.train.epochs, reference.train.pretrain_epochs) == (0, 20)
     assert units["seed0/deep_defense/evaluation"].config.evaluation.fgs.search
 
     monkeypatch.setattr(experiments, "SWEEP_C", (5, 45))  # a parse each takes its time
@@ -108,7 +108,7 @@ def test_every_experiment_can_be_listed(tmp_path: Path) -> None:
 
 def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mlp"
-    words = ("mnist_mlp", "--data", downloads, "--output", folder, "--at-once", 2)
+    words = ("mnist_mlp", "--data", downloads, "--output", folder, "--max-parallel", 2)
     words += ("--methods", "deep_defense", "--", *SHORT)
     process = subprocess.Popen(
         command(TOOL, *words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -149,7 +149,7 @@ def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: 
 @pytest.mark.slow
 def test_what_fails_is_named_and_the_rest_goes_on(downloads: Path, tmp_path: Path) -> None:
     words = ("mnist_mlp", "--data", downloads, "--output", tmp_path / "x", "--seeds", 0, 1)
-    words += ("--at-once", 2)
+    words += ("--max-parallel", 2)
     words += ("--methods", "clean", "--", *SHORT, "--resume", tmp_path / "no.pt")
     ended = call(TOOL, *words)
     assert ended.code == 2

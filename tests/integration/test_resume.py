@@ -34,7 +34,8 @@ from tests.helpers.runs import (
 # would choices that hang on it: which candidates to visit, whether to take one more tiny step.
 PLAIN = (
     *("--model.name", "mlp", "--optim.lr", 0.0005),
-    *("--regularizer.attack.visit", "all", "--regularizer.attack.linearize_at", "reached"),
+    *("--regularizer.attack.candidate_search", "exhaustive"),
+    *("--regularizer.attack.linearize_at", "current"),
 )
 
 
@@ -52,7 +53,7 @@ def kill_at(folder: Path, step: int, *options: object, ranks: int = 0) -> None:
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without dropout on one rank, of two passes a step."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    succeed(SCRIPT, *SMALL, *PLAIN, "--train.accumulation", 2, "--output", folder)
+    succeed(SCRIPT, *SMALL, *PLAIN, "--train.gradient_accumulation_steps", 2, "--output", folder)
     return folder
 
 
@@ -96,7 +97,7 @@ def test_torchrun_restarts_two_ranks(one_rank: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_on_two_ranks_and_resumed_on_one(one_rank: Path, tmp_path: Path) -> None:
-    options = (*PLAIN, "--train.accumulation", 1)
+    options = (*PLAIN, "--train.gradient_accumulation_steps", 1)
     kill_at(tmp_path / "two", 26, *options, ranks=2)
     assert "resuming from" in succeed(SCRIPT, *SMALL, *options, "--output", tmp_path / "two")
     assert_nearly_the_same(tmp_path / "two", one_rank)

@@ -30,14 +30,14 @@ from tests.unit.mistakes.case import call
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 CHAIN, JOBS = "launchers/chain.py", "launchers/jobs.py"
-ALONE = ("--cpus-per-task", 1, "--time", "5m", "--grace", 30)
+ALONE = ("--cpus-per-task", 1, "--time", "5m", "--signal-before", 30)
 
 
 @pytest.fixture(scope="module")
 def limited(run: Run, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that needs longer than its time limit; other tests go on meanwhile."""
     folder = tmp_path_factory.mktemp("limited") / "run"
-    where = (*TWO_NODES, "--time", "1m", "--grace", 5)
+    where = (*TWO_NODES, "--time", "1m", "--signal-before", 5)
     submit(run, folder, "--model.name", "tests.helpers.nets:slowest_mlp", where=where)
     return folder
 
@@ -160,8 +160,8 @@ def test_a_first_link_that_fails_leaves_nothing_waiting(
 
 
 def test_a_sweep_of_which_parts_are_cut(run: Run, cluster: None, tmp_path: Path) -> None:
-    sweep = ("--sweep", "regularizer.c", 5, 10, 15, "--at-once", 3, *ALONE)
-    few = ("--model.name", "tests.helpers.nets:slower_mlp", "--train.clean_epochs", 0)
+    sweep = ("--sweep", "regularizer.c", 5, 10, 15, "--max-parallel", 3, *ALONE)
+    few = ("--model.name", "tests.helpers.nets:slower_mlp", "--train.pretrain_epochs", 0)
     words = (*sweep, "--", *PLAIN, *few, "--output", tmp_path / "s")
     done = run(SCRIPT, *words)
     assert done.returncode == 0, done.stderr

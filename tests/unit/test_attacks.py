@@ -27,7 +27,7 @@ def gradient_of_plain_unrolling(net: torch.nn.Module, *given: object) -> torch.T
 @pytest.mark.parametrize("name", ["lenet", "tests.helpers.nets:smooth"])
 def test_the_gradient_in_any_norm(name: str, p: float) -> None:
     net, images, labels = setting(name)
-    for more in ({}, {"linearize_at": "tested"}):
+    for more in ({}, {"linearize_at": "overshot"}):
         config = with_attack(norm=p, max_iterations=3, **more)
         found = gradient_by(net, images, labels, config)
         expected = gradient_of_plain_unrolling(net, images, labels, config)
@@ -39,7 +39,7 @@ def test_the_gradient_in_any_norm(name: str, p: float) -> None:
 def test_the_gradient_of_steps_along_the_loss(name: str, p: float) -> None:
     net, images, labels = setting(name)
     for iterations in (1, 3):
-        config = with_attack(norm=p, max_iterations=iterations, direction="loss")
+        config = with_attack(norm=p, max_iterations=iterations, step_direction="loss_gradient")
         found = gradient_by(net, images, labels, config)
         expected = gradient_of_plain_unrolling(net, images, labels, config)
         assert (found - expected).norm() < 1e-8 * expected.norm()
@@ -51,8 +51,8 @@ def test_boundary_is_exact_on_linear_nets_in_any_norm() -> None:
     images = torch.randn(12, 1, 5, 6, dtype=torch.float64)
     labels = net(images).argmax(dim=1)
     for p in NORMS[:-1]:
-        for direction in ("normal", "loss"):  # two classes: the same direction
-            attack = {"norm": p, "direction": direction}
+        for direction in ("boundary", "loss_gradient"):  # two classes: the same direction
+            attack = {"norm": p, "step_direction": direction}
             exact = gradient_by(net, images, labels, with_attack("unrolled", **attack))
             other = gradient_by(net, images, labels, with_attack("boundary", **attack))
             assert cosine(exact, other) > 1 - 1e-9, (p, direction)
@@ -61,14 +61,16 @@ def test_boundary_is_exact_on_linear_nets_in_any_norm() -> None:
 def test_one_step_of_fgs() -> None:
     net, images, _ = setting("lenet", count=12)
     view = AttackView(net)
-    config = AttackConfig(norm=math.inf, direction="loss", max_iterations=1)
+    config = AttackConfig(norm=math.inf, step_direction="loss_gradient", max_iterations=1)
     found = deepfool(view, images, config)
     graph = view.forward_with_grad(images)
     sign = fgs.fgs_direction(graph, graph.logits.argmax(dim=1)).sign
     largest = per_sample_norm(found.delta, math.inf)
     assert (largest > 0).all()
     torch.testing.assert_close(found.delta, largest[:, None, None, None] * sign)
-    many = deepfool(view, images, AttackConfig(norm=2.0, direction="loss", max_iterations=50))
+    many = deepfool(
+        view, images, AttackConfig(norm=2.0, step_direction="loss_gradient", max_iterations=50)
+    )
     assert many.flipped.all()
     least = deepfool(view, images, AttackConfig(max_iterations=50))
     ratio = per_sample_norm(many.delta) / per_sample_norm(least.delta)
@@ -83,13 +85,15 @@ def test_a_net_that_is_sure_is_attacked_all_the_same() -> None:
     graph = AttackView(net).forward_with_grad(images)
     labels = graph.logits.argmax(dim=1)
     assert torch.nn.functional.cross_entropy(graph.logits, labels, reduction="none").min() == 0
-    found = deepfool(AttackView(net), images, AttackConfig(direction="loss", max_iterations=20))
+    found = deepfool(
+        AttackView(net), images, AttackConfig(step_direction="loss_gradient", max_iterations=20)
+    )
     assert found.flipped.all()
 
 
 def test_results_say_which_attack_it_was() -> None:
     plain = evaluation_protocol(EvaluationConfig(), RuntimeConfig(), 10)
     assert "direction" not in plain
-    attack = AttackConfig(direction="loss")
+    attack = AttackConfig(step_direction="loss_gradient")
     other = evaluation_protocol(EvaluationConfig(attack=attack), RuntimeConfig(), 10)
     assert other["direction"] == "gradient of the cross-entropy"

@@ -108,7 +108,9 @@ def test_the_gradient_is_that_of_plain_unrolling(
 def test_parts_have_the_masks_of_the_whole(
     net: nn.Module, batch: tuple[Tensor, Tensor], kind: str
 ) -> None:
-    config = with_attack(kind, linearize_at="tested", visit="lazy", classes="first")
+    config = with_attack(
+        kind, linearize_at="overshot", candidate_search="pruned", target_class="fixed"
+    )
     whole, _ = whole_gradient(net, batch, config)
     config.max_images = 3
     parts, _ = whole_gradient(net, batch, config)

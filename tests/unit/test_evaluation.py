@@ -57,13 +57,15 @@ class Counting(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("visit", ["all", "lazy"])
-@pytest.mark.parametrize("classes", ["every", "first"])
-def test_the_pool_finds_what_each_image_alone_has(visit: str, classes: str) -> None:
+@pytest.mark.parametrize("candidate_search", ["exhaustive", "pruned"])
+@pytest.mark.parametrize("target_class", ["reselect", "fixed"])
+def test_the_pool_finds_what_each_image_alone_has(candidate_search: str, target_class: str) -> None:
     torch.manual_seed(0)
     net = nets.smooth().double()
     images, labels = 2 * torch.randn(50, 3, 32, 32, dtype=torch.float64), torch.arange(50) % 10
-    attack = AttackConfig(max_iterations=20, visit=visit, classes=classes)
+    attack = AttackConfig(
+        max_iterations=20, candidate_search=candidate_search, target_class=target_class
+    )
     config = EvaluationConfig(attack=attack)
     found = run(AttackView(net), config, images, labels, 8)
     samples = Samples.concat(f.samples for f in found)
@@ -224,7 +226,7 @@ def test_the_space_of_pixels(photos: Index) -> None:
     that of the pixels."""
     torch.manual_seed(0)
     net = nets.smooth(2)
-    data = DataConfig(crop=32, resize=32, mean=[0.4, 0.5, 0.6], std=[0.25] * 3)
+    data = DataConfig(crop_size=32, resize_size=32, mean=[0.4, 0.5, 0.6], std=[0.25] * 3)
     alone = DistributedContext(0, 1, 0, 1, CPU)
     found = {}
     for space in ("input", "pixels"):
@@ -256,7 +258,7 @@ def test_images_that_do_not_decode_are_told(tmp_path: Path, photos: Index) -> No
             file.seek(int(photos.offset[row]))
             file.write(bytes(200))
     broken = Index(**(vars(photos) | {"root": tmp_path}))
-    data = DataConfig(crop=32, resize=32, on_error="skip")
+    data = DataConfig(crop_size=32, resize_size=32, on_error="skip")
     told: list[int] = []
     samples, skipped = Measurement(
         nets.smooth(2), broken, RunConfig(data=data), DistributedContext(0, 1, 0, 1, CPU), 1

@@ -62,7 +62,9 @@ def test_smooth_nets_are_known_as_such() -> None:
 )
 def test_lazy_candidates_with_a_large_safety_factor_are_all_candidates(name: str) -> None:
     net, images, labels = setting(name)
-    lazy = gradient_by(net, images, labels, with_attack(visit="lazy", safety=1e6))
+    lazy = gradient_by(
+        net, images, labels, with_attack(candidate_search="pruned", pruning_factor=1e6)
+    )
     whole = gradient_by(net, images, labels, CONFIG)
     assert (lazy - whole).norm() < 1e-9 * whole.norm()
 
@@ -70,8 +72,8 @@ def test_lazy_candidates_with_a_large_safety_factor_are_all_candidates(name: str
 def test_lazy_candidates_save_gradients_and_choose_nearly_the_same() -> None:
     net, images, labels = setting("lenet", count=60)
     counts, ratios = {}, {}
-    for kind in ("all", "lazy"):
-        objective = make_objective(net, with_attack(visit=kind))
+    for kind in ("exhaustive", "pruned"):
+        objective = make_objective(net, with_attack(candidate_search=kind))
         calls = []
         original = objective.view.logit_diff_gradient
 
@@ -89,9 +91,9 @@ def test_lazy_candidates_save_gradients_and_choose_nearly_the_same() -> None:
         net.eval()
         ratios[kind] = objective(images, labels, use_methods=True).ratio
         counts[kind] = sum(calls)
-    assert counts["lazy"] < 0.7 * counts["all"]
-    assert (ratios["lazy"] >= 0.8 * ratios["all"]).all()
-    assert ratios["lazy"].mean() < 1.05 * ratios["all"].mean()
+    assert counts["pruned"] < 0.7 * counts["exhaustive"]
+    assert (ratios["pruned"] >= 0.8 * ratios["exhaustive"]).all()
+    assert ratios["pruned"].mean() < 1.05 * ratios["exhaustive"].mean()
 
 
 def test_boundary_is_exact_on_linear_nets() -> None:
@@ -124,7 +126,7 @@ def test_boundary_points_nearly_the_same_way(name: str) -> None:
 def test_the_boundarys_kept_graph_serves_as_a_new_one(name: str) -> None:
     net, images, _ = setting(name, count=24)
     labels = net(images).argmax(dim=1)
-    config = with_attack("boundary", linearize_at="tested")
+    config = with_attack("boundary", linearize_at="overshot")
 
     def attack(chosen: Tensor) -> Perturbation:
         keep = AttackOptions(record=True, keep_graph=True)

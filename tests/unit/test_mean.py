@@ -25,7 +25,9 @@ from tests.unit.mistakes.case import call
 from tests.unit.test_loader import broken_archive
 
 CPU = torch.device("cpu")
-DIGITS = DataConfig(crop=28, resize=28, channels=1, mean=[0.0], std=[1 / 255], random_crop=False)
+DIGITS = DataConfig(
+    crop_size=28, resize_size=28, channels=1, mean=[0.0], std=[1 / 255], random_crop=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_the_mean_is_that_of_the_images(mean: Path) -> None:
 
 
 def test_the_loader_subtracts_it_and_flips_it_with_the_image(digits: Index, mean: Path) -> None:
-    config = dataclasses.replace(DIGITS, mean=str(mean), flip=True)
+    config = dataclasses.replace(DIGITS, mean=str(mean), hflip=True)
     pixels, shift = loaded(digits, DIGITS), 255 * torch.from_numpy(np.load(mean))
     torch.testing.assert_close(loaded(digits, config), pixels - shift, atol=1e-4, rtol=0)
     rows = np.arange(50)
@@ -113,7 +115,7 @@ def test_mistakes(mean: Path, tmp_path: Path) -> None:
 def test_runs_know_it_by_its_content(run: Run, mean: Path, tmp_path: Path) -> None:
     here, folder = tmp_path / "here.npy", tmp_path / "run"
     shutil.copyfile(mean, here)
-    data = ("--data.std", "[0.5]", "--train.epochs", 0, "--train.clean_epochs", 1)
+    data = ("--data.std", "[0.5]", "--train.epochs", 0, "--train.pretrain_epochs", 1)
     words = (*SMALL, "--model.name", "mlp", *data, "--output", folder)
     done = run("pipeline/finetune.py", *words, "--data.mean", here)
     assert done.returncode == 0, done.stderr

@@ -18,13 +18,19 @@ from tests.helpers.runs import Run, environment
 
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
-@pytest.mark.parametrize("start", ["reached", "tested"])
+@pytest.mark.parametrize("start", ["current", "overshot"])
 @pytest.mark.parametrize(
     "name", ["lenet", pytest.param("resnet18", marks=pytest.mark.slow), "tests.helpers.nets:smooth"]
 )
 def test_parts_change_nothing(name: str, start: str, kind: str) -> None:
     net, images, labels = setting(name, count=7)
-    config = with_attack(kind, linearize_at=start, classes="first", visit="lazy", safety=1e6)
+    config = with_attack(
+        kind,
+        linearize_at=start,
+        target_class="fixed",
+        candidate_search="pruned",
+        pruning_factor=1e6,
+    )
     whole = gradient_by(net, images, labels, config)
     for most in (1, 3, 7, 100):
         config.max_images = most
@@ -48,7 +54,7 @@ def peak(net: nn.Module, images: torch.Tensor, config: RegularizerConfig) -> int
 def test_parts_bound_the_memory(name: str, kind: str) -> None:
     net, images, _ = setting(name, count=32)
     net, images = net.float(), images.float()
-    config = with_attack(kind, linearize_at="tested")
+    config = with_attack(kind, linearize_at="overshot")
     whole = peak(net, images, config)
     few = peak(net, images[:4], config)
     config.max_images = 4
@@ -82,7 +88,7 @@ def test_dropout_and_parts() -> None:
 @pytest.mark.parametrize("frozen", [True, False])
 def test_fit_finds_what_fits(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
     net = build(ModelConfig(name="resnet18"), 10)
-    config = with_attack(linearize_at="tested")
+    config = with_attack(linearize_at="overshot")
     objective = make_objective(net, config, ModelConfig(freeze_batch_norm=frozen))
     state = {name: value.clone() for name, value in net.state_dict().items()}
     shape, cpu = (3, 64, 64), torch.device("cpu")

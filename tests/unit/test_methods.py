@@ -150,7 +150,7 @@ def test_parseval_projects_columns_of_every_layer(net: nn.Module) -> None:
 @pytest.mark.slow
 def test_parseval_on_one_and_on_two_ranks_gives_the_same(run: Run, tmp_path: Path) -> None:
     options = (
-        *("--objective.method", "parseval", "--train.clean_epochs", 0, "--train.epochs", 1),
+        *("--objective.method", "parseval", "--train.pretrain_epochs", 0, "--train.epochs", 1),
         *("--model.name", "mlp", "--train.batch_size", 1000, "--evaluation.num_images", 20),
         *("--objective.parseval.beta", 0.01, "--log.panel_images", 0),
     )
@@ -213,7 +213,7 @@ def test_the_example_of_the_documentation(run: Run, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "method.md").read_text()
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     (tmp_path / "mine.py").write_text(code)
-    words = ("--model.name", "mlp", "--train.clean_epochs", 0, "--train.epochs", 1)
+    words = ("--model.name", "mlp", "--train.pretrain_epochs", 0, "--train.epochs", 1)
     words += ("--train.batch_size", 1000, "--log.every_steps", 1, "--evaluation.num_images", 20)
     method = ("--objective.method", "mine:InputGradient", "--objective.options", '{"weight": 0.5}')
     for name, more in (("clean", ("--objective.method", "clean")), ("mine", method)):

@@ -165,14 +165,14 @@ def test_named_weights_say_what_they_were_made_for() -> None:
         return preprocessing_advice(ModelConfig(name=name, weights=weights), DataConfig(**data))
 
     assert advice("resnet18", "IMAGENET1K_V1") == ""
-    assert advice("resnet18", None, crop=100) == ""
-    assert advice("resnet18", "DEFAULT", resize=224) == (
-        "the weights DEFAULT were trained with --data.resize 256"
+    assert advice("resnet18", None, crop_size=100) == ""
+    assert advice("resnet18", "DEFAULT", resize_size=224) == (
+        "the weights DEFAULT were trained with --data.resize_size 256"
     )
     wanted = advice("efficientnet_b0", "IMAGENET1K_V1")
     assert wanted.endswith("--data.interpolation bicubic")
     assert advice("efficientnet_b0", "IMAGENET1K_V1", interpolation="bicubic") == ""
-    assert "--data.resize 232" in advice("resnet50", "IMAGENET1K_V2")
+    assert "--data.resize_size 232" in advice("resnet50", "IMAGENET1K_V2")
     assert advice("googlenet", "DEFAULT").endswith(
         "--data.mean [0.5,0.5,0.5] --data.std [0.5,0.5,0.5]"
     )

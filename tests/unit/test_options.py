@@ -26,7 +26,7 @@ ZERO_IS_VALID = {
     *("objective.adversarial.weight", "objective.parseval.beta"),
     *("optim.lr", "optim.momentum", "optim.weight_decay"),
     *("schedule.warmup", "schedule.milestones", "log.panel_images"),
-    *("train.epochs", "train.clean_epochs", "train.clean_lr", "train.seed"),
+    *("train.epochs", "train.pretrain_epochs", "train.pretrain_lr", "train.seed"),
 }
 INFINITY_IS_VALID = {"evaluation.attack.norm", "regularizer.attack.norm"}
 ENTRY_POINTS = [FinetuneConfig, EvaluateConfig]
@@ -150,16 +150,30 @@ def test_a_schedule_longer_than_the_run_prints_a_warning() -> None:
 @pytest.mark.parametrize(
     ("words", "options"),
     [
-        ("--evaluation.attack.safety 2", "evaluation.attack.safety"),
+        ("--evaluation.attack.pruning_factor 2", "evaluation.attack.pruning_factor"),
         (
-            "--regularizer.attack.visit all --regularizer.attack.safety 2",
-            "regularizer.attack.safety",
+            "--regularizer.attack.candidate_search exhaustive "
+            "--regularizer.attack.pruning_factor 2",
+            "regularizer.attack.pruning_factor",
+        ),
+        (
+            "--evaluation.attack.step_direction loss_gradient "
+            "--evaluation.attack.candidate_search pruned --evaluation.attack.pruning_factor 2",
+            "evaluation.attack.candidate_search evaluation.attack.pruning_factor",
         ),
         ("--schedule.kind cosine --schedule.gamma 0.1", "schedule.gamma"),
+        ("--schedule.unit steps", "schedule.unit"),
+        ("--schedule.unit steps --schedule.warmup 5", ""),
+        ("--schedule.unit steps --schedule.milestones [5]", ""),
+        ("--schedule.kind cosine --schedule.unit steps", "schedule.unit"),
+        ("--runtime.tf32 true --runtime.device cpu", "runtime.tf32"),
+        ("--runtime.tf32 true", ""),
+        ("--regularizer.lam 0 --regularizer.layers [1.*]", "regularizer.layers"),
+        ("--regularizer.lam 0 --regularizer.gradient boundary", "regularizer.gradient"),
         ("--schedule.kind linear --schedule.milestones [1]", "schedule.milestones"),
         ("--schedule.gamma 0.1", "schedule.gamma"),
-        ("--train.clean_epochs 0 --train.clean_lr 1", "train.clean_lr"),
-        ("--data.area [0.5,1] --data.aspect [1,1]", "data.area data.aspect"),
+        ("--train.pretrain_epochs 0 --train.pretrain_lr 1", "train.pretrain_lr"),
+        ("--data.crop_scale [0.5,1] --data.crop_ratio [1,1]", "data.crop_scale data.crop_ratio"),
         ('--objective.options {"a":1}', "objective.options"),
         ("--objective.method clean --regularizer.layers [1.*]", "regularizer.layers"),
         ("--objective.method parseval --regularizer.gradient boundary", "regularizer.gradient"),

@@ -77,7 +77,7 @@ def test_a_scripts_own_modules_are_still_found(
 def test_parameters_that_the_forward_does_not_use_on_two_ranks(
     run: Run, users_folder: Path
 ) -> None:
-    options = ("--model.name", "models:net", "--train.clean_epochs", 1, "--train.epochs", 1)
+    options = ("--model.name", "models:net", "--train.pretrain_epochs", 1, "--train.epochs", 1)
     done = run(FINETUNE, *SMALL, *options, "--output", "run", ranks=2)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("warning: model.name: models:net does not use spare") == 1
@@ -86,7 +86,7 @@ def test_parameters_that_the_forward_does_not_use_on_two_ranks(
 
 def test_the_trial_of_a_net_leaves_the_runs_numbers_alone() -> None:
     config = FinetuneConfig(model=ModelConfig(name="resnet18", freeze_batch_norm=False))
-    config.data.crop = 40
+    config.data.crop_size = 40
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(4800, 10))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     state = torch.get_rng_state()
@@ -102,7 +102,7 @@ def test_unused_parameters_are_frozen_for_training_alone() -> None:
     net.register_parameter("spare", nn.Parameter(torch.ones(3)))
     for cls, trains in ((EvaluateConfig, True), (FinetuneConfig, False)):
         config = cls()
-        config.data.channels, config.data.crop = 1, 28
+        config.data.channels, config.data.crop_size = 1, 28
         check_net(net, config, 10)
         assert net.spare.requires_grad is trains
     assert net[1].weight.requires_grad
@@ -110,7 +110,7 @@ def test_unused_parameters_are_frozen_for_training_alone() -> None:
 
 def test_a_net_without_parameters_that_train_is_refused() -> None:
     config = FinetuneConfig()
-    config.data.channels, config.data.crop = 1, 28
+    config.data.channels, config.data.crop_size = 1, 28
     net = nets.dropout_mlp().requires_grad_(False)
     with pytest.raises(UserError, match="has no parameter to train"):
         check_net(net, config, 10)
@@ -122,7 +122,7 @@ def test_images_of_norm_zero_are_no_reason_to_refuse_a_net() -> None:
             return super().forward(images / images.flatten(1).norm(dim=1)[:, None, None, None])
 
     config = EvaluateConfig()
-    config.data.channels, config.data.crop = 1, 28
+    config.data.channels, config.data.crop_size = 1, 28
     net = Normalised(nn.Flatten(), nn.Linear(784, 10))
     check_net(net, config, 10)
     assert net(torch.zeros(1, 1, 28, 28)).isnan().all()

@@ -90,7 +90,7 @@ def test_embedded_digits_reach_the_net_exactly() -> None:
     digits = index.read(str(paths["val"]))
     assert len(digits) == 2000
     assert sum(p.stat().st_size for p in (Path(demo.__file__).parent / "digits").iterdir()) < 2e6
-    config = DataConfig(crop=28, resize=28, channels=1, mean=[0.25], std=[0.5])
+    config = DataConfig(crop_size=28, resize_size=28, channels=1, mean=[0.25], std=[0.5])
     specs = evaluation_specs(digits, np.arange(300), config, 128)
     loader = Loader(digits, specs, config, torch.device("cpu"), 128, threads=2)
     images = torch.cat([batch.images for batch in loader])

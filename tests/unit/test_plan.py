@@ -83,14 +83,14 @@ def test_random_crops_are_distributed_as_torchvisions() -> None:
 
 def test_images_too_narrow_for_any_crop_get_torchvisions_central_one() -> None:
     width, height = np.array([1000, 10]), np.array([10, 1000])
-    windows = training_windows(width, height, 0, 0, 0, DataConfig(area=[0.9, 1.0]))
+    windows = training_windows(width, height, 0, 0, 0, DataConfig(crop_scale=[0.9, 1.0]))
     assert windows.shape.tolist() == [[10, 13], [13, 10]]
     assert windows.anchor.tolist() == [[0, 493], [493, 0]]
 
 
 def test_options_turn_crops_and_flips_off() -> None:
     width, height = sizes(200)
-    config = DataConfig(random_crop=False, flip=False)
+    config = DataConfig(random_crop=False, hflip=False)
     windows = training_windows(width, height, 0, 0, 0, config)
     assert equal(windows, evaluation_windows(width, height, config))
     assert not windows.mirror.any()
@@ -101,7 +101,7 @@ def test_a_step_takes_the_same_images_and_windows_on_any_ranks(
     photos: Index, ranks: int, accumulation: int
 ) -> None:
     def taken(ranks: int, accumulation: int) -> dict[int, dict[int, bytes]]:
-        train = TrainConfig(batch_size=8, accumulation=accumulation)
+        train = TrainConfig(batch_size=8, gradient_accumulation_steps=accumulation)
         steps: dict[int, dict[int, bytes]] = {step: {} for step in range(3, 12)}
         for rank in range(ranks):
             plan = TrainingPlan(photos, DataConfig(), train, rank, ranks)
@@ -120,7 +120,9 @@ def test_a_step_takes_the_same_images_and_windows_on_any_ranks(
 
 def test_a_batch_that_does_not_divide_is_refused(photos: Index) -> None:
     with pytest.raises(UserError, match=r"batch_size 10 is not divisible by 2 ranks .* 2 = 4"):
-        TrainingPlan(photos, DataConfig(), TrainConfig(batch_size=10, accumulation=2), 0, 2)
+        TrainingPlan(
+            photos, DataConfig(), TrainConfig(batch_size=10, gradient_accumulation_steps=2), 0, 2
+        )
     with pytest.raises(UserError, match="larger than the 40 images"):
         TrainingPlan(photos, DataConfig(), TrainConfig(batch_size=64), 0, 1)
 

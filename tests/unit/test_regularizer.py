@@ -73,7 +73,7 @@ def test_equals_a_plain_unrolling(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_from_the_tested_point_it_equals_a_plain_unrolling(name: str) -> None:
     net, images, labels = setting(name)
-    config = with_attack(linearize_at="tested")
+    config = with_attack(linearize_at="overshot")
     a, b = gradient_by(net, images, labels, config), plainly(net, images, labels, config)
     assert (a - b).norm() < 1e-9 * b.norm()
     assert (a - plainly(net, images, labels)).norm() > 1e-6 * b.norm()  # not the same point
@@ -167,7 +167,7 @@ def test_two_ranks_with_accumulation_equal_one_plain_unrolling(tmp_path: Path, n
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
 def test_two_ranks_in_parts_equal_one(tmp_path: Path, kind: str) -> None:
-    config = with_attack(kind, linearize_at="tested", classes="first")
+    config = with_attack(kind, linearize_at="overshot", target_class="fixed")
     net, images, labels = setting("lenet", count=8)
     wanted = gradient_by(net, images, labels, config)
     config.max_images = 1
@@ -178,7 +178,7 @@ def test_two_ranks_in_parts_equal_one(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
-@pytest.mark.parametrize("start", ["reached", "tested"])
+@pytest.mark.parametrize("start", ["current", "overshot"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -210,7 +210,7 @@ def test_memory_does_not_grow_with_the_iterations(name: str, start: str, kind: s
 def test_reduced_precision_points_the_same_way(
     squeezenet_weights: Path, ilsvrc_val: Path, precision: str, least: float, kind: str
 ) -> None:
-    photos, data = index.read(str(ilsvrc_val)), DataConfig(crop=112, resize=128)
+    photos, data = index.read(str(ilsvrc_val)), DataConfig(crop_size=112, resize_size=128)
     specs = evaluation_specs(photos, np.arange(4), data, 4)
     (batch,) = Loader(photos, specs, data, torch.device("cpu"), 4, threads=2)
     net = build(ModelConfig(name="squeezenet1_1", weights=str(squeezenet_weights)), 1000)

@@ -129,7 +129,9 @@ def test_speed_counts_images_since_the_timer_was_restarted(monkeypatch: pytest.M
 
 
 def test_optimizer_clips_and_resumes() -> None:
-    config = FinetuneConfig(optim=OptimConfig(lr=1.0, momentum=0.0, weight_decay=0, clip_norm=0.5))
+    config = FinetuneConfig(
+        optim=OptimConfig(lr=1.0, momentum=0.0, weight_decay=0, max_grad_norm=0.5)
+    )
     weight = nn.Parameter(torch.tensor([1.0]))
     optimizer = Optimizer([weight], config, CPU)
     optimizer.set_lr(0.1)

@@ -100,7 +100,7 @@ def schedule(
     steps_per_epoch: int = 10, clean: int = 1, epochs: int = 4, **options: object
 ) -> Schedule:
     config = FinetuneConfig(schedule=ScheduleConfig(**options))  # type: ignore[arg-type]
-    config.train = TrainConfig(clean_epochs=clean, epochs=epochs, clean_lr=0.3)
+    config.train = TrainConfig(pretrain_epochs=clean, epochs=epochs, pretrain_lr=0.3)
     config.optim.lr = 1.0
     return Schedule(config, steps_per_epoch)
 
@@ -140,7 +140,7 @@ def test_metrics_go_on_from_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_checkpoints_keep_the_newest_and_the_best(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path, CheckpointConfig(keep=2))
+    kept = Checkpoints(tmp_path, CheckpointConfig(keep_last=2))
     for step in (5, 10, 15):
         kept.save(step, {"step": step}, best=step == 10)
     assert [path.name for path in kept.all()] == ["step-000000010.pt", "step-000000015.pt"]

@@ -21,13 +21,15 @@ def _ours(**options: str) -> AttackConfig:
     return AttackConfig(max_iterations=ITERATIONS, overshoot=OVERSHOOT, **options)  # type: ignore[arg-type]
 
 
-# By how the class is chosen. Candidates are visited lazily, or all, as the other libraries do.
+# By how the class is chosen. The search is pruned, or exhaustive, as that of the other libraries.
 OURS = {
-    "every": _ours(visit="lazy"),
-    "first": _ours(visit="lazy", classes="first"),
-    "first, tested": _ours(visit="lazy", classes="first", linearize_at="tested"),
-    "every, all": _ours(),
-    "first, all": _ours(classes="first"),
+    "reselect": _ours(candidate_search="pruned"),
+    "fixed": _ours(candidate_search="pruned", target_class="fixed"),
+    "fixed, overshot": _ours(
+        candidate_search="pruned", target_class="fixed", linearize_at="overshot"
+    ),
+    "reselect, exhaustive": _ours(),
+    "fixed, exhaustive": _ours(target_class="fixed"),
 }
 
 Attack = Callable[[], Tensor]  # the perturbed images

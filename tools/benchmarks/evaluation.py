@@ -105,7 +105,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     variants = {"foolbox": peer} if peer is not None else {}
     variants |= {
         "this project": ours(*known),
-        "lazy": ours(*known, visit="lazy"),
+        "pruned": ours(*known, candidate_search="pruned"),
         "and eps_ref": ours(*known, search=True),
     }
     found = {name: run() for name, run in variants.items()}  # also a warm-up

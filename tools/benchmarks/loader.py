@@ -49,7 +49,7 @@ class Files224(Dataset):
         self.transform = v2.Compose(
             [
                 v2.RandomResizedCrop(
-                    DATA.crop, _pair(DATA.area), _pair(DATA.aspect), antialias=True
+                    DATA.crop_size, _pair(DATA.crop_scale), _pair(DATA.crop_ratio), antialias=True
                 ),
                 v2.RandomHorizontalFlip(),
                 v2.PILToTensor(),
@@ -109,10 +109,10 @@ def dali_reader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
             jpegs,
             device="mixed" if gpu else "cpu",
             output_type=types.DALIImageType.RGB,
-            random_area=DATA.area,
-            random_aspect_ratio=DATA.aspect,
+            random_area=DATA.crop_scale,
+            random_aspect_ratio=DATA.crop_ratio,
         )
-        images = fn.resize(images, size=[DATA.crop, DATA.crop])
+        images = fn.resize(images, size=[DATA.crop_size, DATA.crop_size])
         images = fn.crop_mirror_normalize(  # pyright: ignore[reportCallIssue]
             images,  # pyright: ignore[reportArgumentType]
             dtype=types.DALIDataType.FLOAT,

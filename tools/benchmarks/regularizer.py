@@ -79,8 +79,10 @@ def variants(
         "plain": in_precision(lambda f, images, labels: F.cross_entropy(f(images), labels)),
         "authors": in_precision(authors),
         "exact": ours("unrolled", AttackConfig()),
-        "first": ours("unrolled", AttackConfig(classes="first")),
-        "first, lazy": ours("unrolled", AttackConfig(classes="first", visit="lazy")),
+        "fixed": ours("unrolled", AttackConfig(target_class="fixed")),
+        "fixed, pruned": ours(
+            "unrolled", AttackConfig(target_class="fixed", candidate_search="pruned")
+        ),
         "unrolled": ours("unrolled"),
         "boundary": ours("boundary"),
     }

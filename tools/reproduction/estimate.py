@@ -57,10 +57,10 @@ class RuntimeEstimator:
             return number * self._attacked(config) * (2.0 if config.evaluation.fgs.search else 1.0)
         train = config.train
         images = self.sizes[0] * (2 if config.data.train.endswith("joined.parquet") else 1)
-        trained = train.clean_epochs * images * self._trained(config, clean=True)
+        trained = train.pretrain_epochs * images * self._trained(config, clean=True)
         trained += train.epochs * images * self._trained(config, clean=False)
         count = config.evaluation.num_images or self.sizes[1]
-        evaluations = 1 + (train.clean_epochs > 0)
+        evaluations = 1 + (train.pretrain_epochs > 0)
         evaluations += math.ceil(train.epochs / config.evaluation.every_epochs)
         return trained + evaluations * count * self._attacked(config)
 
@@ -127,5 +127,5 @@ def _images(config: RunConfig, number: int) -> torch.Tensor:
     options = config.data
     std = torch.tensor(options.std).view(-1, 1, 1)
     generator = torch.Generator().manual_seed(0)
-    shape = (number, options.channels, options.crop, options.crop)
+    shape = (number, options.channels, options.crop_size, options.crop_size)
     return torch.randn(shape, generator=generator) * 0.25 / std

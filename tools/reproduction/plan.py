@@ -21,7 +21,7 @@ _FINETUNE, _SUMMARY = "pipeline.finetune", "summary.json"
 _LAST = ("--evaluation.every_epochs", "1000")  # only the end of a sweep's runs is drawn
 # Of a reference, which sees none of them.
 _FREE_TOO = ("regularizer", "objective", "schedule")
-_FREE = ("resume", "dry_run", "runtime", "data.threads", "evaluation.batch_size")
+_FREE = ("resume", "dry_run", "runtime", "data.num_threads", "evaluation.batch_size")
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ class PlannedRun:
         if isinstance(config, FinetuneConfig) and config.train.epochs == 0:
             free += _FREE_TOO
         try:
-            changed = parse.differences(
-                yaml.safe_load(path.read_text()), parse.to_dict(config), free
-            )
+            changed = parse.stored_differences(yaml.safe_load(path.read_text()), config, free)
         except (OSError, ValueError, AttributeError, yaml.YAMLError):
             raise UserError(f"{path} is damaged; remove {self.folder}") from None
         if changed:
@@ -178,7 +176,7 @@ class Planner:
         needs = [reference] if reference else []
         weights = str(reference.folder / "weights.pth") if reference else self.weights
         assert weights is not None  # without weights there is a reference
-        words = ["--train.clean_epochs", "0", "--model.weights", weights, *method.options]
+        words = ["--train.pretrain_epochs", "0", "--model.weights", weights, *method.options]
         if method.on_examples:
             examples = self._examples(seed, weights, needs)
             needs.append(examples)

@@ -46,11 +46,11 @@ def warned(number: str, line: str, *words: object) -> Case:
 
 
 RANGES = [
-    tuning("B-3", r"optim\.clip_norm must be above 0, got -1", "--optim.clip_norm", -1),
+    tuning("B-3", r"optim\.max_grad_norm must be above 0, got -1", "--optim.max_grad_norm", -1),
     tuning("B-5 warmup", r"schedule\.warmup must be at least 0, got inf", "--schedule.warmup=.inf"),
     tuning("B-5 gamma", r"schedule\.gamma must be above 0", "--schedule.gamma", -1),
     tuning("B-5 lr", r"optim\.lr must be a number, got nan", "--optim.lr", "nan"),
-    tuning("B-5 clean_lr", r"train\.clean_lr must be at least 0", "--train.clean_lr", -1),
+    tuning("B-5 pretrain_lr", r"train\.pretrain_lr must be at least 0", "--train.pretrain_lr", -1),
     tuning("B-5 lam", r"regularizer\.lam must be at least 0, got inf", "--regularizer.lam=.inf"),
     tuning("B-5 mean", r"data\.mean must be from 0 to 1, got \[nan\]", "--data.mean", "[.nan]"),
     tuning("B-5 init_std", r"model\.init_std must be above 0, got inf", "--model.init_std=.inf"),
@@ -58,16 +58,31 @@ RANGES = [
     tuning("B-6 one", r"model\.num_classes must be at least 2, got 1", "--model.num_classes", 1),
     tuning("B-11", r"log\.panel_images must be at least 0", "--log.panel_images", -1),
     tuning("B-14", r"output must be a path, got ''", "--output", ""),
-    tuning("B-16 timeout", r"runtime\.timeout must be from 1", "--runtime.timeout", 0),
+    tuning(
+        "B-16 timeout",
+        r"runtime\.collective_timeout must be from 1",
+        "--runtime.collective_timeout",
+        0,
+    ),
     tuning("B-23", r"optim\.lr must be at least 0, got -1", "--optim.lr", -1),
     tuning(
         "B-23 momentum", r"optim\.momentum must be at least 0 and below 1", "--optim.momentum=-1"
     ),
     tuning("B-23 decay", r"optim\.weight_decay must be at least 0", "--optim.weight_decay", -1),
     tuning("B-28 output", r"output must be a path whose names .* 255 bytes", "--output", "x" * 300),
-    tuning("B-28 threads", r"data\.threads must be from 1 to 1024", "--data.threads", -1),
-    tuning("B-28 many threads", r"data\.threads must be from 1 to 1024", "--data.threads", 100_000),
-    tuning("B-28 timeout", r"runtime\.timeout must be from 1 to 604800", "--runtime.timeout", -1),
+    tuning("B-28 threads", r"data\.num_threads must be from 1 to 1024", "--data.num_threads", -1),
+    tuning(
+        "B-28 many threads",
+        r"data\.num_threads must be from 1 to 1024",
+        "--data.num_threads",
+        100_000,
+    ),
+    tuning(
+        "B-28 timeout",
+        r"runtime\.collective_timeout must be from 1 to 604800",
+        "--runtime.collective_timeout",
+        -1,
+    ),
     tuning(
         "whose overshoot",
         r"regularizer\.attack\.overshoot must",
@@ -107,7 +122,7 @@ SPELLING = [
 
 YAML = [
     yaml("null", r": train\.epochs must be a whole number, got null", "train: {epochs: null}"),
-    yaml("null flag", r": data\.flip must be true or false, got null", "data: {flip: null}"),
+    yaml("null flag", r": data\.hflip must be true or false, got null", "data: {hflip: null}"),
     yaml("section", r": train must be a section of options \(epochs, .*\), got 3", "train: 3"),
     yaml("empty", " is empty; it must hold sections of options", ""),
     yaml("list", " holds a list; it must hold sections of options", "- a\n- b\n"),
@@ -131,10 +146,10 @@ EFFECT = [
          "--data.half_input", "true", "--runtime.precision", "bf16"),
     warned("B-7 options", r"objective\.options .* no effect", "--objective.options", "{a: 1}"),
     warned("B-5 long", r"schedule\.warmup 99 is longer than", "--schedule.warmup", 99),
-    warned("D5", r"train\.clean_lr 3\.0 has no effect: train\.clean_epochs is 0",
-         "--train.clean_epochs", 0, "--train.clean_lr", 3),
-    Case("D5 evaluate", command(EVALUATE, "--evaluation.attack.safety", 2, *DRY),
-         r"(?m)^warning: evaluation\.attack\.safety 2\.0 has no effect", code=0),
+    warned("D5", r"train\.pretrain_lr 3\.0 has no effect: train\.pretrain_epochs is 0",
+         "--train.pretrain_epochs", 0, "--train.pretrain_lr", 3),
+    Case("D5 evaluate", command(EVALUATE, "--evaluation.attack.pruning_factor", 2, *DRY),
+         r"(?m)^warning: evaluation\.attack\.pruning_factor 2\.0 has no effect", code=0),
     Case("D5 launcher",
          command(LAUNCH, "--cluster", "local", "--", "--schedule.kind", "cosine",
                "--schedule.gamma", 0.1, *DRY),

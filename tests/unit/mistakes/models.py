@@ -104,7 +104,7 @@ def evaluate_sometimes_nan(folder: Path) -> Sequence[object]:
 
 def finetune_nan_in_evaluation(folder: Path) -> Sequence[object]:
     words = with_net("nan_in_evaluation", NAN_IN_EVALUATION)(folder)[:-2]
-    short = ("--train.clean_epochs", 0, "--train.epochs", 1, "--train.batch_size", 3000)
+    short = ("--train.pretrain_epochs", 0, "--train.epochs", 1, "--train.batch_size", 3000)
     few = ("--evaluation.num_images", 20, "--log.panel_images", 0)
     return (*words, "--objective.method", "clean", *short, *few)
 

@@ -20,11 +20,18 @@ Damage = Callable[[bytes], bytes]
 Tree = dict[str, bytes]  # a folder's files by their relative path
 
 NET = (
-    *("--model.name", "tests.helpers.nets:dropout_mlp", "--data.crop", 28, "--data.resize", 28),
+    *(
+        "--model.name",
+        "tests.helpers.nets:dropout_mlp",
+        "--data.crop_size",
+        28,
+        "--data.resize_size",
+        28,
+    ),
     *("--data.channels", 1, "--data.mean", "[0.5]", "--data.std", "[0.5]"),
 )
 TRAINING = (
-    *("--train.epochs", 1, "--train.batch_size", 4, "--train.clean_epochs", 0),
+    *("--train.epochs", 1, "--train.batch_size", 4, "--train.pretrain_epochs", 0),
     *("--evaluation.num_images", 4),
 )
 

@@ -1,0 +1,29 @@
+"""Options of devices, precision and timeouts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .checks import Range, Section, number
+
+_TIMEOUT = Range(minimum=1, maximum=604_800, unit="seconds")  # a week
+
+
+@dataclass(kw_only=True)
+class RuntimeConfig(Section):
+    """Devices and precision."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run. auto: a GPU a rank if there are GPUs, else the CPU."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the network's forward and backward in training (torch.amp; fp16 with loss scaling).
+    Norms and logit differences are fp32 always, and evaluation runs in fp32."""
+    tf32: bool = False
+    """Allow TF32 in fp32 matrix products and convolutions on the GPU, in evaluation too."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Keep the net and its input in channels_last memory format. auto: on the CPU, and on a GPU
+    with half precision, where it is faster."""
+    connect_timeout: int = number(60, _TIMEOUT)
+    """Seconds after which ranks that do not find one another at the start give up."""
+    collective_timeout: int = number(600, _TIMEOUT)
+    """Seconds after which a collective operation fails: ranks that wait for a rank that does not
+    answer then stop."""
