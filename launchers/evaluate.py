@@ -64,7 +64,7 @@ def num_shards(asked: int | None, default: int, manifest: Manifest) -> int:
     Raises:
         UserError: there would be shards without images.
     """
-    indexed, limit = manifest.identity["num_indexed"], manifest.identity["num_images"]
+    indexed, limit = manifest.identity.num_indexed, manifest.identity.num_images
     num_images = indexed if limit is None else min(indexed, limit)
     if asked is not None and asked > num_images:
         raise UserError(f"--shards {asked}: there are {num_images} images; give at most as many")

@@ -28,10 +28,16 @@ from pipeline.data.index import Index, evenly_spaced
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
 from pipeline.evaluation import attack_space, merge, reference
 from pipeline.evaluation.evaluator import Finished
+from pipeline.evaluation.manifest import Identity, Manifest
 from pipeline.evaluation.measure import Measurement, gather_samples
-from pipeline.evaluation.protocol import evaluation_protocol, preprocessing_of, weights_hash
+from pipeline.evaluation.protocol import (
+    Protocol,
+    evaluation_protocol,
+    preprocessing_of,
+    weights_hash,
+)
 from pipeline.evaluation.self_check import largest_difference
-from pipeline.evaluation.shard_results import Manifest, ResultsFolder
+from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.evaluation.summary import format_summary, write_outputs
 from pipeline.models import build, prepare
 from pipeline.models.attack_view import AttackView
@@ -57,7 +63,7 @@ def main() -> None:
         net = prepare.build_net(config, index)
         manifest = describe(config, index, net)
         rows = rows_of_shard(config, index)
-        monitor.say(announce(config, manifest.identity["definition"], rows, ranks))
+        monitor.say(announce(config, manifest.identity.protocol, rows, ranks))
         advice = build.preprocessing_advice(config.model, config.data)
         warn(*warn_ignored(config, ranks.device.type), advice)
         if config.dry_run:
@@ -98,22 +104,22 @@ def open_results(
     if ranks.is_main:
         config_file.save(config, folder / "config.yaml")
         store.keep_mean(config.data.mean)
-        monitor.status = store.place / "progress.json"
+        monitor.status = store.shard_folder / "progress.json"
     return store
 
 
 def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
     """The identity of this evaluation, and what reports need besides."""
     num_classes = prepare.num_classes_of(config, index)
-    identity = {
-        "model": config.model.name,
-        "weights": weights_hash(net),
-        "index": index.fingerprint,
-        "num_indexed": len(index),
-        "num_images": config.evaluation.num_images,
-        "input": preprocessing_of(config.data),
-        "definition": evaluation_protocol(config.evaluation, config.runtime, num_classes),
-    }
+    identity = Identity(
+        model=config.model.name,
+        weights=weights_hash(net),
+        index=index.fingerprint,
+        num_indexed=len(index),
+        num_images=config.evaluation.num_images,
+        input=preprocessing_of(config.data),
+        protocol=evaluation_protocol(config.evaluation, config.runtime, num_classes),
+    )
     about = {
         "index": index.path,
         "class_names": index.class_names,
@@ -157,13 +163,13 @@ def largest_difference_that_fits(
 
 
 def announce(
-    config: EvaluateConfig, protocol: dict[str, Any], rows: np.ndarray, ranks: DistributedContext
+    config: EvaluateConfig, protocol: Protocol, rows: np.ndarray, ranks: DistributedContext
 ) -> str:
     """What will run, in a few lines."""
     fgs = config.evaluation.fgs
     measures = (
-        f"accuracy, DeepFool (p {protocol['norm']}, q {protocol['num_candidates']}, at most "
-        f"{protocol['max_iterations']} iterations, {protocol['space']})"
+        f"accuracy, DeepFool (p {protocol.norm}, q {protocol.num_candidates}, at most "
+        f"{protocol.max_iterations} iterations, {protocol.space})"
     )
     if fgs.measured:
         measures += f", FGS at {len(fgs.measured)} eps"
@@ -200,7 +206,7 @@ def evaluate(
 
         def keep(finished: Finished, skipped: list[int]) -> None:
             appender.append(finished.samples, [index.id(row) for row in finished.samples.row])
-            appender.keep(finished.examples)
+            appender.store_examples(finished.examples)
             appender.skip(skipped, [index.id(row) for row in skipped])
             monitor.advance(len(finished.samples) * ranks.world_size)
 

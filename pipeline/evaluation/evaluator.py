@@ -108,7 +108,7 @@ class Evaluator:
             fgs_eps=fgs_eps,
         )
         columns |= {"row": batch.rows[part], "fgs_correct": after_fgs.cpu().numpy()}
-        return _FirstPass(Samples.of_columns(columns, after_fgs.shape[1]), iteration)
+        return _FirstPass(Samples.from_dict(columns, after_fgs.shape[1]), iteration)
 
     def _fgs(
         self, images: Tensor, labels: Tensor, logits: Tensor, direction: FgsDirection | None

@@ -24,7 +24,8 @@ from pipeline.evaluation import attack_space, contact_sheet
 from pipeline.evaluation.evaluator import Finished
 from pipeline.evaluation.measure import Measurement, gather_samples
 from pipeline.evaluation.protocol import evaluation_protocol
-from pipeline.evaluation.samples import Example, nonfinite_warning, rho_name, summarize
+from pipeline.evaluation.samples import Example
+from pipeline.evaluation.statistics import nonfinite_warning, summarize
 from pipeline.models import prepare
 from pipeline.models.build import portable_state
 from pipeline.models.weight_classes import with_classes
@@ -99,14 +100,14 @@ class Trainer:
         )
         fp16 = config.runtime.precision == "fp16"
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=fp16)
-        self.definition = evaluation_protocol(
+        self.protocol = evaluation_protocol(
             config.evaluation, config.runtime, prepare.num_classes_of(config, indices[0])
         )
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0  # spent in training steps, over all parts of the run
         self.window = LogWindow()
-        self.rho = rho_name(self.definition)  # rho2, or that of another norm
+        self.rho = self.protocol.rho_name
 
     def _choose_micro_batch(self) -> MemoryBudget | None:
         """How many images the attack holds at once, where that is to be found out."""
@@ -292,13 +293,14 @@ class Trainer:
             monitor.figure(self.step, "perturbations", sheet)
         samples, skipped = gather_samples(*measured, rows, self.ranks)
         epoch = (self.step - self.schedule.clean_steps) / self.plan.steps_per_epoch
-        summary = summarize(samples, self.definition) | {"num_skipped": len(skipped)}
+        statistics = summarize(samples, self.protocol)
+        summary = {**statistics.to_dict(), "num_skipped": len(skipped)}
         metric = self._best_metric
         earlier = [entry[metric] for entry in self.history[1:]]
         tuned = len(self.history) > 0  # the first is the reference
         self.history.append({"step": self.step, "epoch": epoch, **summary})
         monitor.evaluation(self.history[-1], self.rho)
-        warn(nonfinite_warning(summary))
+        warn(nonfinite_warning(statistics))
         if not tuned:
             self.export("reference.pth")
         self._save(best=tuned and all(summary[metric] > value for value in earlier))
