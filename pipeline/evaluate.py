@@ -8,10 +8,11 @@ r"""Measure how accurate and how robust a classifier is, over ranks and over job
 
 Takes the YAML files of pipeline/finetune.py; options of training are ignored. Results are written
 as images finish, so the same command resumes an interrupted run. Shards do not communicate; the
-last one to end joins them, or tools/report.py merge does.
+last one to end merges them, or tools/report.py merge does.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,14 @@ from pipeline.runtime.signals import StopRequest
 
 
 def main() -> None:
-    """Parse, join the ranks, evaluate what is not done yet, report."""
+    """Parse the options, start the ranks, evaluate the images that are not done yet, report."""
     config = parse.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
     with (
         exit_on_user_error(),
         distributed_session(config.runtime) as ranks,
         Monitor(None, ranks.is_main) as monitor,
     ):
-        torch.manual_seed(0)  # a net without weights is the same on every rank and in every part
+        torch.manual_seed(0)  # a net without weights is the same on every rank and in every shard
         config = reference.resolve_reference(config)
         run_folder.check_folder(config, "evaluation")
         index = source.open_index(config, "val")
@@ -70,7 +71,7 @@ def main() -> None:
             return
         layout = prepare.memory_format(config.runtime, ranks.device)
         net = net.to(ranks.device).to(memory_format=layout)
-        manifest.about.update(check_batches(config, net, ranks))
+        manifest = replace(manifest, about=manifest.about | check_batches(config, net, ranks))
         store = open_results(config, manifest, ranks, monitor)
         threads = source.decoding_threads(config.data, ranks.local_size)
         try:
@@ -98,7 +99,7 @@ def rows_of_shard(config: EvaluateConfig, index: Index) -> np.ndarray:
 def open_results(
     config: EvaluateConfig, manifest: Manifest, ranks: DistributedContext, monitor: Monitor
 ) -> ResultsFolder:
-    """The results of this shard, new or to be resumed; all ranks must call this."""
+    """The results of this shard, new or resumed; all ranks must call this."""
     folder = run_folder.open_folder(config, ranks, "evaluation")
     store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
     if ranks.is_main:
@@ -109,7 +110,7 @@ def open_results(
 
 
 def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
-    """The identity of this evaluation, and what reports need besides."""
+    """The identity of this evaluation, and what else reports need."""
     num_classes = prepare.num_classes_of(config, index)
     identity = Identity(
         model=config.model.name,
@@ -139,7 +140,7 @@ def check_batches(
     if difference > 0:
         warn(
             f"logits and gradients of an image depend on its batch (relative "
-            f"{difference:.1g}, {ranks.device_name}): evaluations that are divided otherwise "
+            f"{difference:.1g}, {ranks.device_name}): evaluations with other batches or shards "
             f"agree to {relative_tolerance(difference):.0e}, not to the last bit; see "
             "docs/reproducibility.md"
         )
@@ -149,8 +150,10 @@ def check_batches(
 def largest_difference_that_fits(
     view: AttackView, shape: tuple[int, int, int], size: int, device: torch.device
 ) -> float:
-    """`largest_difference` in batches of at most ``size`` images; of fewer if memory runs out, like
-    the evaluation itself."""
+    """`largest_difference` in batches of at most ``size`` images.
+
+    If memory runs out, batches are halved, as in the evaluation itself.
+    """
     while True:
         try:
             return largest_difference(view, shape, size, device)
@@ -165,7 +168,7 @@ def largest_difference_that_fits(
 def announce(
     config: EvaluateConfig, protocol: Protocol, rows: np.ndarray, ranks: DistributedContext
 ) -> str:
-    """What will run, in a few lines."""
+    """Describes the evaluation in two lines."""
     fgs = config.evaluation.fgs
     measures = (
         f"accuracy, DeepFool (p {protocol.norm}, q {protocol.num_candidates}, at most "
@@ -190,7 +193,7 @@ def evaluate(
     store: ResultsFolder,
     monitor: Monitor,
 ) -> None:
-    """Evaluate those of ``rows`` that ``store`` lacks; all results are written to the store.
+    """Evaluate the ``rows`` that are not in ``store`` yet, and write their results to it.
 
     Raises:
         Stopped: after a signal.
@@ -218,7 +221,7 @@ def evaluate(
 
 
 def example_rows(config: EvaluateConfig, index: Index) -> frozenset[int]:
-    """Images of the contact sheet, the same for any number of shards."""
+    """Rows of the contact sheet, the same for any number of shards."""
     rows = index.subset(config.evaluation.num_images)
     return frozenset(rows[evenly_spaced(len(rows), config.num_examples)].tolist())
 
@@ -239,11 +242,11 @@ def describe_job(
 
 
 def report(folder: Path, config: EvaluateConfig, monitor: Monitor) -> None:
-    """Join the shards if this was the last one, and print the results."""
+    """Merge the shards if this was the last one, and print the results."""
     merged = merge.merge_shards(folder)
     if not merged.complete:
         monitor.say(f"shard {config.shard} is done; {merged.missing_message()}")
-        monitor.say(f"the last shard joins them, or: python tools/report.py merge {folder}")
+        monitor.say(f"the last shard merges them, or: python tools/report.py merge {folder}")
         return
     monitor.say(format_summary(write_outputs(folder, merged)))
     monitor.say(f"{folder / 'summary.json'}, {folder / 'samples.parquet'}")

@@ -91,7 +91,7 @@ def read_caffemodel(path: Path) -> Arrays:
     if not all(isinstance(name, str) for name in layers):  # bytes if not UTF-8
         raise UserError(f"{path} is damaged: the name of a layer is not text")
     if not layers:
-        raise UserError(f"{path} holds no weights; is it a .caffemodel?")
+        raise UserError(f"{path} contains no weights; is it a .caffemodel?")
     return {
         name: [_array(blob, f"{path}: {name}") for blob in layer.blobs]
         for name, layer in layers.items()
@@ -115,9 +115,9 @@ def read_arrays(path: Path) -> Arrays:
     arrays = read_npz(path, "is the download complete?")
     for name, values in arrays.items():
         if values.dtype.kind not in "fiu":
-            raise UserError(f"{path}: the array {name} holds no numbers")
+            raise UserError(f"{path}: the array {name} contains no numbers")
     if not arrays:
-        raise UserError(f"{path} holds no weights; it needs NAME_w and NAME_b of each layer")
+        raise UserError(f"{path} contains no weights; it needs NAME_w and NAME_b of each layer")
     arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
     layers = dict.fromkeys(name.rpartition("_")[0] for name in arrays)
     try:

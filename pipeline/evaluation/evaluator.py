@@ -1,7 +1,7 @@
-"""The pool of images in flight: from batches to samples, however many iterations each needs.
+"""From batches of images to samples, with a pool of unfinished images.
 
-In: batches of images. Out: `Samples` of those that have finished. Every image starts with one
-clean forward pass; those that DeepFool has not finished wait in a pool until they fill a batch.
+In: batches of images. Out: `Samples` of those that have finished. Every image starts with one clean
+forward pass; images that need more iterations of DeepFool wait in a pool until they fill a batch.
 """
 
 import sys
@@ -41,15 +41,15 @@ class Finished(NamedTuple):
 class _FirstPass(NamedTuple):
     """A part of a batch after its clean forward pass and first iteration."""
 
-    samples: Samples  # of all its images, without a perturbation yet
+    samples: Samples  # of all its images; the columns of the perturbation are not filled yet
     iteration: IterationResult
 
 
 class Evaluator:
     """Takes batches and yields samples as they finish.
 
-    Unfinished samples of any batch wait in a pool until they fill a batch, so that the net gets
-    full batches in every iteration. When memory runs out, batches are halved.
+    Because unfinished images of all batches share a pool, the net gets full batches in every
+    iteration. When memory runs out, the batch size is halved.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Evaluator:
             view: the net.
             config: what to measure.
             size: images per forward pass.
-            examples: rows whose perturbations are kept.
+            examples: rows whose perturbations are returned as well.
         """
         self.view, self.config, self.at_once = view, config, size
         self._attack = config.attack
@@ -70,7 +70,7 @@ class Evaluator:
         self._unfinished = Samples.empty(len(config.fgs.measured))
 
     def add_batch(self, batch: Batch) -> Iterator[Finished]:
-        """Add a batch; yields images that finish meanwhile, of this batch or of earlier ones."""
+        """Add a batch; yields the images that finish, of this batch or of earlier ones."""
         first_passes = self._in_parts(len(batch.rows), lambda part: self._first_pass(batch, part))
         for first in first_passes:
             self._unfinished = Samples.concat([self._unfinished, first.samples])
@@ -84,18 +84,17 @@ class Evaluator:
             yield from self._advance_pool()
 
     def _num_waiting(self) -> int:
-        return sum(map(len, self._pool))
+        return sum(len(state) for state in self._pool)
 
     def _first_pass(self, batch: Batch, part: slice) -> _FirstPass:
-        """Everything that the clean forward pass gives, and DeepFool's first iteration, which
-        shares its graph."""
+        """The clean forward pass, what is computed from it, and DeepFool's first iteration."""
         images, labels = upcast(batch.images[part]), batch.labels[part]
         graph = self.view.forward_with_grad(images)
         logits = graph.logits.detach()
         direction = fgs_direction(graph, labels) if self.config.fgs.asked else None
         key = torch.from_numpy(batch.rows[part]).to(images.device)
         running = initial_state(images, logits, self._attack, key=key)
-        held, graph = [graph], None  # `advance` empties the list and so frees the graph early
+        held, graph = [graph], None  # `deepfool_iteration` empties the list to free the graph early
         iteration = deepfool_iteration(self.view, running, self._attack, held)
         after_fgs, fgs_eps = self._fgs(images, labels, logits, direction)
         finite = logits.isfinite().all(dim=1)
@@ -124,7 +123,7 @@ class Evaluator:
         return after_fgs, eps
 
     def _advance_pool(self) -> Iterator[Finished]:
-        """One iteration of the samples that have waited longest, as many as fill a batch."""
+        """One iteration for a batch of the images that have waited longest."""
         pool = AttackState.join(self._pool)
         first, rest = pool.take(slice(self.at_once)), pool.take(slice(self.at_once, None))
         self._pool = [rest] if len(rest) else []
@@ -135,7 +134,7 @@ class Evaluator:
             yield self._split_finished(iteration)
 
     def _split_finished(self, done: IterationResult) -> Finished:
-        """Results of the samples that have finished; the others go back into the pool."""
+        """Results of the images that have finished; the others go back into the pool."""
         last = done.state.iteration >= self._attack.max_iterations
         ended = done.ended | last
         unfinished = (~ended).nonzero().squeeze(1)
@@ -166,13 +165,18 @@ class Evaluator:
         for position, row in enumerate(running.key.tolist()):
             if row in self._example_rows:
                 at = int(np.searchsorted(samples.row, row))
-                image, change = (v[position].float().cpu().numpy() for v in (running.images, delta))
-                before, after = int(samples.prediction[at]), int(samples.adversarial[at])
-                examples.append(Example(row, image, change, before, after))
+                example = Example(
+                    row,
+                    image=running.images[position].float().cpu().numpy(),
+                    delta=delta[position].float().cpu().numpy(),
+                    before=int(samples.prediction[at]),
+                    after=int(samples.adversarial[at]),
+                )
+                examples.append(example)
         return examples
 
     def _in_parts(self, total: int, work: Callable[[slice], Result]) -> Iterator[Result]:
-        """Apply ``work`` to consecutive parts; to smaller ones after memory has run out."""
+        """Apply ``work`` to consecutive parts, which become smaller when memory runs out."""
         begin = 0
         while begin < total:
             part = slice(begin, min(begin + self.at_once, total))
@@ -190,6 +194,9 @@ class Evaluator:
 
     def _halve(self, tried: int) -> None:
         """Halve the batch size.
+
+        Args:
+            tried: the number of images that did not fit in memory.
 
         Raises:
             UserError: one image does not fit.
@@ -211,6 +218,6 @@ class Evaluator:
 
 
 def _to_numpy(**columns: Tensor) -> dict[str, np.ndarray]:
-    """One transfer from the device for all columns (N,), as float64."""
+    """Columns (N,) as float64, copied from the device in one transfer."""
     values = torch.stack([column.double() for column in columns.values()]).cpu().numpy()
     return dict(zip(columns, values, strict=True))

@@ -1,6 +1,6 @@
 """The protocol of an evaluation: what its numbers mean, and which net they are of.
 
-In: the options of an evaluation; a net. Out: the records that are stored beside every number.
+In: the options of an evaluation; a net. Out: the records that are stored with the numbers.
 """
 
 import hashlib

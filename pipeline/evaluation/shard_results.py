@@ -1,8 +1,8 @@
-"""Results on disk: JSON lines as images finish, in one folder for each shard; written and read.
+"""Reads and writes results: JSON lines, appended as images finish, in a folder for each shard.
 
-OUTPUT/results/i-of-n/ holds manifest.json (what was evaluated), rankR.jsonl (a line for each
-image), examples/ROW.npz and runs.jsonl (a line for each job that ended). Rows, not files, decide
-what is done. A kill at any moment can cut only the last line short, which is then dropped.
+OUTPUT/results/i-of-n/ contains manifest.json (what was evaluated), rankR.jsonl (a line for each
+image), examples/ROW.npz and runs.jsonl (a line for each job that ended). An image is
+done if any file has its row. A kill can cut only the last line short, which is then dropped.
 """
 
 import fcntl

@@ -160,7 +160,7 @@ def _log_to_tensorboard(folder: Path, merged: Merged, summary: Summary) -> None:
     values = summary.to_dict().items()
     numbers: dict[str, float] = {k: v for k, v in values if isinstance(v, int | float)}
     with Monitor(folder, shown=True, step=-1) as monitor:
-        # Other names than those of a training run, whose curves would share cards with this step 0.
+        # Unlike the names of a training run, whose curves would share their cards with this point.
         monitor.scalars(0, "evaluate", numbers)
         monitor.histogram(0, "evaluate/ratio", merged.stored.samples.ratio)
         figure = contact_sheet.draw_stored(folder, merged.stored.manifest)

@@ -73,6 +73,17 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Planner(EXPERIMENTS["mnist_mlp"], tmp_path).sweep(0, 4)
 
 
+def test_eps_ref_is_read_from_the_folder_of_an_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"fgs": {"eps_ref": 0.1}}))
+    options = ["--evaluation.fgs.reference", str(tmp_path)]
+    planner = Planner(EXPERIMENTS["mnist_mlp"], tmp_path / "out", options)
+    for planned in planner.table([0], ["deep_defense"]):
+        assert planned.config.evaluation.fgs.measured == pytest.approx([0.02, 0.05, 0.1])
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(UserError, match="holds no eps_ref"):
+        Planner(EXPERIMENTS["mnist_mlp"], tmp_path / "out", options).table([0], [])
+
+
 def test_a_reference_stays_whatever_the_regularisers_options(tmp_path: Path) -> None:
     def planned(*words: str) -> dict[str, PlannedRun]:
         planner = Planner(EXPERIMENTS["mnist_mlp"], tmp_path, words)

@@ -113,7 +113,7 @@ def test_mistakes(run: Run, layers: dict, tmp_path: Path) -> None:
     whole = caffemodel(layers, old=True)
     cases = [
         (whole[:-10], (), "is not a .caffemodel, or is cut short"),
-        (b"", (), "holds no weights"),
+        (b"", (), "contains no weights"),
         (whole, ("--first", "conv0"), "--first conv0: the layers are conv1, conv2, fc8"),
     ]
     for content, options, said in cases:

@@ -14,6 +14,7 @@ import yaml
 from launchers.submit import SUBMITTED, with_absolute_paths
 from pipeline.config import CONFIGS, EvaluateConfig, FinetuneConfig, RunConfig, parse
 from pipeline.errors import UserError
+from pipeline.evaluation.reference import resolve_reference
 from reproduction import data, experiments
 from reproduction.experiments import EXAMPLES, REFERENCE, Experiment, Method
 
@@ -96,7 +97,7 @@ class Planner:
         self.planned: dict[str, PlannedRun] = {}
 
     def table(self, seeds: Sequence[int], names: Sequence[str]) -> list[PlannedRun]:
-        """The evaluations of the reference and of some methods, for each seed, and their needs."""
+        """The runs of the table: of the reference and of some methods, for each seed."""
         methods = [m for m in self.experiment.methods if m.name in names]
         for seed in seeds:
             self.evaluation(seed, REFERENCE)
@@ -206,7 +207,8 @@ class Planner:
         base = ["--config", str(CONFIGS / self.experiment.config)]
         base += [*data.options(self.experiment.data, self.data), "--train.seed", str(seed)]
         argv = [*base, *self.options, *options, "--output", str(folder)]
-        return with_absolute_paths(parse.parse(FinetuneConfig, "", argv))
+        config = parse.parse(FinetuneConfig, "", argv)
+        return with_absolute_paths(resolve_reference(config))
 
     def _add(self, planned: PlannedRun) -> PlannedRun:
         """Add a run unless it is there; returns the one that is there."""
