@@ -83,8 +83,8 @@ def merge_shards(options: argparse.Namespace) -> None:
     merged = merge.merge_shards(options.folder)
     if not merged.complete and not options.partial:
         raise UserError(
-            f"{options.folder}: {merged.missing_message()}; run their shards again with the "
-            "same command, or merge the others with --partial"
+            f"{options.folder}: {merged.missing_message()}; run the shards again with the "
+            "same command, or merge the results so far with --partial"
         )
     print(format_summary(write_outputs(options.folder, merged)))
 

@@ -264,7 +264,7 @@ def test_mistakes(run: Run, tmp_path: Path) -> None:
         (("table", tmp_path / "cut"), "cannot be read"),
         (("figures", "epochs", folder, *out), "is an evaluation"),
         (("figures", "ratios", tuned, *out), "is a fine-tuning"),
-        (("figures", "sheet", folder, folder, *out), "of one run"),
+        (("figures", "sheet", folder, folder, *out), "shows one run"),
     ]
     for options, words in cases:
         assert words in expect_error(run, *options, script=SCRIPT)

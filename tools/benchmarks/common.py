@@ -26,8 +26,8 @@ from pipeline.runtime.reproducibility import use_reproducible_kernels
 Row = dict[str, Any]
 JSON_REMEDY = "give another --json"
 
-# The attack of all benchmarks. Training stops early, as in the paper; attacks that are compared
-# with other libraries' run until nearly all images are flipped, as the libraries' defaults do.
+# The attack of all benchmarks: in training with as few iterations as the paper's; alone, compared
+# with other libraries, with foolbox's default number.
 NUM_CANDIDATES, OVERSHOOT = 10, 0.02
 TRAINING_ITERATIONS, EVALUATION_ITERATIONS = 5, 50
 
