@@ -216,7 +216,7 @@ def test_reads_the_yaml_and_the_weights_of_a_run(run: Run, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     wrong = ("--model.weights", tmp_path / "run" / "weights.pth", "--output", tmp_path / "x")
     line = expect_error(run, *config, *wrong, "--shard", "1/2", script=SCRIPT)
-    assert "results of another evaluation (here -> there: weights:" in line
+    assert "results of another evaluation (this one -> that one: weights:" in line
     options = ("--evaluation.attack.max_iterations", 9)
     line = expect_error(run, *config, *other, *options, "--shard", "1/2", script=SCRIPT)
     assert "definition.max_iterations: 9 -> 5" in line
