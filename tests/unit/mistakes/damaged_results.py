@@ -269,7 +269,7 @@ CAFFES = [
         "caffe: garbage",
         "n.caffemodel",
         lambda p: p.write_bytes(whole.garbage(bytes(999))),
-        r"n\.caffemodel is no \.caffemodel",
+        r"n\.caffemodel is not a \.caffemodel",
     ),
 ]
 
