@@ -95,7 +95,7 @@ def test_an_evaluation_of_another_net_is_refused(run: Run, tmp_path: Path) -> No
     assert json.loads((tmp_path / "summary.json").read_text())["num_samples"] == 20
     assert "all images are done" in run(script, *words, *options).stdout
     line = expect_error(run, *words, *options, "--model.name", "lenet", script=script)
-    assert "contains results of another evaluation (this one -> that one: model: lenet -> mlp" in line
+    assert "results of another evaluation (this one -> that one: model: lenet -> mlp" in line
     reference = ("--evaluation.fgs.reference", tmp_path / "no")
     line = expect_error(run, *words, *options, *reference, script=script)
     assert "holds no eps_ref" in line
