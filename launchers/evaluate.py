@@ -71,7 +71,7 @@ def num_shards(requested: int | None, default: int, manifest: Manifest) -> int:
     Raises:
         UserError: more shards than images are requested.
     """
-    indexed, limit = manifest.identity["num_indexed"], manifest.identity["num_images"]
+    indexed, limit = manifest.identity.num_indexed, manifest.identity.num_images
     num_images = indexed if limit is None else min(indexed, limit)
     if requested is None:
         return min(default, num_images)

@@ -8,10 +8,11 @@ r"""Measure how accurate and how robust a classifier is, over ranks and over job
 
 Takes the YAML files of pipeline/finetune.py; options of training are ignored. Results are written
 as images finish, so the same command resumes an interrupted run. Shards do not communicate; the
-last one to end joins them, or tools/report.py merge does.
+last one to end merges them, or tools/report.py merge does.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,16 @@ from pipeline.data.index import Index, evenly_spaced
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
 from pipeline.evaluation import attack_space, merge, reference
 from pipeline.evaluation.evaluator import Finished
+from pipeline.evaluation.manifest import Identity, Manifest
 from pipeline.evaluation.measure import Measurement, gather_samples
-from pipeline.evaluation.protocol import evaluation_protocol, preprocessing_of, weights_hash
+from pipeline.evaluation.protocol import (
+    Protocol,
+    evaluation_protocol,
+    preprocessing_of,
+    weights_hash,
+)
 from pipeline.evaluation.self_check import largest_difference
-from pipeline.evaluation.shard_results import Manifest, ResultsFolder
+from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.evaluation.summary import format_summary, write_outputs
 from pipeline.models import build, prepare
 from pipeline.models.attack_view import AttackView
@@ -43,27 +50,27 @@ from pipeline.runtime.signals import StopRequest
 
 
 def main() -> None:
-    """Parse, join the ranks, evaluate what is not done yet, report."""
+    """Parse the options, start the ranks, evaluate the images that are not done yet, report."""
     config = parse.parse(EvaluateConfig, __doc__, output_suffix="-evaluation")
     with (
         exit_on_user_error(),
         distributed_session(config.runtime) as ranks,
         Monitor(None, ranks.is_main) as monitor,
     ):
-        torch.manual_seed(0)  # a net without weights is the same on every rank and in every part
+        torch.manual_seed(0)  # a net without weights is the same on every rank and in every shard
         config = reference.resolve_reference(config)
         run_folder.check_folder(config, "evaluation")
         index = source.open_index(config, "val")
         net = prepare.build_net(config, index)
         manifest = describe(config, index, net)
         rows = rows_of_shard(config, index)
-        monitor.say(announce(config, manifest.identity["definition"], rows, ranks))
+        monitor.say(announce(config, manifest.identity.protocol, rows, ranks))
         advice = build.preprocessing_advice(config.model, config.data)
         warn(*warn_ignored(config, ranks.device.type), advice)
         if config.dry_run:
             return
         net = prepare.move_net(net, config.runtime, ranks.device)
-        manifest.about.update(check_batches(config, net, ranks))
+        manifest = replace(manifest, about=manifest.about | check_batches(config, net, ranks))
         store = open_results(config, manifest, ranks, monitor)
         threads = source.decoding_threads(config.data, ranks.local_size)
         try:
@@ -91,28 +98,28 @@ def rows_of_shard(config: EvaluateConfig, index: Index) -> np.ndarray:
 def open_results(
     config: EvaluateConfig, manifest: Manifest, ranks: DistributedContext, monitor: Monitor
 ) -> ResultsFolder:
-    """The results of this shard, new or to be resumed; all ranks must call this."""
+    """The results of this shard, new or resumed; all ranks must call this."""
     folder = run_folder.open_folder(config, ranks, "evaluation")
     store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
     if ranks.is_main:
         config_file.save(config, folder / "config.yaml")
         store.keep_mean(config.data.mean)
-        monitor.status = store.place / "progress.json"
+        monitor.status = store.shard_folder / "progress.json"
     return store
 
 
 def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
-    """The identity of this evaluation, and what reports need besides."""
+    """The identity of this evaluation, and what else reports need."""
     num_classes = prepare.num_classes_of(config, index)
-    identity = {
-        "model": config.model.name,
-        "weights": weights_hash(net),
-        "index": index.fingerprint,
-        "num_indexed": len(index),
-        "num_images": config.evaluation.num_images,
-        "input": preprocessing_of(config.data),
-        "definition": evaluation_protocol(config.evaluation, config.runtime, num_classes),
-    }
+    identity = Identity(
+        model=config.model.name,
+        weights=weights_hash(net),
+        index=index.fingerprint,
+        num_indexed=len(index),
+        num_images=config.evaluation.num_images,
+        input=preprocessing_of(config.data),
+        protocol=evaluation_protocol(config.evaluation, config.runtime, num_classes),
+    )
     about = {
         "index": index.path,
         "class_names": index.class_names,
@@ -132,7 +139,7 @@ def check_batches(
     if difference > 0:
         warn(
             f"logits and gradients of an image depend on its batch (relative "
-            f"{difference:.1g}, {ranks.device_name}): evaluations that are divided otherwise "
+            f"{difference:.1g}, {ranks.device_name}): evaluations with other batches or shards "
             f"agree to {relative_tolerance(difference):.0e}, not to the last bit; see "
             "docs/reproducibility.md"
         )
@@ -142,8 +149,10 @@ def check_batches(
 def largest_difference_that_fits(
     view: AttackView, shape: tuple[int, int, int], size: int, device: torch.device
 ) -> float:
-    """`largest_difference` in batches of at most ``size`` images; of fewer if memory runs out, like
-    the evaluation itself."""
+    """`largest_difference` in batches of at most ``size`` images.
+
+    If memory runs out, batches are halved, as in the evaluation itself.
+    """
     while True:
         try:
             return largest_difference(view, shape, size, device)
@@ -156,13 +165,13 @@ def largest_difference_that_fits(
 
 
 def announce(
-    config: EvaluateConfig, protocol: dict[str, Any], rows: np.ndarray, ranks: DistributedContext
+    config: EvaluateConfig, protocol: Protocol, rows: np.ndarray, ranks: DistributedContext
 ) -> str:
-    """What will run, in a few lines."""
+    """Describes the evaluation in two lines."""
     fgs = config.evaluation.fgs
     measures = (
-        f"accuracy, DeepFool (p {protocol['norm']}, q {protocol['num_candidates']}, at most "
-        f"{protocol['max_iterations']} iterations, {protocol['space']})"
+        f"accuracy, DeepFool (p {protocol.norm}, q {protocol.num_candidates}, at most "
+        f"{protocol.max_iterations} iterations, {protocol.space})"
     )
     if fgs.measured:
         measures += f", FGS at {len(fgs.measured)} eps"
@@ -183,7 +192,7 @@ def evaluate(
     store: ResultsFolder,
     monitor: Monitor,
 ) -> None:
-    """Evaluate those of ``rows`` that ``store`` lacks; all results are written to the store.
+    """Evaluate the ``rows`` that are not in ``store`` yet, and write their results to it.
 
     Raises:
         Stopped: after a signal.
@@ -199,7 +208,7 @@ def evaluate(
 
         def keep(finished: Finished, skipped: list[int]) -> None:
             appender.append(finished.samples, [index.id(row) for row in finished.samples.row])
-            appender.keep(finished.examples)
+            appender.store_examples(finished.examples)
             appender.skip(skipped, [index.id(row) for row in skipped])
             monitor.advance(len(finished.samples) * ranks.world_size)
 
@@ -211,7 +220,7 @@ def evaluate(
 
 
 def example_rows(config: EvaluateConfig, index: Index) -> frozenset[int]:
-    """Images of the contact sheet, the same for any number of shards."""
+    """Rows of the contact sheet, the same for any number of shards."""
     rows = index.subset(config.evaluation.num_images)
     return frozenset(rows[evenly_spaced(len(rows), config.num_examples)].tolist())
 
@@ -232,11 +241,11 @@ def describe_job(
 
 
 def report(folder: Path, config: EvaluateConfig, monitor: Monitor) -> None:
-    """Join the shards if this was the last one, and print the results."""
+    """Merge the shards if this was the last one, and print the results."""
     merged = merge.merge_shards(folder)
     if not merged.complete:
         monitor.say(f"shard {config.shard} is done; {merged.missing_message()}")
-        monitor.say(f"the last shard joins them, or: python tools/report.py merge {folder}")
+        monitor.say(f"the last shard merges them, or: python tools/report.py merge {folder}")
         return
     monitor.say(format_summary(write_outputs(folder, merged)))
     monitor.say(f"{folder / 'summary.json'}, {folder / 'samples.parquet'}")

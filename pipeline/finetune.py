@@ -145,7 +145,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
     summary: dict[str, Any] = {
         "before": before,
         "after": after,
-        "definition": trainer.definition,
+        "definition": trainer.protocol.to_dict(),
         "images_per_second": num_images / max(trainer.seconds, 1e-9),
         "training_seconds": trainer.seconds,
         "steps": trainer.step,

@@ -1,4 +1,4 @@
-r"""A fixed set of DeepFool examples of a net, for adversarial training I: made once, by any ranks.
+r"""Make a fixed set of DeepFool examples of a net, for adversarial training I.
 
     torchrun --standalone --nproc_per_node=2 tools/adversarial.py --config runs/ref/config.yaml \
         --model.weights runs/ref/weights.pth --data.val train.parquet --output adversarial
@@ -6,14 +6,15 @@ r"""A fixed set of DeepFool examples of a net, for adversarial training I: made 
         --data.train adversarial/joined.parquet ...
 
 Takes the options of pipeline/evaluate.py; --data.val is the index whose images are attacked, with
---evaluation.attack. x + dx is stored as float32, to the last bit, in the net's input space and with
-the true label: train with the same data.crop_size, .mean and .std. Images that DeepFool does not
-flip are left out. OUTPUT/index.parquet is of the examples, OUTPUT/joined.parquet of the images and
-them. The same command resumes an interrupted run, on any number of ranks.
+--evaluation.attack. x + dx is stored in the net's input space as float32, which loses no bits, and
+with the true label: train with the same data.crop_size, .mean and .std. Images that DeepFool does
+not flip are left out. OUTPUT/index.parquet lists the examples, OUTPUT/joined.parquet the images and
+the examples. The same command resumes an interrupted run, on any number of ranks.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import EvaluateConfig, messages, parse, warn_ignored
 
@@ -38,7 +39,7 @@ from pipeline.runtime.signals import StopRequest
 
 
 def main() -> None:
-    """Attack what is not done yet, then index all of it."""
+    """Attack the images that are not done yet, then index all examples."""
     config = parse.parse(EvaluateConfig, __doc__, output_suffix="-adversarial")
     with (
         exit_on_user_error(),
@@ -52,7 +53,7 @@ def main() -> None:
         net = prepare.build_net(config, index)
         if config.evaluation.space != "input":
             raise UserError("evaluation.space: examples are stored in the net's input space: input")
-        identity = describe(config, index, net).identity
+        identity = describe(config, index, net).identity.to_dict()
         warn(*warn_ignored(config, ranks.device.type))
         if config.dry_run:
             monitor.say(f"{len(index):,} images to attack, into {config.output}")
@@ -67,21 +68,20 @@ def main() -> None:
             monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
         if ranks.is_main:
-            number = array_tars.write_index(folder, index)
+            num_examples = array_tars.write_index(folder, index)
             if config.data.root is None:
                 join([Path(index.path), folder / "index.parquet"], folder / "joined.parquet")
-            left_out = len(index.subset(config.evaluation.num_images)) - number
-            monitor.say(
-                f"{folder / 'index.parquet'}: {number:,} examples; {left_out:,} not flipped"
-            )
+            num_left_out = len(index.subset(config.evaluation.num_images)) - num_examples
+            counts = f"{num_examples:,} examples; {num_left_out:,} not flipped"
+            monitor.say(f"{folder / 'index.parquet'}: {counts}")
         ranks.barrier()
 
 
-def begin(folder: Path, identity: dict, ranks: DistributedContext) -> None:
-    """Refuse a folder with examples of another net or other options.
+def begin(folder: Path, identity: dict[str, Any], ranks: DistributedContext) -> None:
+    """Refuse a folder with examples of another net or with other options.
 
     Raises:
-        UserError: it is one.
+        UserError: lists the differences.
     """
     path = folder / "manifest.json"
     if path.exists():
@@ -89,12 +89,12 @@ def begin(folder: Path, identity: dict, ranks: DistributedContext) -> None:
             changed = parse.differences(json.loads(path.read_text()), identity, ())
         except (OSError, ValueError, AttributeError):
             raise UserError(
-                f"{path} is damaged; remove {folder} to make the examples anew, or give another "
+                f"{path} is damaged; remove {folder} to make the examples again, or give another "
                 "--output"
             ) from None
         if changed:
             raise UserError(
-                f"output: {folder} holds other examples ({'; '.join(changed)}); give another"
+                f"output: {folder} contains other examples ({'; '.join(changed)}); give another"
             )
     ranks.barrier()
     if ranks.is_main:
@@ -102,7 +102,7 @@ def begin(folder: Path, identity: dict, ranks: DistributedContext) -> None:
 
 
 def attack(folder: Path, measurement: Measurement, monitor: Monitor) -> None:
-    """Attack the images that are not stored yet; this rank's share of them.
+    """Attack this rank's share of the images that are not stored yet.
 
     Raises:
         Stopped: after a signal.

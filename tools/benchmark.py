@@ -1,15 +1,15 @@
-"""Measure: the gradient's cost, the attack beside other libraries, the loader, a whole step.
+"""Measure the speed of the gradient, the attack, the loader, and a whole training step.
 
     python tools/benchmark.py regularizer --weights W.pth --data val.parquet
     python tools/benchmark.py deepfool --weights W.pth --data val.parquet    # with the extra bench
-    python tools/benchmark.py evaluation --weights W.pth --data val.parquet  # likewise
+    python tools/benchmark.py evaluation --weights W.pth --data val.parquet  # with it, too
     python tools/benchmark.py loader --data train.parquet
     python tools/benchmark.py step --device cuda --model resnet18 --precision bf16 --num-images 256
     python tools/benchmark.py batches     # do an image's last bits depend on its batch?
     python tools/benchmark.py data        # index, plan and scan at ILSVRC-2012's size
 
-Each prints a table; --json FILE writes device, versions and rows. Benchmarks, not tests: variants
-are run in turn and compared within one run, since other work on the machine moves the figures.
+Each prints a table; --json FILE writes device, versions and rows. Compare variants within one run,
+which interleaves them: other work on the machine changes the times.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ BENCHMARKS = {
     "data": data.benchmark,
 }
 DEFAULT_IMAGES = (
-    "regularizer 16, deepfool 64, evaluation 100, loader 1024 a repeat, step 32 a batch"
+    "regularizer 16, deepfool 64, evaluation 100, loader 1024 per repeat, step 32 per batch"
 )
 
 
@@ -47,7 +47,10 @@ def parser() -> arguments.Parser:
     top.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     top.add_argument("--channels-last", choices=("auto", "yes", "no"), default="auto")
     top.add_argument(
-        "--repeats", type=arguments.POSITIVE, default=5, help="timed runs a variant (%(default)s)"
+        "--repeats",
+        type=arguments.POSITIVE,
+        default=5,
+        help="timed runs of each variant (%(default)s)",
     )
     top.add_argument(
         "--max-images",
@@ -57,7 +60,7 @@ def parser() -> arguments.Parser:
     top.add_argument(
         "--peak-tflops",
         type=arguments.Number(float, Range(above=0)),
-        help="of the GPU, for step (default: by name and precision)",
+        help="peak of the GPU, for step (default: by its name and precision)",
     )
     return top
 

@@ -1,12 +1,12 @@
-"""Weights of Caffe as a .pth that --model.weights reads.
+"""Convert weights of Caffe to a .pth file for --model.weights.
 
     python tools/caffe.py bvlc_alexnet.caffemodel alexnet.pth
     python tools/caffe.py bvlc_alexnet.npz alexnet.pth      # arrays NAME_w and NAME_b of each layer
 
-A .caffemodel is read by its published field numbers (caffe.proto); nothing in it is executed. Nets
-of Caffe take BGR images, those of this project RGB: the first layer's channels are reversed,
-which changes neither logits nor norms. Their values go from 0 to 255, minus the mean. As options
-(the mean of Caffe as RGB, divided by 255; and 1/255):
+A .caffemodel is read by its published field numbers (caffe.proto); nothing in it is executed.
+Caffe's nets take BGR images, this project's RGB images: the first layer's input channels are
+reversed, which changes neither logits nor norms. Caffe's pixels are from 0 to 255, minus the mean;
+use these options (Caffe's mean as RGB, divided by 255; and 1/255):
 
     --data.crop_size 227 --data.mean '[0.481, 0.4575, 0.4078]'
     --data.std '[0.003921569, 0.003921569, 0.003921569]'
@@ -29,7 +29,7 @@ from pipeline.runtime.npz import read_npz
 Arrays = dict[str, list[np.ndarray]]
 _REMEDY = "give another target"
 
-# Of caffe.proto, as far as weights need it: message -> (field, number, type, repeated).
+# The part of caffe.proto that contains weights: message -> (field, number, type, repeated).
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _MESSAGES: dict[str, list[tuple[str, int, "_FIELD.Type.ValueType | str", bool]]] = {
     "BlobShape": [("dim", 1, _FIELD.TYPE_INT64, True)],
@@ -43,7 +43,7 @@ _MESSAGES: dict[str, list[tuple[str, int, "_FIELD.Type.ValueType | str", bool]]]
         ("double_data", 8, _FIELD.TYPE_DOUBLE, True),
     ],
     "LayerParameter": [("name", 1, _FIELD.TYPE_STRING, False), ("blobs", 7, "BlobProto", True)],
-    # The older form of a layer, which the published AlexNet is in.
+    # The older form of a layer, which the published AlexNet uses.
     "V1LayerParameter": [("name", 4, _FIELD.TYPE_STRING, False), ("blobs", 6, "BlobProto", True)],
     "NetParameter": [
         ("name", 1, _FIELD.TYPE_STRING, False),
@@ -54,7 +54,7 @@ _MESSAGES: dict[str, list[tuple[str, int, "_FIELD.Type.ValueType | str", bool]]]
 
 
 def messages() -> dict[str, type[Any]]:
-    """Classes for the messages above, made by protobuf."""
+    """Protobuf's classes for the messages above."""
     file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe", syntax="proto2")
     for name, fields in _MESSAGES.items():
         message = file.message_type.add(name=name)
@@ -75,10 +75,10 @@ def messages() -> dict[str, type[Any]]:
 
 
 def read_caffemodel(path: Path) -> Arrays:
-    """The arrays of each layer that has any, as float32.
+    """The arrays of each layer that has weights, as float32.
 
     Raises:
-        UserError: no such file, or it is cut short or no .caffemodel.
+        UserError: there is no such file, it is cut short, or it is not a .caffemodel.
     """
     net = messages()["NetParameter"]()
     try:
@@ -86,12 +86,12 @@ def read_caffemodel(path: Path) -> Arrays:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     except DecodeError:
-        raise UserError(f"{path} is no .caffemodel, or is cut short") from None
+        raise UserError(f"{path} is not a .caffemodel, or is cut short") from None
     layers = {layer.name: layer for layer in (*net.layers, *net.layer) if layer.blobs}
-    if not all(isinstance(name, str) for name in layers):  # bytes, where they are not UTF-8
-        raise UserError(f"{path} is damaged: the name of a layer is no text")
+    if not all(isinstance(name, str) for name in layers):  # bytes if not UTF-8
+        raise UserError(f"{path} is damaged: the name of a layer is not text")
     if not layers:
-        raise UserError(f"{path} holds no weights; is it a .caffemodel?")
+        raise UserError(f"{path} contains no weights; is it a .caffemodel?")
     return {
         name: [_array(blob, f"{path}: {name}") for blob in layer.blobs]
         for name, layer in layers.items()
@@ -107,42 +107,44 @@ def _array(blob: Any, where: str) -> np.ndarray:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """The same from an .npz with NAME_w and NAME_b.
+    """The arrays of each layer in an .npz with NAME_w and NAME_b.
 
     Raises:
-        UserError: no such file, or not of this form.
+        UserError: there is no such file, or it has another form.
     """
-    named = read_npz(path, "is the download complete?")
-    for name, values in named.items():
+    arrays = read_npz(path, "is the download complete?")
+    for name, values in arrays.items():
         if values.dtype.kind not in "fiu":
-            raise UserError(f"{path}: the array {name} holds no numbers")
-    if not named:
-        raise UserError(f"{path} holds no weights; it needs NAME_w and NAME_b of each layer")
-    named = {name: values.astype(np.float32) for name, values in named.items()}
-    layers = dict.fromkeys(name.rpartition("_")[0] for name in named)
+            raise UserError(f"{path}: the array {name} contains no numbers")
+    if not arrays:
+        raise UserError(f"{path} contains no weights; it needs NAME_w and NAME_b of each layer")
+    arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
+    layers = dict.fromkeys(name.rpartition("_")[0] for name in arrays)
     try:
-        return {name: [named[f"{name}_w"], named[f"{name}_b"]] for name in layers}
+        return {layer: [arrays[f"{layer}_w"], arrays[f"{layer}_b"]] for layer in layers}
     except KeyError as missing:
         raise UserError(f"{path} has no array {missing}; it needs NAME_w and NAME_b") from None
 
 
 def state_dict(arrays: Arrays, first: str, source: Path) -> dict[str, torch.Tensor]:
-    """Named as layers of `pipeline.models.paper_nets.caffe_alexnet`, for RGB.
+    """The state dict of `pipeline.models.paper_nets.caffe_alexnet`, for RGB images.
 
     Args:
         arrays: weight and bias of each layer.
-        first: the layer that takes the image.
-        source: the file that they are from, for messages.
+        first: name of the layer whose input is the image.
+        source: the file with the arrays, for messages.
 
     Raises:
-        UserError: there is no such layer, or its weights take no channels.
+        UserError: there is no such layer, or its input has no channels.
     """
     if first not in arrays:
         layers = ", ".join(arrays)
         raise UserError(f"{source} has no layer --first {first}: the layers are {layers}")
     shape = arrays[first][0].shape
     if len(shape) < 2:
-        raise UserError(f"{source}: {first} has weights of the shape {shape}, which take no image")
+        raise UserError(
+            f"{source}: {first} has weights of the shape {shape}, so its input is not an image"
+        )
     state = {}
     for name, blobs in arrays.items():
         for part, blob in zip(("weight", "bias"), blobs, strict=False):
@@ -157,7 +159,7 @@ def state_dict(arrays: Arrays, first: str, source: Path) -> dict[str, torch.Tens
 
 
 def main() -> None:
-    """Read, convert, write."""
+    """Convert a file."""
     parser = arguments.Parser(description=__doc__)
     parser.add_argument("source", type=Path, help=".caffemodel or .npz")
     parser.add_argument("target", type=Path, help=".pth to write")

@@ -1,4 +1,4 @@
-r"""Index images where they are, for --data.train and --data.val; nothing is unpacked.
+r"""Index images for --data.train and --data.val; they are read in place, without unpacking.
 
     python tools/index.py ilsvrc --train ILSVRC2012_img_train.tar --val ILSVRC2012_img_val.tar \
         --devkit ILSVRC2012_devkit_t12.tar.gz --out DIR    # DIR/train.parquet, DIR/val.parquet
@@ -8,9 +8,9 @@ r"""Index images where they are, for --data.train and --data.val; nothing is unp
     python tools/index.py join A.parquet B.parquet --out BOTH.parquet
     python tools/index.py mean TRAIN.parquet --out mean.npy --crop 28 --resize 28 --channels 1
 
-One pass over the headers: some thousand images a second. Members that are no decodable images are
-named and left out. A class without images keeps its label. --classes fixes which classes there are
-and in which order, for a part of a data set that lacks some.
+One pass over the headers indexes some thousand images per second. Members that are not images are
+listed and left out. A class without images keeps its label. --classes gives the classes and their
+order, for a part of a data set that lacks some of them.
 """
 
 import argparse
@@ -38,17 +38,16 @@ from pipeline.data.scan import Scan
 from pipeline.errors import UserError, exit_on_user_error, first_few
 from pipeline.runtime.files import atomic_write, check_writable, writable
 
-ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}
 _CROP_RANGE = checks.options(DataConfig)["crop"].range
 assert _CROP_RANGE is not None
 SIDE = arguments.Number(int, _CROP_RANGE)
-_BATCH_VALUES = 2**28  # of a batch's images: 1 GiB
+_BATCH_VALUES = 2**28  # numbers in a batch of images: 1 GiB
 console = Console(stderr=True, soft_wrap=True)
 
 
 @contextmanager
 def progress_bar(name: str, total: int, in_bytes: bool) -> Iterator[scan.Progress]:
-    """A bar with time left, as a callable that takes what is done so far."""
+    """A progress bar with the time left; yields a function to call with the amount done so far."""
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn(name), BarColumn(), amount, TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
@@ -74,19 +73,20 @@ def ilsvrc(options: argparse.Namespace) -> None:
                 scans[part] = scan.scan_ilsvrc_train(archive, labels, progress)
             else:
                 scans[part] = scan.scan_ilsvrc_val(archive, kit.validation_labels, progress)
-    made = {
+    indices = {
         part: NewIndex(options.out / f"{part}.parquet", rows, kit.classes, archives[part])
         for part, rows in scans.items()
     }
-    for part, one in made.items():
-        finish_scan(one, options.verify)
-        if len(one.rows) != ILSVRC_COUNTS[part] and not options.partial:
+    for part, new_index in indices.items():
+        finish_scan(new_index, options.verify)
+        expected = scan.ILSVRC_COUNTS[part]
+        if len(new_index.rows) != expected and not options.partial:
             raise UserError(
-                f"{part}: {len(one.rows):,} images, ILSVRC-2012 has {ILSVRC_COUNTS[part]:,}; "
+                f"{part}: {len(new_index.rows):,} images, ILSVRC-2012 has {expected:,}; "
                 "is the download complete? --partial accepts other counts"
             )
-    for one in made.values():
-        write(one)
+    for new_index in indices.values():
+        write(new_index)
 
 
 def folder(options: argparse.Namespace) -> None:
@@ -97,13 +97,13 @@ def folder(options: argparse.Namespace) -> None:
     total = len(scan.list_folder(root)[0]) if root.is_dir() else 0
     with progress_bar("folder", total, in_bytes=False) as progress:
         rows, classes = scan.scan_folder(root, progress, classes_option(options))
-    made = NewIndex(out, rows, classes, root)
-    finish_scan(made, options.verify)
-    write(made)
+    new_index = NewIndex(out, rows, classes, root)
+    finish_scan(new_index, options.verify)
+    write(new_index)
 
 
 def tar(options: argparse.Namespace) -> None:
-    """A tar with one folder a class."""
+    """A tar with one folder for each class."""
     if len(options.archive) > 1:
         raise UserError(
             "tar: one archive at a time; index each with the same --classes, then: "
@@ -114,33 +114,33 @@ def tar(options: argparse.Namespace) -> None:
     check_out(out)
     with progress_bar("tar", scan.file_size(archive), in_bytes=True) as progress:
         rows, classes = scan.scan_tar(archive, progress, classes_option(options))
-    made = NewIndex(out, rows, classes, archive)
-    finish_scan(made, options.verify)
-    write(made)
+    new_index = NewIndex(out, rows, classes, archive)
+    finish_scan(new_index, options.verify)
+    write(new_index)
 
 
 def classes_option(options: argparse.Namespace) -> Callable[[list[str]], Classes] | None:
-    """Reads the classes of --classes once the names of the class folders are known."""
+    """A function from the names of the class folders to the classes of --classes."""
     if options.classes is None:
         return None
     return lambda folders: read_class_list(options.classes, folders)
 
 
 def check_out(path: Path) -> None:
-    """Refuse an output that cannot be written, before the long work."""
+    """Refuse an output that cannot be written, before the scan."""
     check_writable(path)
     index.refuse_other_file(path)
 
 
 def join(options: argparse.Namespace) -> None:
-    """Several indices as one, for example of images and of adversarial examples."""
+    """Join several indices, for example of images and of adversarial examples."""
     with writable(options.out):
         number = index.join(options.indices, options.out)
     print(f"{options.out}: {number:,} images")
 
 
 def preprocessing(options: argparse.Namespace) -> DataConfig:
-    """The centre crops of `mean`, not normalised; images that do not decode are left out."""
+    """Centre crops without normalisation; images that do not decode are left out."""
     return DataConfig(
         crop_size=options.crop,
         resize_size=options.resize,
@@ -152,8 +152,8 @@ def preprocessing(options: argparse.Namespace) -> DataConfig:
 
 
 def mean(options: argparse.Namespace) -> None:
-    """The mean image of an index, for --data.mean; cropped as in evaluation, pixels in [0, 1]."""
-    import torch  # with DALI, seconds that the other commands need not wait for
+    """The mean image of an index, for --data.mean: of crops as in evaluation, pixels in [0, 1]."""
+    import torch  # torch and DALI take seconds to import, and other commands do not need them
 
     from pipeline.data import source
     from pipeline.data.batches import evaluation_specs
@@ -164,16 +164,16 @@ def mean(options: argparse.Namespace) -> None:
     check_writable(options.out)
     if options.resize < options.crop:
         raise UserError(f"--resize {options.resize} must be at least --crop, {options.crop}")
-    found = index.read(str(options.index), options.root, option="index")
-    if found.is_array.any():
-        raise UserError(f"{options.index} holds arrays, which have no mean taken from them")
+    images = index.read(str(options.index), options.root, option="index")
+    if images.is_array.any():
+        raise UserError(f"{options.index} contains arrays; a mean image is new_index of images")
     channels = options.channels
     data = preprocessing(options)
     total, done = torch.zeros((), dtype=torch.float64), 0
     size = min(250, max(1, _BATCH_VALUES // (channels * options.crop**2)))
-    specs = evaluation_specs(found, np.arange(len(found)), data, size)
-    loader = Loader(found, specs, data, torch.device("cpu"), size, source.decoding_threads(data))
-    with progress_bar("mean", len(found), in_bytes=False) as progress:
+    specs = evaluation_specs(images, np.arange(len(images)), data, size)
+    loader = Loader(images, specs, data, torch.device("cpu"), size, source.decoding_threads(data))
+    with progress_bar("mean", len(images), in_bytes=False) as progress:
         for batch in loader:
             total = total + batch.images.double().sum(dim=0)
             done += len(batch.rows)
@@ -185,20 +185,20 @@ def mean(options: argparse.Namespace) -> None:
     )
 
 
-def finish_scan(made: NewIndex, verify: bool) -> None:
-    """Decode the images if that is asked for, and name what is left out.
+def finish_scan(new_index: NewIndex, verify: bool) -> None:
+    """Decode the images if ``verify`` is set, and list the members that are left out.
 
     Raises:
         UserError: no image is left.
     """
-    if verify and len(made.rows):
-        with progress_bar("verify", len(made.rows), in_bytes=False) as progress:
-            made.verify(progress)
-    for line in made.rejected_lines():
+    if verify and len(new_index.rows):
+        with progress_bar("verify", len(new_index.rows), in_bytes=False) as progress:
+            new_index.verify(progress)
+    for line in new_index.rejected_lines():
         say(line)
-    if len(made.rows) == 0:
-        raise UserError(f"{made.source} holds no images in class folders")
-    empty = made.rows.empty_classes(made.classes)
+    if len(new_index.rows) == 0:
+        raise UserError(f"{new_index.source} contains no images in class folders")
+    empty = new_index.rows.empty_classes(new_index.classes)
     if empty:
         have = "class has" if len(empty) == 1 else "classes have"
         say(f"warning: {len(empty):,} {have} no images: {first_few(empty)}")
@@ -209,44 +209,53 @@ def say(line: str) -> None:
     console.print(line, highlight=False, markup=False)
 
 
-def write(made: NewIndex) -> None:
-    """Write one index and say what is in it."""
-    with writable(made.path):
-        made.write()
-    print(made.summary())
+def write(new_index: NewIndex) -> None:
+    """Write one index and print a summary of it."""
+    with writable(new_index.path):
+        new_index.write()
+    print(new_index.summary())
 
 
 def parser() -> arguments.Parser:
     """The command line."""
     top = arguments.Parser(description=__doc__)
     commands = top.add_subparsers(required=True, metavar="ilsvrc | folder | tar | join | mean")
-    one = commands.add_parser("ilsvrc", help=ilsvrc.__doc__)
-    one.add_argument("--train", type=Path, help="ILSVRC2012_img_train.tar, a tar of class tars")
-    one.add_argument("--val", type=Path, help="ILSVRC2012_img_val.tar, a flat tar")
-    one.add_argument(
+    ilsvrc_parser = commands.add_parser("ilsvrc", help=ilsvrc.__doc__)
+    ilsvrc_parser.add_argument(
+        "--train", type=Path, help="ILSVRC2012_img_train.tar, a tar of class tars"
+    )
+    ilsvrc_parser.add_argument("--val", type=Path, help="ILSVRC2012_img_val.tar, a flat tar")
+    ilsvrc_parser.add_argument(
         "--devkit", type=Path, required=True, help="ILSVRC2012_devkit_t12.tar.gz: the classes"
     )
-    one.add_argument("--out", type=Path, required=True, help="folder for the two indices")
-    one.add_argument("--partial", action="store_true", help="accept other counts than ILSVRC's")
-    one.set_defaults(run=ilsvrc)
-    one = commands.add_parser("folder", help=folder.__doc__)
-    one.add_argument("root", type=Path, help="folder with one folder a class")
-    one.add_argument("--out", type=Path, help="index to write (default: ROOT's name .parquet)")
-    one.set_defaults(run=folder)
-    one = commands.add_parser("tar", help=tar.__doc__)
-    one.add_argument(
-        "archive", type=Path, nargs="+", help="tar with one folder a class, not compressed"
+    ilsvrc_parser.add_argument("--out", type=Path, required=True, help="folder for the two indices")
+    ilsvrc_parser.add_argument(
+        "--partial", action="store_true", help="accept other numbers of images than ILSVRC's"
     )
-    one.add_argument("--out", type=Path, help="index to write (default: the tar's name .parquet)")
-    one.set_defaults(run=tar)
+    ilsvrc_parser.set_defaults(run=ilsvrc)
+    folder_parser = commands.add_parser("folder", help=folder.__doc__)
+    folder_parser.add_argument("root", type=Path, help="folder with one folder for each class")
+    folder_parser.add_argument(
+        "--out", type=Path, help="index to write (default: ROOT's name .parquet)"
+    )
+    folder_parser.set_defaults(run=folder)
+    tar_parser = commands.add_parser("tar", help=tar.__doc__)
+    tar_parser.add_argument(
+        "archive", type=Path, nargs="+", help="tar with one folder for each class, not compressed"
+    )
+    tar_parser.add_argument(
+        "--out", type=Path, help="index to write (default: the tar's name .parquet)"
+    )
+    tar_parser.set_defaults(run=tar)
     for name in ("folder", "tar"):
         commands.choices[name].add_argument(
             "--classes",
             type=Path,
             metavar="FILE",
-            help="the classes and their order: a text file with a class id a line (and, after a "
-            "tab or space, a name), as LOC_synset_mapping.txt; or an index. Give the index of the "
-            "training images when indexing those to evaluate on. Default: the folders, sorted",
+            help="the classes and their order: an index, or a text file with a class id on each "
+            "line (and, after a tab or space, a name), as LOC_synset_mapping.txt. Give the index "
+            "of the training images when indexing those to evaluate on. Default: the folders, "
+            "sorted",
         )
     for command in commands.choices.values():
         command.add_argument(
@@ -254,22 +263,29 @@ def parser() -> arguments.Parser:
             action="store_true",
             help="decode every image with DALI, as training does, not only its header (slow)",
         )
-    one = commands.add_parser("join", help=join.__doc__)
-    one.add_argument("indices", type=Path, nargs="+", help="indices to join, in this order")
-    one.add_argument("--out", type=Path, required=True, help="index to write")
-    one.set_defaults(run=join)
-    one = commands.add_parser("mean", help=mean.__doc__)
-    one.add_argument("index", type=Path, help="of the images to train on")
-    one.add_argument("--out", type=Path, required=True, help=".npy file to write")
-    one.add_argument("--root", help="folder of the archives or images, if they have been moved")
-    one.add_argument("--crop", type=SIDE, default=224, help="side, in pixels (%(default)s)")
-    one.add_argument(
-        "--resize", type=SIDE, default=256, help="of the shorter side, in pixels (%(default)s)"
+    join_parser = commands.add_parser("join", help=join.__doc__)
+    join_parser.add_argument("indices", type=Path, nargs="+", help="indices to join, in this order")
+    join_parser.add_argument("--out", type=Path, required=True, help="index to write")
+    join_parser.set_defaults(run=join)
+    mean_parser = commands.add_parser("mean", help=mean.__doc__)
+    mean_parser.add_argument("index", type=Path, help="index of the images to train on")
+    mean_parser.add_argument("--out", type=Path, required=True, help=".npy file to write")
+    mean_parser.add_argument(
+        "--root", help="folder of the archives or images, if they have been moved"
     )
-    one.add_argument(
+    mean_parser.add_argument(
+        "--crop", type=SIDE, default=224, help="side of the crop, in pixels (%(default)s)"
+    )
+    mean_parser.add_argument(
+        "--resize",
+        type=SIDE,
+        default=256,
+        help="length of the shorter side, in pixels (%(default)s)",
+    )
+    mean_parser.add_argument(
         "--channels", type=int, choices=(1, 3), default=3, help="1: grey (%(default)s)"
     )
-    one.set_defaults(run=mean)
+    mean_parser.set_defaults(run=mean)
     return top
 
 

@@ -1,4 +1,4 @@
-"""Write data sets that come as arrays as tars of PNGs, for tools/index.py tar.
+"""Convert data sets that are arrays into tars of PNGs, for tools/index.py tar.
 
 python tools/pack.py idx train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz --out train.tar
 python tools/pack.py cifar10 cifar-10-batches-py --out DIR    # DIR/train.tar, DIR/val.tar
@@ -16,28 +16,36 @@ from pipeline.errors import UserError, exit_on_user_error
 from pipeline.runtime.files import check_writable, writable
 
 CIFAR10_CLASSES = [
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
 ]
 
 
 def idx(options: argparse.Namespace) -> None:
-    """MNIST-like IDX files."""
+    """IDX files, as of MNIST."""
     check_writable(options.out)
     images, labels = convert.read_idx(options.images), convert.read_idx(options.labels)
-    pictures = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
-    if not pictures or labels.shape != images.shape[:1]:
+    are_images = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
+    if not are_images or labels.shape != images.shape[:1]:
         raise UserError(
             f"{options.images} has shape {images.shape} and {options.labels} {labels.shape}: "
             "expected (N, height, width) or (N, height, width, 3), and (N,)"
         )
     if images.size == 0:
-        raise UserError(f"{options.images} holds no images: its shape is {images.shape}")
+        raise UserError(f"{options.images} contains no images: its shape is {images.shape}")
     write(options.out, images, labels, [str(k) for k in range(int(labels.max()) + 1)])
 
 
 def cifar10(options: argparse.Namespace) -> None:
-    """CIFAR-10's python batches."""
+    """The Python version of CIFAR-10."""
     parts = {"train": [f"data_batch_{k}" for k in range(1, 6)], "val": ["test_batch"]}
     for part in parts:
         check_writable(options.out / f"{part}.tar")
@@ -48,10 +56,10 @@ def cifar10(options: argparse.Namespace) -> None:
 
 
 def write(path: Path, images: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
-    """Write one tar and say so."""
-    shown = track(images, f"{path}", total=len(images), transient=True)
+    """Write one tar and print its name."""
+    with_progress = track(images, f"{path}", total=len(images), transient=True)
     with writable(path):
-        count = convert.write_tar(path, shown, labels.tolist(), classes)
+        count = convert.write_tar(path, with_progress, labels.tolist(), classes)
     print(f"{path}: {count:,} images; next: python tools/index.py tar {path}")
 
 
@@ -59,15 +67,17 @@ def parser() -> arguments.Parser:
     """The command line."""
     top = arguments.Parser(description=__doc__)
     commands = top.add_subparsers(required=True, metavar="idx | cifar10")
-    one = commands.add_parser("idx", help=idx.__doc__)
-    one.add_argument("images", type=Path, help="IDX file of images, plain or .gz")
-    one.add_argument("labels", type=Path, help="IDX file of labels, plain or .gz")
-    one.add_argument("--out", type=Path, required=True, help="tar to write")
-    one.set_defaults(run=idx)
-    one = commands.add_parser("cifar10", help=cifar10.__doc__)
-    one.add_argument("folder", type=Path, help="cifar-10-batches-py, unpacked")
-    one.add_argument("--out", type=Path, required=True, help="folder for train.tar and val.tar")
-    one.set_defaults(run=cifar10)
+    idx_parser = commands.add_parser("idx", help=idx.__doc__)
+    idx_parser.add_argument("images", type=Path, help="IDX file of images, plain or .gz")
+    idx_parser.add_argument("labels", type=Path, help="IDX file of labels, plain or .gz")
+    idx_parser.add_argument("--out", type=Path, required=True, help="tar to write")
+    idx_parser.set_defaults(run=idx)
+    cifar10_parser = commands.add_parser("cifar10", help=cifar10.__doc__)
+    cifar10_parser.add_argument("folder", type=Path, help="cifar-10-batches-py, unpacked")
+    cifar10_parser.add_argument(
+        "--out", type=Path, required=True, help="folder for train.tar and val.tar"
+    )
+    cifar10_parser.set_defaults(run=cifar10)
     return top
 
 

@@ -1,4 +1,4 @@
-"""Join the shards of an evaluation; make tables and figures of runs.
+"""Merge the shards of an evaluation; make tables and figures of runs.
 
     python tools/report.py merge runs/r18    # summary.json, samples.parquet, ...
     python tools/report.py table "ResNet-18:Reference=runs/ref" "ResNet-18:Deep Defense=runs/dd"
@@ -6,9 +6,9 @@
     python tools/report.py figures sweep runs/c5 runs/c10 runs/c15 --by regularizer.lam --out fig3
     python tools/report.py figures ratios before=runs/ref after=runs/dd --out ratios
     python tools/report.py figures sheet runs/dd --out sheet
-    python tools/report.py chain runs/r18    # all of these, of what launchers/chain.py made
+    python tools/report.py chain runs/r18    # tables and figures of a run of launchers/chain.py
 
-A run is a folder of pipeline/finetune.py or pipeline/evaluate.py, with or without a label.
+A run is a folder that pipeline/finetune.py or pipeline/evaluate.py wrote; its label is optional.
 """
 
 import argparse
@@ -30,62 +30,70 @@ def parser() -> arguments.Parser:
     """The command line."""
     top = arguments.Parser(description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    joined = commands.add_parser("merge", help="join the shards of an evaluation")
-    joined.add_argument("folder", type=Path, help="the OUTPUT that the shards were given")
-    joined.add_argument(
-        "--partial", action="store_true", help="although images are missing; the summary says so"
+    merge_parser = commands.add_parser("merge", help="merge the shards of an evaluation")
+    merge_parser.add_argument("folder", type=Path, help="OUTPUT of the shards")
+    merge_parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="also if images are missing; the summary has their number",
     )
-    listed = commands.add_parser("table", help="in the shape of the paper's Table 1")
-    listed.add_argument("runs", nargs="+", metavar="[NETWORK:METHOD=]FOLDER")
-    listed.add_argument("--format", choices=table.FORMATS, default="markdown", help="(%(default)s)")
-    listed.add_argument(
+    table_parser = commands.add_parser("table", help="a table like the paper's Table 1")
+    table_parser.add_argument("runs", nargs="+", metavar="[NETWORK:METHOD=]FOLDER")
+    table_parser.add_argument(
+        "--format", choices=table.FORMATS, default="markdown", help="(%(default)s)"
+    )
+    table_parser.add_argument(
         "--eps-ref",
         type=arguments.Number(float, Range(above=0)),
-        help="for every row (default: the one that a network's runs were evaluated at, or that of "
-        "its last run that searched for one: put the Deep Defense model last)",
+        help="eps_ref of every row (default: the one that a network's runs were evaluated at, or "
+        "that of its last run that searched for one: put the Deep Defense model last)",
     )
-    listed.add_argument("--out", type=Path, help="file to write (default: print)")
-    drawn = commands.add_parser("figures", help="PNG and SVG")
-    drawn.add_argument(
+    table_parser.add_argument("--out", type=Path, help="file to write (default: print)")
+    figures_parser = commands.add_parser("figures", help="figures as PNG and SVG")
+    figures_parser.add_argument(
         "kind",
         choices=FIGURES,
         help="epochs: accuracy and rho2 by epoch (Figure 2); sweep: accuracy against rho2 "
         "(Figures 3 and 4); ratios: distribution of per-image ratios; sheet: images, "
         "perturbations and perturbed images",
     )
-    drawn.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER")
-    drawn.add_argument("--out", type=Path, required=True, help="path without .png and .svg")
-    drawn.add_argument(
+    figures_parser.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER")
+    figures_parser.add_argument(
+        "--out", type=Path, required=True, help="path without .png and .svg"
+    )
+    figures_parser.add_argument(
         "--by",
         default="regularizer.lam",
-        help="sweep: option with a line for each value, or label (%(default)s)",
+        help="sweep: option with a line for each of its values, or label (%(default)s)",
     )
-    drawn.add_argument(
+    figures_parser.add_argument(
         "--along",
         default="regularizer.c",
         help="sweep: option whose values are the points of a line (%(default)s)",
     )
-    whole = commands.add_parser("chain", help="tables and figures of a run, before and after")
-    whole.add_argument("folder", type=Path, help="the OUTPUT of launchers/chain.py")
+    chain_parser = commands.add_parser(
+        "chain", help="tables and figures of a run, before and after"
+    )
+    chain_parser.add_argument("folder", type=Path, help="the OUTPUT of launchers/chain.py")
     return top
 
 
-def join(options: argparse.Namespace) -> None:
-    """``merge``."""
+def merge_shards(options: argparse.Namespace) -> None:
+    """The command ``merge``."""
     merged = merge.merge_shards(options.folder)
     if not merged.complete and not options.partial:
         raise UserError(
-            f"{options.folder}: {merged.missing_message()}; run what is missing again with the "
-            "same command, or join what there is with --partial"
+            f"{options.folder}: {merged.missing_message()}; run the shards again with the "
+            "same command, or merge the results so far with --partial"
         )
     print(format_summary(write_outputs(options.folder, merged)))
 
 
 def tabulate(options: argparse.Namespace) -> None:
-    """``table``."""
-    found = [runs.named(argument) for argument in options.runs]
-    table.warn_of_differences(found)
-    text = table.FORMATS[options.format](table.rows_of(found, options.eps_ref))
+    """The command ``table``."""
+    selected = [runs.run_of_argument(argument) for argument in options.runs]
+    table.warn_of_differences(selected)
+    text = table.FORMATS[options.format](table.rows_of(selected, options.eps_ref))
     if options.out is None:
         sys.stdout.write(text)
         return
@@ -94,29 +102,30 @@ def tabulate(options: argparse.Namespace) -> None:
 
 
 def draw(options: argparse.Namespace) -> None:
-    """``figures``."""
-    found = [runs.named(argument) for argument in options.runs]
+    """The command ``figures``."""
+    selected = [runs.run_of_argument(argument) for argument in options.runs]
     if options.kind == "sheet":
-        if len(found) > 1:
-            raise UserError("a sheet is drawn of one run")
-        figure = figures.sheet(found[0])
+        if len(selected) > 1:
+            raise UserError("a sheet shows one run")
+        figure = figures.sheet(selected[0])
     elif options.kind == "sweep":
-        figure = figures.sweep(found, options.by, options.along)
+        figure = figures.sweep(selected, options.by, options.along)
+    elif options.kind == "epochs":
+        figure = figures.epochs(selected)
     else:
-        if options.kind == "ratios":
-            table.warn_of_data_sets(found)
-        figure = {"epochs": figures.epochs, "ratios": figures.ratios}[options.kind](found)
+        table.warn_of_data_sets(selected)
+        figure = figures.ratios(selected)
     print(*figures.save(figure, options.out), sep="\n")
 
 
 def report(options: argparse.Namespace) -> None:
-    """``chain``."""
+    """The command ``chain``."""
     page = chain_report.write(options.folder)
     print((page.parent / "table.md").read_text())
     print(page)
 
 
-COMMANDS = {"merge": join, "table": tabulate, "figures": draw, "chain": report}
+COMMANDS = {"merge": merge_shards, "table": tabulate, "figures": draw, "chain": report}
 
 if __name__ == "__main__":
     args = parser().parse_args()

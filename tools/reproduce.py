@@ -1,4 +1,4 @@
-r"""The paper's experiments: every method of Table 1 on one net, and Figures 2 to 4, by one command.
+r"""Repeat the paper's experiments: every method of Table 1 on one net, and Figures 2 to 4.
 
     python tools/reproduce.py mnist_mlp --data DIR --seeds 0 1 2 --max-parallel 2
     python tools/reproduce.py mnist_lenet --data DIR --figure 3
@@ -6,11 +6,11 @@ r"""The paper's experiments: every method of Table 1 on one net, and Figures 2 t
         --gpus-per-node 8 --partition P --time 24h
     python tools/reproduce.py mnist_mlp --output runs/longer -- --train.epochs 20
 
-It makes what is missing: indices and mean image from the downloads in DIR, the reference net, its
+Makes what is missing: indices and mean image from the downloads in DIR, the reference net, its
 DeepFool examples, a fine-tuning for each method, their evaluations, and OUTPUT/report with the
 table (the paper's numbers beside ours), the figures and CSV files. The same command resumes an
-interrupted run. On this machine --max-parallel runs go side by side (1), each in --tasks-per-node
-ranks. What follows -- are options of pipeline/finetune.py for every run.
+interrupted run. On this machine --max-parallel runs (1) run at the same time, each on
+--tasks-per-node ranks. Options of pipeline/finetune.py for every run follow after --.
 """
 
 import argparse
@@ -36,56 +36,61 @@ def parser() -> arguments.Parser:
     top = arguments.Parser(description=__doc__)
     top.add_argument("experiment", choices=EXPERIMENTS)
     top.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder of the downloads, or one above them"
+        "--data", type=Path, metavar="DIR", help="folder that contains the downloads, at any depth"
     )
     top.add_argument(
         "--output", type=Path, help="folder of all runs (default: runs/reproduce/EXPERIMENT)"
     )
     top.add_argument("--seeds", type=arguments.SEED, nargs="+", default=[0], help="(0)")
     top.add_argument(
-        "--methods", nargs="+", metavar="METHOD", help="only these (default: all; see --dry-run)"
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="only these methods (default: all; --dry-run lists them)",
     )
     top.add_argument(
         "--figure",
         type=int,
         choices=(2, 3, 4),
-        help="only the runs of this figure, of the first seed: 2 by epoch (with the table, too), 3 "
-        "lambda by c, 4 layers by c",
+        help="only the runs of this figure, for the first seed: 2 by epoch (the table's report has "
+        "it too), 3 lambda and c, 4 layers and c",
     )
-    top.add_argument("--weights", help="of the reference, in place of the experiment's own")
+    top.add_argument("--weights", help="weights of the reference, instead of the experiment's own")
     top.add_argument(
-        "--dry-run", action="store_true", help="list the runs with their estimated time here"
+        "--dry-run",
+        action="store_true",
+        help="list the runs with their estimated time on this machine",
     )
     options.add_resources(top)
     top.set_defaults(cluster="local", max_parallel=None)
     return top
 
 
-def plan(asked: argparse.Namespace, output: Path, words: list[str]) -> list[PlannedRun]:
-    """The units that are asked for.
+def plan(args: argparse.Namespace, output: Path, run_argv: list[str]) -> list[PlannedRun]:
+    """The runs that the options ask for.
 
     Raises:
         UserError: there is no such method or figure.
     """
-    experiment: Experiment = EXPERIMENTS[asked.experiment]
-    planner = Planner(experiment, output, words, asked.weights)
-    known = [method.name for method in experiment.methods]
-    names = asked.methods or known
-    unknown = sorted(set(names) - set(known))
+    experiment: Experiment = EXPERIMENTS[args.experiment]
+    planner = Planner(experiment, output, run_argv, args.weights)
+    names = [method.name for method in experiment.methods]
+    methods = args.methods or names
+    unknown = sorted(set(methods) - set(names))
     if unknown:
-        raise UserError(f"--methods: no {', '.join(unknown)}; there are {', '.join(known)}")
-    if asked.figure is None:
-        return planner.table(asked.seeds, names)
-    if asked.figure == 2:
-        return planner.histories(asked.seeds[0], names)
-    return planner.sweep(asked.seeds[0], asked.figure)
+        raise UserError(f"--methods: no {', '.join(unknown)}; there are {', '.join(names)}")
+    if args.figure is None:
+        return planner.table(args.seeds, methods)
+    if args.figure == 2:
+        return planner.histories(args.seeds[0], methods)
+    return planner.sweep(args.seeds[0], args.figure)
 
 
 def check_weights(weights: str | None) -> None:
-    """Refuse a file of weights that is not there.
+    """Refuse a file of weights that does not exist.
 
     Raises:
-        UserError: it is not; says where weights come from.
+        UserError: says how to make it.
     """
     if weights is not None and weights.endswith(".pth") and not Path(weights).exists():
         raise UserError(
@@ -95,48 +100,52 @@ def check_weights(weights: str | None) -> None:
 
 
 def show(
-    units: list[PlannedRun], done: set[str], seconds: dict[str, float], ranks: int, at_once: int
+    planned_runs: list[PlannedRun],
+    done: set[str],
+    seconds: dict[str, float],
+    ranks: int,
+    at_once: int,
 ) -> None:
-    """The runs, in an order in which they can run, with what they will take."""
-    listed = Table("run", "state", "estimate", box=None)
-    for unit in units:
-        state = "done" if unit.name in done else ""
-        time = "" if unit.name in done else run.duration(seconds[unit.name])
-        listed.add_row(unit.name, state, time)
-    Console(soft_wrap=True).print(listed)
-    left = sum(seconds[unit.name] for unit in units if unit.name not in done)
-    print(f"about {run.duration(left / at_once)} here, {at_once} at once, {ranks} rank(s) each")
+    """Print the runs with their estimated time, in an order in which they can run."""
+    listing = Table("run", "state", "estimate", box=None)
+    seconds_left = 0.0
+    for planned in planned_runs:
+        if planned.name in done:
+            listing.add_row(planned.name, "done", "")
+        else:
+            listing.add_row(planned.name, "", run.duration(seconds[planned.name]))
+            seconds_left += seconds[planned.name]
+    Console(soft_wrap=True).print(listing)
+    total = run.duration(seconds_left / at_once)
+    print(f"about {total} on this machine, {at_once} at a time, {ranks} rank(s) each")
 
 
-def command_of(asked: argparse.Namespace, words: list[str]) -> str:
-    """The command that gives the same numbers elsewhere."""
-    chosen = {
-        "seeds": asked.seeds,
-        "methods": asked.methods or [],
-        "figure": [asked.figure],
-        "weights": [asked.weights],
-        "tasks-per-node": [asked.tasks_per_node],
+def command_of(args: argparse.Namespace, run_argv: list[str]) -> str:
+    """The command that gives the same numbers on another machine."""
+    options_with_values = {
+        "--seeds": args.seeds,
+        "--methods": args.methods,
+        "--figure": [args.figure],
+        "--weights": [args.weights],
+        "--tasks-per-node": [args.tasks_per_node],
     }
-    given = [
-        word
-        for name, values in chosen.items()
-        if any(value is not None for value in values)
-        for word in (f"--{name}", *map(str, values))
-    ]
-    more = ["--", *words] if words else []
-    return shlex.join(
-        ["python", "tools/reproduce.py", asked.experiment, "--data", "DIR", *given, *more]
-    )
+    command = ["python", "tools/reproduce.py", args.experiment, "--data", "DIR"]
+    for name, values in options_with_values.items():
+        if values and values != [None]:
+            command += [name, *(str(value) for value in values)]
+    if run_argv:
+        command += ["--", *run_argv]
+    return shlex.join(command)
 
 
-def here(
+def run_here(
     experiment: Experiment, output: Path, todo: list[PlannedRun], resources: Resources
 ) -> None:
-    """Run the units on this machine.
+    """Run on this machine.
 
     Raises:
-        SystemExit: Ctrl-C; all is saved.
-        UserError: some failed.
+        SystemExit: after Ctrl-C; the runs have saved.
+        UserError: some runs failed.
     """
     ranks, at_once = resources.tasks_per_node, resources.max_parallel
     seconds = estimate.RuntimeEstimator(experiment, output / "data", ranks, at_once).seconds(todo)
@@ -149,41 +158,46 @@ def here(
 
 def main() -> None:
     """Plan, make the data, run, report."""
-    mine, words = options.split(sys.argv[1:])
-    asked = parser().parse_args(mine)
+    own_argv, run_argv = options.split(sys.argv[1:])
+    args = parser().parse_args(own_argv)
     with exit_on_user_error():
-        experiment = EXPERIMENTS[asked.experiment]
-        output = (asked.output or Path("runs/reproduce") / experiment.name).absolute()
+        experiment = EXPERIMENTS[args.experiment]
+        output = (args.output or Path("runs/reproduce") / experiment.name).absolute()
         check_writable(output / "report" / "report.md", "give another --output")
-        asked.max_parallel = asked.max_parallel or (256 if asked.cluster == "slurm" else 1)
-        resources = options.resources(asked)
-        if asked.data is not None and not asked.data.is_dir():
-            raise UserError(f"--data: no folder {asked.data}")
-        units = plan(asked, output, words)
-        done = {unit.name for unit in units if unit.done()}
-        todo = [unit for unit in units if unit.name not in done]
-        if asked.dry_run:
-            print("timing a few steps of each kind here; minutes for large nets", file=sys.stderr)
-            slurm = resources.cluster == "slurm"  # whose machines are not this one
+        args.at_once = args.at_once or (256 if args.cluster == "slurm" else 1)
+        resources = options.resources(args)
+        if args.data is not None and not args.data.is_dir():
+            raise UserError(f"--data: no folder {args.data}")
+        planned_runs = plan(args, output, run_argv)
+        done = {planned.name for planned in planned_runs if planned.done()}
+        todo = [planned for planned in planned_runs if planned.name not in done]
+        if args.dry_run:
+            message = "timing a few steps of each kind on this machine; large nets take minutes"
+            print(message, file=sys.stderr)
+            slurm = (
+                resources.cluster == "slurm"
+            )  # its machines may be faster or slower than this one
             ranks, at_once = (1, 1) if slurm else (resources.tasks_per_node, resources.max_parallel)
             seconds = estimate.RuntimeEstimator(
                 experiment, output / "data", ranks, at_once
-            ).seconds(units)
-            show(units, done, seconds, ranks, at_once)
+            ).seconds(planned_runs)
+            show(planned_runs, done, seconds, ranks, at_once)
             return
-        check_weights(asked.weights or experiment.weights)
-        data.prepare(experiment.data, asked.data, output / "data")
+        check_weights(args.weights or experiment.weights)
+        data.prepare(experiment.data, args.data, output / "data")
         if todo and resources.cluster == "slurm":
             jobs = run.on_slurm(output, todo, resources)
             print(f"progress: python launchers/jobs.py --watch {shlex.quote(str(output))}")
-            if not asked.wait:
-                print("the same command again, once they have ended, writes the report")
+            if not args.wait:
+                print("once the jobs have ended, the same command writes the report")
                 return
             submit.follow(jobs, resources, wait=True)
         elif todo:
-            here(experiment, output, todo, resources)
-        command = command_of(asked, words)
-        page = report.write(experiment, output, asked.seeds, units, command, asked.figure)
+            run_here(experiment, output, todo, resources)
+        command = command_of(args, run_argv)
+        page = report.Report(
+            experiment, output, args.seeds, planned_runs, command, args.figure
+        ).write()
         print(page.read_text())
         print(page)
 

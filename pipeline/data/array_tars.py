@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.index import FLOAT32_ARRAY, Index, write
+from pipeline.data.tar_members import append_member
 from pipeline.errors import UserError
 from pipeline.runtime.files import name_in_errors
 
@@ -61,11 +62,8 @@ class Appender:
         """Store the array of a row, as float32."""
         content = io.BytesIO()
         np.save(content, np.ascontiguousarray(values, dtype=np.float32), allow_pickle=False)
-        member = tarfile.TarInfo(f"{row}.npy")
-        member.size = content.tell()
-        content.seek(0)
         with name_in_errors(self._path):
-            self._tar.addfile(member, content)
+            append_member(self._tar, f"{row}.npy", content.getvalue())
 
     def flush(self) -> None:
         """Pass all written bytes to the operating system."""

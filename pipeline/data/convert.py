@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.data.tar_members import append_member
 from pipeline.errors import UserError, first_line
 from pipeline.runtime.files import atomic_write
 
@@ -115,10 +116,7 @@ def write_tar(
         for number, (image, label) in enumerate(zip(images, labels, strict=True), 1):
             png = io.BytesIO()
             Image.fromarray(image).save(png, "PNG")
-            member = tarfile.TarInfo(f"{class_names[label]}/{number - 1:06d}.png")
-            member.size = png.tell()
-            png.seek(0)
-            archive.addfile(member, png)
+            append_member(archive, f"{class_names[label]}/{number - 1:06d}.png", png.getvalue())
             empty.discard(label)
             progress(number)
         for label in sorted(empty):  # an empty folder keeps the labels of the others unchanged

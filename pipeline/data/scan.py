@@ -22,6 +22,7 @@ from pipeline.errors import UserError, first_few, warn
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 Progress = Callable[[int], None]
+ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC-2012
 
 
 def scan_ilsvrc_train(

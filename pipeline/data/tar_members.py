@@ -1,5 +1,6 @@
-"""Members of a tar, from one pass over its headers."""
+"""Members of a tar: read by one pass over its headers, or appended."""
 
+import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,13 @@ def tar_members(
                     raise tarfile.ReadError(f"no member header at byte {archive.offset:,}")
     except (tarfile.TarError, OSError) as error:
         raise UserError(_unreadable_message(path, error)) from None
+
+
+def append_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a file; the same name and content give the same bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
 
 
 def _unreadable_message(path: Path, error: Exception) -> str:

@@ -1,1 +1,1 @@
-"""Measuring accuracy and rho2, sharded over images, and joining the shards."""
+"""Measures accuracy and rho2, sharded over images, and merges the shards."""

@@ -1,4 +1,4 @@
-"""Whether two measurements of one image agree, as far as they can on their machines."""
+"""Checks that two measurements of one image agree, within the accuracy of their machines."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _FP32_EPSILON = 2.0**-23
 
 
 def allowed_difference(manifests: list[Manifest]) -> float:
-    """By how much two measurements of an image's logits and gradients may differ, relative."""
+    """The relative difference that two measurements of logits and gradients may have."""
     kernels = [manifest.about.get("kernels") for manifest in manifests]
     same_kernels = all(other == kernels[0] for other in kernels)
     differences = [manifest.batch_difference for manifest in manifests]
@@ -26,10 +26,14 @@ def check_agreement(one: Row, two: Row, path: Path, difference: float) -> None:
     """Compare two measurements of one image.
 
     Args:
-        one, two: lines of results.
-        path: the second one's file.
-        difference: of logits and gradients, which results enlarge. Unless it is 0, the attack may
-            have taken another step, so that its counts and classes are not compared.
+        one: a line of results.
+        two: another line, of the same image.
+        path: the file of ``two``, for messages.
+        difference: allowed relative difference of logits and gradients; the attack amplifies it.
+            Unless it is 0, the attack may have taken other steps, so only floats are compared.
+
+    Raises:
+        UserError: the measurements disagree.
     """
     limits = {
         "rtol": relative_tolerance(difference),

@@ -1,7 +1,7 @@
-"""The space that is attacked and in which norms are taken.
+"""The space in which images are perturbed and norms are measured.
 
-In: a net and the options of data and evaluation. Out: the view and the data options of that
-space. In `pixels` the normalisation moves from the loader into the net; nothing else changes.
+In: a net and the options of data and evaluation. Out: the attack view and the data options of that
+space. For `pixels`, the normalisation moves from the loader into the net; nothing else changes.
 """
 
 from dataclasses import replace
@@ -42,7 +42,7 @@ def data_options(data: DataConfig, evaluation: EvaluationConfig) -> DataConfig:
 def attack_view_of(
     net: nn.Module, data: DataConfig, evaluation: EvaluationConfig, device: torch.device
 ) -> AttackView:
-    """The net as it is attacked in that space, an image's results the same in any batch."""
+    """The view of the net in that space; its batches are large enough for reproducible results."""
     size = images_at_once(evaluation.batch_size, device)
     smallest = min_batch_size(size, device)
     if evaluation.space == "input":

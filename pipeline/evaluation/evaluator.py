@@ -1,7 +1,7 @@
-"""The pool of images in flight: from batches to samples, however many iterations each needs.
+"""From batches of images to samples, with a pool of unfinished images.
 
-In: batches of images. Out: `Samples` of those that have finished. Every image starts with one
-clean forward pass; those that DeepFool has not finished wait in a pool until they fill a batch.
+In: batches of images. Out: `Samples` of those that have finished. Every image starts with one clean
+forward pass; images that need more iterations of DeepFool wait in a pool until they fill a batch.
 """
 
 import sys
@@ -37,15 +37,15 @@ class Finished(NamedTuple):
 class _FirstPass(NamedTuple):
     """A part of a batch after its clean forward pass and first iteration."""
 
-    samples: Samples  # of all its images, without a perturbation yet
+    samples: Samples  # of all its images; the columns of the perturbation are not filled yet
     iteration: IterationResult
 
 
 class Evaluator:
     """Takes batches and yields samples as they finish.
 
-    Unfinished samples of any batch wait in a pool until they fill a batch, so that the net gets
-    full batches in every iteration. When memory runs out, batches are halved.
+    Because unfinished images of all batches share a pool, the net gets full batches in every
+    iteration. When memory runs out, the batch size is halved.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Evaluator:
             view: the net.
             config: what to measure.
             size: images per forward pass.
-            examples: rows whose perturbations are kept.
+            examples: rows whose perturbations are returned as well.
         """
         self.view, self.config, self.at_once = view, config, size
         self._attack = config.attack
@@ -66,7 +66,7 @@ class Evaluator:
         self._unfinished = Samples.empty(len(config.fgs.measured))
 
     def add_batch(self, batch: Batch) -> Iterator[Finished]:
-        """Add a batch; yields images that finish meanwhile, of this batch or of earlier ones."""
+        """Add a batch; yields the images that finish, of this batch or of earlier ones."""
         first_passes = self._in_parts(len(batch.rows), lambda part: self._first_pass(batch, part))
         for first in first_passes:
             self._unfinished = Samples.concat([self._unfinished, first.samples])
@@ -80,11 +80,10 @@ class Evaluator:
             yield from self._advance_pool()
 
     def _num_waiting(self) -> int:
-        return sum(map(len, self._pool))
+        return sum(len(state) for state in self._pool)
 
     def _first_pass(self, batch: Batch, part: slice) -> _FirstPass:
-        """Everything that the clean forward pass gives, and DeepFool's first iteration, which
-        shares its graph."""
+        """The clean forward pass, what is computed from it, and DeepFool's first iteration."""
         images, labels = upcast(batch.images[part]), batch.labels[part]
         forward = self.view.forward_with_grad(images)
         logits = forward.logits.detach()
@@ -105,7 +104,7 @@ class Evaluator:
             fgs_eps=fgs_eps,
         )
         columns |= {"row": batch.rows[part], "fgs_correct": after_fgs.cpu().numpy()}
-        return _FirstPass(Samples.of_columns(columns, after_fgs.shape[1]), iteration)
+        return _FirstPass(Samples.from_dict(columns, after_fgs.shape[1]), iteration)
 
     def _fgs(
         self, images: Tensor, labels: Tensor, logits: Tensor, direction: FgsDirection | None
@@ -121,7 +120,7 @@ class Evaluator:
         return after_fgs, eps
 
     def _advance_pool(self) -> Iterator[Finished]:
-        """One iteration of the samples that have waited longest, as many as fill a batch."""
+        """One iteration for a batch of the images that have waited longest."""
         pool = AttackState.join(self._pool)
         first, rest = pool.take(slice(self.at_once)), pool.take(slice(self.at_once, None))
         self._pool = [rest] if len(rest) else []
@@ -132,7 +131,7 @@ class Evaluator:
             yield self._split_finished(iteration)
 
     def _split_finished(self, done: IterationResult) -> Finished:
-        """Results of the samples that have finished; the others go back into the pool."""
+        """Results of the images that have finished; the others go back into the pool."""
         last = done.state.iteration >= self._attack.max_iterations
         ended = done.ended | last
         unfinished = (~ended).nonzero().squeeze(1)
@@ -163,13 +162,18 @@ class Evaluator:
         for position, row in enumerate(running.key.tolist()):
             if row in self._example_rows:
                 at = int(np.searchsorted(samples.row, row))
-                image, change = (v[position].float().cpu().numpy() for v in (running.images, delta))
-                before, after = int(samples.prediction[at]), int(samples.adversarial[at])
-                examples.append(Example(row, image, change, before, after))
+                example = Example(
+                    row,
+                    image=running.images[position].float().cpu().numpy(),
+                    delta=delta[position].float().cpu().numpy(),
+                    before=int(samples.prediction[at]),
+                    after=int(samples.adversarial[at]),
+                )
+                examples.append(example)
         return examples
 
     def _in_parts(self, total: int, work: Callable[[slice], Result]) -> Iterator[Result]:
-        """Apply ``work`` to consecutive parts; to smaller ones after memory has run out."""
+        """Apply ``work`` to consecutive parts, which become smaller when memory runs out."""
         begin = 0
         while begin < total:
             part = slice(begin, min(begin + self.at_once, total))
@@ -188,13 +192,16 @@ class Evaluator:
     def _halve(self, tried: int) -> None:
         """Halve the batch size.
 
+        Args:
+            tried: the number of images that did not fit in memory.
+
         Raises:
             UserError: one image does not fit.
         """
         if tried == 1:
             raise UserError(
-                "out of memory with one image in the net; use a smaller net or data.crop, or a "
-                "machine with more memory"
+                "out of memory with one image in the net; use a smaller net or data.crop_size, or "
+                "a machine with more memory"
             )
         self.at_once = tried // 2
         self.view = self.view.with_min_batch_size(min(self.view.min_batch_size, self.at_once))
@@ -208,6 +215,6 @@ class Evaluator:
 
 
 def _to_numpy(**columns: Tensor) -> dict[str, np.ndarray]:
-    """One transfer from the device for all columns (N,), as float64."""
+    """Columns (N,) as float64, copied from the device in one transfer."""
     values = torch.stack([column.double() for column in columns.values()]).cpu().numpy()
     return dict(zip(columns, values, strict=True))

@@ -1,12 +1,13 @@
-"""manifest.json: what the results of a shard are of."""
+"""manifest.json: which evaluation the results of a shard belong to."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.parse import differences
 from pipeline.errors import UserError
+from pipeline.evaluation.protocol import Preprocessing, Protocol
 from pipeline.runtime.json_checks import (
     LIST,
     NOTHING,
@@ -15,42 +16,61 @@ from pipeline.runtime.json_checks import (
     TEXT,
     WHOLE_NUMBER,
     Kinds,
+    check_object,
     lacking,
 )
 
-_IDENTITY: Kinds = {
+IDENTITY_KINDS: Kinds = {
+    **dict.fromkeys(("model", "weights", "index"), TEXT),
     "num_indexed": WHOLE_NUMBER,
     "num_images": WHOLE_NUMBER + NOTHING,
     "input": OBJECT,
     "definition": OBJECT,
 }
-_INPUT: Kinds = {
-    **dict.fromkeys(("crop", "resize", "channels"), WHOLE_NUMBER),
-    "mean": LIST + TEXT,
-    "std": LIST,
-}
-_DEFINITION: Kinds = {
-    **dict.fromkeys(("norm", "space", "precision"), TEXT),
-    **dict.fromkeys(("num_candidates", "max_iterations"), WHOLE_NUMBER),
-    "overshoot": NUMBER,
-    "fgs": OBJECT + NOTHING,
-}
-_ABOUT: Kinds = {"batch_difference": NUMBER, "kernels": OBJECT}
-_ABOUT_DEFAULTS = {"batch_difference": 0.0, "kernels": {}}  # of manifests of older versions
-_FGS: Kinds = {"eps": LIST, "reference": NUMBER + NOTHING, "search": (bool,)}
+_ABOUT_KINDS: Kinds = {"class_names": LIST, "batch_difference": NUMBER, "kernels": OBJECT}
+_ABOUT_DEFAULTS = {"batch_difference": 0.0, "kernels": {}}  # manifests of older versions lack them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What was evaluated and how: equal in all shards of an evaluation."""
+
+    model: str
+    weights: str  # hash of the weights
+    index: str  # hash of the index
+    num_indexed: int
+    num_images: int | None  # evaluated, evenly spaced in the index; None: all
+    input: Preprocessing
+    protocol: Protocol
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored in manifest.json, summary.json and samples.parquet."""
+        values = asdict(self)
+        del values["protocol"]
+        return {**values, "input": self.input.to_dict(), "definition": self.protocol.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Identity":
+        """From the values of a file.
+
+        Raises:
+            ValueError: a phrase that says what is wrong with them.
+        """
+        check_object(values, IDENTITY_KINDS)
+        plain = {name: values[name] for name in values if name not in ("input", "definition")}
+        return cls(
+            **plain,
+            input=Preprocessing.from_dict(values["input"]),
+            protocol=Protocol.from_dict(values["definition"]),
+        )
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a shard's results are of."""
+    """Which evaluation a shard's results belong to."""
 
-    identity: dict[str, Any]  # equal in all shards of an evaluation
-    about: dict[str, Any]  # what else a report needs to know: names of classes, the index's path
-
-    @property
-    def num_eps(self) -> int:
-        """Columns of `Samples.fgs_correct`."""
-        return num_eps(self.identity)
+    identity: Identity
+    about: dict[str, Any]  # not compared: names of classes, the index's path, the machine's kernels
 
     @property
     def batch_difference(self) -> float:
@@ -58,26 +78,26 @@ class Manifest:
         return self.about.get("batch_difference", 0.0)
 
     def differences(self, other: "Manifest") -> str:
-        """Where the identities differ, as ``what: mine -> theirs``; empty if nowhere."""
-        return "; ".join(differences(self.identity, other.identity, ()))
+        """How another identity differs, as ``key: this -> other``; empty if it is equal."""
+        return "; ".join(differences(self.identity.to_dict(), other.identity.to_dict(), ()))
 
+    def to_dict(self) -> dict[str, Any]:
+        """As stored in manifest.json."""
+        return {"identity": self.identity.to_dict(), "about": self.about}
 
-def num_eps(identity: dict[str, Any]) -> int:
-    """At how many eps the accuracy after FGS was measured."""
-    fgs = identity["definition"]["fgs"]
-    return len(fgs["eps"]) if fgs else 0
+    @classmethod
+    def from_dict(cls, values: Any) -> "Manifest":
+        """From the values of a file.
 
-
-def identity_problem(identity: Any) -> str:
-    """What an identity lacks, as a phrase to follow the file's name; empty if nothing."""
-    problem = (
-        lacking(identity, _IDENTITY)
-        or lacking(identity["input"], _INPUT)
-        or lacking(identity["definition"], _DEFINITION)
-    )
-    if problem or not identity["definition"]["fgs"]:
-        return problem
-    return lacking(identity["definition"]["fgs"], _FGS)
+        Raises:
+            ValueError: a phrase that says what is wrong with them.
+        """
+        check_object(values, {"identity": OBJECT, "about": OBJECT})
+        identity = Identity.from_dict(values["identity"])
+        problem = lacking({**_ABOUT_DEFAULTS, **values["about"]}, _ABOUT_KINDS)
+        if problem:
+            raise ValueError(problem)
+        return cls(identity, values["about"])
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -86,15 +106,12 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         UserError: it is damaged.
     """
-    values: dict[str, Any] = {}
+    remedy = "move its folder away and evaluate again"
     try:
         values = json.loads(path.read_text())
-        problem = lacking(values, {"identity": OBJECT, "about": OBJECT})
-        problem = problem or identity_problem(values["identity"])
-        problem = problem or lacking(values["about"], {"class_names": LIST})
-        problem = problem or lacking({**_ABOUT_DEFAULTS, **values["about"]}, _ABOUT)
     except (OSError, ValueError):
-        problem = "cannot be read"
-    if problem:
-        raise UserError(f"{path} is damaged: it {problem}; move its folder away and evaluate again")
-    return Manifest(values["identity"], values["about"])
+        raise UserError(f"{path} is damaged: it cannot be read; {remedy}") from None
+    try:
+        return Manifest.from_dict(values)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: it {error}; {remedy}") from None

@@ -1,7 +1,7 @@
-"""Accuracy, rho2 and FGS of a net over an index, sharded over ranks, each image exactly once.
+"""Measures accuracy, rho2 and FGS of a net on an index, each image on exactly one rank.
 
-In: a net, an index, the rows still to do. Out: `Samples` of this rank, as they finish. Ranks do
-not communicate meanwhile; their results are joined by row afterwards.
+In: a net, an index, the rows that are not done. Out: `Samples` of this rank, as they finish. Ranks
+do not communicate until the end; then their results are joined by row.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,11 @@ OnFinished = Callable[[Finished, list[int]], None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """An evaluation of a net over an index."""
+    """An evaluation of a net on an index."""
 
     net: nn.Module  # from images to logits
     index: Index  # of the images
-    config: RunConfig  # its data, evaluation and runtime sections are read
+    config: RunConfig  # of its sections, data, evaluation and runtime are used
     ranks: DistributedContext  # this rank and its device
     threads: int  # for decoding
 
@@ -50,13 +50,13 @@ class Measurement:
             on_finished: called after each step with the images that have finished, and with the
                 rows of images that did not decode and were left out.
             examples: rows whose perturbations are passed to ``on_finished``.
-            stop: checked after each step. Given one, this is a collective call.
+            stop: checked after each step. With it, all ranks must call this.
 
         Returns:
             This rank's results, and the rows of images that were left out.
 
         Raises:
-            Stopped: on every rank, if one of them was asked to stop.
+            Stopped: on every rank, if one of them received a signal.
         """
         if stop is None:
             return self._run(rows, on_finished, examples)
@@ -112,12 +112,15 @@ def gather_samples(
     Args:
         mine: this rank's results.
         skipped: this rank's rows of images that did not decode.
-        rows: of all ranks.
+        rows: rows of all ranks.
         ranks: all of them must call this.
+
+    Returns:
+        The results of all ranks, and the rows of images that did not decode.
     """
     parts = ranks.gather((mine, skipped))
-    samples = Samples.concat(part for part, _ in parts)
-    left_out = sorted(row for _, more in parts for row in more)
-    done = np.concatenate([samples.row, np.array(left_out, np.int64)])
+    samples = Samples.concat(samples_of_rank for samples_of_rank, _ in parts)
+    all_skipped = sorted(row for _, skipped_of_rank in parts for row in skipped_of_rank)
+    done = np.concatenate([samples.row, np.array(all_skipped, np.int64)])
     assert np.array_equal(np.sort(done), np.sort(rows)), "an image was not evaluated exactly once"
-    return samples, left_out
+    return samples, all_skipped

@@ -1,7 +1,7 @@
-"""The shards of an evaluation joined into one.
+"""Merging the shards of an evaluation.
 
-In: OUTPUT/results. Out: `Merged`, the same for any number of shards and ranks, whichever of them
-were interrupted and resumed.
+In: OUTPUT/results. Out: `Merged`, the same for any number of shards and ranks, also if some of
+them were interrupted and resumed.
 """
 
 from collections import Counter
@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.config import Shard
 from pipeline.data.index import evenly_spaced
+from pipeline.errors import first_few
 from pipeline.evaluation.shard_results import Manifest, ResultsFolder, StoredResults
 
 
@@ -20,7 +21,7 @@ class Merged:
     """The results of all shards of an evaluation."""
 
     stored: StoredResults
-    missing: np.ndarray  # rows that no shard has
+    missing: np.ndarray  # rows of the index without a result in any shard
 
     @property
     def complete(self) -> bool:
@@ -33,19 +34,18 @@ class Merged:
         return Counter(shard_of_row[row] for row in self.missing.tolist())
 
     def missing_message(self) -> str:
-        """One line that names the shards and rows that are not done."""
-        numbers = {shard.of for shard in self.stored.shards}
-        rows = ", ".join(map(str, self.missing[:8])) + (", ..." if len(self.missing) > 8 else "")
+        """One line that lists the shards and rows that are not done."""
         line = f"{len(self.missing)} of {len(_rows(self.stored.manifest))} images are missing"
-        if len(numbers) == 1:
-            (of,) = numbers
-            lacking = sorted(self.num_missing_by_shard(of).items())
-            line += ": " + ", ".join(f"{n} of shard {Shard(number, of)}" for number, n in lacking)
-        return f"{line} (rows {rows})"
+        splits = {shard.of for shard in self.stored.shards}
+        if len(splits) == 1:
+            (of,) = splits
+            counts = sorted(self.num_missing_by_shard(of).items())
+            line += ": " + ", ".join(f"{n} of shard {Shard(number, of)}" for number, n in counts)
+        return f"{line} (rows {first_few([str(row) for row in self.missing.tolist()])})"
 
 
 def merge_shards(folder: Path) -> Merged:
-    """Join the shards in OUTPUT/results.
+    """Merge the shards in OUTPUT/results.
 
     Raises:
         UserError: there are none, they are of different evaluations, or they disagree.
@@ -57,4 +57,4 @@ def merge_shards(folder: Path) -> Merged:
 
 
 def _rows(manifest: Manifest) -> np.ndarray:
-    return evenly_spaced(manifest.identity["num_indexed"], manifest.identity["num_images"])
+    return evenly_spaced(manifest.identity.num_indexed, manifest.identity.num_images)

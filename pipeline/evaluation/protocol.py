@@ -1,31 +1,31 @@
 """The protocol of an evaluation: what its numbers mean, and which net they are of.
 
-In: the options of an evaluation; a net. Out: what is stored beside every number, and the identity
-of an evaluation.
+In: the options of an evaluation; a net. Out: the records that are stored with the numbers.
 """
 
 import hashlib
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.attacks.norms import norm_name
-from pipeline.config import DataConfig, EvaluationConfig, RuntimeConfig
+from pipeline.config import AttackConfig, DataConfig, EvaluationConfig, FgsConfig, RuntimeConfig
 from pipeline.data import mean_image
+from pipeline.runtime.json_checks import (
+    LIST,
+    NOTHING,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    WHOLE_NUMBER,
+    Kinds,
+    check_object,
+)
 
 # Names and values in stored protocols are those of the first version, so that results of all
 # versions can be compared and merged; some options have been renamed since.
-
-# Options of the data section that decide, beside the mean, what the network's input is: their
-# names in the protocol and in DataConfig.
-_INPUT_OPTIONS = {
-    "crop": "crop_size",
-    "resize": "resize_size",
-    "interpolation": "interpolation",
-    "channels": "channels",
-    "std": "std",
-}
 _TARGET_CLASS = {"reselect": "every", "fixed": "first"}
 LINEARISED_AT = {
     "current": "x + sum of steps, without overshoot",
@@ -37,45 +37,167 @@ SPACES = {
     "pixels": "pixels in [0, 1], normalisation inside the model",
 }
 
+_PREPROCESSING_KINDS: Kinds = {
+    "mean": LIST + TEXT,
+    "crop": WHOLE_NUMBER,
+    "resize": WHOLE_NUMBER,
+    "interpolation": TEXT,
+    "channels": WHOLE_NUMBER,
+    "std": LIST,
+}
+_FGS_KINDS: Kinds = {"eps": LIST, "reference": NUMBER + NOTHING, "search": (bool,)}
+_PROTOCOL_KINDS: Kinds = {
+    **dict.fromkeys(("measure", "norm", "classes", "visit", "linearised_at"), TEXT),
+    **dict.fromkeys(("space", "precision"), TEXT),
+    **dict.fromkeys(("num_candidates", "max_iterations"), WHOLE_NUMBER),
+    "overshoot": NUMBER,
+    "direction": TEXT + NOTHING,
+    "fgs": OBJECT + NOTHING,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How images become the network's input; independent of where files are stored."""
+
+    mean: list[float] | str  # of each channel, or the hash of a mean image
+    crop: int
+    resize: int
+    interpolation: str
+    channels: int
+    std: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored in manifest.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Preprocessing":
+        """From the values of a file.
+
+        Raises:
+            ValueError: a phrase that says what is wrong with them.
+        """
+        check_object(values, _PREPROCESSING_KINDS)
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FgsProtocol:
+    """What was measured with FGS."""
+
+    eps: list[float]  # the accuracy was measured after FGS with each of these
+    reference: float | None  # the eps_ref whose fractions are among them
+    search: bool  # whether the smallest eps was searched for, image by image
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "FgsProtocol":
+        """From the values of a file.
+
+        Raises:
+            ValueError: a phrase that says what is wrong with them.
+        """
+        check_object(values, _FGS_KINDS)
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What the numbers of an evaluation mean; stored with them under the key ``definition``."""
+
+    measure: str  # what rho is the mean of
+    norm: str  # p of the norm: 2, inf
+    num_candidates: int
+    max_iterations: int
+    overshoot: float
+    classes: str  # how the class that a step moves to is chosen
+    visit: str  # which candidates' gradients are computed
+    direction: str | None = None  # of the steps; None: the normal of the nearest boundary
+    linearised_at: str
+    space: str  # in which the images are perturbed
+    precision: str
+    fgs: FgsProtocol | None  # None: FGS was not used
+
+    @property
+    def rho_name(self) -> str:
+        """rho2, rho_inf, rho1.5: the name of the mean ratio in this norm."""
+        return f"rho_{self.norm}" if self.norm == "inf" else f"rho{self.norm}"
+
+    @property
+    def num_eps(self) -> int:
+        """At how many eps the accuracy after FGS was measured."""
+        return len(self.fgs.eps) if self.fgs else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored; a direction of None is left out, as in files of earlier versions."""
+        values = asdict(self)
+        if self.direction is None:
+            del values["direction"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Protocol":
+        """From the values of a file.
+
+        Raises:
+            ValueError: a phrase that says what is wrong with them.
+        """
+        if isinstance(values, dict):
+            values = {"direction": None, **values}
+        try:
+            check_object(values, _PROTOCOL_KINDS)
+        except ValueError as error:
+            raise ValueError(f"{error} of its definition") from None
+        fgs = None if values["fgs"] is None else FgsProtocol.from_dict(values["fgs"])
+        return cls(**{**values, "fgs": fgs})
+
 
 def evaluation_protocol(
     evaluation: EvaluationConfig, runtime: RuntimeConfig, num_classes: int
-) -> dict[str, Any]:
-    """What the numbers of an evaluation mean; stored with the results."""
+) -> Protocol:
+    """The protocol that these options stand for."""
     attack, fgs = evaluation.attack, evaluation.fgs
     p = norm_name(float(attack.norm))
+    by_loss = attack.step_direction == "loss_gradient"
     clipped = ", perturbed images cut to it" if evaluation.clip else ""
-    return {
-        "measure": f"mean of ||dx||_{p} / ||x||_{p}, DeepFool from the predicted class; over all "
+    return Protocol(
+        measure=f"mean of ||dx||_{p} / ||x||_{p}, DeepFool from the predicted class; over all "
         "samples, never flipped ones with their perturbation so far, but those without a gradient",
-        "norm": p,
-        "num_candidates": min(attack.num_candidates, num_classes),
-        "max_iterations": attack.max_iterations,
-        "overshoot": attack.overshoot,
-        "classes": _TARGET_CLASS[attack.target_class],
-        "visit": "all"
-        if attack.candidate_search == "exhaustive"
-        else f"lazy, safety {attack.pruning_factor:g}",
-        **(
-            {"direction": "gradient of the cross-entropy"}
-            if attack.step_direction == "loss_gradient"
-            else {}
-        ),
-        "linearised_at": LINEARISED_AT[attack.linearize_at],
-        "space": SPACES[evaluation.space] + clipped,
-        "precision": "tf32" if runtime.tf32 else "fp32",
-        "fgs": {"eps": fgs.measured, "reference": fgs.reference, "search": fgs.search}
-        if fgs.asked
-        else None,
-    }
+        norm=p,
+        num_candidates=min(attack.num_candidates, num_classes),
+        max_iterations=attack.max_iterations,
+        overshoot=attack.overshoot,
+        classes=_TARGET_CLASS[attack.target_class],
+        visit=_visit(attack),
+        direction="gradient of the cross-entropy" if by_loss else None,
+        linearised_at=LINEARISED_AT[attack.linearize_at],
+        space=SPACES[evaluation.space] + clipped,
+        precision="tf32" if runtime.tf32 else "fp32",
+        fgs=_fgs_protocol(fgs) if fgs.asked else None,
+    )
 
 
-def preprocessing_of(data: DataConfig) -> dict[str, Any]:
-    """The preprocessing of the network's input; independent of where files are stored."""
-    return {
-        "mean": mean_image.identity(data),
-        **{name: getattr(data, option) for name, option in _INPUT_OPTIONS.items()},
-    }
+def _visit(attack: AttackConfig) -> str:
+    if attack.candidate_search == "exhaustive":
+        return "all"
+    return f"lazy, safety {attack.pruning_factor:g}"
+
+
+def _fgs_protocol(fgs: FgsConfig) -> FgsProtocol:
+    assert not isinstance(fgs.reference, str), "resolve_reference has replaced it by a number"
+    return FgsProtocol(eps=fgs.measured, reference=fgs.reference, search=fgs.search)
+
+
+def preprocessing_of(data: DataConfig) -> Preprocessing:
+    """The preprocessing that these options stand for."""
+    return Preprocessing(
+        mean=mean_image.identity(data),
+        crop=data.crop_size,
+        resize=data.resize_size,
+        interpolation=data.interpolation,
+        channels=data.channels,
+        std=data.std,
+    )
 
 
 def weights_hash(net: nn.Module) -> str:

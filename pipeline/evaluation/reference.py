@@ -13,10 +13,12 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 def resolve_reference(config: ConfigT) -> ConfigT:
-    """The configuration with evaluation.fgs.reference as a number, read where it names a folder.
+    """The configuration with evaluation.fgs.reference as a number.
+
+    If it is the folder of an evaluation, the number is that evaluation's eps_ref.
 
     Raises:
-        UserError: the folder holds no evaluation that searched for eps_ref.
+        UserError: the folder contains no evaluation that searched for eps_ref.
     """
     fgs = config.evaluation.fgs
     if not isinstance(fgs.reference, str):

@@ -1,53 +1,56 @@
-"""Lines of the results of a shard, checked when they are read."""
+"""The lines of a shard's results, checked when they are read."""
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import UserError
 from pipeline.evaluation.manifest import Manifest
-from pipeline.evaluation.samples import KINDS, Samples
+from pipeline.evaluation.samples import COLUMNS, column_type
 from pipeline.runtime.json_checks import LIST, NUMBER, TEXT, WHOLE_NUMBER, Kinds, lacking
 
 Row = dict[str, Any]
 
 _SKIPPED: Kinds = {"id": TEXT, "row": WHOLE_NUMBER}
-_OF_COLUMN = {float: NUMBER, bool: (bool,)}
+_JSON_TYPES = {float: NUMBER, bool: (bool,), np.int64: WHOLE_NUMBER}
 _MEASURED: Kinds = {
     **_SKIPPED,
-    **{f.name: _OF_COLUMN.get(KINDS.get(f.name), WHOLE_NUMBER) for f in fields(Samples)},
+    **{name: _JSON_TYPES[column_type(name)] for name in COLUMNS},
     "fgs_correct": LIST,
 }
 
 
 def read_rows(path: Path, manifest: Manifest) -> Iterator[Row]:
-    """The results in a file: those that were measured, and images that did not decode.
+    """The results in a file: of images that were measured, and of images that did not decode.
 
     Raises:
-        UserError: a line is damaged, or is no result of this evaluation.
+        UserError: a line is damaged, or is not a result of this evaluation.
     """
-    total, num_eps = manifest.identity["num_indexed"], manifest.num_eps
+    num_images, num_eps = manifest.identity.num_indexed, manifest.identity.protocol.num_eps
 
     def problem(values: Any) -> str:
         skipped = isinstance(values, dict) and values.get("skipped")
         text = lacking(values, _SKIPPED if skipped else _MEASURED)
-        if not text and not 0 <= values["row"] < total:
-            text = f"has row {values['row']}, of {total} images"
-        if not text and not skipped and not _is_of_length(values["fgs_correct"], num_eps):
-            text = f"has another kind of value for fgs_correct than {num_eps} times true or false"
-        return text
+        if text:
+            return text
+        if not 0 <= values["row"] < num_images:
+            return f"has row {values['row']}, of {num_images} images"
+        if not skipped and not _are_booleans(values["fgs_correct"], num_eps):
+            return f"has another kind of value for fgs_correct than {num_eps} times true or false"
+        return ""
 
     return read_lines(path, problem)
 
 
 def read_lines(path: Path, problem: Callable[[Any], str] = lambda _: "") -> Iterator[Any]:
-    """The whole JSON lines of a file; a last one that a kill cut short is left out.
+    """The complete JSON lines of a file, without a last line that a kill cut short.
 
     Args:
         path: the file.
-        problem: says what is wrong with a line's values, if anything is.
+        problem: returns what is wrong with the values of a line, as a phrase; empty if nothing.
 
     Raises:
         UserError: a line is damaged.
@@ -60,7 +63,7 @@ def read_lines(path: Path, problem: Callable[[Any], str] = lambda _: "") -> Iter
             values = json.loads(line)
             text = problem(values)
         except ValueError:
-            text = "is no JSON"
+            text = "is not JSON"
         if text:
             raise UserError(
                 f"{path} is damaged in line {number}, which {text}; delete that line and evaluate "
@@ -69,5 +72,5 @@ def read_lines(path: Path, problem: Callable[[Any], str] = lambda _: "") -> Iter
         yield values
 
 
-def _is_of_length(values: list[Any], number: int) -> bool:
+def _are_booleans(values: list[Any], number: int) -> bool:
     return len(values) == number and all(isinstance(value, bool) for value in values)

@@ -1,6 +1,6 @@
-"""A check before an evaluation: does an image's result depend on the batch it is in?
+"""A check before an evaluation: do an image's results depend on its batch?
 
-`largest_difference` measures it for a net; the result is stored beside the samples. See
+`largest_difference` measures it for a net; the number is stored in the manifest. See
 `pipeline.runtime.reproducibility` for the causes.
 """
 
@@ -18,7 +18,7 @@ def largest_difference(
 ) -> float:
     """How much an image's logits and input gradient depend on its batch.
 
-    The same images are put through the net in batches of several sizes and at other places.
+    The same images pass through the net in batches of several sizes and at other positions.
 
     Args:
         view: the net.
@@ -33,22 +33,23 @@ def largest_difference(
     if size == 1:
         return 0.0
     if view.min_batch_size < size:
-        size = min(size, 2 * MIN_BATCH + 1)  # larger batches take the kernels of this one
+        size = min(size, 2 * MIN_BATCH + 1)  # larger batches use the same kernels as this size
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(size, *shape, generator=generator).to(device)
     whole = _logits_and_gradients(view, images)
     largest = 0.0
     for part in _parts(size, min(view.min_batch_size, size)):
-        for one, all_of_them in zip(_logits_and_gradients(view, images[part]), whole, strict=True):
-            expected = all_of_them[part]
-            if not torch.equal(one, expected):
+        results = _logits_and_gradients(view, images[part])
+        for values, values_of_whole in zip(results, whole, strict=True):
+            expected = values_of_whole[part]
+            if not torch.equal(values, expected):
                 scale = expected.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
-                largest = max(largest, float(((one - expected).abs() / scale).max()))
+                largest = max(largest, float(((values - expected).abs() / scale).max()))
     return largest
 
 
 def _parts(size: int, smallest: int) -> Iterator[Tensor]:
-    """Rows of batches: all, rotated by one; few, which are padded; the fewest without padding."""
+    """Batches of rows: all, rotated by one; fewer than the minimum; one more than the minimum."""
     rows = torch.arange(size)
     yield rows.roll(1)
     yield rows[1 : 1 + max(smallest - 1, 1)]

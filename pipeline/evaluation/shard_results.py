@@ -1,8 +1,8 @@
-"""Results on disk: JSON lines as images finish, in one folder for each shard; written and read.
+"""Reads and writes results: JSON lines, appended as images finish, in a folder for each shard.
 
-OUTPUT/results/i-of-n/ holds manifest.json (what was evaluated), rankR.jsonl (a line for each
-image), examples/ROW.npz and runs.jsonl (a line for each job that ended). Rows, not files, decide
-what is done. A kill at any moment can cut only the last line short, which is then dropped.
+OUTPUT/results/i-of-n/ contains manifest.json (what was evaluated), rankR.jsonl (a line for each
+image), examples/ROW.npz and runs.jsonl (a line for each job that ended). An image is
+done if any file has its row. A kill can cut only the last line short, which is then dropped.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,35 +38,35 @@ class StoredResults:
 
     manifest: Manifest
     samples: Samples
-    ids: dict[int, str]  # of every row with a result
-    skipped: dict[int, str]  # rows that did not decode, and their ids
-    batch_difference: float  # the largest of any shard's manifest
+    ids: dict[int, str]  # of the images with a result, by row
+    skipped: dict[int, str]  # ids of the images that did not decode, by row
+    batch_difference: float  # the largest one in the shards' manifests
     runs: list[dict[str, Any]]  # of jobs that ended
     shards: list[Shard]
 
 
 class ResultsFolder:
-    """OUTPUT/results, and the place of one shard in it."""
+    """OUTPUT/results, and the folder of one shard in it."""
 
     def __init__(self, folder: Path, shard: Shard = WHOLE) -> None:
         self.folder = folder
-        self.place = folder / f"{shard.number}-of-{shard.of}"
+        self.shard_folder = folder / f"{shard.number}-of-{shard.of}"
 
     @classmethod
     def open(
         cls, folder: Path, resume: str, manifest: Manifest, shard: Shard, ranks: DistributedContext
     ) -> "ResultsFolder":
-        """Begin a shard, or resume one.
+        """Start a shard, or resume one.
 
         Args:
-            folder: where this run's results belong.
+            folder: OUTPUT/results of this run.
             resume: ``auto``, ``never``, or another results folder to resume.
             manifest: of this evaluation.
-            shard: this job's.
+            shard: the part of the images that this job evaluates.
             ranks: rank 0 writes the manifest after all have read the folder.
 
         Raises:
-            UserError: the folder holds the results of another evaluation, or ``resume`` is not
+            UserError: the folder contains results of another evaluation, or ``resume`` is not
                 possible.
         """
         if resume not in ("auto", "never"):
@@ -74,51 +74,54 @@ class ResultsFolder:
             if not _manifests(folder):
                 raise UserError(f"resume: {folder} is not auto, never or a folder of results")
         store = cls(folder, shard)
-        if resume == "never" and store.place.exists() and not restarted():
-            raise UserError(f"resume is never, but {store.place} exists; give another --output")
+        if resume == "never" and store.shard_folder.exists() and not restarted():
+            raise UserError(
+                f"resume is never, but {store.shard_folder} exists; give another --output"
+            )
         refuse_other(folder, manifest)
         ranks.barrier()
         if ranks.is_main:
-            (store.place / "examples").mkdir(parents=True, exist_ok=True)
-            path = store.place / _MANIFEST
+            (store.shard_folder / "examples").mkdir(parents=True, exist_ok=True)
+            path = store.shard_folder / _MANIFEST
             if path.exists():  # some results may be of a job on another machine
                 difference = allowed_difference([read_manifest(path), manifest])
                 about = manifest.about | {"batch_difference": difference}
                 manifest = replace(manifest, about=about)
-            write_json(path, vars(manifest))
+            write_json(path, manifest.to_dict())
         ranks.barrier()
         return store
 
     def keep_mean(self, mean: list[float] | str) -> None:
-        """Keep a copy of the mean image, which pictures of the examples need."""
+        """Store a copy of the mean image, which the contact sheet needs."""
         if isinstance(mean, str):
-            with atomic_write(self.place / _MEAN) as partial:
+            with atomic_write(self.shard_folder / _MEAN) as partial:
                 shutil.copyfile(mean, partial)
 
     def mean(self) -> str | None:
-        """The mean image that some shard kept."""
+        """A copy of the mean image, stored by any of the shards."""
         return next((str(path) for path in self.folder.glob(f"*/{_MEAN}")), None)
 
     def read(self) -> StoredResults:
         """All results so far, of every shard and rank.
 
         Raises:
-            UserError: there is nothing, a file is damaged, manifests differ, or two results of an
+            UserError: there are none, a file is damaged, manifests differ, or two results of an
                 image disagree.
         """
         paths = _manifests(self.folder)
         manifests = self._read_manifests(paths)
         done, skipped = self._read_rows(manifests)
-        columns = {f.name: [r[f.name] for r in done.values()] for f in fields(Samples)}
-        samples = Samples.of_columns(columns, manifests[0].num_eps)
+        num_eps = manifests[0].identity.protocol.num_eps
+        samples = Samples.from_rows(list(done.values()), num_eps)
+        logs = sorted(self.folder.glob("*/runs.jsonl"))
         return StoredResults(
-            manifests[0],
-            Samples.concat([samples]),
-            {row: values["id"] for row, values in done.items()},
-            {row: name for row, name in skipped.items() if row not in done},
-            max(manifest.batch_difference for manifest in manifests),
-            [run for path in sorted(self.folder.glob("*/runs.jsonl")) for run in read_lines(path)],
-            [Shard(*map(int, path.parent.name.split("-of-"))) for path in paths],
+            manifest=manifests[0],
+            samples=samples.take(np.argsort(samples.row)),
+            ids={row: values["id"] for row, values in done.items()},
+            skipped={row: image_id for row, image_id in skipped.items() if row not in done},
+            batch_difference=max(manifest.batch_difference for manifest in manifests),
+            runs=[run for path in logs for run in read_lines(path)],
+            shards=[_shard_of(path) for path in paths],
         )
 
     def _read_manifests(self, paths: list[Path]) -> list[Manifest]:
@@ -128,14 +131,14 @@ class ResultsFolder:
             UserError: there are none, or they are of different evaluations.
         """
         if not paths:
-            raise UserError(f"{self.folder} holds no results of pipeline/evaluate.py")
+            raise UserError(f"{self.folder} contains no results of pipeline/evaluate.py")
         manifests = [read_manifest(path) for path in paths]
         for path, manifest in zip(paths, manifests, strict=True):
-            changed = manifests[0].differences(manifest)
-            if changed:
+            difference = manifests[0].differences(manifest)
+            if difference:
                 raise UserError(
                     f"{paths[0].parent} and {path.parent} are of different evaluations: "
-                    f"{changed}; move one of them away"
+                    f"{difference}; move one of them away"
                 )
         return manifests
 
@@ -160,25 +163,25 @@ class ResultsFolder:
         return done, skipped
 
     def examples(self, shape: tuple[int, int, int]) -> list[Example]:
-        """The kept perturbations, by row.
+        """The stored perturbations, sorted by row.
 
         Args:
-            shape: of an image: channels, height, width.
+            shape: (C, H, W) of an image.
 
         Raises:
-            UserError: a file of them is damaged, or of images of another shape.
+            UserError: a file is damaged, or its image has another shape.
         """
         paths = self.folder.glob("*/examples/*.npz")
         by_row = {example.row: example for example in (_read_example(p, shape) for p in paths)}
         return [by_row[row] for row in sorted(by_row)]
 
     def appender(self, rank: int) -> "Appender":
-        """Where a rank appends; a torn last line of an earlier run is dropped."""
-        return Appender(self.place, rank)
+        """The file that a rank appends to; an incomplete last line of an earlier run is dropped."""
+        return Appender(self.shard_folder, rank)
 
     def log_run(self, run: dict[str, Any]) -> None:
-        """Log a job that ended."""
-        path = self.place / "runs.jsonl"
+        """Append a line about a job that ended."""
+        path = self.shard_folder / "runs.jsonl"
         with name_in_errors(path), path.open("a") as file:
             file.write(json.dumps(run) + "\n")
 
@@ -187,19 +190,19 @@ def refuse_other(folder: Path, manifest: Manifest) -> None:
     """Refuse a folder with results of another evaluation.
 
     Raises:
-        UserError: names what is different.
+        UserError: lists the differences.
     """
     for path in _manifests(folder):
-        changed = manifest.differences(read_manifest(path))
-        if changed:
+        difference = manifest.differences(read_manifest(path))
+        if difference:
             raise UserError(
-                f"{path.parent} holds results of another evaluation (here -> there: {changed})"
-                "; give another --output"
+                f"{path.parent} contains results of another evaluation (this one -> that one: "
+                f"{difference}); give another --output"
             )
 
 
 class Appender:
-    """Appends results to one JSON-lines file, a flush each time."""
+    """Appends results to one JSON-lines file and flushes it each time."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         path = self._path = folder / f"rank{rank}.jsonl"
@@ -214,10 +217,10 @@ class Appender:
 
     def append(self, samples: Samples, ids: list[str]) -> None:
         """Write results and hand them to the operating system."""
-        columns = {f.name: getattr(samples, f.name).tolist() for f in fields(Samples)}
+        columns = {name: column.tolist() for name, column in samples.to_dict().items()}
         with name_in_errors(self._path):
-            for number, image_id in enumerate(ids):
-                values = {name: column[number] for name, column in columns.items()}
+            for position, image_id in enumerate(ids):
+                values = {name: column[position] for name, column in columns.items()}
                 self._file.write(json.dumps({"id": image_id, **values}) + "\n")
             self._file.flush()
 
@@ -229,8 +232,8 @@ class Appender:
                 self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
-    def keep(self, examples: list[Example]) -> None:
-        """Write perturbations for the contact sheet."""
+    def store_examples(self, examples: list[Example]) -> None:
+        """Store perturbations for the contact sheet."""
         for example in examples:
             path = self._examples / f"{example.row}.npz"
             with atomic_write(path) as partial, partial.open("wb") as file:
@@ -250,11 +253,13 @@ def _manifests(folder: Path) -> list[Path]:
     for path in paths:
         if not re.fullmatch(r"\d+-of-\d+", path.parent.name):
             raise UserError(f"{path.parent} is no folder of a shard, as 0-of-1 is; move it away")
+    shards = {path: _shard_of(path) for path in paths}
+    return sorted(paths, key=lambda path: (shards[path].of, shards[path].number))
 
-    def place(path: Path) -> list[int]:
-        return [int(number) for number in reversed(path.parent.name.split("-of-"))]
 
-    return sorted(paths, key=place)
+def _shard_of(manifest: Path) -> Shard:
+    number, of = manifest.parent.name.split("-of-")
+    return Shard(int(number), int(of))
 
 
 def _read_example(path: Path, shape: tuple[int, int, int]) -> Example:

@@ -1,12 +1,11 @@
-"""The files of a joined evaluation: its summary, tables of images and classes, TensorBoard.
+"""The files of a merged evaluation: its summary, tables of images and classes, TensorBoard.
 
-In: what `pipeline.evaluation.merge.join` returns. Out: OUTPUT/summary.json, samples.parquet,
-classes.csv, tensorboard/.
+In: what `pipeline.evaluation.merge.merge_shards` returns. Out: OUTPUT/summary.json,
+samples.parquet, classes.csv, tensorboard/.
 """
 
-import csv
 import json
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,120 +14,188 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError, first_line
 from pipeline.evaluation import contact_sheet
-from pipeline.evaluation.manifest import identity_problem, num_eps
+from pipeline.evaluation.manifest import IDENTITY_KINDS, Identity
 from pipeline.evaluation.merge import Merged
-from pipeline.evaluation.samples import Samples, by_class, rho_name, summarize
+from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.samples import COLUMNS, Samples
 from pipeline.evaluation.shard_results import StoredResults
+from pipeline.evaluation.statistics import Statistics, by_class, summarize
 from pipeline.runtime import lock
 from pipeline.runtime.files import atomic_write, report_unwritable, write_json
+from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, WHOLE_NUMBER, Kinds, lacking
 from pipeline.runtime.monitor import Monitor
+from pipeline.runtime.text_tables import write_csv
 
 _METADATA_KEY = b"deep_defense_samples"
+_KINDS: Kinds = {
+    "num_missing": WHOLE_NUMBER,
+    "skipped": LIST,
+    "batch_difference": NUMBER,
+    "runs": LIST,
+}
 
 
-def write_outputs(folder: Path, merged: Merged) -> dict[str, Any]:
-    """Write everything that is made of the results; the summary."""
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """summary.json of an evaluation."""
+
+    statistics: Statistics
+    num_missing: int
+    skipped: list[str]  # ids of the images that did not decode
+    batch_difference: float  # by how much results depended on the batch; 0: not at all
+    identity: Identity
+    runs: list[dict[str, Any]]  # of the jobs that ended: their images, seconds, versions
+
+    @property
+    def protocol(self) -> Protocol:
+        """What the numbers mean."""
+        return self.identity.protocol
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored in summary.json."""
+        return {
+            **self.statistics.to_dict(),
+            "num_missing": self.num_missing,
+            "num_skipped": len(self.skipped),
+            "skipped": self.skipped,
+            "batch_difference": self.batch_difference,
+            **self.identity.to_dict(),
+            "runs": self.runs,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Summary":
+        """From the values of a file; earlier versions did not write batch_difference.
+
+        Raises:
+            ValueError: a phrase that says what is wrong with them.
+        """
+        problem = lacking(values, {"definition": OBJECT})
+        if problem:
+            raise ValueError(problem)
+        protocol = Protocol.from_dict(values["definition"])
+        statistics = Statistics.from_dict(values, protocol.rho_name)
+        values = {"batch_difference": 0.0, **values}
+        problem = lacking(values, {**IDENTITY_KINDS, **_KINDS})
+        if problem:
+            raise ValueError(problem)
+        return cls(
+            statistics=statistics,
+            identity=Identity.from_dict({name: values[name] for name in IDENTITY_KINDS}),
+            **{name: values[name] for name in _KINDS},
+        )
+
+
+def summary_of(merged: Merged) -> Summary:
+    """The summary of merged shards, which have at least one result."""
     stored = merged.stored
-    identity, about = stored.manifest.identity, stored.manifest.about
+    return Summary(
+        statistics=summarize(stored.samples, stored.manifest.identity.protocol),
+        num_missing=len(merged.missing),
+        skipped=sorted(stored.skipped.values()),
+        batch_difference=stored.batch_difference,
+        identity=stored.manifest.identity,
+        runs=stored.runs,
+    )
+
+
+def write_outputs(folder: Path, merged: Merged) -> Summary:
+    """Write all files of a merged evaluation; returns the summary.
+
+    Raises:
+        UserError: there are no results yet, or a file cannot be written.
+    """
+    stored = merged.stored
     if len(stored.samples) == 0:
-        raise UserError(f"{folder} holds no results yet")
-    summary = {
-        **summarize(stored.samples, identity["definition"]),
-        "num_missing": len(merged.missing),
-        "num_skipped": len(stored.skipped),
-        "skipped": sorted(stored.skipped.values()),
-        "batch_difference": stored.batch_difference,
-        **identity,
-        "runs": stored.runs,
-    }
+        raise UserError(f"{folder} contains no results yet")
+    summary = summary_of(merged)
     remedy = f"once it can be written, run tools/report.py merge {folder}"
     with (
         report_unwritable(folder, remedy),
         lock.wait_for_lock(folder / "results" / ".merge"),  # two shards may end at once
     ):
         write_samples(folder / "samples.parquet", stored)
-        _write_csv(folder / "classes.csv", by_class(stored.samples, about["class_names"]))
-        _show(folder, merged, summary)
-        write_json(folder / "summary.json", summary)
+        classes = by_class(stored.samples, stored.manifest.about["class_names"])
+        lines = [list(row.values()) for row in classes]
+        write_csv(folder / "classes.csv", list(classes[0]), lines)
+        _log_to_tensorboard(folder, merged, summary)
+        write_json(folder / "summary.json", summary.to_dict())
     return summary
 
 
-def format_summary(summary: dict[str, Any]) -> str:
+def format_summary(summary: Summary) -> str:
     """The summary in a few lines."""
-    attack, rho = summary["definition"], rho_name(summary["definition"])
-    quantiles = summary["ratio_quantiles"]
+    protocol, statistics = summary.protocol, summary.statistics
+    quantiles = statistics.ratio_quantiles
     lines = [
-        f"accuracy {summary['accuracy']:.2%}, top-5 {summary['top5_accuracy']:.2%}, "
-        f"{rho} {summary[rho]:.4g} over {summary['num_samples']} images, "
-        f"{summary['num_unflipped']} never flipped (q {attack['num_candidates']}, at most "
-        f"{attack['max_iterations']} iterations, overshoot {attack['overshoot']}, "
-        f"{attack['space']}, {attack['precision']})",
-        f"ratio: median {summary['ratio_median']:.4g}, 5 % below {quantiles['0.05']:.4g}, "
+        f"accuracy {statistics.accuracy:.2%}, top-5 {statistics.top5_accuracy:.2%}, "
+        f"{statistics.rho_name} {statistics.rho:.4g} over {statistics.num_samples} images, "
+        f"{statistics.num_unflipped} never flipped (q {protocol.num_candidates}, at most "
+        f"{protocol.max_iterations} iterations, overshoot {protocol.overshoot}, "
+        f"{protocol.space}, {protocol.precision})",
+        f"ratio: median {statistics.ratio_median:.4g}, 5 % below {quantiles['0.05']:.4g}, "
         f"5 % above {quantiles['0.95']:.4g}",
     ]
-    fgs = summary.get("fgs", {})
-    if fgs.get("accuracy"):
-        at = ", ".join(f"{e['accuracy']:.2%} at {e['eps']:.4g}" for e in fgs["accuracy"])
-        lines.append(f"after FGS: {at}")
-    if "eps_ref" in fgs:
-        found = fgs["eps_ref"]
-        none = "none: fewer than half are right without a perturbation"
-        lines.append(f"eps_ref {found:.6g}" if found else f"eps_ref {none}")
-    apart = {
-        "num_nonfinite": "have logits or perturbations that are not finite (NaN or infinity) and "
-        "are not in the mean",
-        "num_without_gradient": "had no gradient to follow and are not in the mean",
-        "num_zero_images": "have norm zero and are not in the mean",
-        "num_skipped": "did not decode: see summary.json",
-        "num_missing": "are missing",
+    fgs = statistics.fgs
+    if fgs is not None and fgs.accuracy:
+        accuracies = ", ".join(f"{e.accuracy:.2%} at {e.eps:.4g}" for e in fgs.accuracy)
+        lines.append(f"after FGS: {accuracies}")
+    if fgs is not None and fgs.searched:
+        none = "none: fewer than half of the clean images are classified correctly"
+        lines.append(f"eps_ref {none if fgs.eps_ref is None else format(fgs.eps_ref, '.6g')}")
+    counts = {
+        "have logits or perturbations that are not finite (NaN or infinity) and are not in the "
+        "mean": statistics.num_nonfinite,
+        "had no gradient to follow and are not in the mean": statistics.num_without_gradient,
+        "have norm zero and are not in the mean": statistics.num_zero_images,
+        "did not decode: see summary.json": len(summary.skipped),
+        "are missing": summary.num_missing,
     }
-    lines += [f"{summary[name]} images {what}" for name, what in apart.items() if summary[name]]
+    lines += [f"{count} images {text}" for text, count in counts.items() if count]
     return "\n".join(lines)
 
 
-def _show(folder: Path, merged: Merged, summary: dict[str, Any]) -> None:
-    """TensorBoard: the numbers, the histogram of ratios, the contact sheet."""
-    numbers: dict[str, float] = {k: v for k, v in summary.items() if isinstance(v, int | float)}
+def _log_to_tensorboard(folder: Path, merged: Merged, summary: Summary) -> None:
+    """The numbers, the histogram of ratios, the contact sheet."""
+    values = summary.to_dict().items()
+    numbers: dict[str, float] = {k: v for k, v in values if isinstance(v, int | float)}
     with Monitor(folder, shown=True, step=-1) as monitor:
-        # Other names than those of a training run, whose curves would share cards with this step 0.
+        # Unlike the names of a training run, whose curves would share their cards with this point.
         monitor.scalars(0, "evaluate", numbers)
         monitor.histogram(0, "evaluate/ratio", merged.stored.samples.ratio)
-        sheet = contact_sheet.draw_kept(folder, merged.stored.manifest)
-        if sheet is not None:
-            monitor.figure(0, "evaluate/perturbations", sheet)
+        figure = contact_sheet.draw_stored(folder, merged.stored.manifest)
+        if figure is not None:
+            monitor.figure(0, "evaluate/perturbations", figure)
 
 
 def write_samples(path: Path, stored: StoredResults) -> None:
     """Write samples.parquet: id and the columns of `Samples`; as metadata, the identity."""
     samples = stored.samples
-    columns = {f.name: getattr(samples, f.name) for f in fields(Samples)}
+    columns: dict[str, Any] = dict(samples.to_dict())
     columns["fgs_correct"] = list(samples.fgs_correct)
     table = pa.table({"id": [stored.ids[row] for row in samples.row.tolist()], **columns})
-    metadata = {_METADATA_KEY: json.dumps(stored.manifest.identity).encode()}
+    metadata = {_METADATA_KEY: json.dumps(stored.manifest.identity.to_dict()).encode()}
     with atomic_write(path) as partial:
         described = table.replace_schema_metadata(metadata)
         pq.write_table(described, partial, compression="zstd", write_page_checksum=True)
 
 
-def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
+def read_samples(path: Path) -> tuple[Samples, Identity]:
     """Samples and identity of a samples.parquet.
 
     Raises:
-        UserError: there is no such file, or it is cut short or no such file.
+        UserError: there is no such file, or it is cut short or not a samples.parquet.
     """
     if not path.is_file():
         raise UserError(f"no file {path}; make it with tools/report.py merge {path.parent}")
     try:
         table = pq.read_table(path, page_checksum_verification=True)
-        identity = json.loads(table.schema.metadata[_METADATA_KEY])
-        problem = identity_problem(identity)
-        if problem:
-            raise ValueError(f"its identity {problem}")
+        identity = _identity_of(table)
         for name in table.column_names:
             if table[name].null_count:
-                raise ValueError(f"it lacks values of {name}")
-        columns = {f.name: table[f.name].to_pylist() for f in fields(Samples)}
-        samples = Samples.of_columns(columns, num_eps(identity))
+                raise ValueError(f"values of {name} are missing")
+        columns = {name: table[name].to_pylist() for name in COLUMNS}
+        samples = Samples.from_dict(columns, identity.protocol.num_eps)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({first_line(error)}); make it again with tools/report.py "
@@ -137,8 +204,9 @@ def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
     return samples, identity
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with atomic_write(path) as partial, partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def _identity_of(table: pa.Table) -> Identity:
+    values = json.loads(table.schema.metadata[_METADATA_KEY])
+    try:
+        return Identity.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"its identity {error}") from None

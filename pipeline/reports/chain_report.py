@@ -1,4 +1,4 @@
-"""Everything about a fine-tuning that was evaluated before and after: tables, figures, a page.
+"""Tables and figures of a fine-tuning and of its evaluations before and after, on one page.
 
 In: RUN, RUN/before and RUN/after, as launchers/chain.py makes them. Out: RUN/report/.
 """
@@ -13,10 +13,10 @@ _FILES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 
 
 def write(folder: Path) -> Path:
-    """Write RUN/report/report.md and what it shows; its path.
+    """Write RUN/report/report.md with its tables and figures; returns its path.
 
     Raises:
-        UserError: one of the three has no summary yet.
+        UserError: the fine-tuning or one of its evaluations has no summary yet.
     """
     tuned = runs.read(folder, "Deep Defense")
     before = runs.read(folder / "before", "Reference")
@@ -28,14 +28,14 @@ def write(folder: Path) -> Path:
     rows = table.rows_of([before, after])
     for kind, name in _FILES.items():
         (target / name).write_text(table.FORMATS[kind](rows))
-    drawn = {
+    titled_figures = {
         "epochs": ("Accuracy and rho2 by epoch", figures.epochs([tuned])),
         "ratios": ("Perturbation of each image, relative", figures.ratios([before, after])),
         "sheet-before": ("Perturbations before", figures.sheet(before)),
         "sheet-after": ("Perturbations after", figures.sheet(after)),
     }
     lines = [f"# {folder.name}", "", table.FORMATS["markdown"](rows)]
-    for name, (title, figure) in drawn.items():
+    for name, (title, figure) in titled_figures.items():
         figures.save(figure, target / name)
         lines += [f"## {title}", "", f"![{title}]({name}.png)", ""]
     page = target / "report.md"

@@ -1,4 +1,4 @@
-"""Figures of runs: by epoch (the paper's Figure 2), over a sweep (3 and 4), of ratios, sheets.
+"""Figures of runs: by epoch (the paper's Figure 2), over a sweep (3 and 4), ratios, sheets.
 
 In: `Run`s. Out: matplotlib figures, saved as PNG and SVG. Lines differ in dashes and markers as
 well as in colour, so that they can be told apart in grey.
@@ -15,8 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pipeline.errors import UserError
-from pipeline.evaluation.contact_sheet import draw_kept
-from pipeline.evaluation.samples import rho_name
+from pipeline.evaluation.contact_sheet import draw_stored
 from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.runtime.files import atomic_write, writable
 
@@ -24,7 +23,7 @@ from .runs import Run
 
 _BINS = 40
 # Colours of Okabe and Ito that also differ in lightness.
-_LOOKS = [
+_STYLES = [
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#d55e00", "linestyle": "--", "marker": "s"},
     {"color": "#56b4e9", "linestyle": "-.", "marker": "^"},
@@ -34,21 +33,23 @@ _LOOKS = [
     {"color": "#0072b2", "linestyle": (0, (7, 2)), "marker": "P"},
     {"color": "#e69f00", "linestyle": (0, (3, 1, 1, 1)), "marker": "*"},
 ]
-_BESIDE = 4  # labels that an axis has room for
+_MAX_LABELS_IN_AXIS = 4  # more of them go below the figure
 
 
 def epochs(runs: list[Run]) -> Figure:
     """Accuracy and rho2 after each epoch of fine-tuning (Figure 2)."""
     figure, (left, right) = _figure(2)
     rho = _rho_of_all(runs)
-    for run, look in zip(runs, cycle(_LOOKS), strict=False):
-        epoch = [entry["epoch"] for entry in run.history]
-        for axis, name, factor in ((left, "accuracy", 100), (right, rho, 1)):
-            values = [factor * entry[name] for entry in run.history]
-            axis.plot(epoch, values, label=run.label, gid=f"{name}: {run.label}", **look)
-    _name(left, "epoch", "accuracy, %")
-    _name(right, "epoch", _tex(rho))
-    if len(runs) > _BESIDE:
+    for run, style in zip(runs, cycle(_STYLES), strict=False):
+        history = run.finetuning.history
+        epoch = [entry.epoch for entry in history]
+        accuracy = [100 * entry.accuracy for entry in history]
+        left.plot(epoch, accuracy, label=run.label, gid=f"accuracy: {run.label}", **style)
+        rhos = [entry.rho for entry in history]
+        right.plot(epoch, rhos, label=run.label, gid=f"{rho}: {run.label}", **style)
+    _label_axes(left, "epoch", "accuracy, %")
+    _label_axes(right, "epoch", _tex(rho))
+    if len(runs) > _MAX_LABELS_IN_AXIS:
         figure.set_figheight(figure.get_figheight() + 0.7)
         figure.legend(
             *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
@@ -63,42 +64,42 @@ def sweep(runs: list[Run], by: str, along: str) -> Figure:
 
     Args:
         runs: of finetune.py.
-        by: option that makes a line of its own (regularizer.lam: Figure 3), or ``label`` (a
-            masked layer named in the label: Figure 4).
-        along: option whose values are the points of a line, written beside them where there is
-            room.
+        by: option with a line for each of its values (regularizer.lam: Figure 3), or ``label``
+            (with the regularised layer as the label: Figure 4).
+        along: option whose values are the points of a line; they are written beside the points
+            where there is room.
     """
     figure, (axis,) = _figure(1)
     rho = _rho_of_all(runs)
     lines: dict[Any, list[tuple[Any, float, float]]] = {}
     for run in runs:
-        after = run.history[-1]
+        after = run.finetuning.history[-1]
         line = run.label if by == "label" else run.option(by)
-        point = (run.option(along), after[rho], 100 * after["accuracy"])
+        point = (run.option(along), after.rho, 100 * after.accuracy)
         lines.setdefault(_hashable(line), []).append(point)
-    for (line, points), look in zip(sorted(lines.items()), cycle(_LOOKS), strict=False):
+    for (line, points), style in zip(sorted(lines.items()), cycle(_STYLES), strict=False):
         points.sort()
         name = str(line) if by == "label" else f"{by.split('.')[-1]} {line}"
         _, x, y = zip(*points, strict=True)
-        axis.plot(x, y, label=name, gid=f"line: {name}", **look)
-        ends = points[:: max(1, len(points) - 1)]  # first, since `_thin` keeps the earlier
-        for text, *position in [*ends, *points[1:-1]]:
+        axis.plot(x, y, label=name, gid=f"line: {name}", **style)
+        ends = points[:: max(1, len(points) - 1)]  # first: `_remove_overlapping` keeps earlier ones
+        for value, *position in [*ends, *points[1:-1]]:
             axis.annotate(
-                f"{text:g}" if isinstance(text, int | float) else str(text),
+                f"{value:g}" if isinstance(value, int | float) else str(value),
                 (position[0], position[1]),
                 xytext=(4, 4),
                 textcoords="offset points",
                 fontsize=7,
             )
-    _name(axis, _tex(rho), "accuracy, %")
+    _label_axes(axis, _tex(rho), "accuracy, %")
     axis.legend(fontsize=8, title=f"along a line: {along.split('.')[-1]}", title_fontsize=7)
-    _thin(figure, axis)
+    _remove_overlapping(figure, axis)
     return figure
 
 
-def _thin(figure: Figure, axis: Axes) -> None:
-    """Remove each text that would be written over an earlier one."""
-    figure.draw_without_rendering()  # so that places are known
+def _remove_overlapping(figure: Figure, axis: Axes) -> None:
+    """Remove each text that overlaps an earlier one."""
+    figure.draw_without_rendering()  # computes the texts' positions
     kept = []
     for text in list(axis.texts):
         box = text.get_window_extent()
@@ -111,32 +112,34 @@ def _thin(figure: Figure, axis: Axes) -> None:
 def ratios(runs: list[Run]) -> Figure:
     """The distribution of ||dx|| / ||x|| over the images of each evaluation, and its median.
 
-    The first bin takes what lies below it, so that a few tiny values do not stretch the axis.
+    The first bin includes all smaller ratios, so that a few tiny values do not stretch the axis.
     """
     figure, (axis,) = _figure(1)
-    found = [run.samples.ratio for run in runs]
-    positive = np.concatenate([ratio[ratio > 0] for ratio in found])
+    ratios_of_runs = [run.samples.ratio for run in runs]
+    positive = np.concatenate([ratio[ratio > 0] for ratio in ratios_of_runs])
     if len(positive) == 0:
         raise UserError(f"no image of {runs[0].folder} was perturbed; there is nothing to draw")
     edges = np.geomspace(np.quantile(positive, 0.005), positive.max(), _BINS + 1)
-    for run, ratio, look in zip(runs, found, cycle(_LOOKS), strict=False):
+    for run, ratio, line_style in zip(runs, ratios_of_runs, cycle(_STYLES), strict=False):
         share = 100 * np.histogram(ratio.clip(edges[0], edges[-1]), edges)[0] / len(ratio)
-        style = {key: look[key] for key in ("color", "linestyle")}
+        style = {key: line_style[key] for key in ("color", "linestyle")}
         median = float(np.median(ratio))
         name = f"{run.label} (median {median:.3g})"
         axis.stairs(share, edges, label=name, gid=f"ratios: {run.label}", linewidth=1.4, **style)
         axis.axvline(median, linewidth=0.8, gid=f"median: {run.label}", **style)
     axis.set_xscale("log")
-    _name(axis, r"$\|\Delta x\| \; / \; \|x\|$", "images, %")
+    _label_axes(axis, r"$\|\Delta x\| \; / \; \|x\|$", "images, %")
     axis.legend(fontsize=8)
     return figure
 
 
 def sheet(run: Run) -> Figure:
     """Images, perturbations and perturbed images of an evaluation, with classes."""
-    figure = draw_kept(run.folder, ResultsFolder(run.folder / "results").read().manifest)
+    figure = draw_stored(run.folder, ResultsFolder(run.folder / "results").read().manifest)
     if figure is None:
-        raise UserError(f"{run.folder} kept no perturbations; evaluate with --num_examples above 0")
+        raise UserError(
+            f"{run.folder} has no stored perturbations; evaluate with --num_examples above 0"
+        )
     return figure
 
 
@@ -151,19 +154,20 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "deep defense"}):
         for path in paths:
-            dated = {"Date": None} if path.suffix == ".svg" else {}
+            # Without the date, equal figures are equal files.
+            metadata = {"Date": None} if path.suffix == ".svg" else {}
             with writable(path), atomic_write(path) as partial:
-                figure.savefig(partial, format=path.suffix[1:], dpi=200, metadata=dated)
+                figure.savefig(partial, format=path.suffix[1:], dpi=200, metadata=metadata)
     return paths
 
 
 def _rho_of_all(runs: list[Run]) -> str:
-    """The name of what all runs measure.
+    """The name of the mean ratio, which must be the same in all runs.
 
     Raises:
         UserError: their norms differ.
     """
-    names = [rho_name(run.summary["definition"]) for run in runs]
+    names = [run.protocol.rho_name for run in runs]
     for run, name in zip(runs, names, strict=True):
         if name != names[0]:
             raise UserError(
@@ -179,14 +183,15 @@ def _figure(count: int) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def _name(axis: Axes, x: str, y: str) -> None:
+def _label_axes(axis: Axes, x: str, y: str) -> None:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(linewidth=0.4, alpha=0.5)
 
 
 def _tex(rho: str) -> str:
-    return rf"$\rho_{{{rho.removeprefix('rho').strip('_').replace('inf', chr(92) + 'infty')}}}$"
+    norm = rho.removeprefix("rho").removeprefix("_").replace("inf", r"\infty")
+    return rf"$\rho_{{{norm}}}$"
 
 
 def _hashable(value: Any) -> Any:

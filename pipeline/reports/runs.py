@@ -7,16 +7,79 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from pipeline.config import FinetuneConfig
 from pipeline.config.aliases import translate, translate_argv
 from pipeline.errors import UserError
-from pipeline.evaluation.samples import Samples, rho_name
-from pipeline.evaluation.summary import read_samples
-from pipeline.runtime.json_checks import LIST, NOTHING, NUMBER, OBJECT, TEXT, lacking
+from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.samples import Samples
+from pipeline.evaluation.summary import Summary, read_samples
+from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, lacking
+
+
+class Measured(NamedTuple):
+    """An evaluation during a fine-tuning."""
+
+    epoch: float
+    accuracy: float
+    rho: float
+
+    @classmethod
+    def from_dict(cls, values: Any, rho_name: str) -> "Measured":
+        """From an entry of the history.
+
+        Raises:
+            ValueError: a phrase that says what is wrong with it.
+        """
+        problem = lacking(values, {"epoch": NUMBER, "accuracy": NUMBER, rho_name: NUMBER})
+        if problem:
+            raise ValueError(problem)
+        return cls(values["epoch"], values["accuracy"], values[rho_name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningSummary:
+    """summary.json of pipeline/finetune.py, as far as reports need it."""
+
+    protocol: Protocol
+    history: list[Measured]  # the reference first
+    before: Measured
+    after: Measured
+    environment: dict[str, Any]  # device and versions
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "FinetuningSummary":
+        """From the values of a file.
+
+        Raises:
+            ValueError: a phrase that says what is wrong with them.
+        """
+        problem = lacking(values, {"history": LIST, "before": OBJECT, "after": OBJECT})
+        if problem:
+            raise ValueError(problem)
+        if not values["history"]:
+            raise ValueError("lacks history: no evaluation has ended")
+        protocol = Protocol.from_dict(values["definition"])
+
+        def measured(entry: Any, name: str) -> Measured:
+            try:
+                return Measured.from_dict(entry, protocol.rho_name)
+            except ValueError as error:
+                raise ValueError(f"{error} in {name}") from None
+
+        return cls(
+            protocol=protocol,
+            history=[
+                measured(entry, f"evaluation {number}")
+                for number, entry in enumerate(values["history"])
+            ],
+            before=measured(values["before"], "before"),
+            after=measured(values["after"], "after"),
+            environment={name: values[name] for name in ("device", "versions") if name in values},
+        )
 
 
 @dataclass(frozen=True)
@@ -25,23 +88,46 @@ class Run:
 
     label: str
     folder: Path
-    summary: dict[str, Any]
+    summary: Summary | FinetuningSummary
+
+    @property
+    def protocol(self) -> Protocol:
+        """What the run's numbers mean."""
+        return self.summary.protocol
 
     @property
     def is_evaluation(self) -> bool:
-        """Of pipeline/evaluate.py, not of pipeline/finetune.py."""
-        return "history" not in self.summary
+        """Whether pipeline/evaluate.py wrote it, not pipeline/finetune.py."""
+        return isinstance(self.summary, Summary)
 
     @property
-    def history(self) -> list[dict[str, Any]]:
-        """The evaluations of a fine-tuning, the reference first.
+    def evaluation(self) -> Summary:
+        """The summary of an evaluation.
+
+        Raises:
+            UserError: it is a fine-tuning.
+        """
+        if not isinstance(self.summary, Summary):
+            raise UserError(f"{self.folder} is a fine-tuning; this needs runs of evaluate.py")
+        return self.summary
+
+    @property
+    def finetuning(self) -> FinetuningSummary:
+        """The summary of a fine-tuning.
 
         Raises:
             UserError: it is an evaluation.
         """
-        if self.is_evaluation:
+        if isinstance(self.summary, Summary):
             raise UserError(f"{self.folder} is an evaluation; this needs runs of finetune.py")
-        return self.summary["history"]
+        return self.summary
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Device and versions of the run; of an evaluation, those of its last job."""
+        if isinstance(self.summary, Summary):
+            return self.summary.runs[-1] if self.summary.runs else {}
+        return self.summary.environment
 
     @cached_property
     def samples(self) -> Samples:
@@ -71,7 +157,7 @@ class Run:
         return value
 
 
-def named(argument: str) -> Run:
+def run_of_argument(argument: str) -> Run:
     """A run from a command line's ``FOLDER`` or ``LABEL=FOLDER``.
 
     Raises:
@@ -91,48 +177,19 @@ def read(folder: Path, label: str | None = None) -> Run:
     """
     path = folder / "summary.json"
     try:
-        summary = json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
             f"no file {path}: is {folder} a run that has ended? The shards of an evaluation are "
-            "joined by tools/report.py merge"
+            "merged by tools/report.py merge"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(summary, dict) or not isinstance(summary.get("definition"), dict):
+    if not isinstance(values, dict) or not isinstance(values.get("definition"), dict):
         raise UserError(f"{path} is no summary of this project's runs")
-    problem = _problem(summary)
-    if problem:
-        raise UserError(f"{path} {problem}; run its command again, which writes it anew")
+    kind = FinetuningSummary if "history" in values else Summary
+    try:
+        summary = kind.from_dict(values)
+    except ValueError as error:
+        raise UserError(f"{path} {error}; run its command again, which replaces it") from None
     return Run(label or folder.name, folder, summary)
-
-
-def _problem(summary: dict[str, Any]) -> str:
-    """What tables and figures would miss in a summary, as a phrase; empty if nothing."""
-    problem = lacking(summary["definition"], {"norm": TEXT})
-    if problem:
-        return f"{problem} of its definition"
-    measured = {"accuracy": NUMBER, rho_name(summary["definition"]): NUMBER}
-    if "history" not in summary:
-        return lacking(summary, measured) or _fgs_problem(summary.get("fgs"))
-    problem = lacking(summary, {"history": LIST, "before": OBJECT, "after": OBJECT})
-    if problem:
-        return problem
-    if not summary["history"]:
-        return "lacks history: no evaluation has ended"
-    entries = {f"evaluation {number}": e for number, e in enumerate(summary["history"])}
-    problems = {name: lacking(e, {"epoch": NUMBER, **measured}) for name, e in entries.items()}
-    problems |= {name: lacking(summary[name], measured) for name in ("before", "after")}
-    return next((f"{text} in {name}" for name, text in problems.items() if text), "")
-
-
-def _fgs_problem(fgs: Any) -> str:
-    if fgs is None:
-        return ""
-    problem = lacking(fgs, {"accuracy": LIST})
-    entries = [] if problem else fgs["accuracy"]
-    problems = (lacking(entry, {"eps": NUMBER, "accuracy": NUMBER}) for entry in entries)
-    problem = problem or next(filter(None, problems), "")
-    chosen = {name: NUMBER + NOTHING for name in ("reference", "eps_ref") if name in fgs}
-    problem = problem or lacking(fgs, chosen)
-    return f"{problem} of FGS" if problem else ""

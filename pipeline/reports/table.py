@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from pipeline.config import EPS_REF_FRACTIONS
 from pipeline.config.parse import differences
 from pipeline.errors import warn
-from pipeline.evaluation.samples import accuracy_at, rho_name
+from pipeline.evaluation.statistics import accuracy_at
+from pipeline.runtime.text_tables import csv_table, markdown_table
 
 from .runs import Run
-from .text_tables import csv_table, markdown_table
 
 
 class Row(NamedTuple):
@@ -26,10 +26,13 @@ class Row(NamedTuple):
 
 
 def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[Row]:
-    """A row a run, and two (before and after) of a fine-tuning; networks stay together.
+    """One row for an evaluation, and two (before and after) for a fine-tuning, by network.
 
-    eps_ref of a network: the one given; or the one that its runs were evaluated at; or that of its
-    last run that searched for one (put the Deep Defense model last, as the paper does).
+    Args:
+        runs: the order of the rows; runs of one network are put together.
+        eps_ref: for every row. By default it is the one that a network's runs were evaluated at,
+            or that of its last run that searched for one (put the Deep Defense model last, as the
+            paper does).
     """
     networks: dict[str, list[Run]] = {}
     for run in runs:
@@ -44,7 +47,9 @@ def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[Row]:
 
 def _network(run: Run) -> str:
     network, colon, _ = run.label.partition(":")
-    return network if colon else str(run.summary.get("model") or run.option("model.name"))
+    if colon:
+        return network
+    return run.evaluation.identity.model if run.is_evaluation else str(run.option("model.name"))
 
 
 def _method(run: Run) -> str:
@@ -52,49 +57,56 @@ def _method(run: Run) -> str:
 
 
 def _reference(runs: list[Run]) -> float | None:
-    found = [run.summary.get("fgs") or {} for run in runs]
-    for name in ("reference", "eps_ref"):
-        values = [fgs[name] for fgs in found if fgs.get(name)]
-        if values:
-            return values[-1]
-    return None
+    """eps_ref of a network, from its runs."""
+    statistics = [run.evaluation.statistics.fgs for run in runs if run.is_evaluation]
+    measured = [fgs for fgs in statistics if fgs is not None]
+    references = [fgs.reference for fgs in measured if fgs.reference]
+    searched = [fgs.eps_ref for fgs in measured if fgs.eps_ref]
+    candidates = references or searched
+    return candidates[-1] if candidates else None
 
 
 def _rows(network: str, run: Run, reference: float | None) -> list[Row]:
-    rho = rho_name(run.summary["definition"])
-    none = (None,) * len(EPS_REF_FRACTIONS)
+    not_measured = (None,) * len(EPS_REF_FRACTIONS)
     if not run.is_evaluation:
-        named = {"Reference": run.summary["before"], _method(run): run.summary["after"]}
-        return [Row(network, name, v["accuracy"], v[rho], none, None) for name, v in named.items()]
-    after = none
+        measured = {"Reference": run.finetuning.before, _method(run): run.finetuning.after}
+        return [
+            Row(network, method, entry.accuracy, entry.rho, not_measured, None)
+            for method, entry in measured.items()
+        ]
+    after_fgs = not_measured
     if reference is not None:
-        after = tuple(_after_fgs(run, f * reference) for f in EPS_REF_FRACTIONS)
-    summary = run.summary
-    return [Row(network, _method(run), summary["accuracy"], summary[rho], after, reference)]
+        after_fgs = tuple(_after_fgs(run, f * reference) for f in EPS_REF_FRACTIONS)
+    statistics = run.evaluation.statistics
+    row = Row(
+        network, _method(run), statistics.accuracy, statistics.rho, after_fgs, eps_ref=reference
+    )
+    return [row]
 
 
 def _after_fgs(run: Run, eps: float) -> float | None:
-    """As measured; or else read from each image's smallest eps; or None."""
-    fgs = run.summary.get("fgs") or {}
-    for entry in fgs.get("accuracy", []):
-        if abs(entry["eps"] - eps) <= 1e-6 * eps:
-            return entry["accuracy"]
-    return accuracy_at(run.samples, eps) if "eps_ref" in fgs else None
+    """The measured accuracy, or else from each image's smallest eps; None without either."""
+    fgs = run.evaluation.statistics.fgs
+    if fgs is None:
+        return None
+    for entry in fgs.accuracy:
+        if abs(entry.eps - eps) <= 1e-6 * eps:
+            return entry.accuracy
+    return accuracy_at(run.samples, eps) if fgs.searched else None
 
 
 def warn_of_differences(runs: list[Run]) -> None:
-    """Say on stderr where rows do not mean the same."""
+    """Warn where the rows' numbers have different meanings."""
     first = runs[0]
     for run in runs[1:]:
-        earlier, later = ({**r.summary["definition"], "fgs": None} for r in (first, run))
-        changed = differences(earlier, later, ())
+        changed = differences(first.protocol.to_dict(), run.protocol.to_dict(), ("fgs",))
         if changed:
             warn(f"{first.folder} and {run.folder} are defined differently: {'; '.join(changed)}")
     warn_of_data_sets(runs)
 
 
 def warn_of_data_sets(runs: list[Run]) -> None:
-    """Say on stderr where a network's runs are of different images."""
+    """Warn where a network's runs used different images."""
     first: dict[tuple[str, bool], Run] = {}
     for run in runs:
         network = _network(run)
@@ -104,7 +116,7 @@ def warn_of_data_sets(runs: list[Run]) -> None:
         changed = differences(_images_of(earlier), _images_of(run), ())
         if changed:
             warn(
-                f"{earlier.folder} and {run.folder}, both of {network}, are of different images: "
+                f"{earlier.folder} and {run.folder}, both of {network}, used different images: "
                 f"{'; '.join(changed)}"
             )
 
@@ -112,12 +124,12 @@ def warn_of_data_sets(runs: list[Run]) -> None:
 def _images_of(run: Run) -> dict[str, Any]:
     """What identifies the images that a run was evaluated on."""
     if run.is_evaluation:
-        names = ("index", "num_indexed", "num_images")
-        return {name: run.summary.get(name) for name in names}
+        identity = run.evaluation.identity.to_dict()
+        return {name: identity[name] for name in ("index", "num_indexed", "num_images")}
     return {name: run.option(name) for name in ("data.val", "evaluation.num_images")}
 
 
-COLUMNS = (  # of what a row measures, in CSV
+COLUMNS = (  # the measured values of a row, in CSV
     "accuracy",
     "rho2",
     *(f"accuracy_at_{f:g}_eps_ref" for f in EPS_REF_FRACTIONS),
@@ -133,7 +145,7 @@ def markdown(rows: list[Row]) -> str:
 
 def latex(rows: list[Row]) -> str:
     """As a LaTeX tabular for the package booktabs; accuracies in percent."""
-    head = [r"Network", r"Method", r"Acc.\,(\%)", r"$\rho_2$"]
+    head = ["Network", "Method", r"Acc.\,(\%)", r"$\rho_2$"]
     head += [rf"@{f:.1f}\,$\epsilon_\mathrm{{ref}}$" for f in EPS_REF_FRACTIONS]
     lines = [rf"\begin{{tabular}}{{ll{'r' * (len(HEAD) - 2)}}}", r"\toprule"]
     lines.append(" & ".join(head) + r" \\")
@@ -158,12 +170,13 @@ FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex}
 
 
 def _grouped(rows: list[Row]) -> list[Row]:
-    """Each network named once."""
-    before = [None, *(row.network for row in rows)]
-    return [
-        row._replace(network="" if row.network == last else row.network)
-        for row, last in zip(rows, before, strict=False)
-    ]
+    """Rows with the name of their network in its first row only."""
+    grouped: list[Row] = []
+    last_network = None
+    for row in rows:
+        grouped.append(row._replace(network="") if row.network == last_network else row)
+        last_network = row.network
+    return grouped
 
 
 def _cells(row: Row) -> tuple[str, ...]:

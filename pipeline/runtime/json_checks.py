@@ -27,3 +27,17 @@ def lacking(values: Any, kinds: Kinds) -> str:
         if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
             return f"has another kind of value for {name}"
     return ""
+
+
+def check_object(values: Any, kinds: Kinds) -> None:
+    """Refuse an object that lacks a key, has a value of another type, or has unknown keys.
+
+    Raises:
+        ValueError: a phrase to follow the file's name.
+    """
+    problem = lacking(values, kinds)
+    if problem:
+        raise ValueError(problem)
+    unknown = sorted(values.keys() - kinds.keys())
+    if unknown:
+        raise ValueError(f"has the unknown key {unknown[0]}")

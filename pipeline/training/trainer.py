@@ -20,7 +20,8 @@ from pipeline.data.loader import Batch, Loader
 from pipeline.errors import Stopped, first_line, warn
 from pipeline.evaluation.measure import Measurement
 from pipeline.evaluation.protocol import evaluation_protocol
-from pipeline.evaluation.samples import Samples, nonfinite_warning, rho_name, summarize
+from pipeline.evaluation.samples import Samples
+from pipeline.evaluation.statistics import nonfinite_warning, summarize
 from pipeline.models import prepare
 from pipeline.models.build import portable_state
 from pipeline.models.weight_classes import with_classes
@@ -77,8 +78,8 @@ class Trainer:
         self.net = prepare.move_net(net, config.runtime, ranks.device)
         self.runner = StepRunner(self.net, config, ranks, self.plan, self.schedule)
         num_classes = prepare.num_classes_of(config, self.train_index)
-        self.definition = evaluation_protocol(config.evaluation, config.runtime, num_classes)
-        self.rho = rho_name(self.definition)  # rho2, or the name for another norm
+        self.protocol = evaluation_protocol(config.evaluation, config.runtime, num_classes)
+        self.rho = self.protocol.rho_name  # rho2, or the name for another norm
         best_metric = "accuracy" if config.checkpoint.best == "accuracy" else self.rho
         self.history = History(best_metric)
         self.step = 0
@@ -210,12 +211,13 @@ class Trainer:
 
     def _record(self, samples: Samples, num_skipped: int, monitor: Monitor) -> None:
         """Add an evaluation to the history and to the metrics, and save a checkpoint."""
-        summary = summarize(samples, self.definition) | {"num_skipped": num_skipped}
+        statistics = summarize(samples, self.protocol)
+        summary = {**statistics.to_dict(), "num_skipped": num_skipped}
         epoch = (self.step - self.schedule.clean_steps) / self.plan.steps_per_epoch
         entry = HistoryEntry(self.step, epoch, summary)
         is_best = self.history.append(entry)
         monitor.evaluation(entry.to_dict(), self.rho)
-        warn(nonfinite_warning(summary))
+        warn(nonfinite_warning(statistics))
         if len(self.history) == 1:
             self.export("reference.pth")
         self._save(best=is_best)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.data import index, scan
 from pipeline.data.index import Index
+from pipeline.data.tar_members import append_member
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -32,9 +33,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     """Write a tar, compressed where its name ends with .gz."""
     with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
         for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
+            append_member(archive, name, data)
     return path
 
 

@@ -110,7 +110,7 @@ def test_cut_and_gone_on_with_on_another_number_of_ranks(
     assert "evaluation.space: the arrays of" in line
     other = ("--data.mean", "[0.5]")
     line = expect_error(in_process, *options(reference, folder), *other, script=SCRIPT)
-    assert "holds other examples (input.mean" in line
+    assert "contains other examples (input.mean" in line
 
 
 def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Path) -> None:

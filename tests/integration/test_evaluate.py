@@ -248,7 +248,7 @@ def test_shards_of_other_evaluations_are_refused(trained: Path, tmp_path: Path) 
     succeed(SCRIPT, *config, *other, "--shard", "0/2")
     wrong = (*config, "--model.weights", trained / "weights.pth", "--shard", "1/2")
     line = expect_error(in_process, *wrong, script=SCRIPT)
-    assert "results of another evaluation (here -> there: weights:" in line
+    assert "results of another evaluation (this one -> that one: weights:" in line
     wrong = (*config, *other, "--evaluation.attack.max_iterations", 9, "--shard", "1/2")
     line = expect_error(in_process, *wrong, script=SCRIPT)
     assert "definition.max_iterations: 9 -> 5" in line

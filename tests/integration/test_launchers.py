@@ -100,7 +100,7 @@ def test_an_evaluation_of_another_net_is_refused(run: Run, tmp_path: Path) -> No
     cases = [
         (
             ("--model.name", "lenet"),
-            "holds results of another evaluation (here -> there: model: lenet -> mlp",
+            "results of another evaluation (this one -> that one: model: lenet -> mlp",
         ),
         (("--evaluation.fgs.reference", tmp_path / "no"), "holds no eps_ref"),
     ]

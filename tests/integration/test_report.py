@@ -32,7 +32,7 @@ def finetuning(folder: Path, lam: float, c: float, accuracy: float, rho2: float)
         {"step": 10, "epoch": 0.0, "accuracy": 0.95, "rho2": 0.11},
         {"step": 20, "epoch": 1.0, "accuracy": accuracy, "rho2": rho2},
     ]
-    definition = manifest().identity["definition"] | {"fgs": None}
+    definition = manifest().identity.protocol.to_dict() | {"fgs": None}
     summary = {"history": history, "definition": definition}
     summary |= {"before": history[0], "after": history[-1]}
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -54,7 +54,9 @@ def evaluation(folder: Path, scale: float, **changes: Any) -> Path:
     )
     with store.appender(0) as appender:
         picture = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8)
-        appender.keep([Example(k, picture, 0.1 * picture[:, ::-1].copy(), 0, 1) for k in (3, 9)])
+        appender.store_examples(
+            [Example(k, picture, 0.1 * picture[:, ::-1].copy(), 0, 1) for k in (3, 9)]
+        )
     write_outputs(folder, merge.merge_shards(folder))
     return folder
 
@@ -130,7 +132,9 @@ def test_a_sweep_has_a_line_for_each_value(tmp_path: Path) -> None:
     every = np.concatenate([line for _, line in sorted(svg_lines(Path(f"{out}.svg")).items())])
     assert_drawn(every, np.concatenate([drawn["lam 15"], drawn["lam 5"]]))
     masked = [f"conv1={folders[0]}", f"conv1={folders[1]}", f"fc1={folders[2]}"]
-    figure = figures.sweep([runs.named(name) for name in masked], "label", "regularizer.c")
+    figure = figures.sweep(
+        [runs.run_of_argument(name) for name in masked], "label", "regularizer.c"
+    )
     assert [line.get_label() for line in figure.axes[0].lines] == ["conv1", "fc1"]
     ended = call(SCRIPT, "figures", "sweep", *folders, "--by", "regularizer.nothing", "--out", out)
     assert ended.code == 2
@@ -253,11 +257,11 @@ def test_mistakes(run: Run, tmp_path: Path) -> None:
     (tmp_path / "cut" / "summary.json").write_text('{"accu')
     out = ("--out", tmp_path / "x")
     cases = [
-        (("merge", tmp_path / "nothing"), "holds no results"),
+        (("merge", tmp_path / "nothing"), "contains no results"),
         (("table", tmp_path / "cut"), "cannot be read"),
         (("figures", "epochs", folder, *out), "is an evaluation"),
         (("figures", "ratios", tuned, *out), "is a fine-tuning"),
-        (("figures", "sheet", folder, folder, *out), "of one run"),
+        (("figures", "sheet", folder, folder, *out), "shows one run"),
     ]
     for options, words in cases:
         ended = call(SCRIPT, *options)
@@ -274,6 +278,6 @@ def test_mistakes(run: Run, tmp_path: Path) -> None:
 
 def test_labels_may_be_paths(tmp_path: Path) -> None:
     folder = finetuning(tmp_path / "lam=5", 5, 25, 0.97, 0.2)
-    assert runs.named(str(folder)).label == "lam=5"
-    assert runs.named(f"mine={tmp_path}/lam=5").label == "mine"
+    assert runs.run_of_argument(str(folder)).label == "lam=5"
+    assert runs.run_of_argument(f"mine={tmp_path}/lam=5").label == "mine"
     assert table.rows_of([runs.read(folder)])[0].network == "mlp"

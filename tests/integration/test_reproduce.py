@@ -70,8 +70,19 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = {(*u.config.regularizer.layers, u.config.regularizer.c) for u in masked if u.needs}
     every = ("0.*", "2.*", "5.*", "7.*")
     assert layers == {(layer, 35) for layer in every}
-    with pytest.raises(UserError, match="--figure 4 is the paper's for mnist_lenet"):
+    with pytest.raises(UserError, match="--figure 4 exists for mnist_lenet only"):
         Planner(EXPERIMENTS["mnist_mlp"], tmp_path).sweep(0, 4)
+
+
+def test_eps_ref_is_read_from_the_folder_of_an_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"fgs": {"eps_ref": 0.1}}))
+    options = ["--evaluation.fgs.reference", str(tmp_path)]
+    planner = Planner(EXPERIMENTS["mnist_mlp"], tmp_path / "out", options)
+    for planned in planner.table([0], ["deep_defense"]):
+        assert planned.config.evaluation.fgs.measured == pytest.approx([0.02, 0.05, 0.1])
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(UserError, match="holds no eps_ref"):
+        Planner(EXPERIMENTS["mnist_mlp"], tmp_path / "out", options).table([0], [])
 
 
 def test_a_reference_stays_whatever_the_regularisers_options(tmp_path: Path) -> None:
@@ -95,7 +106,7 @@ def test_every_experiment_can_be_listed(tmp_path: Path) -> None:
     ended = call(TOOL, "mnist_mlp", "--output", tmp_path / "mlp", "--dry-run")
     assert ended.code == 0, ended.stderr
     assert re.search(r"seed0/deep_defense +[\d.]+ (s|min|h) *\n", ended.stdout)
-    assert re.search(r"about [\d.]+ (min|h) here, 1 at once", ended.stdout)
+    assert re.search(r"about [\d.]+ (min|h) on this machine, 1 at a time", ended.stdout)
     assert "timing" in ended.stderr  # which takes minutes for large nets
     assert not (tmp_path / "mlp").exists()
     for experiment in EXPERIMENTS.values():
@@ -126,7 +137,7 @@ def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: 
 
     done = run(TOOL, *words)
     assert done.returncode == 0, done.stderr
-    assert "begins  seed0/reference\n" not in done.stdout
+    assert "starting seed0/reference\n" not in done.stdout
     assert (folder / "seed0/reference/weights.pth").stat().st_mtime == before
     with (folder / "report/table.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
@@ -135,7 +146,7 @@ def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: 
     assert float(rows["Deep Defense"]["accuracy_at_1_eps_ref"]) <= 0.5
     page = (folder / "report/report.md").read_text()
     assert "(98.65)" in page
-    assert "6,000 images to train on, 2,000 to test on (a cut of the data set" in page
+    assert "6,000 images to train on, 2,000 to test on (a part of the data set" in page
     assert (folder / "report/figure2.png").stat().st_size > 5000
     with (folder / "report/figure2.csv").open() as file:
         histories = list(csv.DictReader(file))
@@ -153,7 +164,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(downloads: Path, tmp_path: Pat
     words += ("--methods", "clean", "--", *SHORT, "--resume", tmp_path / "no.pt")
     ended = call(TOOL, *words)
     assert ended.code == 2
-    assert re.findall(r"begins  (.*)", ended.stdout) == ["seed0/reference", "seed1/reference"]
+    assert re.findall(r"starting (.*)", ended.stdout) == ["seed0/reference", "seed1/reference"]
     last = ended.stderr.strip().splitlines()[-1]
     assert "2 failed (seed0/reference: " in last
     assert "no.pt" in last
@@ -206,7 +217,7 @@ def test_a_sweep_is_run_and_drawn(
     expected = estimate.RuntimeEstimator(mlp, tmp_path / "data", 1, 2).seconds(units)
     start.run_locally(units, expected, ranks=1, at_once=2)
     assert all(unit.done() for unit in units)
-    page = report.write(mlp, tmp_path, [0], units, "the command", 3)
+    page = report.Report(mlp, tmp_path, [0], units, "the command", 3).write()
     assert "`the command`" in page.read_text()
     with (page.parent / "figure3.csv").open() as file:
         points = list(csv.DictReader(file))

@@ -93,7 +93,7 @@ def test_a_net_that_is_sure_is_attacked_all_the_same() -> None:
 
 def test_results_say_which_attack_it_was() -> None:
     plain = evaluation_protocol(EvaluationConfig(), RuntimeConfig(), 10)
-    assert "direction" not in plain
+    assert "direction" not in plain.to_dict()
     attack = AttackConfig(step_direction="loss_gradient")
     other = evaluation_protocol(EvaluationConfig(attack=attack), RuntimeConfig(), 10)
-    assert other["direction"] == "gradient of the cross-entropy"
+    assert other.direction == "gradient of the cross-entropy"

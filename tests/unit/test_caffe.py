@@ -113,8 +113,8 @@ def test_mistakes(run: Run, layers: dict, tmp_path: Path) -> None:
     path, target = tmp_path / "net.caffemodel", tmp_path / "net.pth"
     whole = caffemodel(layers, old=True)
     cases = [
-        (whole[:-10], (), "is no .caffemodel, or is cut short"),
-        (b"", (), "holds no weights"),
+        (whole[:-10], (), "is not a .caffemodel, or is cut short"),
+        (b"", (), "contains no weights"),
         (whole, ("--first", "conv0"), "--first conv0: the layers are conv1, conv2, fc8"),
     ]
     for content, options, said in cases:

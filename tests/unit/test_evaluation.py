@@ -25,7 +25,8 @@ from pipeline.evaluation import attack_space
 from pipeline.evaluation.evaluator import Evaluator, Finished
 from pipeline.evaluation.measure import Measurement
 from pipeline.evaluation.protocol import evaluation_protocol
-from pipeline.evaluation.samples import Samples, summarize
+from pipeline.evaluation.samples import Samples
+from pipeline.evaluation.statistics import summarize
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime.distributed import DistributedContext
 from tests.helpers import nets
@@ -152,14 +153,14 @@ def test_images_without_a_gradient_are_counted_apart() -> None:
     assert (samples.stuck == (kind > 0)).all()
     assert ((samples.prediction == -1) == (kind == 2)).all()
     assert np.isfinite(samples.perturbation_norm).all()
-    summary = summarize(samples, evaluation_protocol(config, RuntimeConfig(), 10))
-    assert summary["num_without_gradient"] == 20
-    assert summary["num_nonfinite"] == 10
-    assert summary["accuracy"] == 0.75
+    statistics = summarize(samples, evaluation_protocol(config, RuntimeConfig(), 10))
+    assert statistics.num_without_gradient == 20
+    assert statistics.num_nonfinite == 10
+    assert statistics.accuracy == 0.75
     ratio = samples.perturbation_norm[kind == 0] / samples.image_norm[kind == 0]
-    assert summary["rho2"] == pytest.approx(ratio.mean())
-    assert summary["rho2"] > 0
-    assert np.isfinite(list(summary["ratio_quantiles"].values())).all()
+    assert statistics.rho == pytest.approx(ratio.mean())
+    assert statistics.rho > 0
+    assert np.isfinite(list(statistics.ratio_quantiles.values())).all()
     assert (samples.fgs_eps[kind == 1] == np.inf).all()
     assert (samples.fgs_eps[kind == 2] == 0).all()
 
@@ -171,7 +172,7 @@ def test_fewer_classes_than_candidates() -> None:
     config = EvaluationConfig(attack=AttackConfig(num_candidates=10))
     samples = Samples.concat(f.samples for f in run(AttackView(net), config, images, labels, 20))
     assert samples.flipped.all()
-    assert evaluation_protocol(config, RuntimeConfig(), 3)["num_candidates"] == 3
+    assert evaluation_protocol(config, RuntimeConfig(), 3).num_candidates == 3
 
 
 class Hungry(nn.Module):

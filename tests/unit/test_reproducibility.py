@@ -109,7 +109,7 @@ def test_results_of_nets_that_depend_on_the_batch_agree_to_what_was_recorded(
     shard(tmp_path, 0, 1, [0, 1, 2], manifest=recorded)
     shard(tmp_path, 1, 2, [2], perturbation_norm=[3.0 * (1 + 9e-4)], steps=[4])
     merged = merge.merge_shards(tmp_path)
-    assert write_outputs(tmp_path, merged)["batch_difference"] == 1e-7
+    assert write_outputs(tmp_path, merged).batch_difference == 1e-7
     shard(tmp_path, 2, 3, [1], perturbation_norm=[2.0 * (1 + 2e-3)])
     with pytest.raises(UserError, match="two results of image 1 disagree: perturbation_norm"):
         merge.merge_shards(tmp_path)

@@ -11,13 +11,22 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.config import EvaluateConfig, EvaluationConfig, FgsConfig, RuntimeConfig, Shard
+from pipeline.config import (
+    AttackConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    FgsConfig,
+    RuntimeConfig,
+    Shard,
+)
 from pipeline.errors import UserError
 from pipeline.evaluation import contact_sheet, merge
-from pipeline.evaluation.protocol import evaluation_protocol
-from pipeline.evaluation.samples import Example, Samples, accuracy_at, by_class, eps_ref, summarize
-from pipeline.evaluation.shard_results import Manifest, ResultsFolder
-from pipeline.evaluation.summary import read_samples, write_outputs
+from pipeline.evaluation.manifest import Identity, Manifest
+from pipeline.evaluation.protocol import Preprocessing, Protocol, evaluation_protocol
+from pipeline.evaluation.samples import Example, Samples
+from pipeline.evaluation.shard_results import ResultsFolder
+from pipeline.evaluation.statistics import accuracy_at, by_class, eps_ref, summarize
+from pipeline.evaluation.summary import Summary, read_samples, write_outputs
 from pipeline.runtime import run_folder
 from pipeline.runtime.distributed import DistributedContext
 
@@ -41,19 +50,27 @@ def samples(rows: list[int], **changes: object) -> Samples:
         "fgs_correct": [[row % 2 == 0, row % 4 == 0] for row in rows],
         "fgs_eps": [0.1 * (row + 1) if row % 2 == 0 else 0.0 for row in rows],
     }
-    return Samples.of_columns(columns | changes, len(EPS))
+    return Samples.from_dict(columns | changes, len(EPS))
 
 
 def manifest(total: int = 6, **changes: object) -> Manifest:
     evaluation = EvaluationConfig(fgs=FgsConfig(eps=EPS, search=True))
-    identity = {
-        "model": "net",
-        "num_indexed": total,
-        "num_images": None,
-        "input": {"crop": 8, "resize": 8, "channels": 1, "mean": [0.5], "std": [0.25]},
-        "definition": evaluation_protocol(evaluation, RuntimeConfig(), 10),
-    }
-    return Manifest(identity | changes, {"index": "i.parquet", "class_names": ["zero", "one"]})
+    identity = Identity(
+        model="net",
+        weights="0",
+        index="1",
+        num_indexed=total,
+        num_images=None,
+        input=Preprocessing(
+            mean=[0.5], crop=8, resize=8, interpolation="bilinear", channels=1, std=[0.25]
+        ),
+        protocol=evaluation_protocol(evaluation, RuntimeConfig(), 10),
+    )
+    about = {"index": "i.parquet", "class_names": ["zero", "one"]}
+    return Manifest(replace(identity, **changes), about)
+
+
+PROTOCOL = manifest().identity.protocol
 
 
 def names(rows: list[int]) -> list[str]:
@@ -69,18 +86,13 @@ def shard(folder: Path, number: int, of: int, rows: list[int], **changes: object
 
 
 def test_summary_counts_every_sample() -> None:
-    found = summarize(samples([0, 1, 2, 3]), manifest().identity["definition"])
-    assert found["accuracy"] == 0.5
-    assert found["rho2"] == pytest.approx(np.mean([0.5, 1, 1.5, 2]))
-    assert found["num_unflipped"] == 1
-    assert found["ratio_median"] == pytest.approx(1.25)
-    assert found["fgs"]["accuracy"] == [
-        {"eps": 0.1, "accuracy": 0.5, "num_correct": 2},
-        {"eps": 0.2, "accuracy": 0.25, "num_correct": 1},
-    ]
-    assert summarize(samples([0, 5, 6]), manifest().identity["definition"])["top5_accuracy"] == (
-        pytest.approx(1 / 3)
-    )
+    statistics = summarize(samples([0, 1, 2, 3]), PROTOCOL)
+    assert statistics.accuracy == 0.5
+    assert (statistics.rho_name, statistics.rho) == ("rho2", pytest.approx(1.25))
+    assert statistics.num_unflipped == 1
+    assert statistics.ratio_median == pytest.approx(1.25)
+    assert statistics.fgs.accuracy == [(0.1, 0.5, 2), (0.2, 0.25, 1)]
+    assert summarize(samples([0, 5, 6]), PROTOCOL).top5_accuracy == pytest.approx(1 / 3)
 
 
 def test_what_has_no_ratio_is_counted_apart() -> None:
@@ -90,13 +102,13 @@ def test_what_has_no_ratio_is_counted_apart() -> None:
         image_norm=[2.0, 0.0, 2.0, 2.0],
         perturbation_norm=[float("nan"), 1.0, 3.0, 5.0],
     )
-    summary = summarize(found, manifest().identity["definition"])
-    assert summary["rho2"] == pytest.approx(2.0)
-    assert summary["num_without_gradient"] == 1
-    assert summary["num_zero_images"] == 1
-    assert summary["num_samples"] == 4
-    nothing = summarize(samples([0], stuck=[True]), manifest().identity["definition"])
-    assert nothing["rho2"] == nothing["ratio_median"] == 0
+    statistics = summarize(found, PROTOCOL)
+    assert statistics.rho == pytest.approx(2.0)
+    assert statistics.num_without_gradient == 1
+    assert statistics.num_zero_images == 1
+    assert statistics.num_samples == 4
+    nothing = summarize(samples([0], stuck=[True]), PROTOCOL)
+    assert nothing.rho == nothing.ratio_median == 0
 
 
 def test_eps_ref_is_where_half_of_the_images_are_lost() -> None:
@@ -116,6 +128,34 @@ def test_classes() -> None:
         ("1", 2, 0.5),
     ]
     assert rows[1]["mean_ratio"] == pytest.approx(1.75)
+
+
+def test_records_are_stored_without_loss() -> None:
+    reference = FgsConfig(eps=EPS, reference=1.0)
+    attack = AttackConfig(step_direction="loss_gradient", norm="inf")
+    config = EvaluationConfig(attack=attack, fgs=reference, space="pixels", clip=True)
+    protocols = [
+        PROTOCOL,
+        evaluation_protocol(config, RuntimeConfig(tf32=True), 10),
+        evaluation_protocol(EvaluationConfig(), RuntimeConfig(), 10),
+    ]
+    for protocol in protocols:
+        assert Protocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol
+        identity = replace(manifest().identity, protocol=protocol)
+        assert Identity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"norm": 2}, "another kind of value for norm of its definition"),
+        ({"colour": "red"}, "the unknown key colour of its definition"),
+        ({"fgs": {"eps": [], "search": True}}, "lacks reference"),
+    ],
+)
+def test_a_damaged_protocol(changes: dict, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Protocol.from_dict(PROTOCOL.to_dict() | changes)
 
 
 def test_results_survive_and_are_not_counted_twice(tmp_path: Path) -> None:
@@ -147,7 +187,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     merged = merge.merge_shards(tmp_path)
     line = merged.missing_message()
     assert line == "3 of 6 images are missing: 1 of shard 1/3, 2 of shard 2/3 (rows 1, 2, 5)"
-    assert write_outputs(tmp_path, merged)["num_missing"] == 3
+    assert write_outputs(tmp_path, merged).num_missing == 3
     shard(tmp_path, 2, 3, [1, 2, 5])
     assert merge.merge_shards(tmp_path).complete
 
@@ -160,7 +200,7 @@ def test_images_that_did_not_decode_are_not_missing(tmp_path: Path) -> None:
     merged = merge.merge_shards(tmp_path)
     assert merged.complete
     summary = write_outputs(tmp_path, merged)
-    assert (summary["num_skipped"], summary["skipped"]) == (1, ["bad"])
+    assert summary.skipped == ["bad"]
 
 
 def test_overlaps_must_agree(tmp_path: Path) -> None:
@@ -184,10 +224,10 @@ def test_counts_of_overlaps_must_be_equal(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"model": "other"}, "model: net -> other"),
-        ({"weights": "abc"}, "weights: None -> abc"),
+        ({"weights": "abc"}, "weights: 0 -> abc"),
         ({"num_indexed": 7}, "num_indexed: 6 -> 7"),
         (
-            {"definition": manifest().identity["definition"] | {"norm": "inf"}},
+            {"protocol": replace(PROTOCOL, norm="inf")},
             r"definition\.norm: 2 -> inf",
         ),
     ],
@@ -203,7 +243,7 @@ def test_different_evaluations_do_not_mix(tmp_path: Path, changes: dict, words: 
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no results"):
+    with pytest.raises(UserError, match="contains no results"):
         merge.merge_shards(tmp_path)
     shard(tmp_path, 0, 1, [0, 1, 2])
     path = tmp_path / "results" / "0-of-1" / "rank0.jsonl"
@@ -220,24 +260,25 @@ def test_published_files_hold_what_was_found(tmp_path: Path) -> None:
     image, delta = rng.normal(size=(2, 1, 8, 8)).astype(np.float32)
     store = shard(tmp_path, 0, 1, list(range(6)))
     with store.appender(0) as appender:
-        appender.keep([Example(3, image, delta, 0, 1)])
+        appender.store_examples([Example(3, image, delta, 0, 1)])
     summary = write_outputs(tmp_path, merge.merge_shards(tmp_path))
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary.to_dict()
+    assert Summary.from_dict(json.loads((tmp_path / "summary.json").read_text())) == summary
     read_back, identity = read_samples(tmp_path / "samples.parquet")
     for name, column in vars(samples(list(range(6)))).items():
         assert np.array_equal(getattr(read_back, name), column), name
     assert identity == manifest().identity
     with (tmp_path / "classes.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert (row["name"], float(row["accuracy"])) == ("zero", summary["accuracy"])
+    assert (row["name"], float(row["accuracy"])) == ("zero", summary.statistics.accuracy)
     board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
     board.Reload()
-    assert board.Scalars("evaluate/rho2")[0].value == pytest.approx(summary["rho2"])
+    assert board.Scalars("evaluate/rho2")[0].value == pytest.approx(summary.statistics.rho)
     (histogram,) = board.Histograms("evaluate/ratio")
     assert histogram.histogram_value.num == 6
-    assert histogram.histogram_value.sum == pytest.approx(6 * summary["rho2"])
+    assert histogram.histogram_value.sum == pytest.approx(6 * summary.statistics.rho)
     assert board.Images("evaluate/perturbations")[0].width > 300
-    figure = contact_sheet.draw_kept(tmp_path, manifest())
+    figure = contact_sheet.draw_stored(tmp_path, manifest())
     pictures = [axis.images[0].get_array() for axis in figure.axes]
     peak = np.abs(delta * 0.25).max()
     expected = (image * 0.25 + 0.5, 0.5 + 0.5 / peak * delta * 0.25, (image + delta) * 0.25 + 0.5)
@@ -252,7 +293,7 @@ def test_shards_that_end_at_once_join_one_after_another(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: write_outputs(tmp_path, merged), range(8)))
     assert all(summary == found[0] for summary in found)
-    assert json.loads((tmp_path / "summary.json").read_text()) == found[0]
+    assert json.loads((tmp_path / "summary.json").read_text()) == found[0].to_dict()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 

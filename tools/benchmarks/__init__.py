@@ -1,1 +1,1 @@
-"""The benchmarks behind tools/benchmark.py, a file each."""
+"""The benchmarks of tools/benchmark.py, one in each module."""

@@ -1,4 +1,4 @@
-"""Whether an image's results depend on its batch, by kernels, batch sizes, threads and shards."""
+"""Does an image's result depend on its batch? For kernels, batch sizes, threads and shards."""
 
 import argparse
 import itertools
@@ -28,7 +28,7 @@ from pipeline.runtime.reproducibility import images_at_once, use_reproducible_ke
 from .common import Row
 from .data import in_new_process
 
-# Variables that choose kernels; libraries read them when they are loaded.
+# Environment variables that choose kernels; libraries read them when they are loaded.
 DEFAULT_MODE = "MKL's default mode"
 KERNELS: dict[str, dict[str, str]] = {
     "as a run": {},
@@ -43,15 +43,17 @@ KERNELS: dict[str, dict[str, str]] = {
 BATCH_SIZES, THREADS, SHARDS = (8, 32, 100), (1, 2), (1, 3, 5, 7)
 
 
-def divided(view: AttackView, config: EvaluationConfig, whole: Batch, shards: int) -> Samples:
+def evaluate_in_shards(
+    view: AttackView, config: EvaluationConfig, whole: Batch, num_shards: int
+) -> Samples:
     """Evaluate images in shards, one after the other, in this process."""
     size = images_at_once(config.batch_size, torch.device("cpu"))
     parts = []
-    for number in range(shards):
-        positions = torch.arange(number, len(whole.rows), shards)
+    for number in range(num_shards):
+        positions = torch.arange(number, len(whole.rows), num_shards)
         evaluator = Evaluator(view, config, size, frozenset())
-        for chosen in positions.split(size):
-            batch = Batch(whole.images[chosen], whole.labels[chosen], whole.rows[chosen.numpy()])
+        for part in positions.split(size):
+            batch = Batch(whole.images[part], whole.labels[part], whole.rows[part.numpy()])
             parts += [finished.samples for finished in evaluator.add_batch(batch)]
         parts += [finished.samples for finished in evaluator.drain()]
     return Samples.concat(parts)
@@ -60,13 +62,14 @@ def divided(view: AttackView, config: EvaluationConfig, whole: Batch, shards: in
 def compare(
     model: str, weights: str | None, data: str | None, num_images: int, as_a_run: bool = True
 ) -> Row:
-    """Evaluate the same images divided in many ways; how many results differ from the first way.
+    """Evaluate the same images in many divisions, and compare the results with the first one's.
 
     Args:
-        model, weights: as model.name and model.weights.
+        model: as model.name.
+        weights: as model.weights.
         data: an index; None: the embedded digits.
-        num_images: to evaluate, evenly spaced in the index.
-        as_a_run: with MKL's mode of conditional numerical reproducibility.
+        num_images: how many images to evaluate, evenly spaced in the index.
+        as_a_run: use MKL's mode of conditional numerical reproducibility, as a run does.
     """
     if as_a_run:
         use_reproducible_kernels()
@@ -81,8 +84,8 @@ def compare(
         torch.set_num_threads(threads)
         evaluation = replace(config.evaluation, batch_size=batch_size)
         view = attack_space.attack_view_of(net, config.data, evaluation, torch.device("cpu"))
-        for shards in SHARDS:
-            samples = divided(view, evaluation, images, shards)
+        for num_shards in SHARDS:
+            samples = evaluate_in_shards(view, evaluation, images, num_shards)
             reference = reference or samples
             norms, expected = samples.perturbation_norm, reference.perturbation_norm
             num_differing = max(num_differing, int(np.sum(norms != expected)))
@@ -110,14 +113,15 @@ def _load(config: EvaluateConfig, index: Index) -> Batch:
 
 
 def _config(model: str, weights: str | None, data: str | None, num_images: int) -> EvaluateConfig:
-    words = ["--config", str(DEFAULT_CONFIG)] if data is None else ["--data.val", data]
-    words += ["--model.name", model, "--evaluation.num_images", str(num_images)]
-    words += ["--model.weights", weights] if weights else []
-    return parse(EvaluateConfig, "", words)
+    argv = ["--config", str(DEFAULT_CONFIG)] if data is None else ["--data.val", data]
+    argv += ["--model.name", model, "--evaluation.num_images", str(num_images)]
+    if weights:
+        argv += ["--model.weights", weights]
+    return parse(EvaluateConfig, "", argv)
 
 
 @contextmanager
-def _variables(values: dict[str, str]) -> Iterator[None]:
+def _environment_variables(values: dict[str, str]) -> Iterator[None]:
     before = dict(os.environ)
     for name in {name for kernels in KERNELS.values() for name in kernels}:
         os.environ.pop(name, None)
@@ -131,19 +135,16 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
 
 def with_kernels(kernels: str, *arguments: Any) -> Row:
     """`compare` in a new process, whose libraries read the variables of `KERNELS`."""
-    with _variables(KERNELS[kernels]):
+    with _environment_variables(KERNELS[kernels]):
         return in_new_process(compare, *arguments, kernels != DEFAULT_MODE)
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
-    """A row for each choice of kernels. Without --data the digits, with MLP and LeNet."""
+    """One row for each choice of kernels; without --data, of MLP and LeNet on the digits."""
     nets = [options.model] if options.data else ["mlp", "lenet"]
-    number = options.num_images or 400
-    return [
-        {"name": kernels, "net": net}
-        | with_kernels(
-            kernels, net, options.weights if options.data else None, options.data, number
-        )
-        for kernels in KERNELS
-        for net in nets
-    ]
+    weights = options.weights if options.data else None
+    rows = []
+    for kernels, net in itertools.product(KERNELS, nets):
+        result = with_kernels(kernels, net, weights, options.data, options.num_images or 400)
+        rows.append({"name": kernels, "net": net, **result})
+    return rows

@@ -1,4 +1,4 @@
-"""What the benchmarks share: images, nets, fair timing, the report."""
+"""Shared by the benchmarks: images, nets, interleaved timing, the report."""
 
 import argparse
 import statistics
@@ -26,9 +26,14 @@ from pipeline.runtime.reproducibility import use_reproducible_kernels
 Row = dict[str, Any]
 JSON_REMEDY = "give another --json"
 
+# The attack of all benchmarks: in training with as few iterations as the paper's; alone, compared
+# with other libraries, with foolbox's default number.
+NUM_CANDIDATES, OVERSHOOT = 10, 0.02
+TRAINING_ITERATIONS, EVALUATION_ITERATIONS = 5, 50
+
 
 def set_up_device(options: argparse.Namespace) -> torch.device:
-    """The device asked for, set up as a run would.
+    """The device of --device, prepared as a run prepares it.
 
     Raises:
         UserError: there is no GPU.
@@ -43,12 +48,12 @@ def set_up_device(options: argparse.Namespace) -> torch.device:
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
-    """The device asked for."""
+    """The device of --device."""
     return torch.device("cuda", 0) if options.device == "cuda" else torch.device(options.device)
 
 
 def runtime_of(options: argparse.Namespace) -> RuntimeConfig:
-    """The runtime section that the options stand for."""
+    """The runtime section with these options."""
     layout = {"auto": "auto", "yes": True, "no": False}[options.channels_last]
     return RuntimeConfig(device=options.device, precision=options.precision, channels_last=layout)
 
@@ -60,19 +65,22 @@ def layout_of(options: argparse.Namespace) -> torch.memory_format:
 
 
 def load_images(options: argparse.Namespace, default: int) -> Tensor:
-    """``--num-images`` centre crops of ``--data``, or generated ones; normalised, on the device."""
-    device, number = (
-        device_of(options),
-        default if options.num_images is None else options.num_images,
-    )
+    """``--num-images`` centre crops of ``--data``, or generated images; normalised, on the device.
+
+    Args:
+        options: the command line.
+        default: number of images without ``--num-images``.
+    """
+    device, num_images = device_of(options), options.num_images or default
     if options.data is None:
-        images = torch.randn(number, 3, 224, 224, device=device)
+        images = torch.randn(num_images, 3, 224, 224, device=device)
     else:
         photos, config = index.read(options.data, option="--data"), DataConfig()
-        rows = np.resize(photos.subset(min(number, len(photos))), number)  # repeats if too few
-        specs = evaluation_specs(photos, rows, config, number)
+        rows = photos.subset(min(num_images, len(photos)))
+        rows = np.resize(rows, num_images)  # repeats the images if there are too few
+        specs = evaluation_specs(photos, rows, config, num_images)
         threads = source.decoding_threads(config)
-        (batch,) = Loader(photos, specs, config, device, number, threads)
+        (batch,) = Loader(photos, specs, config, device, num_images, threads)
         images = batch.images
     return images.contiguous(memory_format=layout_of(options))
 
@@ -94,7 +102,7 @@ def training_loader(photos: index.Index, size: int, device: torch.device, half: 
 def in_turn(
     variants: dict[str, Callable[[], Any]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each variant, run in turn ``repeats`` times, so that noise meets all alike."""
+    """Seconds of each variant, ``repeats`` times; interleaved, so that noise hits all equally."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
@@ -107,39 +115,47 @@ def in_turn(
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for a GPU's work."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def medians(measured: dict[str, list[float]]) -> dict[str, float]:
-    """Of each variant's repeats."""
+    """The median of each variant's repeats."""
     return {name: statistics.median(values) for name, values in measured.items()}
 
 
 def spread(values: list[float]) -> float:
-    """Half the range over the median: how far single runs lie from it."""
+    """Half the range, relative to the median."""
     return (max(values) - min(values)) / 2 / statistics.median(values)
 
 
-def rates(measured: dict[str, list[float]], images: int, found: dict[str, Row]) -> list[Row]:
-    """A row a variant: images a second, their ratio to the first variant's, and what was found."""
-    typical = medians(measured)
+def rates(
+    seconds: dict[str, list[float]], num_images: int, results: dict[str, dict[str, float]]
+) -> list[Row]:
+    """One row for each variant.
+
+    Args:
+        seconds: of each repeat, by variant; the first variant is what the others' ratios refer to.
+        num_images: of each repeat.
+        results: numbers of each variant that are shown beside its speed.
+    """
+    typical = medians(seconds)
     first = next(iter(typical.values()))
     return [
         {
             "name": name,
-            "images_per_second": images / seconds,
-            "ratio": first / seconds,
-            **found[name],
-            "spread": spread(measured[name]),
+            "images_per_second": num_images / median,
+            "ratio": first / median,
+            **results[name],
+            "spread": spread(seconds[name]),
         }
-        for name, seconds in typical.items()
+        for name, median in typical.items()
     ]
 
 
 def report(rows: list[Row], device: torch.device, options: argparse.Namespace) -> None:
-    """Print the rows as a table, and write them to a JSON file if asked to."""
+    """Print the rows as a table, and write them to the file of --json."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = Table()
     for name in columns:
@@ -149,14 +165,15 @@ def report(rows: list[Row], device: torch.device, options: argparse.Namespace) -
     Console(width=None if Console().is_terminal else 160).print(table)
     if options.json is not None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        asked = {k: v for k, v in vars(options).items() if k not in ("json", "what")}
-        asked["data"] = asked["data"] and Path(asked["data"]).name
-        asked["weights"] = asked["weights"] and Path(asked["weights"]).name
+        values = {k: v for k, v in vars(options).items() if k not in ("json", "what")}
+        for path in ("data", "weights"):
+            if values[path] is not None:
+                values[path] = Path(values[path]).name
         result = {
             "benchmark": options.what,
             "device": name,
             "cores": machine.cores(),
-            "options": asked,
+            "options": values,
             "versions": machine.versions(),
             "rows": rows,
         }

@@ -1,4 +1,4 @@
-"""A counter without noise: floating-point operations."""
+"""A counter of floating-point operations, which is free of noise."""
 
 from typing import Any
 
@@ -7,8 +7,11 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Flops(TorchDispatchMode):
-    """Counts FLOPs by torch's own formulas (torch's FlopCounterMode also follows modules, by hooks
-    that nested ``autograd.grad`` calls break)."""
+    """Counts FLOPs by torch's own formulas.
+
+    torch's FlopCounterMode cannot be used: it registers hooks on modules, which fail under nested
+    calls of ``autograd.grad``.
+    """
 
     def __init__(self) -> None:
         super().__init__()

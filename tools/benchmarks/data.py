@@ -1,4 +1,4 @@
-"""The data path at ILSVRC-2012's size, on generated data."""
+"""Index, plan and scan for as many images as ILSVRC-2012 has, on generated data."""
 
 import argparse
 import io
@@ -20,37 +20,37 @@ from pipeline.data import index, plan, scan
 
 from .common import Row
 
-ILSVRC_TRAIN = 1_281_167
-SPARSE_MEMBERS, SPARSE_BYTES = 100_000, 110_000
+ILSVRC_TRAIN = scan.ILSVRC_COUNTS["train"]
+SPARSE_MEMBERS, SPARSE_BYTES = 100_000, 110_000  # members of a sparse tar, and bytes of each
 
 
-def generated_rows(number: int) -> pa.Table:
-    """Rows like ILSVRC's, in one archive."""
+def generated_rows(num_images: int) -> pa.Table:
+    """Rows of an index like ILSVRC's, in one archive."""
     rng = np.random.default_rng(0)
-    names = pa.array([f"n{i // 1281:08d}/n{i // 1281:08d}_{i}.JPEG" for i in range(number)])
+    names = pa.array([f"n{i // 1281:08d}/n{i // 1281:08d}_{i}.JPEG" for i in range(num_images)])
     constant = {"file": "ILSVRC2012_img_train.tar", "format": "JPEG", "mode": "RGB"}
     return pa.table(
         {
             "id": names,
-            "offset": np.arange(number, dtype=np.int64) * SPARSE_BYTES,
-            "length": rng.integers(20_000, 200_000, number, dtype=np.int32),
-            "label": (np.arange(number) // 1282).astype(np.int32),
-            "width": rng.integers(200, 800, number, dtype=np.int32),
-            "height": rng.integers(200, 800, number, dtype=np.int32),
-            **{k: pa.array([v] * number).dictionary_encode() for k, v in constant.items()},
+            "offset": np.arange(num_images, dtype=np.int64) * SPARSE_BYTES,
+            "length": rng.integers(20_000, 200_000, num_images, dtype=np.int32),
+            "label": (np.arange(num_images) // 1282).astype(np.int32),
+            "width": rng.integers(200, 800, num_images, dtype=np.int32),
+            "height": rng.integers(200, 800, num_images, dtype=np.int32),
+            **{k: pa.array([v] * num_images).dictionary_encode() for k, v in constant.items()},
         }
     ).select(index.SCHEMA.names)
 
 
 def in_new_process(function: Callable[..., Row], *arguments: Any) -> Row:
-    """Run in a fresh process, so that memory is that of the function alone."""
+    """Run in a new process, whose memory is used by this function alone."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 def load_index(path: str) -> Row:
-    """Load an index; the growth of the process and the time."""
+    """Load an index; returns the time and the growth of the peak memory."""
     before = peak_memory_mib()
     begin = time.perf_counter()
     loaded = index.read(path)
@@ -59,13 +59,13 @@ def load_index(path: str) -> Row:
 
 
 def peak_memory_mib() -> float:
-    """Peak resident memory of this process (getrusage would count what it was forked from)."""
+    """Peak resident memory of this process, without that of its parent, unlike getrusage."""
     (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
     return int(line.split()[1]) / 1024
 
 
 def load(folder: Path) -> Row:
-    """Loading an index of ILSVRC's size."""
+    """Load an index of ILSVRC's size."""
     path = folder / "train.parquet"
     names = [f"class {k}" for k in range(1000)]
     index.write(path, generated_rows(ILSVRC_TRAIN), folder, names)
@@ -73,7 +73,7 @@ def load(folder: Path) -> Row:
 
 
 def epoch(_: Path) -> Row:
-    """Order and windows of one epoch, in batches of 256 as training asks for them."""
+    """Compute order and crop windows of one epoch, in batches of 256, as in training."""
     rng = np.random.default_rng(0)
     width, height = rng.integers(200, 800, (2, ILSVRC_TRAIN))
     config = DataConfig()
@@ -87,14 +87,14 @@ def epoch(_: Path) -> Row:
     return {"rows": ILSVRC_TRAIN, "seconds": seconds, "order_seconds": ordered}
 
 
-def sparse_archive(path: Path, members: int) -> None:
-    """A tar of small JPEGs, each followed by a hole up to its stated size; little on disk."""
+def write_sparse_tar(path: Path, num_members: int) -> None:
+    """Write a tar of small JPEGs, each padded by a hole, which takes no space on disk."""
     image = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(image, "JPEG")
     padding = SPARSE_BYTES - len(image.getvalue()) - 2
     with path.open("wb") as file:
-        for number in range(members):
+        for number in range(num_members):
             info = tarfile.TarInfo(f"class{number % 100:03d}/{number:06d}.JPEG")
             info.size = SPARSE_BYTES
             file.write(info.tobuf())
@@ -106,9 +106,9 @@ def sparse_archive(path: Path, members: int) -> None:
 
 
 def tar(folder: Path) -> Row:
-    """Indexing a tar of 100,000 members of 110 kB."""
+    """Index a tar of 100,000 members of 110 kB."""
     path = folder / "sparse.tar"
-    sparse_archive(path, SPARSE_MEMBERS)
+    write_sparse_tar(path, SPARSE_MEMBERS)
     begin = time.perf_counter()
     rows, _ = scan.scan_tar(path)
     seconds = time.perf_counter() - begin
@@ -120,7 +120,7 @@ PARTS = {"index": load, "plan": epoch, "scan": tar}
 
 
 def benchmark(_options: argparse.Namespace) -> list[Row]:
-    """A row for each of index, plan and scan."""
+    """One row for each of index, plan and scan."""
     rows = []
     for name, run in PARTS.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,12 @@
-"""A whole evaluation (decoding, accuracy, FGS at five eps, DeepFool) beside the same with foolbox.
+"""A whole evaluation (decoding, accuracy, FGS at five eps, DeepFool) compared with foolbox.
 
-Both read the same batches of the same loader; foolbox runs its attacks one after another, as its
-users do. Ours also finds eps_ref in a row of its own.
+Both use the same loader and batches; foolbox runs its attacks one after another, as its users do.
+One more row is this project's evaluation with the search for eps_ref.
 """
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,23 @@ from pipeline.data.loader import Loader
 from pipeline.data.source import decoding_threads
 from pipeline.errors import UserError
 from pipeline.evaluation.measure import Measurement
-from pipeline.evaluation.protocol import evaluation_protocol
-from pipeline.evaluation.samples import Samples, summarize
+from pipeline.evaluation.protocol import Protocol, evaluation_protocol
+from pipeline.evaluation.samples import Samples
+from pipeline.evaluation.statistics import summarize
 from pipeline.runtime.distributed import DistributedContext
 
-from .common import Row, device_of, in_turn, load_net, rates, runtime_of
-from .deepfool import ITERATIONS, OVERSHOOT, RANGE, Q
+from .common import (
+    EVALUATION_ITERATIONS,
+    NUM_CANDIDATES,
+    OVERSHOOT,
+    Row,
+    device_of,
+    in_turn,
+    load_net,
+    rates,
+    runtime_of,
+)
+from .deepfool import RANGE
 
 EPS = [1e-4, 5e-4, 1e-3, 5e-3, 2e-2]
 BATCH = 50
@@ -33,14 +44,33 @@ Numbers = dict[str, float]
 
 
 def ours(
-    options: argparse.Namespace, net: nn.Module, photos: index.Index, rows: np.ndarray, **how: Any
+    options: argparse.Namespace,
+    net: nn.Module,
+    photos: index.Index,
+    rows: np.ndarray,
+    candidate_search: Literal["exhaustive", "pruned"] = "exhaustive",
+    search: bool = False,
 ) -> Callable[[], Numbers]:
-    """This project's evaluation."""
-    search = how.pop("search", False)
-    attack = AttackConfig(num_candidates=Q, max_iterations=ITERATIONS, overshoot=OVERSHOOT, **how)
-    asked = EvaluationConfig(attack=attack, fgs=FgsConfig(eps=EPS, search=search), batch_size=BATCH)
-    config = RunConfig(evaluation=asked, runtime=runtime_of(options))
-    protocol = evaluation_protocol(asked, config.runtime, photos.num_classes)
+    """This project's evaluation.
+
+    Args:
+        options: the command line.
+        net: from images to logits.
+        photos: index of the images.
+        rows: rows of the index to evaluate.
+        candidate_search: as evaluation.attack.candidate_search.
+        search: as evaluation.fgs.search.
+    """
+    attack = AttackConfig(
+        num_candidates=NUM_CANDIDATES,
+        max_iterations=EVALUATION_ITERATIONS,
+        overshoot=OVERSHOOT,
+        candidate_search=candidate_search,
+    )
+    fgs = FgsConfig(eps=EPS, search=search)
+    evaluation = EvaluationConfig(attack=attack, fgs=fgs, batch_size=BATCH)
+    config = RunConfig(evaluation=evaluation, runtime=runtime_of(options))
+    protocol = evaluation_protocol(evaluation, config.runtime, photos.num_classes)
     ranks = DistributedContext(0, 1, 0, 1, device_of(options))
     measurement = Measurement(net, photos, config, ranks, decoding_threads(config.data))
 
@@ -51,16 +81,17 @@ def ours(
     return run
 
 
-def _numbers(samples: Samples, protocol: dict[str, Any]) -> Numbers:
-    summary = summarize(samples, protocol)
-    after = {f"fgs {e['eps']:g}": e["accuracy"] for e in summary["fgs"]["accuracy"]}
-    return {"accuracy": summary["accuracy"], "rho2": summary["rho2"], **after}
+def _numbers(samples: Samples, protocol: Protocol) -> Numbers:
+    statistics = summarize(samples, protocol)
+    assert statistics.fgs is not None
+    after_fgs = {f"fgs {entry.eps:g}": entry.accuracy for entry in statistics.fgs.accuracy}
+    return {"accuracy": statistics.accuracy, "rho2": statistics.rho, **after_fgs}
 
 
-def theirs(
+def foolbox_evaluation(
     options: argparse.Namespace, net: nn.Module, photos: index.Index, rows: np.ndarray
 ) -> Callable[[], Numbers] | None:
-    """The same with foolbox, if it is installed."""
+    """The same evaluation with foolbox; None if it is not installed."""
     try:
         from foolbox.attacks.deepfool import L2DeepFoolAttack
         from foolbox.attacks.fast_gradient_method import LinfFastGradientAttack
@@ -70,7 +101,9 @@ def theirs(
     device, data = device_of(options), DataConfig()
     model = PyTorchModel(net, bounds=(-RANGE, RANGE), device=device)
     fgs = LinfFastGradientAttack(random_start=False)
-    deepfool = L2DeepFoolAttack(steps=ITERATIONS, candidates=Q, overshoot=OVERSHOOT, loss="logits")
+    deepfool = L2DeepFoolAttack(
+        steps=EVALUATION_ITERATIONS, candidates=NUM_CANDIDATES, overshoot=OVERSHOOT, loss="logits"
+    )
 
     def run() -> Numbers:
         specs = evaluation_specs(photos, rows, data, BATCH)
@@ -94,19 +127,20 @@ def theirs(
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
-    """A row a variant: images/s, their ratio to foolbox's, and what was found."""
+    """One row for each variant: images/s, their ratio to foolbox's, and the results."""
     if options.data is None:
-        raise UserError("evaluation decodes images: give an index with --data")
+        raise UserError("the benchmark evaluation decodes images: give an index with --data")
     photos = index.read(options.data, option="--data")
     rows = photos.subset(options.num_images or 100)
     net = load_net(options).requires_grad_(requires_grad=False)
-    known = (options, net, photos, rows)
-    peer = theirs(*known)
-    variants = {"foolbox": peer} if peer is not None else {}
+    variants: dict[str, Callable[[], Numbers]] = {}
+    foolbox = foolbox_evaluation(options, net, photos, rows)
+    if foolbox is not None:
+        variants["foolbox"] = foolbox
     variants |= {
-        "this project": ours(*known),
-        "pruned": ours(*known, candidate_search="pruned"),
-        "and eps_ref": ours(*known, search=True),
+        "this project": ours(options, net, photos, rows),
+        "lazy": ours(options, net, photos, rows, candidate_search="pruned"),
+        "and eps_ref": ours(options, net, photos, rows, search=True),
     }
-    found = {name: run() for name, run in variants.items()}  # also a warm-up
-    return rates(in_turn(variants, options.repeats, device_of(options)), len(rows), found)
+    results = {name: run() for name, run in variants.items()}  # also a warm-up
+    return rates(in_turn(variants, options.repeats, device_of(options)), len(rows), results)

@@ -1,4 +1,4 @@
-"""The DALI path beside torchvision's DataLoader and beside DALI's own file reader."""
+"""This project's loader compared with torchvision's DataLoader and with DALI's file reader."""
 
 import argparse
 import contextlib
@@ -24,13 +24,15 @@ from pipeline.config import DataConfig
 from pipeline.data import index, scan
 from pipeline.data.index import Index
 from pipeline.data.mapped_files import Files
+from pipeline.data.tar_members import append_member
 from pipeline.runtime import machine
 
 from .common import Row, device_of, medians, spread, synchronise, training_loader
 
-BATCH, IMAGES, WARM_UP = 64, 1024, 6
+BATCH, IMAGES = 64, 1024  # images of a batch, and of a repeat
+WARM_UP = 6  # batches before the timing starts
 DATA = DataConfig()
-assert not isinstance(DATA.mean, str)  # the default: a number for each channel
+assert not isinstance(DATA.mean, str)  # the default has a number for each channel
 MEAN: list[float] = DATA.mean
 
 Batches = Generator[Any, None, None]
@@ -80,7 +82,7 @@ class Endless(torch.utils.data.Sampler[list[int]]):
 
 
 def torchvision_loader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
-    """torchvision's way, with as many workers as cores."""
+    """torchvision's DataLoader, with as many workers as cores."""
     loader = DataLoader(
         Files224(files),
         batch_sampler=Endless(len(files)),
@@ -92,7 +94,7 @@ def torchvision_loader(files: list[tuple[Path, int]], device: torch.device) -> B
 
 
 def dali_reader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
-    """DALI's own file reader and fused random crop, as in its examples."""
+    """DALI's file reader and fused random crop, as in its examples."""
     gpu = device.type == "cuda"
 
     @pipeline_def(  # pyright: ignore[reportCallIssue] (its stub requires a function)
@@ -131,8 +133,8 @@ def dali_reader(files: list[tuple[Path, int]], device: torch.device) -> Batches:
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
-    """A row a loader: images/s, and their ratio to torchvision's."""
-    device, number = device_of(options), options.num_images or IMAGES
+    """One row for each loader: images/s, and their ratio to torchvision's."""
+    device, num_images = device_of(options), options.num_images or IMAGES
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or _generated(Path(folder))
         photos = index.read(str(data), option="--data")
@@ -151,7 +153,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         for _ in range(options.repeats):
             for name, make in loaders.items():
                 with contextlib.closing(make()) as batches:
-                    speeds[name].append(_speed(batches, number))
+                    speeds[name].append(_speed(batches, num_images))
     typical = medians(speeds)
     return [
         {
@@ -165,12 +167,12 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     ]
 
 
-def _speed(batches: Batches, number: int) -> float:
-    """Images per second after a warm-up; what was decoded ahead is as much after as before."""
+def _speed(batches: Batches, num_images: int) -> float:
+    """Images per second after a warm-up, which fills the queues of prefetched batches."""
     for _ in range(WARM_UP):
         next(batches)
     done, begin, device = 0, time.perf_counter(), torch.device("cpu")
-    while done < number:
+    while done < num_images:
         batch = next(batches)
         images = batch[0] if isinstance(batch, (tuple, list)) else batch.images
         done, device = done + len(images), images.device
@@ -178,18 +180,15 @@ def _speed(batches: Batches, number: int) -> float:
     return done / (time.perf_counter() - begin)
 
 
-def _generated(folder: Path, number: int = 256) -> Path:
-    """The index of a tar of JPEGs of ILSVRC's usual size, in pixels and bytes."""
+def _generated(folder: Path, num_images: int = 256) -> Path:
+    """Write a tar of JPEGs with ILSVRC's typical size in pixels and bytes; returns its index."""
     tar, rng = folder / "generated.tar", np.random.default_rng(0)
     with tarfile.open(tar, "w") as archive:
-        for k in range(number):
+        for k in range(num_images):
             coarse = Image.fromarray(rng.integers(0, 255, (75, 100, 3), dtype=np.uint8))
             jpeg = io.BytesIO()
             coarse.resize((500, 375), Image.Resampling.BICUBIC).save(jpeg, "JPEG", quality=90)
-            member = tarfile.TarInfo(f"class/{k}.jpg")
-            member.size = jpeg.tell()
-            jpeg.seek(0)
-            archive.addfile(member, jpeg)
+            append_member(archive, f"class/{k}.jpg", jpeg.getvalue())
     rows, classes = scan.scan_tar(tar)
     path = tar.with_suffix(".parquet")
     index.write(path, rows.table(), folder, classes, {tar.name: tar})
@@ -197,7 +196,7 @@ def _generated(folder: Path, number: int = 256) -> Path:
 
 
 def _unpacked(photos: Index, folder: Path) -> list[tuple[Path, int]]:
-    """The images as files, which the other two read."""
+    """Write the images to files, which the other two loaders read."""
     files = []
     reader = Files(photos)
     for row, label in enumerate(photos.label.tolist()):

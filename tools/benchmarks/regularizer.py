@@ -1,4 +1,4 @@
-"""The cost of the regulariser's gradient, beside a plain step and the authors' algorithm."""
+"""The cost of the regulariser's gradient, relative to a plain step and the authors' algorithm."""
 
 import argparse
 from collections.abc import Callable
@@ -14,33 +14,52 @@ from pipeline.models.attack_view import AttackView, autocast
 from pipeline.training.memory_budget import peak_bytes
 from pipeline.training.objective import PRECISIONS, make_objective
 
-from .common import Row, device_of, in_turn, load_images, load_net, medians, runtime_of, spread
+from .common import (
+    NUM_CANDIDATES,
+    OVERSHOOT,
+    TRAINING_ITERATIONS,
+    Row,
+    device_of,
+    in_turn,
+    load_images,
+    load_net,
+    medians,
+    runtime_of,
+    spread,
+)
 from .counters import Flops
 
-Q, ITERATIONS, OVERSHOOT, LAM, C = 10, 5, 0.02, 5.0, 500.0
+LAM, C = 5.0, 500.0
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # of images and labels
 
 
 def authors(net: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    """The loss as the authors' code computes it: every candidate's gradient with a graph, in
-    every iteration, for the whole batch until its last sample is done. Samples of T only."""
+    """The loss as the authors' code computes it, for images that are classified correctly.
+
+    In every iteration it computes every candidate's gradient with a graph, for the whole batch,
+    until the last image has flipped.
+    """
     logits = net(images)
-    order = logits.detach().topk(Q, dim=1).indices
+    order = logits.detach().topk(NUM_CANDIDATES, dim=1).indices
     others = order[order != labels[:, None]].view(len(images), -1)
     dx = torch.zeros_like(images)
     done = torch.zeros_like(labels, dtype=torch.bool)
-    for _ in range(ITERATIONS):
+    for _ in range(TRAINING_ITERATIONS):
         points = images + dx
         if not points.requires_grad:
             points.requires_grad_()
         f = net(points)
-        gaps = f.gather(1, others) - f.gather(1, labels[:, None])
-        w = torch.stack(
-            [torch.autograd.grad(gap.sum(), points, create_graph=True)[0] for gap in gaps.unbind(1)]
-        )
+        logit_diffs = f.gather(1, others) - f.gather(1, labels[:, None])
+        gradients = [
+            torch.autograd.grad(diff.sum(), points, create_graph=True)[0]
+            for diff in logit_diffs.unbind(1)
+        ]
+        w = torch.stack(gradients)
         norms = w.flatten(2).norm(dim=2)
-        k = (gaps.T.abs() / norms).argmin(dim=0)
+        k = (logit_diffs.T.abs() / norms).argmin(dim=0)
         rows = torch.arange(len(images), device=images.device)
-        r = (gaps[rows, k].abs() / norms[k, rows] ** 2)[:, None, None, None] * w[k, rows]
+        r = (logit_diffs[rows, k].abs() / norms[k, rows] ** 2)[:, None, None, None] * w[k, rows]
         dx = dx + torch.where(done[:, None, None, None], 0.0, r)
         with torch.no_grad():
             done = done | (net(images + (1 + OVERSHOOT) * dx).argmax(dim=1) != labels)
@@ -52,21 +71,20 @@ def authors(net: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> 
 
 def variants(
     net: nn.Module, runtime: RuntimeConfig, max_images: int | None = None
-) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Losses by name; ``exact`` visits every candidate in every iteration, and the next three
-    take on one saving each, up to the default ``unrolled``."""
+) -> dict[str, Loss]:
+    """Losses by name.
 
-    def ours(
-        gradient: Literal["unrolled", "boundary"], attack: AttackConfig | None = None
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    ``exact`` visits every candidate in every iteration. Each of the next three adds one
+    optimisation; ``unrolled`` has the default options.
+    """
+
+    def ours(gradient: Literal["unrolled", "boundary"], attack: AttackConfig | None = None) -> Loss:
         config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=max_images)
         config.attack = attack or config.attack
         objective = make_objective(net, config, runtime=runtime)
         return lambda images, labels: objective(images, labels, use_methods=True).loss
 
-    def in_precision(
-        loss: Callable[..., Tensor],
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    def in_precision(loss: Callable[..., Tensor]) -> Loss:
         precision = PRECISIONS[runtime.precision]
 
         def logits_of(images: Tensor) -> Tensor:
@@ -86,12 +104,12 @@ def variants(
         "unrolled": ours("unrolled"),
         "boundary": ours("boundary"),
     }
-    net.eval()  # an objective begins in training mode, with dropout
+    net.eval()  # making an objective has switched it to training mode
     return losses
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
-    """A row a variant: time and FLOPs over plain, memory, and the gradient beside the authors'."""
+    """One row for each variant: cost relative to plain, gradient relative to the authors'."""
     device = device_of(options)
     net, images = load_net(options), load_images(options, default=16)
     with torch.no_grad():
@@ -122,8 +140,8 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         peaks[name] = peak_bytes(lambda name=name: step(name), device)
     seconds = in_turn({n: lambda n=n: step(n) for n in losses}, options.repeats, device)
     typical = medians(seconds)
-    # Where the authors' way does not fit, the exact gradient stands for it.
-    wanted = gradients["authors" if "authors" in gradients else "exact"]
+    # If the authors' algorithm does not fit in memory, compare with the exact gradient.
+    expected = gradients["authors" if "authors" in gradients else "exact"]
     rows: list[Row] = [
         {
             "name": name,
@@ -133,8 +151,8 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
             if "authors" in typical
             else None,
             "peak_memory_ratio": peaks[name] / peaks["plain"],
-            "cosine": _cosine(gradients[name], wanted) if name != "plain" else None,
-            "norm_ratio": (gradients[name].norm() / wanted.norm()).item()
+            "cosine": _cosine(gradients[name], expected) if name != "plain" else None,
+            "norm_ratio": (gradients[name].norm() / expected.norm()).item()
             if name != "plain"
             else None,
             "spread": spread(seconds[name]),

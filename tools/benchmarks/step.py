@@ -5,6 +5,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 
@@ -27,8 +28,9 @@ from .common import (
 from .counters import Flops
 from .regularizer import LAM, C
 
-BATCH, STEPS, WARM_UP = 32, 4, 3
-# Dense tensor-core peaks by NVIDIA's data sheets, in TFLOP/s; fp32 is without TF32.
+BATCH = 32  # images
+STEPS, WARM_UP = 4, 3  # steps of a repeat that are timed, and steps before them
+# Dense tensor-core peaks of NVIDIA's data sheets, in TFLOP/s; fp32 without TF32.
 PEAKS = {
     "H100": {"bf16": 989, "fp16": 989, "fp32": 67},
     "H200": {"bf16": 989, "fp16": 989, "fp32": 67},
@@ -36,8 +38,11 @@ PEAKS = {
 }
 
 
+Gradient = Literal["unrolled", "boundary"]
+
+
 class Stream:
-    """Batches for ever, of ``--data`` or generated, and the time spent waiting for them."""
+    """Endless batches of ``--data``, or generated ones, and the time spent waiting for them."""
 
     def __init__(self, options: argparse.Namespace, size: int) -> None:
         device = device_of(options)
@@ -61,8 +66,8 @@ class Stream:
             yield batch.images, batch.labels
 
     @property
-    def waited(self) -> float:
-        """Seconds so far."""
+    def wait_seconds(self) -> float:
+        """Seconds spent waiting so far."""
         return self.loader.wait_seconds if self.loader else 0.0
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,23 +75,22 @@ class Stream:
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
-    """A row a variant: images/s, share of the time spent waiting for data, FLOPs used."""
+    """One row for each variant: images/s, share of the time spent waiting for data, FLOP/s."""
     device, size = device_of(options), options.num_images or BATCH
     net = load_net(options)
     stream = Stream(options, size)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
+    plain = make_objective(net, RegularizerConfig(), runtime=runtime_of(options))
     objectives = {
-        "plain": (make_objective(net, RegularizerConfig(), runtime=runtime_of(options)), False),
-        **{
-            gradient: (_objective(net, gradient, size, options), True)
-            for gradient in ("unrolled", "boundary")
-        },
+        "plain": plain,
+        "unrolled": _objective(net, "unrolled", size, options),
+        "boundary": _objective(net, "boundary", size, options),
     }
 
     def step(name: str) -> None:
         images, labels = next(stream)
-        objective, use_methods = objectives[name]
+        objective, use_methods = objectives[name], name != "plain"
         scaler.scale(objective(images, labels, use_methods=use_methods).loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -125,29 +129,29 @@ def _measure(
     repeats: int,
     device: torch.device,
 ) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of a step, and the share of them spent waiting; in turn."""
+    """Seconds of a step, and the share of them spent waiting for data; interleaved."""
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(repeats):
         for name in names:
-            for _ in range(WARM_UP):  # what the variant before left in the queue
+            for _ in range(WARM_UP):  # uses up the batches prefetched during the previous variant
                 step(name)
             synchronise(device)
-            begin, waited = time.perf_counter(), stream.waited
+            begin, waited = time.perf_counter(), stream.wait_seconds
             for _ in range(STEPS):
                 step(name)
             synchronise(device)
-            passed = time.perf_counter() - begin
-            measured[name].append((passed / STEPS, (stream.waited - waited) / passed))
+            seconds = time.perf_counter() - begin
+            measured[name].append((seconds / STEPS, (stream.wait_seconds - waited) / seconds))
     return measured
 
 
 def _objective(
-    net: torch.nn.Module, gradient: str, size: int, options: argparse.Namespace
+    net: torch.nn.Module, gradient: Gradient, size: int, options: argparse.Namespace
 ) -> Objective:
-    most = options.max_images
-    config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=most)  # type: ignore[arg-type]
+    max_images = options.max_images
+    config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=max_images)
     objective = make_objective(net, config, runtime=runtime_of(options))
-    if most == "auto":
+    if max_images == "auto":
         budget = objective.max_images_that_fit((3, 224, 224), size, device_of(options))
         objective.limit_images(budget.images)
         print(f"max_images auto, {gradient}: {budget}")

@@ -1,7 +1,7 @@
-"""How long units will take here: a few steps of each kind are timed, on generated images.
+"""Estimates how long runs take on this machine, by timing a few steps on generated images.
 
-In: units. Out: seconds of each, in ranks that share this machine's cores. Rough: the attack takes
-other numbers of iterations on generated images, and decoding is not counted.
+In: planned runs. Out: seconds of each, with ranks that share this machine's cores. The estimate is
+rough: the attack takes other numbers of iterations on real images, and decoding is not counted.
 """
 
 import math
@@ -23,109 +23,128 @@ from reproduction import data
 from reproduction.experiments import Experiment
 from reproduction.plan import PlannedRun
 
-_CLASSES = {"mnist": 10, "cifar10": 10, "ilsvrc": 1000}
-# So many images, and one time, tell enough where they take longer than this, s.
-_FEW, _SLOW = 8, 1.0
+_NUM_CLASSES = {"mnist": 10, "cifar10": 10, "ilsvrc": 1000}
+_NUM_IMAGES = 8  # timed first; a whole batch is timed only if they take less than _LONG
+_LONG = 1.0  # seconds of timing that are enough
 _START = 12.0  # seconds until the first step: imports, DALI, the index
 
 
 class RuntimeEstimator:
-    """Times what units are made of, each kind once."""
+    """Times each kind of step that runs consist of, once."""
 
     def __init__(self, experiment: Experiment, folder: Path, ranks: int, at_once: int) -> None:
-        """Look at the data set, whose nominal size counts where it is not there yet."""
-        self.ranks, self.threads = ranks, threads(ranks, at_once)
-        there = (folder / data.TRAIN).exists() and (folder / data.VAL).exists()
-        self.sizes = data.sizes(folder) if there else data.SIZES[experiment.data]
-        self.classes = _CLASSES[experiment.data]
-        self.known: dict[str, float] = {}
+        """Read the size of the data set.
 
-    def seconds(self, units: Sequence[PlannedRun]) -> dict[str, float]:
-        """Of each unit, by name."""
+        Args:
+            experiment: the experiment that the runs belong to.
+            folder: of the indices; without them, the data set's published size is used.
+            ranks: number of ranks of each run.
+            at_once: how many runs run at the same time.
+        """
+        self.ranks, self.threads = ranks, threads(ranks, at_once)
+        exists = (folder / data.TRAIN).exists() and (folder / data.VAL).exists()
+        self.sizes = data.sizes(folder) if exists else data.SIZES[experiment.data]
+        self.num_classes = _NUM_CLASSES[experiment.data]
+        self._seconds_per_image: dict[str, float] = {}  # by kind of step
+
+    def seconds(self, planned_runs: Sequence[PlannedRun]) -> dict[str, float]:
+        """Estimated seconds of each run, by name."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            return {unit.name: _START + self._of(unit) / self.ranks for unit in units}
+            return {
+                planned.name: _START + self._seconds_of_one_rank(planned) / self.ranks
+                for planned in planned_runs
+            }
         finally:
             torch.set_num_threads(before)
 
-    def _of(self, unit: PlannedRun) -> float:
-        config = unit.config
+    def _seconds_of_one_rank(self, planned: PlannedRun) -> float:
+        config = planned.config
         if not isinstance(config, FinetuneConfig):
-            number = self.sizes[unit.module == "pipeline.evaluate"]
-            # FGS's search takes six forwards, of the eight or so that DeepFool takes.
-            return number * self._attacked(config) * (2.0 if config.evaluation.fgs.search else 1.0)
+            num_train, num_val = self.sizes
+            num_images = num_val if planned.module == "pipeline.evaluate" else num_train
+            seconds = num_images * self._seconds_to_attack(config)
+            # The search of FGS takes six forward passes, DeepFool about eight.
+            return 2 * seconds if config.evaluation.fgs.search else seconds
         train = config.train
-        images = self.sizes[0] * (2 if config.data.train.endswith("joined.parquet") else 1)
-        trained = train.pretrain_epochs * images * self._trained(config, clean=True)
-        trained += train.epochs * images * self._trained(config, clean=False)
-        count = config.evaluation.num_images or self.sizes[1]
-        evaluations = 1 + (train.pretrain_epochs > 0)
-        evaluations += math.ceil(train.epochs / config.evaluation.every_epochs)
-        return trained + evaluations * count * self._attacked(config)
+        num_images = self.sizes[0]
+        if config.data.train.endswith("joined.parquet"):  # images and their adversarial examples
+            num_images *= 2
+        seconds = train.pretrain_epochs * num_images * self._seconds_to_train(config, clean=True)
+        seconds += train.epochs * num_images * self._seconds_to_train(config, clean=False)
+        num_evaluations = 1 + math.ceil(train.epochs / config.evaluation.every_epochs)
+        if train.pretrain_epochs > 0:
+            num_evaluations += 1
+        num_evaluated = config.evaluation.num_images or self.sizes[1]
+        return seconds + num_evaluations * num_evaluated * self._seconds_to_attack(config)
 
-    def _trained(self, config: FinetuneConfig, clean: bool) -> float:
-        """Seconds a trained image."""
+    def _seconds_to_train(self, config: FinetuneConfig, clean: bool) -> float:
+        """Seconds of training on one image."""
         method = "clean" if clean else config.objective.method
         kind = f"{method} {config.regularizer.gradient} {bool(config.regularizer.layers)}"
 
-        def once(number: int) -> Callable[[], object]:
+        def make_step(num_images: int) -> Callable[[], object]:
             net = self._net(config)
             objective = Objective(net, replace(config, model=replace(config.model, weights=None)))
-            images = _images(config, number)
-            labels = torch.arange(number) % self.classes
-            return lambda: objective(images, labels, use_methods=not clean).loss.backward()
+            images = _images(config, num_images)
+            labels = torch.arange(num_images) % self.num_classes
+            return lambda: objective(images, labels, not clean).loss.backward()
 
-        return self._timed(kind, once, max(1, config.train.batch_size // self.ranks))
+        return self._time(kind, make_step, max(1, config.train.batch_size // self.ranks))
 
-    def _attacked(self, config: RunConfig) -> float:
-        """Seconds an evaluated image."""
+    def _seconds_to_attack(self, config: RunConfig) -> float:
+        """Seconds of an evaluation for one image."""
 
-        def once(number: int) -> Callable[[], object]:
-            view, images = AttackView(self._net(config)), _images(config, number)
+        def make_step(num_images: int) -> Callable[[], object]:
+            view, images = AttackView(self._net(config)), _images(config, num_images)
             return lambda: deepfool(view, images, config.evaluation.attack)
 
-        return self._timed("deepfool", once, 100)
+        return self._time("deepfool", make_step, 100)
 
-    def _timed(self, kind: str, make: Callable[[int], Callable[[], object]], images: int) -> float:
-        if kind not in self.known:
-            number = min(_FEW, images)
+    def _time(
+        self, kind: str, make_step: Callable[[int], Callable[[], object]], batch_size: int
+    ) -> float:
+        """Seconds per image of a kind of step; timed at the first call."""
+        if kind not in self._seconds_per_image:
             print(f"timing {kind}", file=sys.stderr, flush=True)
-            seconds = _least(make(number))
-            if seconds < _SLOW and number < images:
-                number = images
-                seconds = _least(make(number))
-            self.known[kind] = seconds / number
-        return self.known[kind]
+            num_images = min(_NUM_IMAGES, batch_size)
+            seconds = _fastest(make_step(num_images))
+            if seconds < _LONG and num_images < batch_size:
+                num_images = batch_size
+                seconds = _fastest(make_step(num_images))
+            self._seconds_per_image[kind] = seconds / num_images
+        return self._seconds_per_image[kind]
 
     def _net(self, config: RunConfig) -> torch.nn.Module:
         weights = config.model.weights
         if weights is not None and not Path(weights).exists():
             config = replace(config, model=replace(config.model, weights=None, new_head=False))
         with torch.random.fork_rng(devices=[]):
-            net = build.build(config.model, self.classes)
-        return prepare.move_net(net, config.runtime, torch.device("cpu")).eval()
+            net = build.build(config.model, self.num_classes)
+        layout = prepare.memory_format(config.runtime, torch.device("cpu"))
+        return net.to(memory_format=layout).eval()
 
 
 def threads(ranks: int, at_once: int) -> int:
-    """Of each rank, so that runs side by side share this machine's cores."""
+    """Threads of each rank, so that runs at the same time share this machine's cores."""
     return max(1, machine.cores() // (ranks * at_once))
 
 
-def _least(step: Callable[[], object]) -> float:
-    """Seconds of the fastest of three; the first one also warms up."""
-    took: list[float] = []
-    while len(took) < 3 and sum(took) < _SLOW:
+def _fastest(step: Callable[[], object]) -> float:
+    """Seconds of the fastest of at most three calls; the first one also warms up."""
+    seconds: list[float] = []
+    while len(seconds) < 3 and sum(seconds) < _LONG:
         begin = time.perf_counter()
         step()
-        took.append(time.perf_counter() - begin)
-    return min(took)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
 
 
-def _images(config: RunConfig, number: int) -> torch.Tensor:
-    """Of the size and the spread of the net's input."""
+def _images(config: RunConfig, num_images: int) -> torch.Tensor:
+    """Random images with the size and standard deviation of the net's input."""
     options = config.data
     std = torch.tensor(options.std).view(-1, 1, 1)
     generator = torch.Generator().manual_seed(0)
-    shape = (number, options.channels, options.crop_size, options.crop_size)
+    shape = (num_images, options.channels, options.crop_size, options.crop_size)
     return torch.randn(shape, generator=generator) * 0.25 / std

@@ -1,4 +1,4 @@
-"""Which runs an experiment consists of, and what each needs before it.
+"""The runs of an experiment, and which other runs each of them needs first.
 
 In: an experiment, seeds, a folder. Out: `PlannedRun`s in an order in which they can run.
 """
@@ -14,48 +14,50 @@ import yaml
 from launchers.submit import SUBMITTED, with_absolute_paths
 from pipeline.config import CONFIGS, EvaluateConfig, FinetuneConfig, RunConfig, parse
 from pipeline.errors import UserError
+from pipeline.evaluation.reference import resolve_reference
 from reproduction import data, experiments
 from reproduction.experiments import EXAMPLES, REFERENCE, Experiment, Method
 
 _FINETUNE, _SUMMARY = "pipeline.finetune", "summary.json"
-_LAST = ("--evaluation.every_epochs", "1000")  # only the end of a sweep's runs is drawn
-# Of a reference, which sees none of them.
-_FREE_TOO = ("regularizer", "objective", "schedule")
-_FREE = ("resume", "dry_run", "runtime", "data.num_threads", "evaluation.batch_size")
+# The runs of a sweep are evaluated at their end only.
+_EVALUATE_AT_THE_END = ("--evaluation.every_epochs", "1000")
+# Options that do not change a run's results, or none of a reference's results.
+_WITHOUT_EFFECT = ("resume", "dry_run", "runtime", "data.num_threads", "evaluation.batch_size")
+_WITHOUT_EFFECT_ON_REFERENCE = ("regularizer", "objective", "schedule")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
     """One run of an entry point."""
 
-    name: str  # of its folder in OUTPUT: seed0/deep_defense
-    module: str
+    name: str  # its folder in OUTPUT: seed0/deep_defense
+    module: str  # the entry point
     config: RunConfig  # with absolute paths
-    result: str  # the file that it ends with
-    needs: tuple["PlannedRun", ...] = ()
+    result: str  # the file in its folder that it writes last
+    needs: tuple["PlannedRun", ...] = ()  # runs that must have ended before this one starts
 
     @property
     def folder(self) -> Path:
-        """Where it writes."""
+        """The folder that it writes to."""
         return self.config.folder
 
     @cached_property
     def depth(self) -> int:
-        """Length of the longest chain of units before it."""
-        return 1 + max((unit.depth for unit in self.needs), default=-1)
+        """Length of the longest chain of runs before it."""
+        return 1 + max((needed.depth for needed in self.needs), default=-1)
 
     def done(self) -> bool:
-        """Whether it has ended, with these options.
+        """Whether it has ended with these options.
 
         Raises:
-            UserError: its folder belongs to a run with other options.
+            UserError: its folder contains a run with other options.
         """
         path = self.folder / SUBMITTED
         if not path.exists():
             return False
-        free, config = _FREE, self.config
+        free, config = _WITHOUT_EFFECT, self.config
         if isinstance(config, FinetuneConfig) and config.train.epochs == 0:
-            free += _FREE_TOO
+            free += _WITHOUT_EFFECT_ON_REFERENCE
         try:
             changed = parse.stored_differences(yaml.safe_load(path.read_text()), config, free)
         except (OSError, ValueError, AttributeError, yaml.YAMLError):
@@ -69,43 +71,44 @@ class PlannedRun:
 
 
 class Planner:
-    """Makes the units of an experiment, each once."""
+    """Collects the runs of an experiment without duplicates."""
 
     def __init__(
         self,
         experiment: Experiment,
         output: Path,
-        given: Sequence[str] = (),
+        options: Sequence[str] = (),
         weights: str | None = None,
     ) -> None:
-        """See the class.
+        """Start without runs.
 
         Args:
-            experiment: which.
+            experiment: the experiment.
             output: folder of all runs.
-            given: words for every fine-tuning, which win over the experiment's YAML file.
-            weights: of the reference, in place of the experiment's own.
+            options: command line for every fine-tuning; it overrides the experiment's YAML file.
+            weights: of the reference, instead of the experiment's own.
         """
         self.weights = weights or experiment.weights
-        self.experiment, self.output, self.given = experiment, output.absolute(), list(given)
+        self.experiment, self.output = experiment, output.absolute()
+        self.options = list(options)
         self.data = self.output / "data"
-        self.units: dict[str, PlannedRun] = {}
+        self.planned: dict[str, PlannedRun] = {}
 
     def table(self, seeds: Sequence[int], names: Sequence[str]) -> list[PlannedRun]:
-        """The evaluations behind the table: of the reference and of some methods, for each seed."""
+        """The runs of the table: of the reference and of some methods, for each seed."""
         methods = [m for m in self.experiment.methods if m.name in names]
         for seed in seeds:
             self.evaluation(seed, REFERENCE)
             for method in methods:
-                self._tuning(seed, method)
+                self._finetuning(seed, method)
                 self.evaluation(seed, method.name)
         return self.ordered()
 
     def histories(self, seed: int, names: Sequence[str]) -> list[PlannedRun]:
-        """The fine-tunings that Figure 2 draws."""
+        """The fine-tunings that Figure 2 shows."""
         for method in self.experiment.methods:
             if method.name in names:
-                self._tuning(seed, method)
+                self._finetuning(seed, method)
         return self.ordered()
 
     def sweep(self, seed: int, number: int) -> list[PlannedRun]:
@@ -118,102 +121,100 @@ class Planner:
             lines = [
                 (f"lam={lam}", ["--regularizer.lam", str(lam)]) for lam in experiments.SWEEP_LAMBDA
             ]
-            steps = experiments.SWEEP_C
+            values_of_c = experiments.SWEEP_C
         else:
             if not self.experiment.layers:
-                raise UserError("--figure 4 is the paper's for mnist_lenet")
+                raise UserError("--figure 4 exists for mnist_lenet only, as in the paper")
             lines = [
                 (layer, ["--regularizer.layers", f"[{pattern}]"])
                 for layer, pattern in self.experiment.layers
             ]
-            steps = experiments.LAYERS_C
-        for line, words in lines:
-            for c in steps:
-                options = ("--objective.method", "deep_defense", *words, "--regularizer.c", str(c))
-                options += _LAST
-                self._tuning(seed, Method(f"figure{number}/{line},c={c}", line, options))
+            values_of_c = experiments.LAYERS_C
+        for line, line_options in lines:
+            for c in values_of_c:
+                options = ("--objective.method", "deep_defense", *line_options)
+                options += ("--regularizer.c", str(c), *_EVALUATE_AT_THE_END)
+                self._finetuning(seed, Method(f"figure{number}/{line},c={c}", line, options))
         return self.ordered()
 
     def ordered(self) -> list[PlannedRun]:
-        """All units so far; what comes before others first."""
-        return sorted(self.units.values(), key=lambda unit: unit.depth)
+        """All runs so far, in an order in which they can run."""
+        return sorted(self.planned.values(), key=lambda planned: planned.depth)
 
     def evaluation(self, seed: int, name: str) -> PlannedRun:
-        """Of a net, with the search for eps_ref."""
-        tuned = self._reference(seed) if name == REFERENCE else self.units[_name(seed, name)]
-        config = tuned.config if tuned else self._options(seed, REFERENCE)
+        """The evaluation of a net, with the search for eps_ref."""
+        tuned = self._reference(seed) if name == REFERENCE else self.planned[_name(seed, name)]
+        config = tuned.config if tuned else self._config(seed, REFERENCE)
         weights = str(tuned.folder / "weights.pth") if tuned else self.weights
-        measured = replace(config.evaluation, fgs=replace(config.evaluation.fgs, search=True))
-        if "--evaluation.num_images" not in self.given:
-            measured.num_images = None  # fewer may do after each epoch, but not in the table
-        evaluated = _evaluation(
-            config,
-            model=replace(config.model, weights=weights),
-            evaluation=measured,
-            output=str(config.folder / "evaluation"),
-        )
-        unit = PlannedRun(
+        evaluation = replace(config.evaluation, fgs=replace(config.evaluation.fgs, search=True))
+        if "--evaluation.num_images" not in self.options:
+            evaluation.num_images = None  # the YAML file's number is for evaluations in training
+        planned = PlannedRun(
             f"{_name(seed, name)}/evaluation",
             "pipeline.evaluate",
-            evaluated,
+            _evaluate_config(
+                config,
+                model=replace(config.model, weights=weights),
+                evaluation=evaluation,
+                output=str(config.folder / "evaluation"),
+            ),
             _SUMMARY,
             (tuned,) if tuned else (),
         )
-        return self._known(unit)
+        return self._add(planned)
 
     def _reference(self, seed: int) -> PlannedRun | None:
-        """Trained from scratch, unless there are weights."""
+        """The training of the reference from scratch; None if there are weights."""
         if self.weights is not None:
             return None
         name = _name(seed, REFERENCE)
-        if name not in self.units:
-            config = self._options(seed, REFERENCE, "--train.epochs", "0")
-            self.units[name] = PlannedRun(name, _FINETUNE, config, _SUMMARY)
-        return self.units[name]
+        if name not in self.planned:
+            config = self._config(seed, REFERENCE, "--train.epochs", "0")
+            self.planned[name] = PlannedRun(name, _FINETUNE, config, _SUMMARY)
+        return self.planned[name]
 
-    def _tuning(self, seed: int, method: Method) -> PlannedRun:
+    def _finetuning(self, seed: int, method: Method) -> PlannedRun:
         reference = self._reference(seed)
         needs = [reference] if reference else []
         weights = str(reference.folder / "weights.pth") if reference else self.weights
         assert weights is not None  # without weights there is a reference
-        words = ["--train.pretrain_epochs", "0", "--model.weights", weights, *method.options]
+        options = ["--train.pretrain_epochs", "0", "--model.weights", weights, *method.options]
         if method.on_examples:
             examples = self._examples(seed, weights, needs)
             needs.append(examples)
-            words += ["--data.train", str(examples.folder / examples.result)]
-        config = self._options(seed, method.name, *words)
-        unit = PlannedRun(_name(seed, method.name), _FINETUNE, config, _SUMMARY, tuple(needs))
-        return self._known(unit)
+            options += ["--data.train", str(examples.folder / examples.result)]
+        config = self._config(seed, method.name, *options)
+        name = _name(seed, method.name)
+        return self._add(PlannedRun(name, _FINETUNE, config, _SUMMARY, tuple(needs)))
 
     def _examples(self, seed: int, weights: str, needs: Sequence[PlannedRun]) -> PlannedRun:
-        config = self._options(seed, EXAMPLES, "--model.weights", weights)
-        attacked = _evaluation(
+        config = self._config(seed, EXAMPLES, "--model.weights", weights)
+        attack_config = _evaluate_config(
             config,
             data=replace(config.data, val=config.data.train),
             evaluation=replace(config.evaluation, num_images=None),
         )
-        unit = PlannedRun(
-            _name(seed, EXAMPLES),
-            "tools.adversarial",
-            attacked,
-            "joined.parquet",
-            tuple(needs),
+        name = _name(seed, EXAMPLES)
+        return self._add(
+            PlannedRun(name, "tools.adversarial", attack_config, "joined.parquet", tuple(needs))
         )
-        return self._known(unit)
 
-    def _options(self, seed: int, name: str, *words: str) -> FinetuneConfig:
-        place = self.output / _name(seed, name)
+    def _config(self, seed: int, name: str, *options: str) -> FinetuneConfig:
+        """The experiment's configuration for one seed, with more options."""
+        folder = self.output / _name(seed, name)
         base = ["--config", str(CONFIGS / self.experiment.config)]
         base += [*data.options(self.experiment.data, self.data), "--train.seed", str(seed)]
-        argv = [*base, *self.given, *words, "--output", str(place)]
-        return with_absolute_paths(parse.parse(FinetuneConfig, "", argv))
+        argv = [*base, *self.options, *options, "--output", str(folder)]
+        config = parse.parse(FinetuneConfig, "", argv)
+        return with_absolute_paths(resolve_reference(config))
 
-    def _known(self, unit: PlannedRun) -> PlannedRun:
-        return self.units.setdefault(unit.name, unit)
+    def _add(self, planned: PlannedRun) -> PlannedRun:
+        """Add a run unless it is there; returns the one that is there."""
+        return self.planned.setdefault(planned.name, planned)
 
 
-def _evaluation(config: RunConfig, **changes: Any) -> EvaluateConfig:
-    """What an evaluation shares with a fine-tuning, but for ``changes``."""
+def _evaluate_config(config: RunConfig, **changes: Any) -> EvaluateConfig:
+    """The options that an evaluation shares with a fine-tuning, with changes."""
     common = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
     return EvaluateConfig(**common | changes)
 

@@ -1,6 +1,6 @@
-"""Runs units: on this machine, some at a time, or as SLURM arrays that wait for one another.
+"""Starts planned runs: on this machine, or as SLURM arrays that wait for one another.
 
-In: units in order. Out: their folders.
+In: planned runs, in an order in which they can run. Out: their folders.
 """
 
 import json
@@ -26,39 +26,40 @@ from reproduction import estimate
 from reproduction.plan import PlannedRun
 
 LOG, ELAPSED = "log.txt", "elapsed.json"
-_KINDS = {"pipeline.finetune": "finetune"}  # the others are evaluations
+_KINDS = {"pipeline.finetune": "finetune"}  # other modules count as evaluations
 
 
 def run_locally(
-    units: Sequence[PlannedRun], seconds: Mapping[str, float], ranks: int, at_once: int
+    planned_runs: Sequence[PlannedRun], seconds: Mapping[str, float], ranks: int, at_once: int
 ) -> None:
-    """Run units on this machine as soon as what they need is done.
+    """Run on this machine; a run starts as soon as the runs that it needs are done.
 
     Args:
-        units: that are not done, in order.
-        seconds: that each is expected to take, by name.
-        ranks: of each.
-        at_once: how many run side by side.
+        planned_runs: runs that are not done, in an order in which they can run.
+        seconds: expected time of each run, by name.
+        ranks: number of ranks of each run.
+        at_once: how many runs may run at the same time.
 
     Raises:
-        UserError: some failed; the others were run as far as they could be.
-        KeyboardInterrupt: after SIGINT or SIGTERM; those that ran have saved.
+        UserError: some runs failed; all that do not need them were run.
+        KeyboardInterrupt: after SIGINT or SIGTERM; the interrupted runs have saved.
     """
-    pool = _Pool(units, seconds, ranks, at_once)
-    # Python's own handler is missing where the shell started us in the background.
-    before = {each: signal.signal(each, _interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    pool = _Pool(planned_runs, seconds, ranks, at_once)
+    # A process that the shell started in the background ignores SIGINT by default.
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous_handlers = {number: signal.signal(number, _interrupt) for number in signals}
     try:
-        while pool.go_on():
+        while pool.update():
             time.sleep(0.5)
     except KeyboardInterrupt:
         pool.stop()
         raise
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)
     if pool.failed:
-        named = "; ".join(f"{u.name}: {_last_line(u.folder / LOG)}" for u in pool.failed)
-        raise UserError(f"{len(pool.failed)} failed ({named}); see {LOG} in their folders")
+        failures = "; ".join(f"{r.name}: {_last_line(r.folder / LOG)}" for r in pool.failed)
+        raise UserError(f"{len(pool.failed)} failed ({failures}); see {LOG} in their folders")
 
 
 def _interrupt(*_: object) -> None:
@@ -66,124 +67,134 @@ def _interrupt(*_: object) -> None:
 
 
 class _Pool:
+    """The runs that wait, that are running, and that have ended."""
+
     def __init__(
-        self, units: Sequence[PlannedRun], seconds: Mapping[str, float], ranks: int, at_once: int
+        self,
+        planned_runs: Sequence[PlannedRun],
+        seconds: Mapping[str, float],
+        ranks: int,
+        at_once: int,
     ) -> None:
-        self.waiting, self.total = list(units), len(units)
+        self.waiting, self.total = list(planned_runs), len(planned_runs)
         self.seconds, self.ranks, self.at_once = seconds, ranks, at_once
         self.running: dict[str, tuple[PlannedRun, subprocess.Popen[bytes], float]] = {}
         self.failed: list[PlannedRun] = []
         self.ended: list[tuple[float, float]] = []  # seconds expected, and taken
 
-    def go_on(self) -> bool:
-        """Start what can start and see what has ended; whether anything is left."""
-        for name, (unit, process, begin) in list(self.running.items()):
+    def update(self) -> bool:
+        """Collect the runs that have ended and start new ones; False once none is left."""
+        for name, (planned, process, begin) in list(self.running.items()):
             if process.poll() is not None:
                 del self.running[name]
-                self._note(unit, process.returncode, time.monotonic() - begin)
-        bad = {unit.name for unit in self.failed}
-        self.waiting = [u for u in self.waiting if not _hangs_on(u, bad)]
-        open_ = {unit.name for unit in self.waiting} | self.running.keys()
-        ready = [u for u in self.waiting if not any(n.name in open_ for n in u.needs)]
-        for unit in ready[: self.at_once - len(self.running)]:
-            self.waiting.remove(unit)
-            print(f"begins  {unit.name}", flush=True)
-            process = _start(unit, self.ranks, self.at_once)
-            self.running[unit.name] = unit, process, time.monotonic()
+                self._record_end(planned, process.returncode, time.monotonic() - begin)
+        failed = {planned.name for planned in self.failed}
+        self.waiting = [r for r in self.waiting if not _needs_any(r, failed)]
+        unfinished = {planned.name for planned in self.waiting} | self.running.keys()
+        ready = [r for r in self.waiting if not any(n.name in unfinished for n in r.needs)]
+        for planned in ready[: self.at_once - len(self.running)]:
+            self.waiting.remove(planned)
+            print(f"starting {planned.name}", flush=True)
+            process = _start(planned, self.ranks, self.at_once)
+            self.running[planned.name] = planned, process, time.monotonic()
         return bool(self.waiting or self.running)
 
     def stop(self) -> None:
-        """Tell what runs to save and end, and wait for it."""
+        """Make the running processes save and exit, and wait for them."""
         for _, process, _ in self.running.values():
             process.terminate()
         for _, process, _ in self.running.values():
             process.wait()
 
-    def _note(self, unit: PlannedRun, code: int, took: float) -> None:
-        _add_elapsed(unit, took)
-        if code != 0:
-            self.failed.append(unit)
-            print(f"FAILED  {unit.name}: {_last_line(unit.folder / LOG)}", flush=True)
+    def _record_end(self, planned: PlannedRun, exit_code: int, seconds: float) -> None:
+        _add_elapsed(planned, seconds)
+        if exit_code != 0:
+            self.failed.append(planned)
+            print(f"FAILED   {planned.name}: {_last_line(planned.folder / LOG)}", flush=True)
             return
-        self.ended.append((self.seconds[unit.name], took))
-        left = sum(self.seconds[u.name] for u in self.waiting)
-        left += sum(self.seconds[u.name] for u, _, _ in self.running.values()) / 2
-        expected, taken = map(sum, zip(*self.ended, strict=True))
+        self.ended.append((self.seconds[planned.name], seconds))
+        left = sum(self.seconds[r.name] for r in self.waiting)
+        left += sum(self.seconds[r.name] for r, _, _ in self.running.values()) / 2
+        expected = sum(expected for expected, _ in self.ended)
+        taken = sum(taken for _, taken in self.ended)
         left *= taken / max(expected, 1e-9) / self.at_once
         print(
-            f"done    {unit.name} in {duration(took)}; {len(self.ended)} of {self.total}, "
+            f"done     {planned.name} in {duration(seconds)}; {len(self.ended)} of {self.total}, "
             f"about {duration(left)} left",
             flush=True,
         )
 
 
-def _start(unit: PlannedRun, ranks: int, at_once: int) -> subprocess.Popen[bytes]:
-    unit.folder.mkdir(parents=True, exist_ok=True)
-    config_file.save(unit.config, unit.folder / SUBMITTED)
+def _start(planned: PlannedRun, ranks: int, at_once: int) -> subprocess.Popen[bytes]:
+    planned.folder.mkdir(parents=True, exist_ok=True)
+    config_file.save(planned.config, planned.folder / SUBMITTED)
     command = [sys.executable, "-m"]
     if ranks > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
-    command += [unit.module, "--config", str(unit.folder / SUBMITTED)]
+    command += [planned.module, "--config", str(planned.folder / SUBMITTED)]
     threads = estimate.threads(ranks, at_once)
     paths = [str(submit.PROJECT), os.environ.get("PYTHONPATH", "")]
     variables = {"OMP_NUM_THREADS": str(threads)} | os.environ
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    with (unit.folder / LOG).open("ab") as log:
-        # A session of its own: Ctrl-C is for us, who then tell it.
+    with (planned.folder / LOG).open("ab") as log:
+        # In a new session, so that only this process gets the SIGINT of Ctrl-C and forwards it.
         return subprocess.Popen(
             command, stdout=log, stderr=log, env=variables, start_new_session=True
         )
 
 
-def _hangs_on(unit: PlannedRun, bad: set[str]) -> bool:
-    return any(need.name in bad or _hangs_on(need, bad) for need in unit.needs)
+def _needs_any(planned: PlannedRun, names: set[str]) -> bool:
+    """Whether it needs one of these runs, directly or indirectly."""
+    return any(needed.name in names or _needs_any(needed, names) for needed in planned.needs)
 
 
-def _add_elapsed(unit: PlannedRun, seconds: float) -> None:
-    write_json(unit.folder / ELAPSED, {"seconds": seconds + (elapsed(unit) or 0.0)})
+def _add_elapsed(planned: PlannedRun, seconds: float) -> None:
+    write_json(planned.folder / ELAPSED, {"seconds": seconds + (elapsed(planned) or 0.0)})
 
 
-def elapsed(unit: PlannedRun) -> float | None:
-    """Seconds that a unit took on this machine, over all its starts; None if it ran elsewhere."""
+def elapsed(planned: PlannedRun) -> float | None:
+    """Seconds that a run took on this machine, over all its starts; None if it ran elsewhere."""
     try:
-        return json.loads((unit.folder / ELAPSED).read_text())["seconds"]
+        return json.loads((planned.folder / ELAPSED).read_text())["seconds"]
     except (OSError, ValueError, KeyError):
         return None
 
 
 def _last_line(path: Path) -> str:
     lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"
 
 
 def duration(seconds: float) -> str:
-    """As 40 s, 12 min, 3.5 h."""
+    """A time as text: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def on_slurm(
-    output: Path, units: Sequence[PlannedRun], resources: Resources
+    output: Path, planned_runs: Sequence[PlannedRun], resources: Resources
 ) -> list[submitit.Job[None]]:
-    """Submit all units, an array for each depth, after the one before it; and say so.
+    """Submit all runs: an array for each depth, which starts after the array before it.
 
     Raises:
-        UserError: sbatch refuses, or jobs of these runs have not ended.
+        UserError: sbatch fails, or jobs of these runs have not ended.
     """
-    submit.snapshot_code_and_config(output, [unit.config for unit in units], resources)
-    every, before = [], None
-    for depth in sorted({unit.depth for unit in units}):
-        some = [unit for unit in units if unit.depth == depth]
+    submit.snapshot_code_and_config(output, [planned.config for planned in planned_runs], resources)
+    all_jobs: list[submitit.Job[None]] = []
+    dependency = None
+    for depth in sorted({planned.depth for planned in planned_runs}):
+        same_depth = [planned for planned in planned_runs if planned.depth == depth]
         tasks = [
-            Task(unit.module, ("--config", str(unit.folder / SUBMITTED)), str(Path.cwd()))
-            for unit in some
+            Task(planned.module, ("--config", str(planned.folder / SUBMITTED)), str(Path.cwd()))
+            for planned in same_depth
         ]
-        jobs = submit.submit(tasks, output, resources, before and f"afterok:{before}")
-        for unit, job in zip(some, jobs, strict=True):
-            kind = _KINDS.get(unit.module, "evaluate")
-            Submission.of(unit.folder, kind, "slurm", job).write()
-        before = ":".join(submit.job_ids(jobs))
-        print(f"job {before}: {', '.join(unit.name for unit in some)}", flush=True)
-        every += jobs
-    return every
+        jobs = submit.submit(tasks, output, resources, dependency)
+        for planned, job in zip(same_depth, jobs, strict=True):
+            kind = _KINDS.get(planned.module, "evaluate")
+            Submission.of(planned.folder, kind, "slurm", job).write()
+        job_ids = ":".join(submit.job_ids(jobs))
+        dependency = f"afterok:{job_ids}"
+        print(f"job {job_ids}: {', '.join(r.name for r in same_depth)}", flush=True)
+        all_jobs += jobs
+    return all_jobs

@@ -255,7 +255,7 @@ CAFFES = [
         r"n\.npz cannot be read",
     ),
     of_caffe("caffe: text", "n.npz", arrays(conv1_w=["a"]), r"n\.npz.* conv1_w"),
-    of_caffe("caffe: nothing", "n.npz", arrays(), r"n\.npz holds no weights"),
+    of_caffe("caffe: nothing", "n.npz", arrays(), r"n\.npz contains no weights"),
     of_caffe(
         "caffe: no bias", "n.npz", arrays(conv1_w=np.zeros((4, 3, 2, 2))), "no array .*conv1_b"
     ),
@@ -269,7 +269,7 @@ CAFFES = [
         "caffe: garbage",
         "n.caffemodel",
         lambda p: p.write_bytes(whole.garbage(bytes(999))),
-        r"n\.caffemodel is no \.caffemodel",
+        r"n\.caffemodel is not a \.caffemodel",
     ),
 ]
 

@@ -3,6 +3,9 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pipeline.runtime.files import atomic_write
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]], num_left: int = 1) -> str:
@@ -10,8 +13,8 @@ def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]], num_left
 
     Args:
         head: names of the columns.
-        lines: cells.
-        num_left: the first columns, aligned to the left; the others are numbers.
+        lines: cells of each line.
+        num_left: number of leading columns that are aligned to the left; the others are numbers.
     """
     rule = ["---"] * num_left + ["---:"] * (len(head) - num_left)
     return "".join("| " + " | ".join(line) + " |\n" for line in (head, rule, *lines))
@@ -22,3 +25,9 @@ def csv_table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *lines])
     return text.getvalue()
+
+
+def write_csv(path: Path, head: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Write a CSV table, atomically."""
+    with atomic_write(path) as partial:
+        partial.write_text(csv_table(head, lines), newline="")

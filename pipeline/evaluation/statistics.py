@@ -1,0 +1,244 @@
+"""The statistics of an evaluation: accuracy, rho2, quantiles, FGS, results of each class.
+
+In: `Samples`, and the protocol by which they were measured. Out: `Statistics`.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.config import EPS_REF_FRACTIONS
+from pipeline.evaluation.protocol import FgsProtocol, Protocol
+from pipeline.evaluation.samples import Samples
+from pipeline.runtime.json_checks import (
+    LIST,
+    NOTHING,
+    NUMBER,
+    OBJECT,
+    WHOLE_NUMBER,
+    Kinds,
+    lacking,
+)
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+_FGS_KINDS: Kinds = {
+    "accuracy": LIST,
+    "reference": NUMBER + NOTHING,
+    "at_reference": OBJECT + NOTHING,
+    "eps_ref": NUMBER + NOTHING,
+}
+_COUNTS = (
+    "num_samples",
+    "num_correct",
+    "num_unflipped",
+    "num_without_gradient",
+    "num_zero_images",
+    "num_nonfinite",
+)
+
+
+class FgsAccuracy(NamedTuple):
+    """The accuracy after FGS with one eps."""
+
+    eps: float
+    accuracy: float
+    num_correct: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FgsStatistics:
+    """What was measured with FGS."""
+
+    accuracy: list[FgsAccuracy]
+    reference: float | None  # the eps_ref of another model
+    at_reference: dict[str, float] | None  # accuracy at fractions of ``reference``
+    searched: bool  # whether the smallest eps was searched for
+    eps_ref: float | None  # see `eps_ref`
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored in summary.json."""
+        values: dict[str, Any] = {"accuracy": [entry._asdict() for entry in self.accuracy]}
+        if self.reference is not None:
+            values |= {"reference": self.reference, "at_reference": self.at_reference}
+        if self.searched:
+            values["eps_ref"] = self.eps_ref
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "FgsStatistics":
+        """From the values of a file.
+
+        Raises:
+            ValueError: a phrase that says what is wrong with them.
+        """
+        optional = dict.fromkeys(("reference", "at_reference", "eps_ref"))
+        problem = lacking({**optional, **values}, _FGS_KINDS)
+        entries = values.get("accuracy", [])
+        for entry in entries if isinstance(entries, list) else []:
+            problem = problem or lacking(entry, {"eps": NUMBER, "accuracy": NUMBER})
+        if problem:
+            raise ValueError(f"{problem} of FGS")
+        return cls(
+            accuracy=[FgsAccuracy(e["eps"], e["accuracy"], e["num_correct"]) for e in entries],
+            reference=values.get("reference"),
+            at_reference=values.get("at_reference"),
+            searched="eps_ref" in values,
+            eps_ref=values.get("eps_ref"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Everything that is reported of an evaluation except its per-image results."""
+
+    accuracy: float
+    top5_accuracy: float
+    rho: float  # mean of `Samples.ratio`; stored under ``rho_name``
+    rho_name: str
+    ratio_median: float
+    ratio_quantiles: dict[str, float]
+    num_samples: int
+    num_correct: int
+    num_unflipped: int
+    num_without_gradient: int
+    num_zero_images: int
+    num_nonfinite: int
+    mean_steps: float
+    fgs: FgsStatistics | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored in summary.json and in the history of a fine-tuning."""
+        values: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            if name == "rho":
+                values[self.rho_name] = value
+            elif name not in ("rho_name", "fgs"):
+                values[name] = value
+        if self.fgs is not None:
+            values["fgs"] = self.fgs.to_dict()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Any, rho_name: str) -> "Statistics":
+        """From the values of a file; earlier versions did not write num_nonfinite.
+
+        Raises:
+            ValueError: a phrase that says what is wrong with them.
+        """
+        kinds: Kinds = {
+            "accuracy": NUMBER,
+            rho_name: NUMBER,
+            **dict.fromkeys(("top5_accuracy", "ratio_median", "mean_steps"), NUMBER),
+            "ratio_quantiles": OBJECT,
+            **dict.fromkeys(_COUNTS, WHOLE_NUMBER),
+            "fgs": OBJECT + NOTHING,
+        }
+        if isinstance(values, dict):
+            values = {"num_nonfinite": 0, "fgs": None, **values}
+        problem = lacking(values, kinds)
+        if problem:
+            raise ValueError(problem)
+        names = {field.name for field in fields(cls)} - {"rho", "rho_name", "fgs"}
+        return cls(
+            **{name: values[name] for name in names},
+            rho=values[rho_name],
+            rho_name=rho_name,
+            fgs=None if values["fgs"] is None else FgsStatistics.from_dict(values["fgs"]),
+        )
+
+
+def summarize(samples: Samples, protocol: Protocol) -> Statistics:
+    """The statistics of at least one sample."""
+    ratio, in_rho, nonfinite = samples.ratio, samples.in_rho, samples.nonfinite
+    return Statistics(
+        accuracy=float(np.mean(samples.correct)),
+        top5_accuracy=float(np.mean(samples.label_rank < 5)),
+        rho=_mean(ratio),
+        rho_name=protocol.rho_name,
+        ratio_median=_quantile(ratio, 0.5),
+        ratio_quantiles={f"{q:g}": _quantile(ratio, q) for q in QUANTILES},
+        num_samples=len(samples),
+        num_correct=int(np.sum(samples.correct)),
+        num_unflipped=int(np.sum(~samples.flipped & in_rho)),
+        num_without_gradient=int(np.sum(samples.stuck & ~nonfinite)),
+        num_zero_images=int(np.sum(~in_rho & ~samples.stuck & ~nonfinite)),
+        num_nonfinite=int(np.sum(nonfinite)),
+        mean_steps=float(np.mean(samples.steps)),
+        fgs=None if protocol.fgs is None else _fgs_statistics(samples, protocol.fgs),
+    )
+
+
+def _fgs_statistics(samples: Samples, fgs: FgsProtocol) -> FgsStatistics:
+    counts = samples.fgs_correct.sum(axis=0).tolist()
+    accuracy = [
+        FgsAccuracy(eps, count / len(samples), count)
+        for eps, count in zip(fgs.eps, counts, strict=True)
+    ]
+    at_reference = None
+    if fgs.reference is not None:
+        by_eps = {entry.eps: entry.accuracy for entry in accuracy}
+        at_reference = {f"{f:g}": by_eps[f * fgs.reference] for f in EPS_REF_FRACTIONS}
+    return FgsStatistics(
+        accuracy=accuracy,
+        reference=fgs.reference,
+        at_reference=at_reference,
+        searched=fgs.search,
+        eps_ref=eps_ref(samples) if fgs.search else None,
+    )
+
+
+def nonfinite_warning(statistics: Statistics) -> str:
+    """A warning for an evaluation during training with numbers that are not finite; or empty."""
+    if not statistics.num_nonfinite:
+        return ""
+    return (
+        f"{statistics.num_nonfinite} of {statistics.num_samples} images have logits or "
+        "perturbations that are not finite (NaN or infinity) and are not in the mean; try a lower "
+        "optim.lr"
+    )
+
+
+def eps_ref(samples: Samples) -> float | None:
+    """The paper's eps_ref: the smallest eps after which at most half of the images are correct.
+
+    None if fewer than half of the clean images are correct, or if no eps of the search suffices.
+    """
+    num_to_fail = math.ceil(len(samples) / 2)
+    eps = np.sort(samples.fgs_eps)[num_to_fail - 1]
+    return float(eps) if 0 < eps < np.inf else None
+
+
+def accuracy_at(samples: Samples, eps: float) -> float:
+    """Accuracy after FGS with any eps, from the smallest eps that each image needs."""
+    return float(np.mean(samples.fgs_eps > eps))
+
+
+def by_class(samples: Samples, names: list[str]) -> list[dict[str, Any]]:
+    """One row for each class that has images."""
+    rows = []
+    for label in np.unique(samples.label).tolist():
+        part = samples.take(samples.label == label)
+        rows.append(
+            {
+                "label": label,
+                "name": names[label] if label < len(names) else str(label),
+                "num_samples": len(part),
+                "accuracy": float(np.mean(part.correct)),
+                "top5_accuracy": float(np.mean(part.label_rank < 5)),
+                "mean_ratio": _mean(part.ratio),
+                "median_ratio": _quantile(part.ratio, 0.5),
+            }
+        )
+    return rows
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean; 0 of no values, which the counts beside it show."""
+    return float(np.mean(values)) if len(values) else 0.0
+
+
+def _quantile(values: np.ndarray, q: float) -> float:
+    return float(np.quantile(values, q)) if len(values) else 0.0
