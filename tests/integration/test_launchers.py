@@ -141,7 +141,7 @@ def test_a_sweep_is_all_combinations() -> None:
         grid([["regularizer.c", "5", "5"]])
 
 
-def test_words_after_two_dashes_are_the_runs() -> None:
+def test_arguments_after_two_dashes_belong_to_the_run() -> None:
     assert split(["--nodes", "2", "--", "--a", "--", "b"]) == (["--nodes", "2"], ["--a", "--", "b"])
     assert split(["--nodes", "2"]) == (["--nodes", "2"], [])
 
@@ -164,10 +164,10 @@ def test_mistakes_are_refused_before_submission(
         ((), ("--optim.lrr", 3), "optim.lrr"),
         ((), ("--data.train", "no.parquet"), f"data.train: no file {Path.cwd()}/no.parquet"),
     ]
-    for mine, theirs, words in cases:
-        done = run(SCRIPT, *mine, "--", "--output", tmp_path / "x", *theirs)
+    for launcher_argv, run_argv, message in cases:
+        done = run(SCRIPT, *launcher_argv, "--", "--output", tmp_path / "x", *run_argv)
         assert done.returncode == 2
-        assert words in done.stderr, done.stderr
+        assert message in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "x").exists()
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
