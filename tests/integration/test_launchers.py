@@ -150,7 +150,7 @@ def test_a_sweep_is_all_combinations() -> None:
         grid([["regularizer.c", "5", "5"]])
 
 
-def test_words_after_two_dashes_are_the_runs() -> None:
+def test_arguments_after_two_dashes_belong_to_the_run() -> None:
     assert split(["--nodes", "2", "--", "--a", "--", "b"]) == (["--nodes", "2"], ["--a", "--", "b"])
     assert split(["--nodes", "2"]) == (["--nodes", "2"], [])
 
@@ -173,10 +173,10 @@ def test_mistakes_are_refused_before_submission(
         ((), ("--optim.lrr", 3), "optim.lrr"),
         ((), ("--data.train", "no.parquet"), f"data.train: no file {Path.cwd()}/no.parquet"),
     ]
-    for mine, theirs, words in cases:
-        ended = call(SCRIPT, *mine, "--", "--output", tmp_path / "x", *theirs)
+    for launcher_argv, run_argv, message in cases:
+        ended = call(SCRIPT, *launcher_argv, "--", "--output", tmp_path / "x", *run_argv)
         assert ended.code == 2
-        assert words in ended.stderr.splitlines()[-1], ended.stderr
+        assert message in ended.stderr.splitlines()[-1], ended.stderr
         assert not (tmp_path / "x").exists()
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     line = expect_error(run, "--", "--output", tmp_path / "x", script=SCRIPT)
