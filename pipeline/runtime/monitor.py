@@ -28,8 +28,9 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from pipeline.errors import first_few, is_disk_error, warn
-from pipeline.runtime.files import atomic_write, name_in_errors, write_json
+from pipeline.errors import is_disk_error, warn
+from pipeline.runtime.files import name_in_errors, write_json
+from pipeline.runtime.metrics_file import drop_lines_after
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # a third of a second
@@ -62,7 +63,7 @@ class Monitor:
         if not shown or folder is None:
             return
         self._path = folder / "metrics.jsonl"
-        warn(_drop_after(self._path, step))
+        warn(drop_lines_after(self._path, step))
         self._file = self._path.open("a")
         self._board_folder = folder / "tensorboard"
         _hide_disk_errors_of_threads()
@@ -245,44 +246,6 @@ def peak_memory_mib(device: torch.device) -> float:
 
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _drop_after(path: Path, step: int) -> str:
-    """Keep the lines of metrics.jsonl up to ``step``; a resumed run writes the later ones again.
-
-    Returns:
-        A warning if damaged lines were dropped too. A last line that a kill cut short does not
-        count as damaged.
-    """
-    if not path.exists():
-        return ""
-    kept, damaged = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            continue
-        line_step = _step_of(line)
-        if line_step is None:
-            damaged.append(str(number))
-        elif line_step <= step:
-            kept.append(line)
-    with atomic_write(path) as partial:
-        partial.write_bytes(b"".join(kept))
-    if not damaged:
-        return ""
-    lines = "line is" if len(damaged) == 1 else "lines are"
-    return (
-        f"{path}: {len(damaged)} {lines} damaged and left out ({first_few(damaged)}); the run "
-        "itself does not depend on this file"
-    )
-
-
-def _step_of(line: bytes) -> float | None:
-    """The step of a line of metrics.jsonl; None where the line is damaged."""
-    try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return step if isinstance(step, int | float) else None
 
 
 def _hide_disk_errors_of_threads() -> None:
