@@ -166,7 +166,7 @@ def mean(options: argparse.Namespace) -> None:
         raise UserError(f"--resize {options.resize} must be at least --crop, {options.crop}")
     images = index.read(str(options.index), options.root, option="index")
     if images.is_array.any():
-        raise UserError(f"{options.index} contains arrays; a mean image is new_index of images")
+        raise UserError(f"{options.index} contains arrays; a mean image needs images")
     channels = options.channels
     data = preprocessing(options)
     total, done = torch.zeros((), dtype=torch.float64), 0
