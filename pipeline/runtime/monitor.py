@@ -120,7 +120,7 @@ class Monitor:
         """Show and record one evaluation of a training run.
 
         Args:
-            entry: step, epoch, and the summary of `pipeline.evaluation.samples.summarize`.
+            entry: step, epoch, and the summary of `pipeline.evaluation.statistics.summarize`.
             rho: name of the mean ratio in it.
         """
         numbers = {
