@@ -46,7 +46,7 @@ console = Console(stderr=True, soft_wrap=True)
 
 
 @contextmanager
-def progress_bar(name: str, total: int, in_bytes: bool) -> Iterator[scan.Progress]:
+def progress_bar(name: str, total: int, in_bytes: bool) -> Iterator[scan.ReportProgress]:
     """A progress bar with the time left; yields a function to call with the amount done so far."""
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn(name), BarColumn(), amount, TextColumn("left"), TimeRemainingColumn())

@@ -28,8 +28,9 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from pipeline.errors import first_few, is_disk_error, warn
-from pipeline.runtime.files import atomic_write, name_in_errors, write_json
+from pipeline.errors import is_disk_error, warn
+from pipeline.runtime.files import name_in_errors, write_json
+from pipeline.runtime.metrics_file import drop_lines_after
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # a third of a second
@@ -58,11 +59,11 @@ class Monitor:
         self._name = ""  # of the current bar
         self._last_line = self._last_status = 0.0
         # The progress, for other processes such as the launchers' `jobs` command.
-        self.status = folder / "progress.json" if shown and folder is not None else None
+        self._progress_file = folder / "progress.json" if shown and folder is not None else None
         if not shown or folder is None:
             return
         self._path = folder / "metrics.jsonl"
-        warn(_drop_after(self._path, step))
+        warn(drop_lines_after(self._path, step))
         self._file = self._path.open("a")
         self._board_folder = folder / "tensorboard"
         _hide_disk_errors_of_threads()
@@ -204,9 +205,13 @@ class Monitor:
             self._bar = None
         self._write_status(now=True)
 
+    def write_progress_to(self, path: Path) -> None:
+        """Write the progress to another file than the run's progress.json."""
+        self._progress_file = path
+
     def _write_status(self, now: bool = False) -> None:
         now_seconds = time.perf_counter()
-        if not self.shown or self.status is None or not self._name:
+        if not self.shown or self._progress_file is None or not self._name:
             return
         if not now and now_seconds - self._last_status < _STATUS_SECONDS:
             return
@@ -214,7 +219,7 @@ class Monitor:
         rate = (self._done - self._begin_done) / max(now_seconds - self._begin, 1e-9)
         values = {"doing": self._name, "done": self._done, "total": self._total}
         values |= {"at": self._at, "per_second": rate, "time": time.time()}
-        write_json(self.status, values)
+        write_json(self._progress_file, values)
 
     def _seconds_left(self) -> float:
         elapsed = time.perf_counter() - self._begin
@@ -245,44 +250,6 @@ def peak_memory_mib(device: torch.device) -> float:
 
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _drop_after(path: Path, step: int) -> str:
-    """Keep the lines of metrics.jsonl up to ``step``; a resumed run writes the later ones again.
-
-    Returns:
-        A warning if damaged lines were dropped too. A last line that a kill cut short does not
-        count as damaged.
-    """
-    if not path.exists():
-        return ""
-    kept, damaged = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            continue
-        line_step = _step_of(line)
-        if line_step is None:
-            damaged.append(str(number))
-        elif line_step <= step:
-            kept.append(line)
-    with atomic_write(path) as partial:
-        partial.write_bytes(b"".join(kept))
-    if not damaged:
-        return ""
-    lines = "line is" if len(damaged) == 1 else "lines are"
-    return (
-        f"{path}: {len(damaged)} {lines} damaged and left out ({first_few(damaged)}); the run "
-        "itself does not depend on this file"
-    )
-
-
-def _step_of(line: bytes) -> float | None:
-    """The step of a line of metrics.jsonl; None where the line is damaged."""
-    try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return step if isinstance(step, int | float) else None
 
 
 def _hide_disk_errors_of_threads() -> None:

@@ -28,7 +28,7 @@ from pipeline.models.weight_classes import with_classes
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.monitor import Monitor, peak_memory_mib
 from pipeline.runtime.signals import StopRequest
-from pipeline.training.checkpoint import Checkpoints, State, damaged, read, write
+from pipeline.training.checkpoint import Checkpoints, CheckpointState, damaged, read, write
 from pipeline.training.evaluation import evaluate_held_out
 from pipeline.training.history import History, HistoryEntry
 from pipeline.training.interval_timer import IntervalTimer
@@ -101,7 +101,7 @@ class Trainer:
             self._restore(path, state)
         return path
 
-    def _restore(self, path: Path, state: State) -> None:
+    def _restore(self, path: Path, state: CheckpointState) -> None:
         errors = (RuntimeError, ValueError, KeyError, TypeError, AttributeError)
         try:
             self.net.load_state_dict(state["model"])
@@ -225,7 +225,7 @@ class Trainer:
     def _save(self, best: bool = False) -> None:
         """Write a checkpoint, and a copy as best.pt if it is the best so far."""
         if self.ranks.is_main:
-            state: State = {
+            state: CheckpointState = {
                 "model": self.net.state_dict(),
                 **self.runner.optimizer.state_dict(),
                 "step": self.step,

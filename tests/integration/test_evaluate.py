@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pipeline.evaluation.samples import Samples
-from pipeline.evaluation.shard_results import Appender
+from pipeline.evaluation.shard_results import ResultsAppender
 from tests.helpers.images import encode, index_tar, picture
 from tests.helpers.in_process import in_process, succeed
 from tests.helpers.runs import (
@@ -166,14 +166,14 @@ def test_killed_twice_and_done_in_part_by_a_shard(
 def test_a_signal_saves_and_stops(
     options: tuple, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, small = Appender.append, (*options, "--evaluation.batch_size", 20)
+    append, small = ResultsAppender.append, (*options, "--evaluation.batch_size", 20)
 
-    def append_and_signal(self: Appender, samples: Samples, ids: list[str]) -> None:
+    def append_and_signal(self: ResultsAppender, samples: Samples, ids: list[str]) -> None:
         append(self, samples, ids)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Appender, "append", append_and_signal)
+        patch.setattr(ResultsAppender, "append", append_and_signal)
         done = in_process(SCRIPT, *small, "--output", tmp_path)
     assert done.returncode == 75, done.stderr
     assert "interrupted; everything is saved: rerun the same command" in done.stdout

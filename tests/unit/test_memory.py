@@ -115,7 +115,7 @@ def test_fit_finds_what_fits(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> N
 
 def test_free_memory_is_shared() -> None:
     cpu = torch.device("cpu")
-    alone, shared = memory_budget.free_bytes(cpu), memory_budget.free_bytes(cpu, sharers=4)
+    alone, shared = memory_budget.free_bytes(cpu), memory_budget.free_bytes(cpu, num_processes=4)
     assert 2**20 < alone < 2**50
     assert shared == pytest.approx(alone / 4, rel=0.2)
 

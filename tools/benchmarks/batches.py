@@ -56,7 +56,7 @@ def evaluate_in_shards(
             batch = Batch(whole.images[part], whole.labels[part], whole.rows[part.numpy()])
             parts += [finished.samples for finished in evaluator.add_batch(batch)]
         parts += [finished.samples for finished in evaluator.drain()]
-    return Samples.concat(parts)
+    return Samples.concatenate(parts)
 
 
 def compare(
