@@ -164,7 +164,7 @@ def main() -> None:
         experiment = EXPERIMENTS[args.experiment]
         output = (args.output or Path("runs/reproduce") / experiment.name).absolute()
         check_writable(output / "report" / "report.md", "give another --output")
-        args.at_once = args.at_once or (256 if args.cluster == "slurm" else 1)
+        args.max_parallel = args.max_parallel or (256 if args.cluster == "slurm" else 1)
         resources = options.resources(args)
         if args.data is not None and not args.data.is_dir():
             raise UserError(f"--data: no folder {args.data}")

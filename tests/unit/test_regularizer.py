@@ -139,8 +139,8 @@ def rank_gradient(
     # Two passes of each rank: rank r takes images 2r, 2r+1, then 4 + 2r, 5 + 2r.
     parts = [slice(2 * rank, 2 * rank + 2), slice(4 + 2 * rank, 6 + 2 * rank)]
     with ddp.no_sync():
-        (ddp(images[parts[0]], labels[parts[0]], True).loss / 2).backward()
-    (ddp(images[parts[1]], labels[parts[1]], True).loss / 2).backward()
+        (ddp(images[parts[0]], labels[parts[0]], use_methods=True).loss / 2).backward()
+    (ddp(images[parts[1]], labels[parts[1]], use_methods=True).loss / 2).backward()
     torch.save(gradient(net), f"{out}.{rank}")
     dist.destroy_process_group()
 
