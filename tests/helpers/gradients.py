@@ -1,11 +1,13 @@
 """What the tests of the gradient share."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import AttackConfig, ModelConfig, RegularizerConfig
 from pipeline.models.build import build
 from pipeline.training.objective import make_objective
+from tests.helpers import unrolled
 
 # As the paper has it: every candidate in every iteration.
 CONFIG = RegularizerConfig(lam=5, c=3, d=5, attack=AttackConfig())
@@ -19,6 +21,13 @@ SHAPES = {
     "caffe_alexnet": (3, 227, 227),
     "tests.helpers.nets:smooth": (3, 32, 32),
 }
+
+
+SMALL_NETS = [  # all but caffe_alexnet, which takes minutes
+    pytest.param(name, marks=pytest.mark.slow) if name in ("nin", "resnet18") else name
+    for name in SHAPES
+    if name != "caffe_alexnet"
+]
 
 
 def setting(name: str, count: int = 6) -> tuple[nn.Module, Tensor, Tensor]:
@@ -53,9 +62,19 @@ def with_attack(gradient_kind: str = "unrolled", **attack: object) -> Regularize
 
 
 def gradient_by(
-    net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig
+    net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig = CONFIG
 ) -> Tensor:
+    """The gradient of the pipeline's objective."""
     objective = make_objective(net, config)
     net.eval().zero_grad()
     objective(images, labels, use_methods=True).loss.backward()
+    return gradient(net)
+
+
+def plain_gradient(
+    net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig = CONFIG
+) -> Tensor:
+    """The gradient of the plain unrolling."""
+    net.eval().zero_grad()
+    unrolled.loss(net, images, labels, config).backward()
     return gradient(net)

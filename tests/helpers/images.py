@@ -44,3 +44,20 @@ def index_tar(path: Path, members: dict[str, bytes]) -> Index:
     target = path.with_suffix(".parquet")
     index.write(target, rows.table(), path.parent, classes, {path.name: path})
     return index.read(str(target))
+
+
+def broken_archive(folder: Path, keep: int = 0) -> Index:
+    """Thirty images of which two are overwritten after indexing, as by a failing disk.
+
+    Args:
+        folder: the folder for photos.tar and its index.
+        keep: how many bytes at the start of the two images stay.
+    """
+    members = {f"c/{k:02d}.jpg": encode(picture(60, 50, k), "JPEG") for k in range(30)}
+    good = index_tar(folder / "photos.tar", members)
+    data = bytearray((folder / "photos.tar").read_bytes())
+    for row in (11, 20):
+        start, length = int(good.offset[row]) + keep, int(good.length[row]) - keep
+        data[start : start + length] = b"\0" * length
+    (folder / "photos.tar").write_bytes(data)
+    return good

@@ -54,6 +54,11 @@ def metrics(folder: Path, name: str) -> dict[int, Any]:
     return dict(values)
 
 
+def unused_pid() -> int:
+    """A number that no process has."""
+    return int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
+
+
 def children(pid: int) -> list[int]:
     """Processes started by one."""
     pids = []

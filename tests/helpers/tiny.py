@@ -1,13 +1,13 @@
 """The smallest run of pipeline/finetune.py, in this process."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.training.trainer import Trainer
-from tests.helpers.in_process import in_process
-from tests.unit.mistakes.case import FINETUNE, Ended
+from tests.helpers.in_process import FINETUNE, Ended, in_process
 
 TINY = (
     *("--model.name", "tests.helpers.nets:dropout_mlp"),
@@ -20,6 +20,20 @@ TINY = (
 def finetune(folder: Path, *options: object) -> Ended:
     done = in_process(FINETUNE, *TINY, "--output", folder, *options)
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def finished(folder: Path, *options: object) -> Ended:
+    """As `finetune`, without an error."""
+    ended = finetune(folder, *options)
+    assert ended.code == 0, ended.stderr
+    return ended
+
+
+def metric_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without what depends on the clock."""
+    clock = ("time", "train/images_per_second", "train/data_wait", "train/peak_memory_mib")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 
 
 def kill_at_step(patch: pytest.MonkeyPatch, number: int) -> None:

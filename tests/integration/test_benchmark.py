@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.index import Index
+from tests.helpers.in_process import call
 from tests.helpers.runs import Run, expect_error
-from tests.unit.mistakes.case import call
 
 TOOL = "tools/benchmark.py"
 SMALL = ("--model", "tests.helpers.nets:smooth", "--num-images", 3)

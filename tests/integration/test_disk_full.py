@@ -11,8 +11,8 @@ import pytest
 from pipeline.data import demo
 from pipeline.errors import disk_message
 from pipeline.runtime.monitor import Monitor
+from tests.helpers.in_process import EVALUATE, call
 from tests.helpers.tiny import finetune, kill_at_step
-from tests.unit.mistakes.case import EVALUATE, call
 
 
 @contextmanager

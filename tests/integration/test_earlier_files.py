@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.mistakes.case import EVALUATE, FINETUNE, call
+from tests.helpers.in_process import EVALUATE, FINETUNE, call
 
 EARLIER = Path(__file__).resolve().parents[1] / "data" / "f7e5c01"
 

@@ -11,9 +11,9 @@ import pytest
 
 from launchers.options import grid, name_of, parse_minutes, split
 from pipeline.errors import UserError
+from tests.helpers.in_process import call
 from tests.helpers.runs import ROOT, Run, expect_error
 from tests.helpers.slurm import PLAIN, SCRIPT, at_step, log_of, until
-from tests.unit.mistakes.case import call
 
 CHAIN, JOBS = "launchers/chain.py", "launchers/jobs.py"
 # 6 steps

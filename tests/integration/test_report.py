@@ -6,59 +6,17 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
-from pipeline.evaluation import merge
-from pipeline.evaluation.samples import Example
-from pipeline.evaluation.summary import write_outputs
 from pipeline.reports import figures, runs, table
+from tests.helpers.in_process import call
 from tests.helpers.runs import Run, expect_error
-from tests.unit.mistakes.case import call
-from tests.unit.test_results import manifest, shard
+from tests.helpers.stored_results import evaluation, finetuning
 
 SCRIPT = "tools/report.py"
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def finetuning(folder: Path, lam: float, c: float, accuracy: float, rho2: float) -> Path:
-    """A run of finetune.py, as far as reports read it."""
-    folder.mkdir(parents=True)
-    history = [
-        {"step": 0, "epoch": -2.0, "accuracy": 0.9, "rho2": 0.1},
-        {"step": 10, "epoch": 0.0, "accuracy": 0.95, "rho2": 0.11},
-        {"step": 20, "epoch": 1.0, "accuracy": accuracy, "rho2": rho2},
-    ]
-    definition = manifest().identity.protocol.to_dict() | {"fgs": None}
-    summary = {"history": history, "definition": definition}
-    summary |= {"before": history[0], "after": history[-1]}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    config = {"model": {"name": "mlp"}, "regularizer": {"lam": lam, "c": c}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-def evaluation(folder: Path, scale: float, **changes: Any) -> Path:
-    """A run of evaluate.py, merged."""
-    rows = list(range(40))
-    fgs_eps = [scale * 0.1 * (row % 10) for row in rows]
-    store = shard(
-        *(folder, 0, 1, rows),
-        manifest=manifest(40),
-        perturbation_norm=[scale * 0.01 * 1.1**row for row in rows],
-        fgs_eps=fgs_eps,
-        **changes,
-    )
-    with store.appender(0) as appender:
-        picture = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8)
-        appender.store_examples(
-            [Example(k, picture, 0.1 * picture[:, ::-1].copy(), 0, 1) for k in (3, 9)]
-        )
-    write_outputs(folder, merge.merge_shards(folder))
-    return folder
 
 
 def svg_lines(path: Path) -> dict[str, np.ndarray]:

@@ -21,9 +21,9 @@ from reproduction import data, estimate, experiments, report
 from reproduction import run as start
 from reproduction.experiments import EXPERIMENTS
 from reproduction.plan import PlannedRun, Planner
+from tests.helpers.in_process import call
 from tests.helpers.runs import Run, command, environment
 from tests.helpers.slurm import slurm, until
-from tests.unit.mistakes.case import call
 
 TOOL = "tools/reproduce.py"
 SHORT = ("--train.pretrain_epochs", 1, "--train.epochs", 1, "--evaluation.num_images", 100)

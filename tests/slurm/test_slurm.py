@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.in_process import call
 from tests.helpers.runs import ROOT, Run, environment, metrics
 from tests.helpers.slurm import (
     PLAIN,
@@ -26,7 +27,6 @@ from tests.helpers.slurm import (
     task,
     until,
 )
-from tests.unit.mistakes.case import call
 
 pytestmark = pytest.mark.slurm
 SLOW = ("--model.name", "tests.helpers.nets:slow_mlp")

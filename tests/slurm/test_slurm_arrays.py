@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.evaluations import assert_same_results
+from tests.helpers.in_process import call
 from tests.helpers.runs import Run
 from tests.helpers.slurm import (
     PLAIN,
@@ -25,8 +27,6 @@ from tests.helpers.slurm import (
     task,
     until,
 )
-from tests.integration.test_evaluate import assert_same_results
-from tests.unit.mistakes.case import call
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 CHAIN, JOBS = "launchers/chain.py", "launchers/jobs.py"

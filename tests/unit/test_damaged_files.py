@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.in_process import EVALUATE, FINETUNE, call
 from tests.unit.mistakes import whole
-from tests.unit.mistakes.case import EVALUATE, FINETUNE, call
 from tests.unit.mistakes.damaged_data import evaluated
 
 

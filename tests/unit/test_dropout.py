@@ -10,22 +10,13 @@ from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView
 from pipeline.models.fixed_dropout import DropoutMasks
 from pipeline.training.objective import Objective, make_objective
-from tests.helpers import nets, unrolled
+from tests.helpers import nets
 from tests.helpers.gradients import gradient, with_attack
 
 HELD = ModelConfig(attack_dropout=True)
 
 
-def piecewise_linear() -> nn.Module:
-    return nets.dropout_mlp()
-
-
-def smooth() -> nn.Module:
-    first = (nn.Conv2d(1, 6, 5, stride=3), nn.GELU(), nn.Dropout2d(0.4))
-    return nn.Sequential(*first, nn.Flatten(), nn.Dropout(0.3), nn.Linear(384, 10))
-
-
-@pytest.fixture(params=[piecewise_linear, smooth])
+@pytest.fixture(params=[nets.dropout_mlp, nets.smooth_with_dropout])
 def net(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
     return request.param().double()
@@ -83,25 +74,6 @@ def test_masks_are_those_of_dropout() -> None:
     assert factor.unique().tolist() == pytest.approx([0.0, 4 / 3])
     net.eval()
     torch.testing.assert_close(view(images), net(images))
-
-
-def test_the_gradient_is_that_of_plain_unrolling(
-    net: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
-    images, labels = batch
-    config = with_attack()
-    found, objective = whole_gradient(net, batch, config)
-    view, total = objective.view, torch.zeros((), dtype=torch.float64)
-    for row in range(len(images)):
-        place = torch.tensor([row])
-
-        def alone(x: Tensor, place: Tensor = place) -> Tensor:
-            return view(x, place)
-
-        total = total + unrolled.loss(alone, images[place], labels[place], config) / len(images)
-    net.zero_grad()
-    total.backward()
-    assert (found - gradient(net)).norm() < 1e-9 * found.norm()
 
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])

@@ -1,8 +1,6 @@
 """DALI's batches: right pixels, right order, nothing aliased, bad images named or skipped."""
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +19,7 @@ from pipeline.data.loader import Batch, Loader
 from pipeline.data.mapped_files import Files
 from pipeline.data.plan import BatchSpec, training_windows
 from pipeline.errors import UserError
-from tests.helpers.images import decode, encode, index_tar, picture
-from tests.helpers.runs import environment
+from tests.helpers.images import broken_archive, decode, encode, index_tar, picture
 
 CPU = torch.device("cpu")
 RAW = DataConfig(mean=[0.0] * 3, std=[1 / 255] * 3)  # pixels as they are, 0..255
@@ -146,19 +143,6 @@ def test_batches_stay_as_they_were(photos: Index) -> None:
     assert torch.equal(kept[0], kept[5])  # the same images again
 
 
-def broken_archive(tmp_path: Path, keep: int = 0) -> Index:
-    """Two images of thirty break after they were indexed, as a failing disk would do; their first
-    ``keep`` bytes stay."""
-    members = {f"c/{k:02d}.jpg": encode(picture(60, 50, k), "JPEG") for k in range(30)}
-    good = index_tar(tmp_path / "photos.tar", members)
-    data = bytearray((tmp_path / "photos.tar").read_bytes())
-    for row in (11, 20):
-        start, length = int(good.offset[row]) + keep, int(good.length[row]) - keep
-        data[start : start + length] = b"\0" * length
-    (tmp_path / "photos.tar").write_bytes(data)
-    return good
-
-
 @pytest.mark.parametrize("keep", [0, 30, 300, 700], ids=lambda n: f"first {n} bytes kept")
 def test_an_image_that_does_not_decode_is_named(tmp_path: Path, keep: int) -> None:
     photos = broken_archive(tmp_path, keep)
@@ -180,30 +164,6 @@ def test_images_that_do_not_decode_are_skipped_and_counted(tmp_path: Path) -> No
     expected = transforms.center_crop(transforms.resize(pil(photos, 12), 256), [224, 224])
     assert (images[place] - as_tensor(expected)).abs().mean() < 0.5
     assert sum(len(b.labels) for b in got) == len(wanted)
-
-
-@pytest.mark.parametrize(
-    "keep", [0, pytest.param(30, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.slow)]
-)
-def test_breaking_again_and_again_does_not_crash(tmp_path: Path, keep: int) -> None:
-    """DALI's decoder alone would take the process down now and then: see `Loader._source`."""
-    script = (
-        "import dataclasses, sys; from pathlib import Path; from tests.unit.test_loader import *\n"
-        "photos = broken_archive(Path(sys.argv[1]), int(sys.argv[2]))\n"
-        "config = dataclasses.replace(RAW, on_error='skip')\n"
-        "for _ in range(12):\n"
-        "    specs = evaluation_specs(photos, np.arange(30), config, 30)\n"
-        "    assert len(list(Loader(photos, specs, config, CPU, 30, threads=2))) == 1\n"
-        "specs = evaluation_specs(photos, np.arange(10), config, 2)\n"
-        "next(iter(Loader(photos, specs, config, CPU, 2, threads=2)))  # left in mid-prefetch\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), str(keep)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from pipeline.data.plan import BatchSpec, training_windows
 from pipeline.errors import UserError
 from pipeline.evaluation.attack_space import attack_view_of, data_options
 from pipeline.models.build import build
-from tests.helpers.runs import SMALL, Run, expect_error
-from tests.unit.mistakes.case import call
-from tests.unit.test_loader import broken_archive
+from tests.helpers.images import broken_archive
+from tests.helpers.in_process import call, in_process
+from tests.helpers.runs import SMALL, expect_error
 
 CPU = torch.device("cpu")
 DIGITS = DataConfig(
@@ -36,10 +36,10 @@ def digits() -> Index:
 
 
 @pytest.fixture(scope="module")
-def mean(run: Run, digits: Index, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mean(digits: Index, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mean") / "mean.npy"
     words = ("--crop", 28, "--resize", 28, "--channels", 1)
-    done = run("tools/index.py", "mean", digits.path, "--out", path, *words)
+    done = in_process("tools/index.py", "mean", digits.path, "--out", path, *words)
     assert done.returncode == 0, done.stderr
     assert "the mean of 2,000 images, 1 x 28 x 28" in done.stdout
     return path
@@ -112,30 +112,30 @@ def test_mistakes(mean: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_runs_know_it_by_its_content(run: Run, mean: Path, tmp_path: Path) -> None:
+def test_runs_know_it_by_its_content(mean: Path, tmp_path: Path) -> None:
     here, folder = tmp_path / "here.npy", tmp_path / "run"
     shutil.copyfile(mean, here)
     data = ("--data.std", "[0.5]", "--train.epochs", 0, "--train.pretrain_epochs", 1)
     words = (*SMALL, "--model.name", "mlp", *data, "--output", folder)
-    done = run("pipeline/finetune.py", *words, "--data.mean", here)
+    done = in_process("pipeline/finetune.py", *words, "--data.mean", here)
     assert done.returncode == 0, done.stderr
     moved = here.rename(tmp_path / "moved.npy")
-    done = run("pipeline/finetune.py", *words, "--data.mean", moved)
+    done = in_process("pipeline/finetune.py", *words, "--data.mean", moved)
     assert "resuming from" in done.stdout, done.stderr
     np.save(tmp_path / "other.npy", np.load(moved) / 2)
-    line = expect_error(run, *words, "--data.mean", tmp_path / "other.npy")
+    line = expect_error(in_process, *words, "--data.mean", tmp_path / "other.npy")
     assert "data.mean: other images, labels or mean image than before" in line
 
     config = ("--config", folder / "config.yaml", "--model.weights", folder / "weights.pth")
     asked = (*config, "--evaluation.num_images", 20, "--output", tmp_path / "evaluation")
-    done = run("pipeline/evaluate.py", *asked, "--data.mean", moved)
+    done = in_process("pipeline/evaluate.py", *asked, "--data.mean", moved)
     assert done.returncode == 0, done.stderr
     (manifest,) = (tmp_path / "evaluation" / "results").glob("*/manifest.json")
     given = json.loads(manifest.read_text())["identity"]["input"]["mean"]
     assert given == identity(dataclasses.replace(DIGITS, mean=str(moved)))
     moved.unlink()  # pictures need the copy alone
     sheet = ("figures", "sheet", tmp_path / "evaluation", "--out", tmp_path / "sheet")
-    assert run("tools/report.py", *sheet).returncode == 0
+    assert in_process("tools/report.py", *sheet).returncode == 0
 
 
 def test_images_that_do_not_decode_are_left_out_and_named(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """What training adds to the cross-entropy: each method against its definition."""
 
-import json
-import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,14 +16,14 @@ from pipeline.config import (
     RegularizerConfig,
 )
 from pipeline.errors import UserError
-from pipeline.methods import Clean, Method, Term
 from pipeline.methods.deep_defense import matching
 from pipeline.methods.parseval import Parseval, retracted
 from pipeline.models.attack_view import AttackView
 from pipeline.models.paper_nets import lenet
 from pipeline.training.objective import Objective
 from pipeline.training.step_stats import is_nonfinite
-from tests.helpers.runs import ROOT, Run, command, environment, expect_error, metrics, weights
+from tests.helpers.in_process import in_process
+from tests.helpers.runs import expect_error
 
 PAPER = RegularizerConfig(lam=15, c=25, d=5)
 
@@ -147,29 +144,7 @@ def test_parseval_projects_columns_of_every_layer(net: nn.Module) -> None:
     )
 
 
-@pytest.mark.slow
-def test_parseval_on_one_and_on_two_ranks_gives_the_same(run: Run, tmp_path: Path) -> None:
-    options = (
-        *("--objective.method", "parseval", "--train.pretrain_epochs", 0, "--train.epochs", 1),
-        *("--model.name", "mlp", "--train.batch_size", 1000, "--evaluation.num_images", 20),
-        *("--objective.parseval.beta", 0.01, "--log.panel_images", 0),
-    )
-    for ranks in (0, 2):
-        done = run("pipeline/finetune.py", *options, "--output", tmp_path / str(ranks), ranks=ranks)
-        assert done.returncode == 0, done.stderr
-        assert "6 with Parseval training (beta 0.01)" in done.stdout
-    one, two = weights(tmp_path / "0"), weights(tmp_path / "2")
-    plain = run(
-        "pipeline/finetune.py", *options, "--objective.method", "clean", "--output", tmp_path / "c"
-    )
-    assert plain.returncode == 0, plain.stderr
-    for name, value in weights(tmp_path / "c").items():
-        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)
-        if name.endswith("weight"):
-            assert (one[name] - value).norm() > 100 * (one[name] - two[name]).norm()
-
-
-def test_mistakes(run: Run, net: nn.Module, tmp_path: Path) -> None:
+def test_mistakes(net: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"adversarial\.eps: adversarial_2 needs it"):
         Objective(net, FinetuneConfig(objective=ObjectiveConfig(method="adversarial_2")))
     with pytest.raises(UserError, match="no method 'x'; use clean, deep_defense"):
@@ -180,19 +155,12 @@ def test_mistakes(run: Run, net: nn.Module, tmp_path: Path) -> None:
         objective(net, "tests.helpers.nets:linear")
     with pytest.raises(ValueError, match=r"weight must be from 0 to 1"):
         AdversarialConfig(weight=1.5)
-    line = expect_error(run, "--output", tmp_path / "x", "--regularizer.layers", "[fc9.*]")
+    line = expect_error(in_process, "--output", tmp_path / "x", "--regularizer.layers", "[fc9.*]")
     assert "regularizer.layers: fc9.* matches none" in line
 
 
-class Endless(Method):
-    """A term that is not finite."""
-
-    def term(self, clean: Clean) -> Term:
-        return Term(clean.cross_entropy.mean() / 0)
-
-
 def test_a_term_that_is_not_finite_is_noticed(net: nn.Module, batch: tuple) -> None:
-    found = objective(net, "tests.unit.test_methods:Endless")
+    found = objective(net, "tests.helpers.methods:Endless")
     assert is_nonfinite(found(*batch, use_methods=True)).all()
     assert not is_nonfinite(found(*batch, use_methods=False)).any()
 
@@ -206,28 +174,3 @@ def test_frozen_parameters_are_left_alone() -> None:
     before = net[0].weight.clone()
     Objective(net, options).after_step(1)
     assert torch.equal(net[0].weight, before)
-
-
-@pytest.mark.slow
-def test_the_example_of_the_documentation(run: Run, tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "method.md").read_text()
-    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
-    (tmp_path / "mine.py").write_text(code)
-    words = ("--model.name", "mlp", "--train.pretrain_epochs", 0, "--train.epochs", 1)
-    words += ("--train.batch_size", 1000, "--log.every_steps", 1, "--evaluation.num_images", 20)
-    method = ("--objective.method", "mine:InputGradient", "--objective.options", '{"weight": 0.5}')
-    for name, more in (("clean", ("--objective.method", "clean")), ("mine", method)):
-        done = subprocess.run(
-            command("pipeline/finetune.py", *words, *more, "--output", tmp_path / name),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env=environment(),
-        )
-        assert done.returncode == 0, done.stderr
-    plain, penalised = (metrics(tmp_path / n, "train/loss")[1] for n in ("clean", "mine"))
-    assert penalised > plain  # in the first step the weights are the same
-    before, after = (
-        json.loads((tmp_path / n / "summary.json").read_text())["after"] for n in ("clean", "mine")
-    )
-    assert after["rho2"] != before["rho2"]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.in_process import call
 from tests.unit.mistakes import config, data, files, models, runs
-from tests.unit.mistakes.case import Case, call
+from tests.unit.mistakes.case import Case
 
 CASES = [*config.CASES, *data.CASES, *models.CASES, *runs.CASES, *files.CASES]
 
@@ -14,7 +15,7 @@ CASES = [*config.CASES, *data.CASES, *models.CASES, *runs.CASES, *files.CASES]
 @pytest.mark.parametrize("case", CASES, ids=[case.number for case in CASES])
 def test_mistake(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    ended = call(*case.words(tmp_path))
+    ended = call(*case.argv(tmp_path))
     text = ended.stdout + ended.stderr
     assert ended.code == case.code, text
     assert re.search(case.line, text, re.MULTILINE), text

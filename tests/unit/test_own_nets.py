@@ -13,8 +13,8 @@ from pipeline.errors import UserError
 from pipeline.models.trial import check_net
 from pipeline.runtime.importing import import_callable
 from tests.helpers import nets
-from tests.helpers.runs import ROOT, SMALL, Run, weights
-from tests.unit.mistakes.case import FINETUNE, call
+from tests.helpers.in_process import FINETUNE, call
+from tests.helpers.runs import ROOT
 
 UNUSED = """
 import torch
@@ -71,17 +71,6 @@ def test_a_scripts_own_modules_are_still_found(
     assert sys.path[0] == str(users_folder)
     assert sys.path[-1] == str(ROOT / "tools")
     assert import_callable("benchmarks.common:medians", "model.name")
-
-
-@pytest.mark.slow
-def test_parameters_that_the_forward_does_not_use_on_two_ranks(
-    run: Run, users_folder: Path
-) -> None:
-    options = ("--model.name", "models:net", "--train.pretrain_epochs", 1, "--train.epochs", 1)
-    done = run(FINETUNE, *SMALL, *options, "--output", "run", ranks=2)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("warning: model.name: models:net does not use spare") == 1
-    assert weights(users_folder / "run")["spare"].tolist() == [0, 1, 2]
 
 
 def test_the_trial_of_a_net_leaves_the_runs_numbers_alone() -> None:

@@ -16,7 +16,7 @@ from pipeline.data.loader import Loader
 from pipeline.data.mapped_files import Files
 from pipeline.errors import UserError
 from tests.helpers.images import decode
-from tests.helpers.runs import Run
+from tests.helpers.in_process import in_process
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -25,16 +25,18 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_idx_files_arrive_unchanged(run: Run, tmp_path: Path, zipped: bool) -> None:
+def test_idx_files_arrive_unchanged(tmp_path: Path, zipped: bool) -> None:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (7, 5, 6), np.uint8), np.array([3, 1, 0, 2, 3, 3, 0])
     close = gzip.compress if zipped else bytes
     (tmp_path / "images").write_bytes(close(idx_bytes(images)))
     (tmp_path / "labels").write_bytes(close(idx_bytes(labels.astype(np.uint8))))
     out = tmp_path / "digits.tar"
-    done = run("tools/pack.py", "idx", tmp_path / "images", tmp_path / "labels", "--out", out)
+    done = in_process(
+        "tools/pack.py", "idx", tmp_path / "images", tmp_path / "labels", "--out", out
+    )
     assert done.returncode == 0, done.stderr
-    done = run("tools/index.py", "tar", out, "--out", tmp_path / "digits.parquet")
+    done = in_process("tools/index.py", "tar", out, "--out", tmp_path / "digits.parquet")
     assert done.returncode == 0, done.stderr
     found = index.read(str(tmp_path / "digits.parquet"))
     assert found.label.tolist() == labels.tolist()
@@ -75,9 +77,9 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_real_cifar10(run: Run, real_data: Path, tmp_path: Path) -> None:
+def test_real_cifar10(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "cifar10-subset" / "cifar-10-batches-py"
-    done = run("tools/pack.py", "cifar10", folder, "--out", tmp_path)
+    done = in_process("tools/pack.py", "cifar10", folder, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     for part, count in (("train", 5085), ("val", 1017)):
         rows, classes = scan.scan_tar(tmp_path / f"{part}.tar")

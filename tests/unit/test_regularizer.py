@@ -6,10 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import (
     AttackConfig,
@@ -24,10 +21,10 @@ from pipeline.data.loader import Loader
 from pipeline.models.build import build
 from pipeline.training.memory_budget import PeakMemory
 from pipeline.training.objective import make_objective
-from tests.helpers import nets, unrolled
+from tests.helpers import nets
 from tests.helpers.gradients import (
     CONFIG,
-    SHAPES,
+    SMALL_NETS,
     cosine,
     gradient,
     gradient_by,
@@ -35,54 +32,20 @@ from tests.helpers.gradients import (
     with_attack,
 )
 
-LARGE = ("nin", "resnet18")
-SMALL = [  # without caffe_alexnet, which takes minutes
-    pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name
-    for name in SHAPES
-    if name != "caffe_alexnet"
-]
 
-
-def ours(net: nn.Module, images: Tensor, labels: Tensor, accumulation: int = 1) -> Tensor:
+def accumulated_gradient(net: nn.Module, images: Tensor, labels: Tensor, num_parts: int) -> Tensor:
     objective = make_objective(net, CONFIG)
     net.eval().zero_grad()
-    for x, y in zip(images.chunk(accumulation), labels.chunk(accumulation), strict=True):
-        (objective(x, y, use_methods=True).loss / accumulation).backward()
+    for x, y in zip(images.chunk(num_parts), labels.chunk(num_parts), strict=True):
+        (objective(x, y, use_methods=True).loss / num_parts).backward()
     return gradient(net)
 
 
-def plainly(
-    net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig = CONFIG
-) -> Tensor:
-    net.eval().zero_grad()
-    unrolled.loss(net, images, labels, config).backward()
-    return gradient(net)
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_equals_a_plain_unrolling(name: str) -> None:
-    net, images, labels = setting(name)
-    losses = make_objective(net, CONFIG)(images, labels, use_methods=True)
-    assert losses.iterations.max() >= 2  # something was unrolled
-    assert set(losses.correct.tolist()) == {True, False}
-    a, b = ours(net, images, labels), plainly(net, images, labels)
-    assert cosine(a, b) > 0.99999
-    assert (a - b).norm() < 1e-9 * b.norm()
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_from_the_tested_point_it_equals_a_plain_unrolling(name: str) -> None:
-    net, images, labels = setting(name)
-    config = with_attack(linearize_at="overshot")
-    a, b = gradient_by(net, images, labels, config), plainly(net, images, labels, config)
-    assert (a - b).norm() < 1e-9 * b.norm()
-    assert (a - plainly(net, images, labels)).norm() > 1e-6 * b.norm()  # not the same point
-
-
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_NETS)
 def test_accumulation_changes_nothing(name: str) -> None:
     net, images, labels = setting(name)
-    whole, parts = ours(net, images, labels), ours(net, images, labels, accumulation=3)
+    whole = gradient_by(net, images, labels)
+    parts = accumulated_gradient(net, images, labels, 3)
     assert (whole - parts).norm() < 1e-9 * whole.norm()
 
 
@@ -110,7 +73,7 @@ def test_finite_differences(name: str, members: str) -> None:
     def loss() -> float:
         return objective(images, labels, use_methods=True).loss.item()
 
-    exact = ours(net, images, labels)
+    exact = gradient_by(net, images, labels)
     torch.manual_seed(1)
     direction = [torch.randn_like(p) for p in net.parameters()]
     slope = torch.dot(exact, torch.cat([d.flatten() for d in direction])).item()
@@ -124,57 +87,6 @@ def test_finite_differences(name: str, members: str) -> None:
         values.append(loss())
     measured = (values[0] - values[1]) / (2 * step)
     assert abs(measured - slope) < 1e-5 * abs(slope)
-
-
-def rank_gradient(
-    rank: int, size: int, port_file: str, out: str, name: str, config: RegularizerConfig = CONFIG
-) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(port_file, size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    net, images, labels = setting(name, count=8)
-    objective = make_objective(net, config)
-    ddp = DistributedDataParallel(objective)
-    net.eval()
-    # Two passes of each rank: rank r takes images 2r, 2r+1, then 4 + 2r, 5 + 2r.
-    parts = [slice(2 * rank, 2 * rank + 2), slice(4 + 2 * rank, 6 + 2 * rank)]
-    with ddp.no_sync():
-        (ddp(images[parts[0]], labels[parts[0]], use_methods=True).loss / 2).backward()
-    (ddp(images[parts[1]], labels[parts[1]], use_methods=True).loss / 2).backward()
-    torch.save(gradient(net), f"{out}.{rank}")
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("mlp", marks=pytest.mark.slow),
-        "lenet",
-        pytest.param("squeezenet1_1", marks=pytest.mark.slow),
-        pytest.param("resnet18", marks=pytest.mark.slow),
-    ],
-)
-def test_two_ranks_with_accumulation_equal_one_plain_unrolling(tmp_path: Path, name: str) -> None:
-    arguments = (2, str(tmp_path / "store"), str(tmp_path / "gradient"), name)
-    multiprocessing.spawn(rank_gradient, arguments, nprocs=2)
-    first, second = (torch.load(f"{arguments[2]}.{rank}", weights_only=True) for rank in (0, 1))
-    assert torch.equal(first, second)
-    net, images, labels = setting(name, count=8)
-    wanted = plainly(net, images, labels)
-    assert cosine(first, wanted) > 0.99999
-    assert (first - wanted).norm() < 1e-9 * wanted.norm()
-
-
-@pytest.mark.parametrize("kind", ["unrolled", "boundary"])
-def test_two_ranks_in_parts_equal_one(tmp_path: Path, kind: str) -> None:
-    config = with_attack(kind, linearize_at="overshot", target_class="fixed")
-    net, images, labels = setting("lenet", count=8)
-    wanted = gradient_by(net, images, labels, config)
-    config.max_images = 1
-    arguments = (2, str(tmp_path / "store"), str(tmp_path / "gradient"), "lenet", config)
-    multiprocessing.spawn(rank_gradient, arguments, nprocs=2)
-    found = torch.load(f"{arguments[2]}.0", weights_only=True)
-    assert (found - wanted).norm() < 1e-9 * wanted.norm()
 
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary"])
@@ -218,13 +130,13 @@ def test_reduced_precision_points_the_same_way(
     gradients = {}
     with torch.no_grad():
         labels = net.eval()(batch.images).argmax(dim=1)
-    for each in ("fp32", precision):
-        objective = make_objective(net, config, runtime=RuntimeConfig(precision=each))
+    for number_format in ("fp32", precision):
+        objective = make_objective(net, config, runtime=RuntimeConfig(precision=number_format))
         net.eval().zero_grad()
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=each == "fp16")
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=number_format == "fp16")
         scaler.scale(objective(batch.images, labels, use_methods=True).loss).backward()
-        gradients[each] = gradient(net) / scaler.get_scale()
-        assert gradients[each].isfinite().all()
+        gradients[number_format] = gradient(net) / scaler.get_scale()
+        assert gradients[number_format].isfinite().all()
     assert cosine(gradients["fp32"], gradients[precision]) > least
 
 
@@ -256,16 +168,6 @@ def test_without_lambda_it_is_plain_cross_entropy() -> None:
     losses = make_objective(net, CONFIG)(images, labels, use_methods=False)
     assert losses.loss.item() == nn.functional.cross_entropy(net(images), labels).item()
     assert not losses.ratio.any()
-
-
-@pytest.mark.parametrize("labels", ["T", "F"])
-def test_batches_of_one_kind(labels: str) -> None:
-    net, images, _ = setting("lenet")
-    with torch.no_grad():
-        prediction = net(images).argmax(dim=1)
-    chosen = prediction if labels == "T" else (prediction + 1) % 10
-    a, b = ours(net, images, chosen), plainly(net, images, chosen)
-    assert (a - b).norm() < 1e-9 * b.norm()
 
 
 @pytest.mark.slow

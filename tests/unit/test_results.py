@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config import (
@@ -21,117 +20,25 @@ from pipeline.config import (
 )
 from pipeline.errors import UserError
 from pipeline.evaluation import contact_sheet, merge
-from pipeline.evaluation.manifest import Identity, Manifest
-from pipeline.evaluation.protocol import Preprocessing, Protocol, evaluation_protocol
-from pipeline.evaluation.samples import Example, Samples
+from pipeline.evaluation.manifest import Identity
+from pipeline.evaluation.protocol import Protocol, evaluation_protocol
+from pipeline.evaluation.samples import Example
 from pipeline.evaluation.shard_results import ResultsFolder
-from pipeline.evaluation.statistics import accuracy_at, by_class, eps_ref, summarize
 from pipeline.evaluation.summary import Summary, read_samples, write_outputs
 from pipeline.runtime import run_folder
-from pipeline.runtime.distributed import DistributedContext
-
-EPS = [0.1, 0.2]
-ALONE = DistributedContext(0, 1, 0, 1, torch.device("cpu"))
-
-
-def samples(rows: list[int], **changes: object) -> Samples:
-    n = len(rows)
-    columns = {
-        "row": rows,
-        "label": [0] * n,
-        "prediction": [row % 2 for row in rows],
-        "label_rank": [row % 7 for row in rows],
-        "adversarial": [1] * n,
-        "image_norm": [2.0] * n,
-        "perturbation_norm": [row + 1.0 for row in rows],
-        "steps": [3] * n,
-        "flipped": [row != 1 for row in rows],
-        "stuck": [False] * n,
-        "fgs_correct": [[row % 2 == 0, row % 4 == 0] for row in rows],
-        "fgs_eps": [0.1 * (row + 1) if row % 2 == 0 else 0.0 for row in rows],
-    }
-    return Samples.from_dict(columns | changes, len(EPS))
-
-
-def manifest(total: int = 6, **changes: object) -> Manifest:
-    evaluation = EvaluationConfig(fgs=FgsConfig(eps=EPS, search=True))
-    identity = Identity(
-        model="net",
-        weights="0",
-        index="1",
-        num_indexed=total,
-        num_images=None,
-        input=Preprocessing(
-            mean=[0.5], crop=8, resize=8, interpolation="bilinear", channels=1, std=[0.25]
-        ),
-        protocol=evaluation_protocol(evaluation, RuntimeConfig(), 10),
-    )
-    about = {"index": "i.parquet", "class_names": ["zero", "one"]}
-    return Manifest(replace(identity, **changes), about)
-
-
-PROTOCOL = manifest().identity.protocol
-
-
-def names(rows: list[int]) -> list[str]:
-    return [f"image {row}" for row in rows]
-
-
-def shard(folder: Path, number: int, of: int, rows: list[int], **changes: object) -> ResultsFolder:
-    what = changes.pop("manifest", manifest())
-    store = ResultsFolder.open(folder / "results", "auto", what, Shard(number, of), ALONE)
-    with store.appender(0) as appender:
-        appender.append(samples(rows, **changes), names(rows))
-    return store
-
-
-def test_summary_counts_every_sample() -> None:
-    statistics = summarize(samples([0, 1, 2, 3]), PROTOCOL)
-    assert statistics.accuracy == 0.5
-    assert (statistics.rho_name, statistics.rho) == ("rho2", pytest.approx(1.25))
-    assert statistics.num_unflipped == 1
-    assert statistics.ratio_median == pytest.approx(1.25)
-    assert statistics.fgs.accuracy == [(0.1, 0.5, 2), (0.2, 0.25, 1)]
-    assert summarize(samples([0, 5, 6]), PROTOCOL).top5_accuracy == pytest.approx(1 / 3)
-
-
-def test_what_has_no_ratio_is_counted_apart() -> None:
-    found = samples(
-        [0, 1, 2, 3],
-        stuck=[True, False, False, False],
-        image_norm=[2.0, 0.0, 2.0, 2.0],
-        perturbation_norm=[float("nan"), 1.0, 3.0, 5.0],
-    )
-    statistics = summarize(found, PROTOCOL)
-    assert statistics.rho == pytest.approx(2.0)
-    assert statistics.num_without_gradient == 1
-    assert statistics.num_zero_images == 1
-    assert statistics.num_samples == 4
-    nothing = summarize(samples([0], stuck=[True]), PROTOCOL)
-    assert nothing.rho == nothing.ratio_median == 0
-
-
-def test_eps_ref_is_where_half_of_the_images_are_lost() -> None:
-    found = samples([0, 1, 2, 3], fgs_eps=[0.4, 0.1, 0.2, float("inf")])
-    assert eps_ref(found) == 0.2
-    assert accuracy_at(found, 0.2) == 0.5
-    assert accuracy_at(found, 0.19999) == 0.75
-    assert eps_ref(samples([0, 1, 2], fgs_eps=[0.3, 0.1, 0.2])) == 0.2
-    assert eps_ref(samples([0, 1, 2, 3], fgs_eps=[0.0, 0.0, 0.2, 0.3])) is None
-    assert eps_ref(samples([0, 1], fgs_eps=[float("inf")] * 2)) is None
-
-
-def test_classes() -> None:
-    rows = by_class(samples([0, 1, 2, 3], label=[0, 0, 1, 1]), ["zero"])
-    assert [(r["name"], r["num_samples"], r["accuracy"]) for r in rows] == [
-        ("zero", 2, 0.5),
-        ("1", 2, 0.5),
-    ]
-    assert rows[1]["mean_ratio"] == pytest.approx(1.75)
+from tests.helpers.stored_results import (
+    FGS_EPS,
+    ONE_RANK,
+    PROTOCOL,
+    manifest,
+    names,
+    samples,
+    shard,
+)
 
 
 def test_records_are_stored_without_loss() -> None:
-    reference = FgsConfig(eps=EPS, reference=1.0)
+    reference = FgsConfig(eps=FGS_EPS, reference=1.0)
     attack = AttackConfig(step_direction="loss_gradient", norm="inf")
     config = EvaluationConfig(attack=attack, fgs=reference, space="pixels", clip=True)
     protocols = [
@@ -330,10 +237,10 @@ def test_resume_never_and_elsewhere(tmp_path: Path) -> None:
     shard(tmp_path, 0, 1, [0])
     results = tmp_path / "results"
     with pytest.raises(UserError, match="resume is never"):
-        ResultsFolder.open(results, "never", manifest(), Shard(0, 1), ALONE)
+        ResultsFolder.open(results, "never", manifest(), Shard(0, 1), ONE_RANK)
     with pytest.raises(UserError, match=r"resume: .* is not auto, never"):
-        ResultsFolder.open(results, str(tmp_path / "no"), manifest(), Shard(0, 1), ALONE)
-    store = ResultsFolder.open(tmp_path / "x", str(results), manifest(), Shard(1, 2), ALONE)
+        ResultsFolder.open(results, str(tmp_path / "no"), manifest(), Shard(0, 1), ONE_RANK)
+    store = ResultsFolder.open(tmp_path / "x", str(results), manifest(), Shard(1, 2), ONE_RANK)
     assert store.read().samples.row.tolist() == [0]
     assert store.read().manifest == replace(manifest())
 
@@ -343,7 +250,7 @@ def test_shards_that_begin_at_once_find_the_folder_writable(tmp_path: Path) -> N
     config = EvaluateConfig(output=str(tmp_path / "x"))
     with ThreadPoolExecutor(16) as pool:
         calls = [
-            pool.submit(run_folder.open_folder, config, ALONE, "evaluation") for _ in range(400)
+            pool.submit(run_folder.open_folder, config, ONE_RANK, "evaluation") for _ in range(400)
         ]
         assert {call.result() for call in calls} == {tmp_path / "x"}
     assert not list((tmp_path / "x").iterdir())

@@ -1,62 +1,14 @@
-"""One mistake, and running a command inside this process."""
+"""One mistake of a user, and what must come of it."""
 
-import contextlib
-import io
-import os
-import runpy
-import signal
-import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import torch.distributed as dist
-
-from tests.helpers.runs import ROOT
-
-FINETUNE, EVALUATE = "pipeline/finetune.py", "pipeline/evaluate.py"
 
 
 class Case(NamedTuple):
     """A mistake of a user, and what must come of it."""
 
-    number: str  # of the finding, or a word for what is wrong; unique
-    words: Callable[[Path], Sequence[object]]  # makes files in an empty folder; the command's words
+    number: str  # a finding or a phrase for what is wrong; unique
+    argv: Callable[[Path], Sequence[object]]  # makes files in an empty folder; the command line
     line: str  # regular expression, found in the output
     code: int = 2
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-def call(script: str, *options: object) -> Ended:
-    """Run an entry point or a tool in this process, as `python SCRIPT OPTIONS` would."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    argv, path, folder = sys.argv, list(sys.path), Path.cwd()
-    caught = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-    handlers = {number: signal.getsignal(number) for number in caught}
-    sys.argv = [str(ROOT / script), *map(str, options)]
-    try:
-        with (
-            contextlib.redirect_stdout(stdout),
-            contextlib.redirect_stderr(stderr),
-            warnings.catch_warnings(),
-        ):
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        sys.argv, sys.path[:] = argv, path
-        os.chdir(folder)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    return Ended(code, stdout.getvalue(), stderr.getvalue())

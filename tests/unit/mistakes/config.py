@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.unit.mistakes.case import EVALUATE, FINETUNE, Case
+from tests.helpers.in_process import EVALUATE, FINETUNE
+from tests.unit.mistakes.case import Case
 
 DRY = ("--dry_run", "true")
 LAUNCH = "launchers/finetune.py"

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from pipeline.data.index import METADATA_KEY
+from tests.helpers.in_process import FINETUNE
 from tests.unit.mistakes import whole
-from tests.unit.mistakes.case import FINETUNE, Case
+from tests.unit.mistakes.case import Case
 from tests.unit.mistakes.damaged_data import column, of_metadata, of_table
 from tests.unit.mistakes.damaged_runs import (
     Words,

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.helpers.caffe import caffemodel
 from tests.unit.mistakes import whole
 from tests.unit.mistakes.case import Case
-from tests.unit.test_caffe import caffemodel
 
 REPORT, CAFFE, JOBS = "tools/report.py", "tools/caffe.py", "launchers/jobs.py"
 Words = Sequence[object]

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from tests.helpers.in_process import EVALUATE, FINETUNE
 from tests.unit.mistakes import whole
-from tests.unit.mistakes.case import EVALUATE, FINETUNE, Case
+from tests.unit.mistakes.case import Case
 
 Words = Sequence[object]
 State = dict[str, Any]

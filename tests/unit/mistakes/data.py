@@ -4,7 +4,8 @@ import pyarrow as pa
 
 from pipeline.data import demo
 from tests.helpers.images import encode, picture
-from tests.unit.mistakes.case import FINETUNE, Case
+from tests.helpers.in_process import FINETUNE
+from tests.unit.mistakes.case import Case
 from tests.unit.mistakes.index_files import (
     DEMO,
     INDEX,

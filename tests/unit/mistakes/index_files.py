@@ -20,8 +20,8 @@ from pipeline.data.index_format import METADATA_KEY
 from pipeline.models.paper_nets import mlp
 from pipeline.models.weight_classes import with_classes
 from tests.helpers.images import encode, index_tar, picture, write_tar
+from tests.helpers.in_process import EVALUATE, FINETUNE
 from tests.helpers.runs import ROOT
-from tests.unit.mistakes.case import EVALUATE, FINETUNE
 
 INDEX = "tools/index.py"
 DEMO = ("--config", ROOT / "configs" / "demo.yaml", "--dry_run", "true")

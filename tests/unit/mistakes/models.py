@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from pipeline.models.paper_nets import mlp
-from tests.unit.mistakes.case import EVALUATE, FINETUNE, Case
+from tests.helpers.in_process import EVALUATE, FINETUNE
+from tests.unit.mistakes.case import Case
 
 DRY = ("--dry_run", "true")
 IMPORTS = "import torch\nfrom torch import nn\nfrom pipeline.models.paper_nets import mlp\n"

@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.unit.mistakes.case import EVALUATE, FINETUNE, Case
+from tests.helpers.in_process import EVALUATE, FINETUNE
+from tests.unit.mistakes.case import Case
 
 ADVERSARIAL = "tools/adversarial.py"
 Words = Callable[[Path], Sequence[object]]

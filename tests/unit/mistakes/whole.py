@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.helpers import images
-from tests.unit.mistakes.case import FINETUNE, call
+from pipeline.models.paper_nets import mlp
+from tests.helpers import images, stored_results
+from tests.helpers.in_process import FINETUNE, call
 
 Damage = Callable[[bytes], bytes]
 Tree = dict[str, bytes]  # a folder's files by their relative path
@@ -95,8 +96,8 @@ def index(folder: Path) -> Path:
 @cache
 def run() -> Tree:
     """A finished run of finetune.py on `index`."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         path = index(folder)
         ended = call(FINETUNE, *run_options(path), "--output", folder / "run")
         assert ended.code == 0, ended.stderr
@@ -110,8 +111,6 @@ def run_options(path: Path) -> tuple[object, ...]:
 @cache
 def weights() -> bytes:
     """Of the embedded demonstration's net."""
-    from pipeline.models.paper_nets import mlp
-
     torch.manual_seed(0)
     file = io.BytesIO()
     torch.save(mlp(10).state_dict(), file)
@@ -121,10 +120,8 @@ def weights() -> bytes:
 @cache
 def evaluation() -> Tree:
     """A finished run of evaluate.py."""
-    from tests.integration.test_report import evaluation
-
-    with tempfile.TemporaryDirectory() as place:
-        return read_tree(evaluation(Path(place) / "run", 1.0))
+    with tempfile.TemporaryDirectory() as folder:
+        return read_tree(stored_results.evaluation(Path(folder) / "run", 1.0))
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -1,0 +1,112 @@
+"""Results of evaluations and summaries of runs, written by the pipeline without running a net."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from pipeline.config import EvaluationConfig, FgsConfig, RuntimeConfig, Shard
+from pipeline.evaluation import merge
+from pipeline.evaluation.manifest import Identity, Manifest
+from pipeline.evaluation.protocol import Preprocessing, evaluation_protocol
+from pipeline.evaluation.samples import Example, Samples
+from pipeline.evaluation.shard_results import ResultsFolder
+from pipeline.evaluation.summary import write_outputs
+from pipeline.runtime.distributed import DistributedContext
+
+FGS_EPS = [0.1, 0.2]
+ONE_RANK = DistributedContext(0, 1, 0, 1, torch.device("cpu"))
+
+
+def samples(rows: list[int], **changes: object) -> Samples:
+    n = len(rows)
+    columns = {
+        "row": rows,
+        "label": [0] * n,
+        "prediction": [row % 2 for row in rows],
+        "label_rank": [row % 7 for row in rows],
+        "adversarial": [1] * n,
+        "image_norm": [2.0] * n,
+        "perturbation_norm": [row + 1.0 for row in rows],
+        "steps": [3] * n,
+        "flipped": [row != 1 for row in rows],
+        "stuck": [False] * n,
+        "fgs_correct": [[row % 2 == 0, row % 4 == 0] for row in rows],
+        "fgs_eps": [0.1 * (row + 1) if row % 2 == 0 else 0.0 for row in rows],
+    }
+    return Samples.from_dict(columns | changes, len(FGS_EPS))
+
+
+def manifest(total: int = 6, **changes: object) -> Manifest:
+    evaluation = EvaluationConfig(fgs=FgsConfig(eps=FGS_EPS, search=True))
+    identity = Identity(
+        model="net",
+        weights="0",
+        index="1",
+        num_indexed=total,
+        num_images=None,
+        input=Preprocessing(
+            mean=[0.5], crop=8, resize=8, interpolation="bilinear", channels=1, std=[0.25]
+        ),
+        protocol=evaluation_protocol(evaluation, RuntimeConfig(), 10),
+    )
+    about = {"index": "i.parquet", "class_names": ["zero", "one"]}
+    return Manifest(replace(identity, **changes), about)
+
+
+PROTOCOL = manifest().identity.protocol
+
+
+def names(rows: list[int]) -> list[str]:
+    return [f"image {row}" for row in rows]
+
+
+def shard(folder: Path, number: int, of: int, rows: list[int], **changes: object) -> ResultsFolder:
+    manifest_of_shard = changes.pop("manifest", manifest())
+    store = ResultsFolder.open(
+        folder / "results", "auto", manifest_of_shard, Shard(number, of), ONE_RANK
+    )
+    with store.appender(0) as appender:
+        appender.append(samples(rows, **changes), names(rows))
+    return store
+
+
+def finetuning(folder: Path, lam: float, c: float, accuracy: float, rho2: float) -> Path:
+    """A run of finetune.py, as far as reports read it."""
+    folder.mkdir(parents=True)
+    history = [
+        {"step": 0, "epoch": -2.0, "accuracy": 0.9, "rho2": 0.1},
+        {"step": 10, "epoch": 0.0, "accuracy": 0.95, "rho2": 0.11},
+        {"step": 20, "epoch": 1.0, "accuracy": accuracy, "rho2": rho2},
+    ]
+    definition = manifest().identity.protocol.to_dict() | {"fgs": None}
+    summary = {"history": history, "definition": definition}
+    summary |= {"before": history[0], "after": history[-1]}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    config = {"model": {"name": "mlp"}, "regularizer": {"lam": lam, "c": c}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def evaluation(folder: Path, scale: float, **changes: Any) -> Path:
+    """A run of evaluate.py, merged."""
+    rows = list(range(40))
+    fgs_eps = [scale * 0.1 * (row % 10) for row in rows]
+    store = shard(
+        *(folder, 0, 1, rows),
+        manifest=manifest(40),
+        perturbation_norm=[scale * 0.01 * 1.1**row for row in rows],
+        fgs_eps=fgs_eps,
+        **changes,
+    )
+    with store.appender(0) as appender:
+        picture = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8)
+        appender.store_examples(
+            [Example(k, picture, 0.1 * picture[:, ::-1].copy(), 0, 1) for k in (3, 9)]
+        )
+    write_outputs(folder, merge.merge_shards(folder))
+    return folder

@@ -1,0 +1,81 @@
+"""Configurations: YAML files, the command line, help."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import (
+    CONFIGS,
+    EvaluateConfig,
+    FinetuneConfig,
+    parse,
+)
+from pipeline.runtime import config_file
+from reproduction.experiments import EXPERIMENTS
+
+
+def test_every_shipped_configuration_is_valid() -> None:
+    paths = sorted(CONFIGS.glob("*.yaml"))
+    wanted = {"demo", *EXPERIMENTS, *(Path(e.config).stem for e in EXPERIMENTS.values())}
+    assert wanted == {path.stem for path in paths}
+    for path in paths:
+        config = parse.parse(FinetuneConfig, "", ["--config", str(path)])
+        assert config.output == f"runs/{path.stem}"
+        assert parse.parse(EvaluateConfig, "", ["--config", str(path)]).model == config.model
+
+
+def test_command_line_wins_over_yaml_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("optim: {lr: 5e-4, momentum: 0.5}\n")
+    config = parse.parse(FinetuneConfig, "", ["--config", str(path), "--optim.momentum", "0.7"])
+    assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (5e-4, 0.7, 5e-4)
+
+
+def test_saved_configuration_reads_back(tmp_path: Path) -> None:
+    config = parse.parse(FinetuneConfig, "", ["--data.mean", "[0.5]", "--output", "x"])
+    config_file.save(config, tmp_path / "config.yaml")
+    assert parse.parse(FinetuneConfig, "", ["--config", str(tmp_path / "config.yaml")]) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: {nam: x}", "nam"),
+        ("optim: {lr: fast}", "optim.lr"),
+        ("train: {batch_size: 0}", "train.batch_size must be at least 1, got 0"),
+        ("data: {mean: [0.5, 0.5]}", "data.mean must be 3 numbers"),
+        ("model: [", "bad.yaml, line 1: no valid YAML"),
+        (
+            "regularizer: {attack: {num_candidates: 1}}",
+            "bad.yaml: regularizer.attack.num_candidates must be at least 2, got 1",
+        ),
+    ],
+)
+def test_mistakes_in_yaml(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        parse.parse(FinetuneConfig, "", ["--config", str(path)])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse.parse(FinetuneConfig, "text", ["--help"])
+    text = capsys.readouterr().out
+    for option in parse.flatten(parse.to_dict(FinetuneConfig())):
+        assert f"--{option} " in text, option
+    described = text[text.index("options:") :]
+    assert described.count("default:") >= len(parse.flatten(parse.to_dict(FinetuneConfig())))
+    assert "in pixels" in described
+
+
+def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:
+    config_file.save(FinetuneConfig(), tmp_path / "c.yaml")
+    assert yaml.safe_load((tmp_path / "c.yaml").read_text())["regularizer"]["c"] == 500

@@ -1,0 +1,129 @@
+"""Ranks by environment variables, signals, metrics and progress."""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from launchers import jobs
+from launchers.run_status import Submission
+from launchers.slurm_states import TaskState
+from pipeline.config import (
+    RuntimeConfig,
+)
+from pipeline.errors import exit_on_user_error, exit_with_error
+from pipeline.runtime import signals
+from pipeline.runtime.distributed import _rank_from_env, distributed_session
+from pipeline.runtime.monitor import Monitor
+
+
+def test_metrics_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+    with Monitor(tmp_path, shown=True) as monitor:
+        for step in (1, 2, 3):
+            monitor.scalars(step, "train", {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "torn')
+    with Monitor(tmp_path, shown=True, step=2) as monitor:
+        monitor.scalars(3, "train", {"loss": 30.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["train/loss"]) for line in lines] == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert _rank_from_env() == (0, 1, 0, 1)
+    slurm = {"SLURM_NTASKS": 8, "SLURM_PROCID": 5, "SLURM_LOCALID": 1, "SLURM_NNODES": 2}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, str(value))
+    assert _rank_from_env() == (5, 8, 1, 4)
+    for name, value in zip(names, (3, 4, 1, 2), strict=False):
+        monkeypatch.setenv(name, str(value))
+    assert _rank_from_env() == (3, 4, 1, 2)
+
+
+def test_a_rank_without_a_gpu_prints_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 0, which has one, cannot."""
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SystemExit), exit_on_user_error(), distributed_session(RuntimeConfig()):
+        pass
+    assert (
+        "error: local rank 1 has no GPU: torch sees 1; start at most 1" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"RANK": "a", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK is 'a', .* from 0 to 1;"),
+        ({"RANK": "0", "WORLD_SIZE": "x", "LOCAL_RANK": "0"}, "WORLD_SIZE is 'x', .* from 1 up;"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK is '2', .* from 0 to 1;"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "LOCAL_RANK is not set, .* start ranks with torchrun"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, "SLURM_LOCALID is not set"),
+    ],
+)
+def test_wrong_variables_of_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    line: str,
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended, distributed_session(RuntimeConfig()):
+        pass
+    assert ended.value.code == 2
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"error: the environment variable {line}", printed), printed
+
+
+def test_a_mistake_is_printed_where_the_rank_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "a")
+    with pytest.raises(SystemExit):
+        exit_with_error("a mistake")
+    assert capsys.readouterr().err == "error: a mistake\n"
+
+
+def test_jobs_show_a_run_that_starts_or_evaluates(tmp_path: Path) -> None:
+    run = Submission(tmp_path, "finetune", "local", ["1"], [])
+    going = [TaskState("RUNNING", "here")]
+    assert "starting" in jobs._cells(run, going)
+    assert "starting" not in jobs._cells(run, [TaskState("PENDING", "here")])
+    with Monitor(tmp_path, shown=True) as monitor:
+        monitor.start_progress("evaluating", 200, at="step 24/48")
+    assert "evaluating 0/200, step 24/48" in jobs._cells(run, going)
+    values = json.loads((tmp_path / "progress.json").read_text())
+    del values["at"]  # as an earlier version writes it
+    (tmp_path / "progress.json").write_text(json.dumps(values))
+    assert "evaluating 0/200" in jobs._cells(run, going)
+
+
+def test_a_signal_stops_later_requests_of_the_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_received", set())
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        first = signals.StopRequest()
+        assert not first.received
+        signal.raise_signal(signal.SIGUSR2)
+        second = signals.StopRequest()
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert first.signals == {signal.SIGUSR2}
+    assert second.signals == {signal.SIGUSR2, signal.SIGTERM}
+    assert signals.received_signals() == {signal.SIGUSR2, signal.SIGTERM}

@@ -1,0 +1,51 @@
+"""The statistics of an evaluation's samples."""
+
+import pytest
+
+from pipeline.evaluation.statistics import accuracy_at, by_class, eps_ref, summarize
+from tests.helpers.stored_results import PROTOCOL, samples
+
+
+def test_summary_counts_every_sample() -> None:
+    statistics = summarize(samples([0, 1, 2, 3]), PROTOCOL)
+    assert statistics.accuracy == 0.5
+    assert (statistics.rho_name, statistics.rho) == ("rho2", pytest.approx(1.25))
+    assert statistics.num_unflipped == 1
+    assert statistics.ratio_median == pytest.approx(1.25)
+    assert statistics.fgs.accuracy == [(0.1, 0.5, 2), (0.2, 0.25, 1)]
+    assert summarize(samples([0, 5, 6]), PROTOCOL).top5_accuracy == pytest.approx(1 / 3)
+
+
+def test_what_has_no_ratio_is_counted_apart() -> None:
+    found = samples(
+        [0, 1, 2, 3],
+        stuck=[True, False, False, False],
+        image_norm=[2.0, 0.0, 2.0, 2.0],
+        perturbation_norm=[float("nan"), 1.0, 3.0, 5.0],
+    )
+    statistics = summarize(found, PROTOCOL)
+    assert statistics.rho == pytest.approx(2.0)
+    assert statistics.num_without_gradient == 1
+    assert statistics.num_zero_images == 1
+    assert statistics.num_samples == 4
+    nothing = summarize(samples([0], stuck=[True]), PROTOCOL)
+    assert nothing.rho == nothing.ratio_median == 0
+
+
+def test_eps_ref_is_where_half_of_the_images_are_lost() -> None:
+    found = samples([0, 1, 2, 3], fgs_eps=[0.4, 0.1, 0.2, float("inf")])
+    assert eps_ref(found) == 0.2
+    assert accuracy_at(found, 0.2) == 0.5
+    assert accuracy_at(found, 0.19999) == 0.75
+    assert eps_ref(samples([0, 1, 2], fgs_eps=[0.3, 0.1, 0.2])) == 0.2
+    assert eps_ref(samples([0, 1, 2, 3], fgs_eps=[0.0, 0.0, 0.2, 0.3])) is None
+    assert eps_ref(samples([0, 1], fgs_eps=[float("inf")] * 2)) is None
+
+
+def test_classes() -> None:
+    rows = by_class(samples([0, 1, 2, 3], label=[0, 0, 1, 1]), ["zero"])
+    assert [(r["name"], r["num_samples"], r["accuracy"]) for r in rows] == [
+        ("zero", 2, 0.5),
+        ("1", 2, 0.5),
+    ]
+    assert rows[1]["mean_ratio"] == pytest.approx(1.75)
