@@ -180,7 +180,7 @@ def test_fewer_classes_than_candidates() -> None:
 
 
 class Hungry(nn.Module):
-    """Asks for more memory than there is when it gets more than so many images."""
+    """Asks for more memory than there is when it gets more than ``most`` images."""
 
     def __init__(self, net: nn.Module, most: int) -> None:
         super().__init__()
