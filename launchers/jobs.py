@@ -23,7 +23,7 @@ from rich.table import Table
 
 from launchers import run_status, slurm_states
 from launchers.run_status import Submission
-from launchers.slurm_states import State
+from launchers.slurm_states import TaskState
 from pipeline.config import arguments
 from pipeline.config.checks import Range
 from pipeline.errors import UserError, exit_on_user_error
@@ -102,7 +102,7 @@ def make_table(submissions: Sequence[Submission]) -> Table:
     return table
 
 
-def _cells(submission: Submission, states: Sequence[State]) -> list[str]:
+def _cells(submission: Submission, states: Sequence[TaskState]) -> list[str]:
     """The row of one run, from its files and the states of its tasks."""
     running = [state for state in states if state.name in slurm_states.RUNNING_STATES]
     progress = run_status.read_progress(submission)
@@ -127,7 +127,7 @@ def _cells(submission: Submission, states: Sequence[State]) -> list[str]:
     ]
 
 
-def _progress_text(progress: run_status.Progress) -> str:
+def _progress_text(progress: run_status.RunProgress) -> str:
     if not progress.total:
         return ""
     text = f"{progress.activity} {progress.num_done}/{progress.total}"
@@ -138,7 +138,7 @@ def _duration(seconds: float | None) -> str:
     return "" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
-def _state_text(submission: Submission, states: Sequence[State]) -> str:
+def _state_text(submission: Submission, states: Sequence[TaskState]) -> str:
     """The states of the tasks, the reasons why they wait, and a hint if there is no log."""
     if not states:
         return "unknown"
@@ -150,7 +150,7 @@ def _state_text(submission: Submission, states: Sequence[State]) -> str:
     return text + _no_log_hint(submission, states)
 
 
-def _no_log_hint(submission: Submission, states: Sequence[State]) -> str:
+def _no_log_hint(submission: Submission, states: Sequence[TaskState]) -> str:
     """A hint for jobs that failed before they wrote a log; empty for all others."""
     failed = any(state.name in ("FAILED", "ENDED") for state in states)
     if failed and not any(Path(log).exists() for log in submission.logs):

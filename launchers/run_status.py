@@ -1,6 +1,6 @@
 """The jobs that write a run's folder (submission.json), and the progress of the run.
 
-In: folders. Out: `Submission`s and `Progress`.
+In: folders. Out: `Submission`s and `RunProgress`.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ def _find_files(root: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """The progress of a run; None means that the run has not written the value yet."""
 
     activity: str = ""  # training or evaluating
@@ -100,17 +100,17 @@ class Progress:
     training_step: str = ""  # the step at which an evaluation takes place, as "step 24/48"
 
 
-def read_progress(submission: Submission) -> Progress:
+def read_progress(submission: Submission) -> RunProgress:
     """Read the progress from the files that the run writes."""
     folder = submission.folder
     if submission.kind == "report":
-        return Progress()
+        return RunProgress()
     metrics = _read_bytes(folder / "metrics.jsonl") if submission.kind == "finetune" else b""
     rho = _rho_of(_last_with(metrics, b'"evaluation/') or _read_json(folder / "summary.json"))
     shards = [_read_json(path) for path in _progress_files(folder)]
     shards = [shard for shard in shards if not lacking(shard, _PROGRESS)]
     if not shards:
-        return Progress(rho=rho)
+        return RunProgress(rho=rho)
     activity = shards[-1]["doing"]
     if activity == "evaluating":
         images_per_second = sum(shard["per_second"] for shard in shards)
@@ -121,7 +121,7 @@ def read_progress(submission: Submission) -> Progress:
         for shard in shards
         if shard["per_second"] > 0
     ]
-    return Progress(
+    return RunProgress(
         activity=activity,
         num_done=sum(shard["done"] for shard in shards),
         total=sum(shard["total"] for shard in shards),

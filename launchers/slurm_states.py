@@ -1,6 +1,6 @@
 """The states of jobs, from SLURM's squeue and sacct, or from the processes of this machine.
 
-In: `Submission`s. Out: `State`s, one for each task of an array.
+In: `Submission`s. Out: `TaskState`s, one for each task of an array.
 """
 
 import shutil
@@ -23,7 +23,7 @@ _SACCT = ("sacct", "--allocations", "--parsable2", "--format=JobID,State,NodeLis
 _LOCAL_CONTROLLER = b"submitit.local._local"
 
 
-class State(NamedTuple):
+class TaskState(NamedTuple):
     """The state of one job, or of one task of an array."""
 
     name: str  # as SLURM writes it: PENDING, RUNNING, COMPLETED, FAILED, ...
@@ -37,7 +37,7 @@ class State(NamedTuple):
         return self.name in WAITING_STATES + RUNNING_STATES
 
 
-def states_of(submissions: Sequence[Submission]) -> list[list[State]]:
+def states_of(submissions: Sequence[Submission]) -> list[list[TaskState]]:
     """The states of each submission's tasks, in the order of the tasks.
 
     A submission's list is empty if its states are unknown, for example because this machine has no
@@ -56,7 +56,7 @@ def states_of(submissions: Sequence[Submission]) -> list[list[State]]:
     ]
 
 
-def _slurm_states_of(submission: Submission, states: dict[str, State]) -> list[State]:
+def _slurm_states_of(submission: Submission, states: dict[str, TaskState]) -> list[TaskState]:
     """The states of one submission's tasks, from those of all jobs."""
     job = submission.jobs[0]
     if job in states:
@@ -65,17 +65,17 @@ def _slurm_states_of(submission: Submission, states: dict[str, State]) -> list[S
     return [states[key] for key in sorted(tasks, key=lambda key: int(key.rpartition("_")[2]))]
 
 
-def _query_slurm(jobs: set[str]) -> dict[str, State]:
+def _query_slurm(jobs: set[str]) -> dict[str, TaskState]:
     """States by job id, or by JOB_INDEX for a task of an array.
 
     squeue overrides sacct, which lags.
     """
-    states: dict[str, State] = {}
+    states: dict[str, TaskState] = {}
     ids = {job.partition("_")[0] for job in jobs}
     sacct = subprocess.run([*_SACCT, "-j", ",".join(sorted(ids))], capture_output=True, text=True)
     if sacct.returncode == 0:  # it fails on a cluster without accounting
         for job, fields in SlurmInfoWatcher().read_info(sacct.stdout).items():
-            states[job] = State(fields["State"].split()[0], fields["NodeList"])
+            states[job] = TaskState(fields["State"].split()[0], fields["NodeList"])
     squeue = subprocess.run(_SQUEUE, capture_output=True, text=True)
     if squeue.returncode != 0:
         raise UserError(squeue.stderr.strip() or "squeue failed")
@@ -84,18 +84,18 @@ def _query_slurm(jobs: set[str]) -> dict[str, State]:
         if job.partition("_")[0] not in ids:
             continue
         if name in WAITING_STATES:
-            states[job] = State(name, nodes, reason=reason)
+            states[job] = TaskState(name, nodes, reason=reason)
         else:
-            states[job] = State(name, nodes, time_left=time_left)
+            states[job] = TaskState(name, nodes, time_left=time_left)
     return states
 
 
-def _local_state(submission: Submission) -> State:
+def _local_state(submission: Submission) -> TaskState:
     """The state of a job on this machine; ENDED if it has ended without a summary."""
     if running_processes(submission):
-        return State("RUNNING", submission.host)
+        return TaskState("RUNNING", submission.host)
     name = "COMPLETED" if (submission.folder / "summary.json").exists() else "ENDED"
-    return State(name, submission.host)
+    return TaskState(name, submission.host)
 
 
 def running_processes(submission: Submission) -> list[str]:

@@ -104,7 +104,7 @@ def open_results(
     if ranks.is_main:
         config_file.save(config, folder / "config.yaml")
         store.keep_mean(config.data.mean)
-        monitor.status = store.shard_folder / "progress.json"
+        monitor.write_progress_to(store.shard_folder / "progress.json")
     return store
 
 
@@ -212,8 +212,8 @@ def evaluate(
             appender.skip(skipped, [index.id(row) for row in skipped])
             monitor.advance(len(finished.samples) * ranks.world_size)
 
-        mine, skipped = measurement.run(todo, keep, example_rows(config, index), stop)
-    samples, _ = gather_samples(mine, skipped, todo, ranks)
+        own_samples, skipped = measurement.run(todo, keep, example_rows(config, index), stop)
+    samples, _ = gather_samples(own_samples, skipped, todo, ranks)
     monitor.end_progress()
     if ranks.is_main and len(todo):
         store.log_run(describe_job(config, ranks, len(samples), time.perf_counter() - begin))

@@ -113,7 +113,7 @@ def attack(folder: Path, measurement: Measurement, monitor: Monitor) -> None:
     todo = rows[[row not in done for row in rows.tolist()]]
     ranks.barrier()  # all ranks have read before one appends
     monitor.start_progress("attacking", len(rows), len(rows) - len(todo))
-    with array_tars.Appender(folder / f"rank{ranks.rank}.tar") as appender:
+    with array_tars.TarAppender(folder / f"rank{ranks.rank}.tar") as appender:
 
         def keep(finished: Finished, _skipped: list[int]) -> None:
             samples = finished.samples

@@ -46,7 +46,7 @@ console = Console(stderr=True, soft_wrap=True)
 
 
 @contextmanager
-def progress_bar(name: str, total: int, in_bytes: bool) -> Iterator[scan.Progress]:
+def progress_bar(name: str, total: int, in_bytes: bool) -> Iterator[scan.ReportProgress]:
     """A progress bar with the time left; yields a function to call with the amount done so far."""
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn(name), BarColumn(), amount, TextColumn("left"), TimeRemainingColumn())
@@ -166,7 +166,7 @@ def mean(options: argparse.Namespace) -> None:
         raise UserError(f"--resize {options.resize} must be at least --crop, {options.crop}")
     images = index.read(str(options.index), options.root, option="index")
     if images.is_array.any():
-        raise UserError(f"{options.index} contains arrays; a mean image is new_index of images")
+        raise UserError(f"{options.index} contains arrays; a mean image needs images")
     channels = options.channels
     data = preprocessing(options)
     total, done = torch.zeros((), dtype=torch.float64), 0

@@ -103,7 +103,7 @@ class AttackState:
         return AttackState(*(getattr(self, f.name)[rows] for f in fields(AttackState)))
 
     @classmethod
-    def join(cls, parts: list["AttackState"]) -> "AttackState":
+    def concatenate(cls, parts: list["AttackState"]) -> "AttackState":
         """Concatenate parts with the same number M of candidate classes."""
         if len(parts) == 1:
             return parts[0]

@@ -187,7 +187,7 @@ def _aliases_by_path(section: type) -> dict[str, Alias]:
 
 
 def _sections_by_path(section: type, prefix: str = "") -> dict[str, type]:
-    found = {}
+    by_path = {}
     for name, inner in sections(section).items():
-        found |= {f"{prefix}{name}": inner} | _sections_by_path(inner, f"{prefix}{name}.")
-    return found
+        by_path |= {f"{prefix}{name}": inner} | _sections_by_path(inner, f"{prefix}{name}.")
+    return by_path

@@ -76,7 +76,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.minimum is not None and self.maximum is not None:
-            words = [f"from {self.minimum} to {self.maximum}"]
+            limits = [f"from {self.minimum} to {self.maximum}"]
         else:
             bounds = {
                 "at least": self.minimum,
@@ -84,8 +84,8 @@ class Range:
                 "at most": self.maximum,
                 "below": self.below,
             }
-            words = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
-        return (" and ".join(words) or "finite") + (", or inf" if self.infinity else "")
+            limits = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
+        return (" and ".join(limits) or "finite") + (", or inf" if self.infinity else "")
 
 
 _RANGE = "range"

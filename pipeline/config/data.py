@@ -58,8 +58,8 @@ class DataConfig(Section):
         """Lists have as many numbers as they must, in order."""
         rule = "1 number" if self.channels == 1 else f"{self.channels} numbers, one a channel"
         if isinstance(self.mean, str):  # its image is looked at where it is used
-            named = self.mean.endswith(".npy")
-            require(named, "mean", f"{rule}, or a .npy file", self.mean)
+            is_npy = self.mean.endswith(".npy")
+            require(is_npy, "mean", f"{rule}, or a .npy file", self.mean)
         else:
             require(len(self.mean) == self.channels, "mean", rule, self.mean)
         require(len(self.std) == self.channels, "std", rule, self.std)

@@ -78,8 +78,8 @@ class FgsConfig(Section):
         return sorted({*self.eps, *fractions})
 
     @property
-    def asked(self) -> bool:
-        """Whether FGS is wanted at all."""
+    def is_enabled(self) -> bool:
+        """Whether the options request FGS."""
         return self.search or bool(self.measured)
 
 
@@ -101,7 +101,8 @@ class EvaluationConfig(Section):
     num_images: int | None = number(None, Range(minimum=1, unit="images"))
     """Evaluate on this many images, evenly spaced in the index. Default: all."""
     every_epochs: int = number(1, Range(minimum=1, unit="epochs"))
-    """Fine-tuning: evaluate after every so many epochs (and always before and after)."""
+    """Fine-tuning: epochs from one evaluation to the next; also before the first and after the last
+    epoch."""
 
     def check(self) -> None:
         """Cutting to [0, 1] has a meaning for pixels alone."""

@@ -40,10 +40,10 @@ def interrupted(where: str = "") -> str:
 def after_training(config: FinetuneConfig, size: int) -> str:
     """The commands that evaluate the fine-tuned net and show the run; one line each."""
     folder = config.folder
-    words = [_script("pipeline/evaluate.py"), "--config", folder / "config.yaml"]
-    words += ["--model.weights", folder / "weights.pth", "--output", f"{folder}-evaluation"]
+    command = [_script("pipeline/evaluate.py"), "--config", folder / "config.yaml"]
+    command += ["--model.weights", folder / "weights.pth", "--output", f"{folder}-evaluation"]
     launcher = ["torchrun", "--standalone", f"--nproc_per_node={size}"] if size > 1 else ["python"]
-    return f"evaluate it: {_quoted([*launcher, *words])}\ncurves:      {watch(folder)}"
+    return f"evaluate it: {_quoted([*launcher, *command])}\ncurves:      {watch(folder)}"
 
 
 def watch(folder: Path) -> str:
@@ -62,5 +62,5 @@ def _script(name: str) -> str:
     return str(Path(path).absolute().resolve()) if path.startswith("..") else path
 
 
-def _quoted(words: Sequence[object]) -> str:
-    return shlex.join(map(str, words))
+def _quoted(argv: Sequence[object]) -> str:
+    return shlex.join(map(str, argv))

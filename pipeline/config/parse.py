@@ -43,9 +43,9 @@ def parse(
 ) -> ConfigT:
     """Read options from a YAML file (``--config``) and the command line, which wins.
 
-    Without ``--config`` and without data of one's own the embedded demonstration,
-    configs/demo.yaml, is the base; with data, the defaults, which are those of torchvision's nets
-    for ImageNet. A mistake prints one line on rank 0 and exits with code 2.
+    Without ``--config``, the base is the embedded demonstration, configs/demo.yaml; if the command
+    line names data, it is the defaults, which are those of torchvision's nets for ImageNet. A
+    mistake prints one line on rank 0 and exits with code 2.
 
     Args:
         cls: the options.
@@ -149,11 +149,11 @@ def check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
     Raises:
         UserError: names the nearest options.
     """
-    known = _parser(cls).option_words()
+    option_words = _parser(cls).option_words()
     mappings = tuple(f"--{n}." for n, o in all_options(cls).items() if "dict" in str(o.hint))
     for word in translate_argv(cls, argv).values:
         name = word.partition("=")[0]
-        is_known = name.removesuffix("+") in known or name.startswith(mappings)
+        is_known = name.removesuffix("+") in option_words or name.startswith(mappings)
         if is_known or not word.startswith("--"):
             continue
         if name == "--":

@@ -57,8 +57,8 @@ def read_yaml(path: Path, folders: Iterable[Path] = ()) -> dict[str, Any]:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         files = [file for folder in (*folders, path.parent) for file in folder.glob("*.y*ml")]
-        named = {file.name: file for file in files}
-        near = [named[name] for name in nearest(path.name, named)]
+        by_name = {file.name: file for file in files}
+        near = [by_name[name] for name in nearest(path.name, by_name)]
         raise UserError(f"--config: no file {path}{_question(near)}") from None
     except OSError as error:
         raise UserError(f"--config: {path} cannot be read ({error.strerror})") from None

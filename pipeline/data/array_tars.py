@@ -48,7 +48,7 @@ def stored(folder: Path) -> set[int]:
     return {int(Path(m.name).stem) for path in folder.glob("*.tar") for m in members(path)}
 
 
-class Appender:
+class TarAppender:
     """Appends arrays to one tar."""
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class Appender:
         with name_in_errors(self._path):
             self._file.flush()
 
-    def __enter__(self) -> "Appender":
+    def __enter__(self) -> "TarAppender":
         return self
 
     def __exit__(self, *_: Any) -> None:

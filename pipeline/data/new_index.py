@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.data import index
 from pipeline.data.classes import Classes
-from pipeline.data.scan import Progress, Scan
+from pipeline.data.scan import ReportProgress, Scan
 from pipeline.data.scan_rows import printable
 from pipeline.runtime import machine
 
@@ -34,7 +34,7 @@ class NewIndex:
         """The archive's path by its name; empty for a folder."""
         return {} if self.source.is_dir() else {self.source.name: self.source}
 
-    def verify(self, progress: Progress) -> None:
+    def verify(self, progress: ReportProgress) -> None:
         """Decode every image as training will, and leave out those that fail.
 
         Args:

@@ -21,12 +21,12 @@ from pipeline.errors import UserError, first_few, warn
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
-Progress = Callable[[int], None]
+ReportProgress = Callable[[int], None]
 ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC-2012
 
 
 def scan_ilsvrc_train(
-    path: Path, labels: dict[str, int], progress: Progress = lambda _: None
+    path: Path, labels: dict[str, int], progress: ReportProgress = lambda _: None
 ) -> Scan:
     """Scan the training tar, which contains one tar per class, named by its WordNet id.
 
@@ -51,7 +51,9 @@ def scan_ilsvrc_train(
     return scan
 
 
-def scan_ilsvrc_val(path: Path, labels: list[int], progress: Progress = lambda _: None) -> Scan:
+def scan_ilsvrc_val(
+    path: Path, labels: list[int], progress: ReportProgress = lambda _: None
+) -> Scan:
     """Scan the validation tar; the number in an image's name is its position in ``labels``."""
     scan, size = Scan(), file_size(path)
     with path.open("rb") as source:
@@ -70,7 +72,7 @@ def scan_ilsvrc_val(path: Path, labels: list[int], progress: Progress = lambda _
 
 def scan_tar(
     path: Path,
-    progress: Progress = lambda _: None,
+    progress: ReportProgress = lambda _: None,
     read_classes: Callable[[list[str]], Classes] | None = None,
 ) -> tuple[Scan, Classes]:
     """Scan a tar with one folder per class.
@@ -112,7 +114,7 @@ def scan_tar(
 
 def scan_folder(
     root: Path,
-    progress: Progress = lambda _: None,
+    progress: ReportProgress = lambda _: None,
     read_classes: Callable[[list[str]], Classes] | None = None,
 ) -> tuple[Scan, Classes]:
     """Scan an ImageFolder tree, ROOT/class/image; links are followed.

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.evaluation.manifest import Manifest
-from pipeline.evaluation.result_lines import Row
+from pipeline.evaluation.result_lines import ResultRow
 from pipeline.runtime.reproducibility import IMAGE_TOLERANCE, relative_tolerance
 
 _FLOATS = ("image_norm", "perturbation_norm", "fgs_eps")
@@ -22,7 +22,7 @@ def allowed_difference(manifests: list[Manifest]) -> float:
     return max(*differences, 0.0 if same_kernels else _FP32_EPSILON)
 
 
-def check_agreement(one: Row, two: Row, path: Path, difference: float) -> None:
+def check_agreement(one: ResultRow, two: ResultRow, path: Path, difference: float) -> None:
     """Compare two measurements of one image.
 
     Args:

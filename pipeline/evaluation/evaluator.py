@@ -69,7 +69,7 @@ class Evaluator:
         """Add a batch; yields the images that finish, of this batch or of earlier ones."""
         first_passes = self._in_parts(len(batch.rows), lambda part: self._first_pass(batch, part))
         for first in first_passes:
-            self._unfinished = Samples.concat([self._unfinished, first.samples])
+            self._unfinished = Samples.concatenate([self._unfinished, first.samples])
             yield self._split_finished(first.iteration)
         while self._num_waiting() >= self.at_once:
             yield from self._advance_pool()
@@ -87,7 +87,7 @@ class Evaluator:
         images, labels = upcast(batch.images[part]), batch.labels[part]
         forward = self.view.forward_with_grad(images)
         logits = forward.logits.detach()
-        direction = fgs_direction(forward, labels) if self.config.fgs.asked else None
+        direction = fgs_direction(forward, labels) if self.config.fgs.is_enabled else None
         key = torch.from_numpy(batch.rows[part]).to(images.device)
         state = initial_state(images, logits, self._attack, key=key)
         points = PointsToLinearize(forward, torch.arange(len(images), device=images.device))
@@ -121,7 +121,7 @@ class Evaluator:
 
     def _advance_pool(self) -> Iterator[Finished]:
         """One iteration for a batch of the images that have waited longest."""
-        pool = AttackState.join(self._pool)
+        pool = AttackState.concatenate(self._pool)
         first, rest = pool.take(slice(self.at_once)), pool.take(slice(self.at_once, None))
         self._pool = [rest] if len(rest) else []
         results = self._in_parts(

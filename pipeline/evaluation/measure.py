@@ -101,16 +101,16 @@ class Measurement:
             report(finished)
         if num_reported < len(loader.skipped):
             report(Finished(no_samples, []))
-        return Samples.concat(parts), loader.skipped
+        return Samples.concatenate(parts), loader.skipped
 
 
 def gather_samples(
-    mine: Samples, skipped: list[int], rows: np.ndarray, ranks: DistributedContext
+    own_samples: Samples, skipped: list[int], rows: np.ndarray, ranks: DistributedContext
 ) -> tuple[Samples, list[int]]:
     """Join the ranks' results and check that each row was evaluated exactly once.
 
     Args:
-        mine: this rank's results.
+        own_samples: this rank's results.
         skipped: this rank's rows of images that did not decode.
         rows: rows of all ranks.
         ranks: all of them must call this.
@@ -118,8 +118,8 @@ def gather_samples(
     Returns:
         The results of all ranks, and the rows of images that did not decode.
     """
-    parts = ranks.gather((mine, skipped))
-    samples = Samples.concat(samples_of_rank for samples_of_rank, _ in parts)
+    parts = ranks.gather((own_samples, skipped))
+    samples = Samples.concatenate(samples_of_rank for samples_of_rank, _ in parts)
     all_skipped = sorted(row for _, skipped_of_rank in parts for row in skipped_of_rank)
     done = np.concatenate([samples.row, np.array(all_skipped, np.int64)])
     assert np.array_equal(np.sort(done), np.sort(rows)), "an image was not evaluated exactly once"

@@ -173,7 +173,7 @@ def evaluation_protocol(
         linearised_at=LINEARISED_AT[attack.linearize_at],
         space=SPACES[evaluation.space] + clipped,
         precision="tf32" if runtime.tf32 else "fp32",
-        fgs=_fgs_protocol(fgs) if fgs.asked else None,
+        fgs=_fgs_protocol(fgs) if fgs.is_enabled else None,
     )
 
 

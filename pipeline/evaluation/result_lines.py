@@ -12,7 +12,7 @@ from pipeline.evaluation.manifest import Manifest
 from pipeline.evaluation.samples import COLUMNS, column_type
 from pipeline.runtime.json_checks import LIST, NUMBER, TEXT, WHOLE_NUMBER, Kinds, lacking
 
-Row = dict[str, Any]
+ResultRow = dict[str, Any]
 
 _SKIPPED: Kinds = {"id": TEXT, "row": WHOLE_NUMBER}
 _JSON_TYPES = {float: NUMBER, bool: (bool,), np.int64: WHOLE_NUMBER}
@@ -23,7 +23,7 @@ _MEASURED: Kinds = {
 }
 
 
-def read_rows(path: Path, manifest: Manifest) -> Iterator[Row]:
+def read_rows(path: Path, manifest: Manifest) -> Iterator[ResultRow]:
     """The results in a file: of images that were measured, and of images that did not decode.
 
     Raises:

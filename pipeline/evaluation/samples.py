@@ -46,7 +46,7 @@ class Samples:
         return cls.from_dict({name: [row[name] for row in rows] for name in COLUMNS}, num_eps)
 
     @classmethod
-    def concat(cls, parts: Iterable["Samples"]) -> "Samples":
+    def concatenate(cls, parts: Iterable["Samples"]) -> "Samples":
         """Join parts, sorted by row."""
         columns = [part.to_dict() for part in parts]
         joined = cls(**{name: np.concatenate([part[name] for part in columns]) for name in COLUMNS})

@@ -20,7 +20,7 @@ from pipeline.config import Shard
 from pipeline.errors import UserError
 from pipeline.evaluation.agreement import allowed_difference, check_agreement
 from pipeline.evaluation.manifest import Manifest, read_manifest
-from pipeline.evaluation.result_lines import Row, read_lines, read_rows
+from pipeline.evaluation.result_lines import ResultRow, read_lines, read_rows
 from pipeline.evaluation.samples import Example, Samples
 from pipeline.runtime.distributed import DistributedContext, restarted
 from pipeline.runtime.files import atomic_write, name_in_errors, write_json
@@ -142,14 +142,14 @@ class ResultsFolder:
                 )
         return manifests
 
-    def _read_rows(self, manifests: list[Manifest]) -> tuple[dict[int, Row], dict[int, str]]:
+    def _read_rows(self, manifests: list[Manifest]) -> tuple[dict[int, ResultRow], dict[int, str]]:
         """Results by row, and the ids of images that did not decode, by row.
 
         Raises:
             UserError: a line is damaged, or two results of an image disagree.
         """
         difference = allowed_difference(manifests)
-        done: dict[int, Row] = {}
+        done: dict[int, ResultRow] = {}
         skipped: dict[int, str] = {}
         for path in sorted(self.folder.glob("*/rank*.jsonl")):
             for values in read_rows(path, manifests[0]):
@@ -175,9 +175,9 @@ class ResultsFolder:
         by_row = {example.row: example for example in (_read_example(p, shape) for p in paths)}
         return [by_row[row] for row in sorted(by_row)]
 
-    def appender(self, rank: int) -> "Appender":
+    def appender(self, rank: int) -> "ResultsAppender":
         """The file that a rank appends to; an incomplete last line of an earlier run is dropped."""
-        return Appender(self.shard_folder, rank)
+        return ResultsAppender(self.shard_folder, rank)
 
     def log_run(self, run: dict[str, Any]) -> None:
         """Append a line about a job that ended."""
@@ -201,7 +201,7 @@ def refuse_other(folder: Path, manifest: Manifest) -> None:
             )
 
 
-class Appender:
+class ResultsAppender:
     """Appends results to one JSON-lines file and flushes it each time."""
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -240,7 +240,7 @@ class Appender:
                 classes = np.array([example.before, example.after])
                 np.savez(file, image=example.image, delta=example.delta, classes=classes)
 
-    def __enter__(self) -> "Appender":
+    def __enter__(self) -> "ResultsAppender":
         return self
 
     def __exit__(self, *_: Any) -> None:

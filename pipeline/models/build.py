@@ -22,7 +22,7 @@ from pipeline.models.second_derivative import make_twice_differentiable
 from pipeline.runtime import torch_file
 from pipeline.runtime.importing import import_callable, report_exceptions
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 PAPER_NETS = {
     "mlp": paper_nets.mlp,
@@ -63,11 +63,11 @@ def _construct(name: str, num_classes: int) -> nn.Module:
         return PAPER_NETS[name](num_classes)
     if ":" in name:
         return _import_user_net(name, num_classes)
-    known = _zoo().list_models(module=_zoo())
-    if name not in known:
-        near = did_you_mean(name, [*PAPER_NETS, *known])
+    torchvision_nets = _zoo().list_models(module=_zoo())
+    if name not in torchvision_nets:
+        near = did_you_mean(name, [*PAPER_NETS, *torchvision_nets])
         names = f"{', '.join(PAPER_NETS)}, package.module:callable, or one of torchvision's: "
-        names += ", ".join(known)
+        names += ", ".join(torchvision_nets)
         raise UserError(f"model.name: no net {name!r}{near or f'; use {names}'}")
     options = {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY else {}
     return _zoo().get_model(name, weights=None, num_classes=num_classes, **options)
@@ -156,7 +156,7 @@ def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
     net.load_state_dict(state)
 
 
-def _nonfinite_keys(expected: State, state: State) -> list[str]:
+def _nonfinite_keys(expected: StateDict, state: StateDict) -> list[str]:
     """Names of tensors with NaN or infinity where the new net has none.
 
     Buffers may contain infinity: attention masks do.
@@ -170,7 +170,7 @@ def _nonfinite_keys(expected: State, state: State) -> list[str]:
     ]
 
 
-def portable_state(net: nn.Module) -> State:
+def portable_state(net: nn.Module) -> StateDict:
     """The net's state dict with portable tensors: contiguous, on the CPU, no shared memory."""
     state = net.state_dict()
     for key, value in state.items():
@@ -178,7 +178,7 @@ def portable_state(net: nn.Module) -> State:
     return state
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> StateDict:
     """A state dict from .safetensors or a torch file: bare, or under ``model``/``state_dict``.
 
     Raises:
@@ -210,7 +210,7 @@ def is_file_name(name: str) -> bool:
     return Path(name).suffix != "" or "/" in name or Path(name).exists()
 
 
-def _torchvision_state(config: ModelConfig) -> State:
+def _torchvision_state(config: ModelConfig) -> StateDict:
     try:
         weights = _zoo().get_model_weights(config.name)[config.weights]
         return dict(weights.get_state_dict(progress=False, check_hash=True))
@@ -263,7 +263,7 @@ def preprocessing_advice(model: ModelConfig, data: DataConfig) -> str:
     return f"the weights {model.weights} were trained with {' '.join(options)}"
 
 
-def _mismatches(expected: State, state: State) -> list[str]:
+def _mismatches(expected: StateDict, state: StateDict) -> list[str]:
     optional = {key for key in expected if key.endswith("num_batches_tracked")}
     missing = [f"{key} is missing" for key in expected.keys() - state.keys() - optional]
     extra = [f"{key} is unknown to the net" for key in state.keys() - expected.keys()]

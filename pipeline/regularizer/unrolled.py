@@ -84,7 +84,8 @@ def _backward_by_recomputation(trace: AttackTrace, adjoint: Tensor) -> Gradients
 def _differentiate(
     trace: AttackTrace, points: Tensor, step: Step, adjoint: Tensor, needs_input_grad: bool
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of <adjoint, step> by the parameters, and last by the points if asked for."""
+    """Gradients of <adjoint, step> by the parameters and, with ``needs_input_grad``, last by the
+    points."""
     view = trace.view
     try:
         with torch.enable_grad():

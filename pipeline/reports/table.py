@@ -14,7 +14,7 @@ from pipeline.runtime.text_tables import csv_table, markdown_table
 from .runs import Run
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One line; accuracies from 0 to 1."""
 
     network: str
@@ -25,7 +25,7 @@ class Row(NamedTuple):
     eps_ref: float | None
 
 
-def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[Row]:
+def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[TableRow]:
     """One row for an evaluation, and two (before and after) for a fine-tuning, by network.
 
     Args:
@@ -37,7 +37,7 @@ def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[Row]:
     networks: dict[str, list[Run]] = {}
     for run in runs:
         networks.setdefault(_network(run), []).append(run)
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for network, members in networks.items():
         reference = _reference(members) if eps_ref is None else eps_ref
         for run in members:
@@ -66,19 +66,19 @@ def _reference(runs: list[Run]) -> float | None:
     return candidates[-1] if candidates else None
 
 
-def _rows(network: str, run: Run, reference: float | None) -> list[Row]:
+def _rows(network: str, run: Run, reference: float | None) -> list[TableRow]:
     not_measured = (None,) * len(EPS_REF_FRACTIONS)
     if not run.is_evaluation:
         measured = {"Reference": run.finetuning.before, _method(run): run.finetuning.after}
         return [
-            Row(network, method, entry.accuracy, entry.rho, not_measured, None)
+            TableRow(network, method, entry.accuracy, entry.rho, not_measured, None)
             for method, entry in measured.items()
         ]
     after_fgs = not_measured
     if reference is not None:
         after_fgs = tuple(_after_fgs(run, f * reference) for f in EPS_REF_FRACTIONS)
     statistics = run.evaluation.statistics
-    row = Row(
+    row = TableRow(
         network, _method(run), statistics.accuracy, statistics.rho, after_fgs, eps_ref=reference
     )
     return [row]
@@ -138,12 +138,12 @@ COLUMNS = (  # the measured values of a row, in CSV
 HEAD = ("Network", "Method", "Accuracy", "rho2", *(f"@{f:g}" for f in EPS_REF_FRACTIONS))
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: list[TableRow]) -> str:
     """As a Markdown table; accuracies in percent."""
     return markdown_table(HEAD, map(_cells, _grouped(rows)), num_left=2)
 
 
-def latex(rows: list[Row]) -> str:
+def latex(rows: list[TableRow]) -> str:
     """As a LaTeX tabular for the package booktabs; accuracies in percent."""
     head = ["Network", "Method", r"Acc.\,(\%)", r"$\rho_2$"]
     head += [rf"@{f:.1f}\,$\epsilon_\mathrm{{ref}}$" for f in EPS_REF_FRACTIONS]
@@ -160,7 +160,7 @@ def latex(rows: list[Row]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def as_csv(rows: list[Row]) -> str:
+def as_csv(rows: list[TableRow]) -> str:
     """As CSV, every digit kept; accuracies from 0 to 1."""
     lines = ([*row[:4], *row.after_fgs, row.eps_ref] for row in rows)
     return csv_table(["network", "method", *COLUMNS], lines)
@@ -169,9 +169,9 @@ def as_csv(rows: list[Row]) -> str:
 FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex}
 
 
-def _grouped(rows: list[Row]) -> list[Row]:
+def _grouped(rows: list[TableRow]) -> list[TableRow]:
     """Rows with the name of their network in its first row only."""
-    grouped: list[Row] = []
+    grouped: list[TableRow] = []
     last_network = None
     for row in rows:
         grouped.append(row._replace(network="") if row.network == last_network else row)
@@ -179,7 +179,7 @@ def _grouped(rows: list[Row]) -> list[Row]:
     return grouped
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: TableRow) -> tuple[str, ...]:
     mantissa, exponent = f"{row.rho:.2e}".split("e")
     after = ("" if value is None else f"{100 * value:.2f}" for value in row.after_fgs)
     rho = f"{mantissa}e{int(exponent)}"

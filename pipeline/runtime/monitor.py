@@ -59,7 +59,7 @@ class Monitor:
         self._name = ""  # of the current bar
         self._last_line = self._last_status = 0.0
         # The progress, for other processes such as the launchers' `jobs` command.
-        self.status = folder / "progress.json" if shown and folder is not None else None
+        self._progress_file = folder / "progress.json" if shown and folder is not None else None
         if not shown or folder is None:
             return
         self._path = folder / "metrics.jsonl"
@@ -121,7 +121,7 @@ class Monitor:
         """Show and record one evaluation of a training run.
 
         Args:
-            entry: step, epoch, and the summary of `pipeline.evaluation.samples.summarize`.
+            entry: step, epoch, and the summary of `pipeline.evaluation.statistics.summarize`.
             rho: name of the mean ratio in it.
         """
         numbers = {
@@ -205,9 +205,13 @@ class Monitor:
             self._bar = None
         self._write_status(now=True)
 
+    def write_progress_to(self, path: Path) -> None:
+        """Write the progress to another file than the run's progress.json."""
+        self._progress_file = path
+
     def _write_status(self, now: bool = False) -> None:
         now_seconds = time.perf_counter()
-        if not self.shown or self.status is None or not self._name:
+        if not self.shown or self._progress_file is None or not self._name:
             return
         if not now and now_seconds - self._last_status < _STATUS_SECONDS:
             return
@@ -215,7 +219,7 @@ class Monitor:
         rate = (self._done - self._begin_done) / max(now_seconds - self._begin, 1e-9)
         values = {"doing": self._name, "done": self._done, "total": self._total}
         values |= {"at": self._at, "per_second": rate, "time": time.time()}
-        write_json(self.status, values)
+        write_json(self._progress_file, values)
 
     def _seconds_left(self) -> float:
         elapsed = time.perf_counter() - self._begin

@@ -20,7 +20,7 @@ from pipeline.runtime.files import atomic_write, report_unwritable
 from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, TEXT, WHOLE_NUMBER, Kinds, lacking
 
 VERSION = 1
-State = dict[str, Any]
+CheckpointState = dict[str, Any]
 _KINDS: Kinds = {
     "model": OBJECT,
     "optimizer": OBJECT,
@@ -73,7 +73,7 @@ class Checkpoints:
         """The numbered checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*.pt"))
 
-    def save(self, step: int, state: State, best: bool = False) -> Path:
+    def save(self, step: int, state: CheckpointState, best: bool = False) -> Path:
         """Write a checkpoint, then delete all but the newest ``checkpoint.keep_last``.
 
         Args:
@@ -160,7 +160,7 @@ def _step_of(path: Path) -> int | None:
     return state.get("step") if isinstance(state, dict) else None
 
 
-def write(path: Path, state: State) -> None:
+def write(path: Path, state: CheckpointState) -> None:
     """Write a file under a temporary name, flush it to the disk, then rename it.
 
     An old file of this name stays until the new one is complete.
@@ -196,7 +196,7 @@ def _unreadable(path: Path, problem: str) -> UserError:
 
 def read(
     path: Path, config: FinetuneConfig, fingerprint: str, classes: Classes | None = None
-) -> State:
+) -> CheckpointState:
     """Read a checkpoint and check that it belongs to a run with the same options.
 
     Args:
@@ -228,7 +228,7 @@ def read(
 
 
 def _differences(
-    state: State, config: FinetuneConfig, fingerprint: str, classes: Classes | None
+    state: CheckpointState, config: FinetuneConfig, fingerprint: str, classes: Classes | None
 ) -> list[str]:
     """What differs between the run of a checkpoint and this run, and must not."""
     changeable = CHANGEABLE

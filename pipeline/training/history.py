@@ -11,7 +11,7 @@ class HistoryEntry:
 
     step: int  # optimiser steps done
     epoch: float  # of fine-tuning, 0 at its start
-    summary: dict[str, Any]  # of `pipeline.evaluation.samples.summarize`, and num_skipped
+    summary: dict[str, Any]  # of `pipeline.evaluation.statistics.summarize`, and num_skipped
 
     def to_dict(self) -> dict[str, Any]:
         """One flat dictionary, as checkpoints and summary.json hold it."""

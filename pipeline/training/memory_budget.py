@@ -83,12 +83,12 @@ def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
     return memory.peak
 
 
-def free_bytes(device: torch.device, sharers: int = 1) -> int:
+def free_bytes(device: torch.device, num_processes: int = 1) -> int:
     """Bytes that this process can still allocate.
 
     Args:
         device: a GPU, or the CPU for the main memory of the machine (or of its control group).
-        sharers: processes that share the main memory.
+        num_processes: processes that share the main memory.
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -99,7 +99,7 @@ def free_bytes(device: torch.device, sharers: int = 1) -> int:
     with suppress(OSError, ValueError):  # no control group, or no limit ("max")
         limit = int((group / "memory.max").read_text())
         free = min(free, limit - int((group / "memory.current").read_text()))
-    return free // sharers
+    return free // num_processes
 
 
 def max_images_that_fit(
@@ -108,7 +108,7 @@ def max_images_that_fit(
     shape: tuple[int, ...],
     batch: int,
     device: torch.device,
-    sharers: int = 1,
+    num_processes: int = 1,
 ) -> MemoryBudget:
     """The largest number of images that fit into memory at once.
 
@@ -120,14 +120,14 @@ def max_images_that_fit(
         shape: of an image, (C, H, W).
         batch: images of one forward and backward pass, the most that can be needed.
         device: where the step runs.
-        sharers: processes that share the memory.
+        num_processes: processes that share the memory.
     """
     step(2)  # allocates what is kept from the first pass on, which must not be counted
     two, four = (peak_bytes(lambda n=n: step(n), device) for n in (2, 4))
     per_image = max((four - two) / 2, 1.0)
     momentum = sum(p.numel() * p.element_size() for p in parameters)
     fixed = max(two - 2 * per_image, 0.0) + momentum
-    free = free_bytes(device, sharers)
+    free = free_bytes(device, num_processes)
     available = SHARE * free - fixed
     num_parts = 1
     if available < batch * per_image:

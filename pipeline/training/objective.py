@@ -73,7 +73,7 @@ class Objective(nn.Module):
         return self
 
     def limit_images(self, max_images: int) -> None:
-        """Put at most so many images into the net at once."""
+        """Limit the number of images in the net at once."""
         self.max_images = max_images
 
     def forward(self, images: Tensor, labels: Tensor, *, use_methods: bool) -> Losses:
@@ -110,7 +110,7 @@ class Objective(nn.Module):
             method.after_step(step)
 
     def max_images_that_fit(
-        self, shape: tuple[int, ...], batch: int, device: torch.device, sharers: int = 1
+        self, shape: tuple[int, ...], batch: int, device: torch.device, num_processes: int = 1
     ) -> memory_budget.MemoryBudget:
         """How many images fit into memory at once, see `memory_budget.max_images_that_fit`.
 
@@ -129,7 +129,7 @@ class Objective(nn.Module):
         self.eval()  # in training mode, batch norm would update its statistics by random images
         try:
             return memory_budget.max_images_that_fit(
-                step, parameters, shape, batch, device, sharers
+                step, parameters, shape, batch, device, num_processes
             )
         finally:
             self.train()

@@ -28,7 +28,8 @@ from pipeline.models.weight_classes import with_classes
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.monitor import Monitor, peak_memory_mib
 from pipeline.runtime.signals import StopRequest
-from pipeline.training.checkpoint import Checkpoints, State, damaged, read, write
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Checkpoints, CheckpointState
 from pipeline.training.evaluation import evaluate_held_out
 from pipeline.training.history import History, HistoryEntry
 from pipeline.training.interval_timer import IntervalTimer
@@ -97,23 +98,23 @@ class Trainer:
         # All ranks use the file that rank 0 finds: the folder may change meanwhile.
         path = self.ranks.gather(self.checkpoints.find(self.config.resume))[0]
         if path is not None:
-            state = read(path, self.config, self.fingerprint, self.train_index.classes)
+            state = checkpoint.read(path, self.config, self.fingerprint, self.train_index.classes)
             self._restore(path, state)
         return path
 
-    def _restore(self, path: Path, state: State) -> None:
+    def _restore(self, path: Path, state: CheckpointState) -> None:
         errors = (RuntimeError, ValueError, KeyError, TypeError, AttributeError)
         try:
             self.net.load_state_dict(state["model"])
             self.runner.optimizer.load_state_dict(state)
         except errors as error:
-            raise damaged(path, f"does not fit the net ({first_line(error)})") from None
+            raise checkpoint.damaged(path, f"does not fit the net ({first_line(error)})") from None
         try:
             self.history.restore(state["history"])
             self.window.restore(state.get("window", ()))  # older checkpoints have none
         except errors as error:
             problem = f"has an invalid history or window ({first_line(error)})"
-            raise damaged(path, problem) from None
+            raise checkpoint.damaged(path, problem) from None
         self.step, self.seconds = state["step"], state["seconds"]
 
     def fit(self, monitor: Monitor) -> None:
@@ -225,7 +226,7 @@ class Trainer:
     def _save(self, best: bool = False) -> None:
         """Write a checkpoint, and a copy as best.pt if it is the best so far."""
         if self.ranks.is_main:
-            state: State = {
+            state: CheckpointState = {
                 "model": self.net.state_dict(),
                 **self.runner.optimizer.state_dict(),
                 "step": self.step,
@@ -253,7 +254,7 @@ class Trainer:
         """Write the net's weights alone, for any program that reads a state dict."""
         if self.ranks.is_main:
             state = with_classes(portable_state(self.net), self.train_index.classes)
-            write(self.folder / name, state)
+            checkpoint.write(self.folder / name, state)
 
 
 def _fingerprint(config: FinetuneConfig, train_index: Index) -> str:

@@ -39,7 +39,7 @@ def assert_same_results(one: Path, other: Path) -> None:
 
 
 def kill_in_the_middle(folder: Path, lines: int, *options: object) -> int:
-    """Start an evaluation, kill -9 all of it after so many lines; the lines it wrote."""
+    """Start an evaluation, kill -9 all of it after ``lines`` lines; returns how many it wrote."""
     process = subprocess.Popen(
         command(EVALUATE, *options, "--output", folder),
         env=environment(),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation.samples import Samples
-from pipeline.evaluation.shard_results import Appender
+from pipeline.evaluation.shard_results import ResultsAppender
 from tests.helpers.evaluations import assert_same_results, kill_in_the_middle, results
 from tests.helpers.in_process import EVALUATE, in_process, succeed
 from tests.helpers.runs import (
@@ -55,14 +55,14 @@ def test_a_signal_saves_and_stops(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    append, small = Appender.append, (*evaluation_options, "--evaluation.batch_size", 20)
+    append, small = ResultsAppender.append, (*evaluation_options, "--evaluation.batch_size", 20)
 
-    def append_and_signal(self: Appender, samples: Samples, ids: list[str]) -> None:
+    def append_and_signal(self: ResultsAppender, samples: Samples, ids: list[str]) -> None:
         append(self, samples, ids)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Appender, "append", append_and_signal)
+        patch.setattr(ResultsAppender, "append", append_and_signal)
         done = in_process(EVALUATE, *small, "--output", tmp_path)
     assert done.returncode == 75, done.stderr
     assert "interrupted; everything is saved: rerun the same command" in done.stdout

@@ -16,7 +16,7 @@ import pytest
 from launchers.submit import SUBMITTED
 from pipeline.data import demo
 from pipeline.errors import UserError
-from pipeline.reports.table import Row
+from pipeline.reports.table import TableRow
 from pipeline.runtime import config_file
 from reproduction import data, estimate, experiments, report
 from reproduction import run as start
@@ -232,7 +232,7 @@ def test_mistakes(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
 
 def test_the_table_says_mean_and_spread_beside_the_papers() -> None:
     values = (0.986, 0.988, 0.99)
-    rows = [Row("MNIST MLP", "Deep Defense", v, v / 4, (v, None, 0.5), 20.0) for v in values]
+    rows = [TableRow("MNIST MLP", "Deep Defense", v, v / 4, (v, None, 0.5), 20.0) for v in values]
     found = {"deep_defense": dict(enumerate(rows)), "clean": {1: rows[0]}}
     text = report.compared(EXPERIMENTS["mnist_mlp"], found)
     first, second = text.splitlines()[2:]

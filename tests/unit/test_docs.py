@@ -1,4 +1,8 @@
-"""README.md and docs/: the paths, modules, options and links that they name exist."""
+"""README.md and docs/: the paths, modules, options and links that they name exist.
+
+Docstrings too: the modules and functions that they name exist. And docs/architecture.md lists
+every module.
+"""
 
 import ast
 import re
@@ -54,6 +58,30 @@ def test_modules_exist(page: str) -> None:
         for name in re.findall(r"(?<![\w./-])(?:pipeline|launchers)(?:\.[A-Za-z_]\w*)+", piece)
     }
     assert sorted(name for name in names if not is_defined(name)) == []
+
+
+SOURCES = [
+    file for folder in ("pipeline", "launchers", "tools") for file in ROOT.glob(f"{folder}/**/*.py")
+]
+
+
+def test_modules_named_in_the_code_exist() -> None:
+    named = {
+        (str(file.relative_to(ROOT)), name)
+        for file in SOURCES
+        for name in re.findall(r"`((?:pipeline|launchers)(?:\.\w+)+)`", file.read_text())
+    }
+    assert sorted(pair for pair in named if not is_defined(pair[1])) == []
+
+
+def test_architecture_lists_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [
+        str(file.relative_to(ROOT))
+        for file in SOURCES
+        if file.name != "__init__.py" and file.relative_to(ROOT).parts[0] != "tools"
+    ]
+    assert sorted(name for name in modules if name not in text) == []
 
 
 def test_options_exist(page: str) -> None:

@@ -70,7 +70,7 @@ def test_the_pool_finds_what_each_image_alone_has(candidate_search: str, target_
     )
     config = EvaluationConfig(attack=attack)
     found = run(AttackView(net), config, images, labels, 8)
-    samples = Samples.concat(f.samples for f in found)
+    samples = Samples.concatenate(f.samples for f in found)
     together = deepfool(AttackView(net), images, attack)
     assert samples.row.tolist() == list(range(50))
     assert samples.steps.tolist() == together.iterations.tolist()
@@ -93,7 +93,9 @@ def test_batches_stay_full() -> None:
     net = Counting(nets.smooth())
     images, labels = 3 * torch.randn(200, 3, 32, 32), torch.zeros(200, dtype=torch.long)
     config = EvaluationConfig(attack=AttackConfig(max_iterations=20, overshoot=0.0))
-    samples = Samples.concat(f.samples for f in run(AttackView(net), config, images, labels, 20))
+    samples = Samples.concatenate(
+        f.samples for f in run(AttackView(net), config, images, labels, 20)
+    )
     full = np.array(net.sizes) == 20
     longest = samples.steps.max()
     # Each batch for itself, most iterations would be of fewer.
@@ -114,7 +116,7 @@ def test_an_image_has_the_same_bits_in_any_batch() -> None:
     for order in (torch.arange(70), torch.randperm(70), torch.arange(69, -1, -1)):
         view = attack_space.attack_view_of(net, DataConfig(), config, CPU)
         parts = [f.samples for f in run(view, config, images[order], labels[order], 32)]
-        samples = Samples.concat(parts)
+        samples = Samples.concatenate(parts)
         found.append(samples.take(np.argsort(order.numpy()[samples.row])))
     for other in found[1:]:
         for name, column in vars(found[0]).items():
@@ -149,7 +151,7 @@ def test_images_without_a_gradient_are_counted_apart() -> None:
     labels = net(images).argmax(dim=1)
     config = EvaluationConfig(fgs=FgsConfig(eps=[0.01], search=True))
     found = run(AttackView(net), config, images, labels, 16)
-    samples = Samples.concat(f.samples for f in found)
+    samples = Samples.concatenate(f.samples for f in found)
     kind = np.arange(40) % 4
     assert (samples.stuck == (kind > 0)).all()
     assert ((samples.prediction == -1) == (kind == 2)).all()
@@ -171,13 +173,15 @@ def test_fewer_classes_than_candidates() -> None:
     net = nets.linear(torch.randn(3, 12), torch.randn(3))
     images, labels = torch.randn(20, 1, 3, 4), torch.arange(20) % 3
     config = EvaluationConfig(attack=AttackConfig(num_candidates=10))
-    samples = Samples.concat(f.samples for f in run(AttackView(net), config, images, labels, 20))
+    samples = Samples.concatenate(
+        f.samples for f in run(AttackView(net), config, images, labels, 20)
+    )
     assert samples.flipped.all()
     assert evaluation_protocol(config, RuntimeConfig(), 3).num_candidates == 3
 
 
 class Hungry(nn.Module):
-    """Asks for more memory than there is when it gets more than so many images."""
+    """Asks for more memory than there is when it gets more than ``most`` images."""
 
     def __init__(self, net: nn.Module, most: int) -> None:
         super().__init__()
@@ -201,7 +205,7 @@ def test_batches_are_halved_when_memory_runs_out(
     hungry = Hungry(net, most)
     found = run(AttackView(hungry, min_batch_size=16), config, images, labels, 20)
     plain = run(AttackView(net), config, images, labels, 20)
-    samples, expected = (Samples.concat(f.samples for f in fs) for fs in (found, plain))
+    samples, expected = (Samples.concatenate(f.samples for f in fs) for fs in (found, plain))
     for name, column in vars(expected).items():
         assert np.allclose(getattr(samples, name), column, rtol=1e-8, equal_nan=True), name
     assert max(hungry.sizes) == size

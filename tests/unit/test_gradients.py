@@ -1,4 +1,4 @@
-"""Two roads to the exact gradient, candidates visited lazily, and the boundary gradient."""
+"""Two ways to the exact gradient, candidates visited lazily, and the boundary gradient."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ from tests.helpers.gradients import (
         pytest.param("resnet18", marks=pytest.mark.slow),
     ],
 )
-def test_the_road_for_any_net_and_the_one_for_pieces_agree(name: str) -> None:
+def test_the_ways_for_any_net_and_for_piecewise_linear_nets_agree(name: str) -> None:
     net, images, labels = setting(name)
     fast = gradient_by(net, images, labels, CONFIG)
     objective = make_objective(net, CONFIG)

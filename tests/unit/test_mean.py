@@ -1,4 +1,4 @@
-"""Mean images: made by tools/index.py, subtracted by the loader, part of what tells runs apart."""
+"""Mean images: made by tools/index.py, subtracted by the loader, part of the identity of a run."""
 
 import dataclasses
 import json

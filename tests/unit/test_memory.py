@@ -124,7 +124,7 @@ def test_free_memory_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "read_text", read_text)
     assert memory_budget.free_bytes(cpu) == 8000 * 1024
-    assert memory_budget.free_bytes(cpu, sharers=4) == 2000 * 1024
+    assert memory_budget.free_bytes(cpu, num_processes=4) == 2000 * 1024
 
 
 def allocate_on_a_cpu() -> None:

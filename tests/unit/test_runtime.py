@@ -10,7 +10,7 @@ import torch
 
 from launchers import jobs
 from launchers.run_status import Submission
-from launchers.slurm_states import State
+from launchers.slurm_states import TaskState
 from pipeline.config import (
     RuntimeConfig,
 )
@@ -99,9 +99,9 @@ def test_a_mistake_is_printed_where_the_rank_is_not_known(
 
 def test_jobs_show_a_run_that_starts_or_evaluates(tmp_path: Path) -> None:
     run = Submission(tmp_path, "finetune", "local", ["1"], [])
-    going = [State("RUNNING", "here")]
+    going = [TaskState("RUNNING", "here")]
     assert "starting" in jobs._cells(run, going)
-    assert "starting" not in jobs._cells(run, [State("PENDING", "here")])
+    assert "starting" not in jobs._cells(run, [TaskState("PENDING", "here")])
     with Monitor(tmp_path, shown=True) as monitor:
         monitor.start_progress("evaluating", 200, at="step 24/48")
     assert "evaluating 0/200, step 24/48" in jobs._cells(run, going)

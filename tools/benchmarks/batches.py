@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.common import Row
+from benchmarks.data import in_new_process
 from pipeline.config import DEFAULT_CONFIG, EvaluateConfig, EvaluationConfig
 from pipeline.config.parse import parse
 from pipeline.data import source
@@ -24,9 +26,6 @@ from pipeline.evaluation.self_check import largest_difference
 from pipeline.models import build
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime.reproducibility import images_at_once, use_reproducible_kernels
-
-from .common import Row
-from .data import in_new_process
 
 # Environment variables that choose kernels; libraries read them when they are loaded.
 DEFAULT_MODE = "MKL's default mode"
@@ -56,7 +55,7 @@ def evaluate_in_shards(
             batch = Batch(whole.images[part], whole.labels[part], whole.rows[part.numpy()])
             parts += [finished.samples for finished in evaluator.add_batch(batch)]
         parts += [finished.samples for finished in evaluator.drain()]
-    return Samples.concat(parts)
+    return Samples.concatenate(parts)
 
 
 def compare(

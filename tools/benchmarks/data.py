@@ -15,10 +15,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from benchmarks.common import Row
 from pipeline.config import DataConfig
 from pipeline.data import index, plan, scan
-
-from .common import Row
 
 ILSVRC_TRAIN = scan.ILSVRC_COUNTS["train"]
 SPARSE_MEMBERS, SPARSE_BYTES = 100_000, 110_000  # members of a sparse tar, and bytes of each

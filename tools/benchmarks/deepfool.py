@@ -7,12 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.attacks.deepfool import deepfool
-from pipeline.attacks.norms import expand_to_images, per_sample_norm
-from pipeline.config import AttackConfig
-from pipeline.models.attack_view import AttackView
-
-from .common import (
+from benchmarks.common import (
     EVALUATION_ITERATIONS,
     NUM_CANDIDATES,
     OVERSHOOT,
@@ -23,6 +18,10 @@ from .common import (
     load_net,
     rates,
 )
+from pipeline.attacks.deepfool import deepfool
+from pipeline.attacks.norms import expand_to_images, per_sample_norm
+from pipeline.config import AttackConfig
+from pipeline.models.attack_view import AttackView
 
 RANGE = 8.0  # normalised pixels lie well within -RANGE..RANGE
 

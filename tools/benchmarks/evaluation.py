@@ -12,6 +12,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.common import (
+    EVALUATION_ITERATIONS,
+    NUM_CANDIDATES,
+    OVERSHOOT,
+    Row,
+    device_of,
+    in_turn,
+    load_net,
+    rates,
+    runtime_of,
+)
+from benchmarks.deepfool import RANGE
 from pipeline.config import AttackConfig, DataConfig, EvaluationConfig, FgsConfig, RunConfig
 from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
@@ -23,19 +35,6 @@ from pipeline.evaluation.protocol import Protocol, evaluation_protocol
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.statistics import summarize
 from pipeline.runtime.distributed import DistributedContext
-
-from .common import (
-    EVALUATION_ITERATIONS,
-    NUM_CANDIDATES,
-    OVERSHOOT,
-    Row,
-    device_of,
-    in_turn,
-    load_net,
-    rates,
-    runtime_of,
-)
-from .deepfool import RANGE
 
 EPS = [1e-4, 5e-4, 1e-3, 5e-3, 2e-2]
 BATCH = 50

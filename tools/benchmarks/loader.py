@@ -20,14 +20,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from benchmarks.common import Row, device_of, medians, spread, synchronise, training_loader
 from pipeline.config import DataConfig
 from pipeline.data import index, scan
 from pipeline.data.index import Index
 from pipeline.data.mapped_files import Files
 from pipeline.data.tar_members import append_member
 from pipeline.runtime import machine
-
-from .common import Row, device_of, medians, spread, synchronise, training_loader
 
 BATCH, IMAGES = 64, 1024  # images of a batch, and of a repeat
 WARM_UP = 6  # batches before the timing starts

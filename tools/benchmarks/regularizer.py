@@ -8,13 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import AttackConfig, RegularizerConfig, RuntimeConfig
-from pipeline.errors import UserError
-from pipeline.models.attack_view import AttackView, autocast
-from pipeline.training.memory_budget import peak_bytes
-from pipeline.training.objective import PRECISIONS, make_objective
-
-from .common import (
+from benchmarks.common import (
     NUM_CANDIDATES,
     OVERSHOOT,
     TRAINING_ITERATIONS,
@@ -27,7 +21,12 @@ from .common import (
     runtime_of,
     spread,
 )
-from .counters import Flops
+from benchmarks.counters import Flops
+from pipeline.config import AttackConfig, RegularizerConfig, RuntimeConfig
+from pipeline.errors import UserError
+from pipeline.models.attack_view import AttackView, autocast
+from pipeline.training.memory_budget import peak_bytes
+from pipeline.training.objective import PRECISIONS, make_objective
 
 LAM, C = 5.0, 500.0
 

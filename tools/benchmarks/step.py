@@ -9,13 +9,7 @@ from typing import Literal
 
 import torch
 
-from pipeline.config import RegularizerConfig
-from pipeline.data import index
-from pipeline.data.loader import Batch, Loader
-from pipeline.errors import UserError
-from pipeline.training.objective import Objective, make_objective
-
-from .common import (
+from benchmarks.common import (
     Row,
     device_of,
     layout_of,
@@ -25,8 +19,13 @@ from .common import (
     synchronise,
     training_loader,
 )
-from .counters import Flops
-from .regularizer import LAM, C
+from benchmarks.counters import Flops
+from benchmarks.regularizer import LAM, C
+from pipeline.config import RegularizerConfig
+from pipeline.data import index
+from pipeline.data.loader import Batch, Loader
+from pipeline.errors import UserError
+from pipeline.training.objective import Objective, make_objective
 
 BATCH = 32  # images
 STEPS, WARM_UP = 4, 3  # steps of a repeat that are timed, and steps before them

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config import EPS_REF_FRACTIONS
 from pipeline.reports import figures, runs, table
-from pipeline.reports.table import Row
+from pipeline.reports.table import TableRow
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.text_tables import markdown_table, write_csv
 from reproduction import data, run
@@ -20,7 +20,7 @@ from reproduction.plan import PlannedRun
 
 _HEAD = ("Method", "accuracy, %", "rho2", *(f"@{f:g}" for f in EPS_REF_FRACTIONS))
 
-RowsBySeed = dict[int, Row]
+RowsBySeed = dict[int, TableRow]
 
 
 @dataclass(frozen=True)
