@@ -24,7 +24,9 @@ SHAPES = {
 
 
 SMALL_NETS = [  # all but caffe_alexnet, which takes minutes
-    pytest.param(name, marks=pytest.mark.slow) if name in ("nin", "resnet18") else name
+    pytest.param(name, marks=pytest.mark.slow)
+    if name in ("nin", "resnet18", "squeezenet1_1")
+    else name
     for name in SHAPES
     if name != "caffe_alexnet"
 ]

@@ -30,7 +30,7 @@ def disk_full(size: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("size", "name"),
     [
-        (1000, "manifest.json"),
+        pytest.param(1000, "manifest.json", marks=pytest.mark.slow),
         (5000, "examples/0.npz"),
         (20_000, "rank0.jsonl"),
     ],
@@ -57,7 +57,13 @@ def test_an_evaluation_without_disk_space(tmp_path: Path, size: int, name: str) 
     assert len(after.splitlines()) == 100
 
 
-@pytest.mark.parametrize(("size", "name"), [(3000, "samples.parquet"), (20_000, "tensorboard")])
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [
+        pytest.param(3000, "samples.parquet", marks=pytest.mark.slow),
+        (20_000, "tensorboard"),
+    ],
+)
 def test_joining_an_evaluation_without_disk_space(tmp_path: Path, size: int, name: str) -> None:
     evaluate = (EVALUATE, "--evaluation.num_images", 100, "--output", tmp_path)
     assert call(*evaluate).code == 0

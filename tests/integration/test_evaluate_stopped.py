@@ -21,6 +21,7 @@ from tests.helpers.runs import (
 )
 
 
+@pytest.mark.slow
 def test_nothing_written_is_lost_by_a_kill(
     evaluation_options: tuple, whole_evaluation: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ def step_of(path: Path) -> int:
     return torch.load(path, weights_only=True)["step"]
 
 
+@pytest.mark.slow
 def test_best_survives_a_kill_between_its_file_and_the_checkpoint(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +105,7 @@ def stop_in_evaluation(patch: pytest.MonkeyPatch, number: int) -> None:
     [
         pytest.param(stop_in_step, 5, 6, marks=pytest.mark.slow),
         (stop_in_step, 9, 10),
-        (stop_in_evaluation, 12, 12),
+        pytest.param(stop_in_evaluation, 12, 12, marks=pytest.mark.slow),
     ],
 )
 def test_stopped_by_a_signal_and_resumed(
@@ -127,6 +128,7 @@ def test_stopped_by_a_signal_and_resumed(
     assert_same_weights(tmp_path, tiny_run)
 
 
+@pytest.mark.slow
 def test_killed_between_two_rows_of_metrics_and_resumed(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_an_evaluation_of_another_net_is_refused(run: Run, tmp_path: Path) -> No
         assert said in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_chain_on_this_machine(run: Run, tmp_path: Path) -> None:
     words = ("--cluster", "local", "--", *SHORT, "--output", tmp_path)
     done = run(CHAIN, *words, "--", "--evaluation.num_images", 60)

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,6 +118,53 @@ def test_every_experiment_can_be_listed(tmp_path: Path) -> None:
         assert set(experiment.paper) <= {"reference", *names}
 
 
+def check_report(folder: Path) -> None:
+    """A report of one epoch of Deep Defense on the embedded digits."""
+    with (folder / "report/table.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["Reference", "Deep Defense"]
+    assert float(rows["Deep Defense"]["rho2"]) > 1.2 * float(rows["Reference"]["rho2"])
+    assert float(rows["Deep Defense"]["accuracy_at_1_eps_ref"]) <= 0.5
+    page = (folder / "report/report.md").read_text()
+    assert "(98.65)" in page
+    assert "6,000 images to train on, 2,000 to test on (a part of the data set" in page
+    assert (folder / "report/figure2.png").stat().st_size > 5000
+    with (folder / "report/figure2.csv").open() as file:
+        histories = list(csv.DictReader(file))
+    assert [float(row["epoch"]) for row in histories] == [0, 1]
+
+
+def start_in_this_process(planned: PlannedRun, ranks: int, at_once: int) -> SimpleNamespace:
+    """As reproduction.run starts a run, but for the process; ended when it returns."""
+    planned.folder.mkdir(parents=True, exist_ok=True)
+    config_file.save(planned.config, planned.folder / SUBMITTED)
+    script = f"{planned.module.replace('.', '/')}.py"
+    ended = call(script, "--config", planned.folder / SUBMITTED)
+    (planned.folder / start.LOG).write_text(ended.stdout + ended.stderr)
+    return SimpleNamespace(poll=lambda: ended.code, returncode=ended.code)
+
+
+def test_the_report_of_an_experiment(
+    downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "_start", start_in_this_process)
+    folder = tmp_path / "mlp"
+    options = ("mnist_mlp", "--data", downloads, "--output", folder, "--methods", "deep_defense")
+    ended = call(TOOL, *options, "--", *SHORT)
+    assert ended.code == 0, ended.stdout + ended.stderr
+    assert re.findall(r"starting (.*)", ended.stdout) == [
+        f"seed0/{name}"
+        for name in (
+            "reference",
+            "reference/evaluation",
+            "deep_defense",
+            "deep_defense/evaluation",
+        )
+    ]
+    check_report(folder)
+
+
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mlp"
     words = ("mnist_mlp", "--data", downloads, "--output", folder, "--max-parallel", 2)
@@ -139,18 +187,7 @@ def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert "starting seed0/reference\n" not in done.stdout
     assert (folder / "seed0/reference/weights.pth").stat().st_mtime == before
-    with (folder / "report/table.csv").open() as file:
-        rows = {row["method"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["Reference", "Deep Defense"]
-    assert float(rows["Deep Defense"]["rho2"]) > 1.2 * float(rows["Reference"]["rho2"])
-    assert float(rows["Deep Defense"]["accuracy_at_1_eps_ref"]) <= 0.5
-    page = (folder / "report/report.md").read_text()
-    assert "(98.65)" in page
-    assert "6,000 images to train on, 2,000 to test on (a part of the data set" in page
-    assert (folder / "report/figure2.png").stat().st_size > 5000
-    with (folder / "report/figure2.csv").open() as file:
-        histories = list(csv.DictReader(file))
-    assert [float(row["epoch"]) for row in histories] == [0, 1]
+    check_report(folder)
 
     refused = run(TOOL, *words, "--optim.lr", "0.1")
     assert refused.returncode == 2

@@ -1,6 +1,7 @@
 """What evaluation measures of a net, batch by batch."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_the_pool_finds_what_each_image_alone_has(candidate_search: str, target_
 def test_batches_stay_full() -> None:
     torch.manual_seed(0)
     net = Counting(nets.smooth())
-    images, labels = 3 * torch.randn(400, 3, 32, 32), torch.zeros(400, dtype=torch.long)
+    images, labels = 3 * torch.randn(200, 3, 32, 32), torch.zeros(200, dtype=torch.long)
     config = EvaluationConfig(attack=AttackConfig(max_iterations=20, overshoot=0.0))
     samples = Samples.concatenate(
         f.samples for f in run(AttackView(net), config, images, labels, 20)
@@ -99,7 +100,7 @@ def test_batches_stay_full() -> None:
     longest = samples.steps.max()
     # Each batch for itself, most iterations would be of fewer.
     alone = [
-        (samples.steps[k : k + 20] > i).sum() for k in range(0, 400, 20) for i in range(longest)
+        (samples.steps[k : k + 20] > i).sum() for k in range(0, 200, 20) for i in range(longest)
     ]
     assert sum(0 < size < 20 for size in alone) > 20
     assert full[: -2 * longest].all()
@@ -255,18 +256,18 @@ def test_the_space_of_pixels(photos: Index) -> None:
         assert (example.image + example.delta).max() <= 1 + 1e-6
 
 
-def test_images_that_do_not_decode_are_told(tmp_path: Path, photos: Index) -> None:
+def test_images_that_do_not_decode_are_reported(tmp_path: Path, photos: Index) -> None:
     archive = photos.root / photos.files[0]
     (tmp_path / archive.name).write_bytes(archive.read_bytes())
     with (tmp_path / archive.name).open("r+b") as file:
         for row in (7, 39):
             file.seek(int(photos.offset[row]))
             file.write(bytes(200))
-    broken = Index(**(vars(photos) | {"root": tmp_path}))
+    broken = replace(photos, root=tmp_path)
     data = DataConfig(crop_size=32, resize_size=32, on_error="skip")
-    told: list[int] = []
+    reported: list[int] = []
     samples, skipped = Measurement(
         nets.smooth(2), broken, RunConfig(data=data), DistributedContext(0, 1, 0, 1, CPU), 1
-    ).run(np.arange(40), lambda _, rows: told.extend(rows))
-    assert told == skipped == [7, 39]
+    ).run(np.arange(40), lambda _, rows: reported.extend(rows))
+    assert reported == skipped == [7, 39]
     assert len(samples) == 38

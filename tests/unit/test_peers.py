@@ -1,7 +1,8 @@
-"""rho2 and FGS beside foolbox's, on real photos."""
+"""rho2 and FGS beside foolbox's: on a small net, and on real photos."""
 
 from pathlib import Path
 
+import foolbox
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,7 @@ from pipeline.evaluation.measure import Measurement
 from pipeline.models.attack_view import AttackView
 from pipeline.models.build import build
 from pipeline.runtime.distributed import DistributedContext
-
-foolbox = pytest.importorskip("foolbox")
+from tests.helpers import nets
 
 EPS = [1e-4, 5e-4, 1e-3, 5e-3, 2e-2]
 
@@ -37,6 +37,28 @@ def photos(ilsvrc_val: Path) -> tuple[torch.Tensor, torch.Tensor]:
     specs = evaluation_specs(found, np.arange(len(found)), data, 150)
     (batch,) = Loader(found, specs, data, torch.device("cpu"), 150, 2)
     return batch.images.clone(), batch.labels.clone()
+
+
+def test_a_small_net_beside_foolbox() -> None:
+    """DeepFool and FGS on random images, by definition the same attacks."""
+    torch.manual_seed(0)
+    net = nets.smooth().eval()
+    images = 2 * torch.randn(20, 3, 32, 32)
+    model = foolbox.PyTorchModel(net, bounds=(-20, 20), device="cpu")
+    labels = net(images).argmax(dim=1)
+    attack = foolbox.attacks.L2DeepFoolAttack(
+        steps=50, candidates=10, overshoot=0.02, loss="logits"
+    )
+    expected = per_sample_norm(attack.run(model, images, labels) - images)
+    view = AttackView(net)
+    delta = deepfool(view, images, AttackConfig(max_iterations=50)).delta
+    assert per_sample_norm(delta).mean().item() == pytest.approx(expected.mean().item(), rel=0.02)
+    forward = view.forward_with_grad(images)
+    sign = fgs.fgs_direction(forward, labels).sign
+    attack = foolbox.attacks.LinfFastGradientAttack(random_start=False)
+    for eps in (0.01, 0.03, 0.1):
+        perturbed = attack.run(model, images, labels, epsilon=eps)
+        torch.testing.assert_close(images + eps * sign, perturbed)
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import batches
 from pipeline import evaluate
 from pipeline.errors import UserError
 from pipeline.evaluation import merge
@@ -27,22 +26,6 @@ def threads() -> Iterator[None]:
     number = torch.get_num_threads()
     yield
     torch.set_num_threads(number)
-
-
-@pytest.mark.parametrize(
-    ("net", "num_images"), [("mlp", 400), pytest.param("lenet", 40, marks=pytest.mark.slow)]
-)
-def test_divisions_batches_and_threads_give_the_same_bits(
-    net: str, num_images: int, threads: None
-) -> None:
-    """Digits whole and in 3, 5 and 7 parts, batches of 8, 32 and 100, 1 and 2 threads."""
-    row = batches.compare(net, None, None, num_images)
-    assert row == {
-        "num_images": num_images,
-        "num_differing": 0,
-        "largest_relative": 0.0,
-        "self_check": 0.0,
-    }
 
 
 class _DependsOnBatch(nn.Module):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.helpers.in_process import EVALUATE, FINETUNE
-from tests.unit.mistakes.case import Case
+from tests.integration.mistakes.case import Case
 
 DRY = ("--dry_run", "true")
 LAUNCH = "launchers/finetune.py"

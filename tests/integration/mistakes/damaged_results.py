@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.helpers.caffe import caffemodel
-from tests.unit.mistakes import whole
-from tests.unit.mistakes.case import Case
+from tests.integration.mistakes import whole
+from tests.integration.mistakes.case import Case
 
 REPORT, CAFFE, JOBS = "tools/report.py", "tools/caffe.py", "launchers/jobs.py"
 Words = Sequence[object]

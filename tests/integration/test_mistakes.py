@@ -1,4 +1,4 @@
-"""Every mistake of the tables in tests/unit/mistakes ends with its exit code and its one line."""
+"""Every mistake in tests/integration/mistakes ends with its exit code and its one line."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.in_process import call
-from tests.unit.mistakes import config, data, files, models, runs
-from tests.unit.mistakes.case import Case
+from tests.integration.mistakes import config, data, files, models, runs
+from tests.integration.mistakes.case import Case
 
 CASES = [*config.CASES, *data.CASES, *models.CASES, *runs.CASES, *files.CASES]
 

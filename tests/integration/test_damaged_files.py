@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.in_process import EVALUATE, FINETUNE, call
-from tests.unit.mistakes import whole
-from tests.unit.mistakes.damaged_data import evaluated
+from tests.integration.mistakes import whole
+from tests.integration.mistakes.damaged_data import evaluated
 
 
 def weights(folder: Path, code: bytes) -> Sequence[object]:

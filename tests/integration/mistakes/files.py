@@ -1,7 +1,13 @@
 """Mistakes: damaged input files, and outputs that cannot be written."""
 
-from tests.unit.mistakes import damaged_data, damaged_inputs, damaged_results, damaged_runs, outputs
-from tests.unit.mistakes.case import Case
+from tests.integration.mistakes import (
+    damaged_data,
+    damaged_inputs,
+    damaged_results,
+    damaged_runs,
+    outputs,
+)
+from tests.integration.mistakes.case import Case
 
 CASES: list[Case] = [
     *damaged_data.CASES,

@@ -5,8 +5,8 @@ import pyarrow as pa
 from pipeline.data import demo
 from tests.helpers.images import encode, picture
 from tests.helpers.in_process import FINETUNE
-from tests.unit.mistakes.case import Case
-from tests.unit.mistakes.index_files import (
+from tests.integration.mistakes.case import Case
+from tests.integration.mistakes.index_files import (
     DEMO,
     INDEX,
     bomb,

@@ -6,10 +6,10 @@ import torch
 
 from pipeline.data.index import METADATA_KEY
 from tests.helpers.in_process import FINETUNE
-from tests.unit.mistakes import whole
-from tests.unit.mistakes.case import Case
-from tests.unit.mistakes.damaged_data import column, of_metadata, of_table
-from tests.unit.mistakes.damaged_runs import (
+from tests.integration.mistakes import whole
+from tests.integration.mistakes.case import Case
+from tests.integration.mistakes.damaged_data import column, of_metadata, of_table
+from tests.integration.mistakes.damaged_runs import (
     Words,
     changed_checkpoint,
     loaded,

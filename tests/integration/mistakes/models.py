@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.models.paper_nets import mlp
 from tests.helpers.in_process import EVALUATE, FINETUNE
-from tests.unit.mistakes.case import Case
+from tests.integration.mistakes.case import Case
 
 DRY = ("--dry_run", "true")
 IMPORTS = "import torch\nfrom torch import nn\nfrom pipeline.models.paper_nets import mlp\n"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.unit.mistakes import whole
-from tests.unit.mistakes.case import Case
+from tests.integration.mistakes import whole
+from tests.integration.mistakes.case import Case
 
 INDEX, PACK, REPORT = "tools/index.py", "tools/pack.py", "tools/report.py"
 Words = Sequence[object]

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from pipeline.data.index import METADATA_KEY
 from tests.helpers import images
 from tests.helpers.in_process import EVALUATE
-from tests.unit.mistakes import whole
-from tests.unit.mistakes.case import Case
+from tests.integration.mistakes import whole
+from tests.integration.mistakes.case import Case
 
 INDEX, PACK = "tools/index.py", "tools/pack.py"
 Words = Sequence[object]

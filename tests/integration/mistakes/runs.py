@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.helpers.in_process import EVALUATE, FINETUNE
-from tests.unit.mistakes.case import Case
+from tests.integration.mistakes.case import Case
 
 ADVERSARIAL = "tools/adversarial.py"
 Words = Callable[[Path], Sequence[object]]

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save
 
 from tests.helpers.in_process import EVALUATE, FINETUNE
-from tests.unit.mistakes import whole
-from tests.unit.mistakes.case import Case
+from tests.integration.mistakes import whole
+from tests.integration.mistakes.case import Case
 
 Words = Sequence[object]
 State = dict[str, Any]
