@@ -38,7 +38,7 @@ from pipeline.data.scan import Scan
 from pipeline.errors import UserError, exit_on_user_error, first_few
 from pipeline.runtime.files import atomic_write, check_writable, writable
 
-_CROP_RANGE = checks.options(DataConfig)["crop"].range
+_CROP_RANGE = checks.options(DataConfig)["crop_size"].range
 assert _CROP_RANGE is not None
 SIDE = arguments.Number(int, _CROP_RANGE)
 _BATCH_VALUES = 2**28  # numbers in a batch of images: 1 GiB
@@ -166,7 +166,7 @@ def mean(options: argparse.Namespace) -> None:
         raise UserError(f"--resize {options.resize} must be at least --crop, {options.crop}")
     images = index.read(str(options.index), options.root, option="index")
     if images.is_array.any():
-        raise UserError(f"{options.index} contains arrays; a mean image is new_index of images")
+        raise UserError(f"{options.index} contains arrays; a mean image is made of images only")
     channels = options.channels
     data = preprocessing(options)
     total, done = torch.zeros((), dtype=torch.float64), 0
