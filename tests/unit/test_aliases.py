@@ -227,14 +227,15 @@ def test_stored_protocols_keep_their_first_names() -> None:
         linearize_at="overshot",
         step_direction="loss_gradient",
     )
-    protocol = evaluation_protocol(EvaluationConfig(attack=attack), RuntimeConfig(), 10)
+    protocol = evaluation_protocol(EvaluationConfig(attack=attack), RuntimeConfig(), 10).to_dict()
     assert protocol["classes"] == "first"
     assert protocol["visit"] == "lazy, safety 1.15"
     assert protocol["direction"] == "gradient of the cross-entropy"
     assert protocol["linearised_at"] == "the point where the class was tested, with overshoot"
-    stored = preprocessing_of(DataConfig(crop_size=20, resize_size=30))
+    stored = preprocessing_of(DataConfig(crop_size=20, resize_size=30)).to_dict()
     assert (stored["crop"], stored["resize"]) == (20, 30)
-    assert "direction" not in evaluation_protocol(EvaluationConfig(), RuntimeConfig(), 10)
+    default = evaluation_protocol(EvaluationConfig(), RuntimeConfig(), 10)
+    assert "direction" not in default.to_dict()
 
 
 def test_an_option_before_the_separator(capsys: pytest.CaptureFixture[str]) -> None:
