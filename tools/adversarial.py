@@ -58,7 +58,7 @@ def main() -> None:
         if config.dry_run:
             monitor.say(f"{len(index):,} images to attack, into {config.output}")
             return
-        folder = run_folder.open_folder(config, ranks, "adversarial", alone=True)
+        folder = run_folder.open_folder(config, ranks, "adversarial", exclusive=True)
         begin(folder, identity, ranks)
         net = prepare.move_net(net, config.runtime, ranks.device)
         threads = source.decoding_threads(config.data, ranks.local_size)

@@ -16,9 +16,9 @@ from pipeline.runtime.reproducibility import use_reproducible_kernels
 
 
 def num_classes_of(config: RunConfig, first: Index) -> int:
-    """Outputs of the net: as many as asked for, or as the first index has classes."""
-    asked = config.model.num_classes
-    return first.num_classes if asked is None else asked
+    """Number of outputs of the net: ``model.num_classes``, or the number of the index's classes."""
+    configured = config.model.num_classes
+    return first.num_classes if configured is None else configured
 
 
 def build_net(config: RunConfig, *indices: Index) -> nn.Module:
