@@ -29,7 +29,7 @@ from pipeline.runtime import machine
 
 from .common import Row, device_of, medians, spread, synchronise, training_loader
 
-BATCH, IMAGES = 64, 1024  # images of a batch, and of a repeat
+BATCH, IMAGES = 64, 1024  # number of images in a batch, and in a repeat
 WARM_UP = 6  # batches before the timing starts
 DATA = DataConfig()
 assert not isinstance(DATA.mean, str)  # the default has a number for each channel
@@ -70,7 +70,7 @@ class Files224(Dataset):
 
 
 class Endless(torch.utils.data.Sampler[list[int]]):
-    """Shuffled batches without end, so that workers never wait for a new epoch."""
+    """Endless shuffled batches, so that workers never wait for a new epoch."""
 
     def __init__(self, length: int) -> None:
         self.length = length

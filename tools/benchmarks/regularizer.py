@@ -31,7 +31,7 @@ from .counters import Flops
 
 LAM, C = 5.0, 500.0
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # of images and labels
+Loss = Callable[[Tensor, Tensor], Tensor]  # computes a loss from images and labels
 
 
 def authors(net: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
