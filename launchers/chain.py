@@ -124,7 +124,7 @@ def launch(
 
     Args:
         tuning: the fine-tuning, with absolute paths.
-        evaluations: as of `evaluations_of`.
+        evaluations: the result of `evaluations_of`.
         num_shards: number of shards of each evaluation.
         resources: what the fine-tuning requests.
         shard_resources: what each shard requests.
@@ -132,7 +132,7 @@ def launch(
     folder = tuning.folder
     submit.check_can_submit(folder, resources)
     jobs: list[submitit.Job[None]] = []
-    last_job_ids: list[str] = []  # of each part; the report waits for these
+    last_job_ids: list[str] = []  # the last job of each part; the report waits for these
     if not is_done(tuning):
         jobs += finetune.launch(folder, [tuning], resources)
         _announce("fine-tuning", jobs, resources)

@@ -100,7 +100,7 @@ def launch(
     """Submit shards as one array and, on SLURM, the merging job, which comes last in the result.
 
     Args:
-        config: of the evaluation, with absolute paths.
+        config: the options of the evaluation, with absolute paths.
         shards: the shards to evaluate.
         resources: what each shard requests.
         after_job: id of a job that must succeed first.

@@ -48,7 +48,7 @@ def snapshot_code_and_config(
 
     Args:
         folder: the folder of all runs; for a single run, that run's own.
-        configs: of the runs, with absolute paths.
+        configs: the options of the runs, with absolute paths.
         resources: what the jobs will request.
 
     Returns:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 USER_ERROR_EXIT_CODE = 2
-LOST_EXIT_CODE = 3  # another rank died or never connected
+LOST_EXIT_CODE = 3  # another rank ended or never connected
 STOPPED_EXIT_CODE = 75  # after a signal, with everything saved: the same command resumes
 
 
@@ -23,11 +23,11 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop, and it has saved its state."""
+    """The run received a signal to stop, and has saved its state."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, or its type's name if it says nothing."""
+    """The first line of another library's error, or the name of its type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -51,8 +51,8 @@ def note(message: str) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether the environment says that this is rank 0, or has no valid rank: that error must be
-    printed, too."""
+    """Whether the environment states that this is rank 0, or states no valid rank. In the second
+    case the error about the rank must be printed."""
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     size = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))
     return not (rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size))

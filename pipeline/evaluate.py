@@ -212,8 +212,8 @@ def evaluate(
             appender.skip(skipped, [index.id(row) for row in skipped])
             monitor.advance(len(finished.samples) * ranks.world_size)
 
-        own_samples, skipped = measurement.run(todo, keep, example_rows(config, index), stop)
-    samples, _ = gather_samples(own_samples, skipped, todo, ranks)
+        rank_samples, skipped = measurement.run(todo, keep, example_rows(config, index), stop)
+    samples, _ = gather_samples(rank_samples, skipped, todo, ranks)
     monitor.end_progress()
     if ranks.is_main and len(todo):
         store.log_run(describe_job(config, ranks, len(samples), time.perf_counter() - begin))
@@ -228,7 +228,7 @@ def example_rows(config: EvaluateConfig, index: Index) -> frozenset[int]:
 def describe_job(
     config: EvaluateConfig, ranks: DistributedContext, num_images: int, seconds: float
 ) -> dict[str, Any]:
-    """What this job did and on which machine, for the summary."""
+    """The work of this job and its machine, for the summary."""
     return {
         "shard": config.shard,
         "num_images": num_images,

@@ -59,7 +59,7 @@ def make_trainer(config: FinetuneConfig, ranks: DistributedContext) -> Trainer:
     net = prepare.build_net(config, *indices)
     threads = source.decoding_threads(config.data, ranks.local_size)
     if not config.dry_run:
-        run_folder.open_folder(config, ranks, "training", alone=True)
+        run_folder.open_folder(config, ranks, "training", exclusive=True)
     return Trainer(config, ranks, net, indices, threads)
 
 
@@ -88,7 +88,7 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
 
 
 def describe(trainer: Trainer) -> str:
-    """What will run, in a few lines."""
+    """A description of the run, in a few lines."""
     config, ranks, schedule = trainer.config, trainer.ranks, trainer.schedule
     num_parameters = sum(parameter.numel() for parameter in trainer.runner.parameters)
     budget = ""
@@ -107,7 +107,7 @@ def describe(trainer: Trainer) -> str:
 
 
 def with_options(config: FinetuneConfig) -> str:
-    """The methods and their options, in words."""
+    """A description of the methods and their options."""
     regularizer, objective = config.regularizer, config.objective
     adversarial = objective.adversarial
     layers = f", through {', '.join(regularizer.layers)}" if regularizer.layers else ""
@@ -117,13 +117,13 @@ def with_options(config: FinetuneConfig) -> str:
         "adversarial_2": f"adversarial training II (eps {adversarial.eps}, "
         f"weight {adversarial.weight:g})",
         "parseval": f"Parseval training (beta {objective.parseval.beta:g})",
-        "clean": "the cross-entropy alone",
+        "clean": "the cross-entropy only",
     }
     return " + ".join(descriptions.get(name, name) for name in objective.method.split("+"))
 
 
 def where(folder: Path, resumed: Path | None, trainer: Trainer) -> str:
-    """Where the run writes, how to watch it, and what it resumes from."""
+    """A line with the run's folder, how to watch it, and the checkpoint that it resumes from."""
     start = "a new run"
     if resumed is not None:
         start = f"resuming from {resumed}, step {trainer.step}"
@@ -134,9 +134,9 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
     """Write summary.json, and print accuracy and rho2 before and after.
 
     Args:
-        trainer: after training.
+        trainer: the trainer, after training.
         skipped: ids of training images that were not decoded.
-        folder: of the run.
+        folder: the folder of the run.
         monitor: prints the table.
     """
     history, config = trainer.history.to_list(), trainer.config

@@ -5,11 +5,11 @@ r"""Make a fixed set of DeepFool examples of a net, for adversarial training I.
     torchrun ... pipeline/finetune.py --objective.method clean \
         --data.train adversarial/joined.parquet ...
 
-Takes the options of pipeline/evaluate.py; --data.val is the index whose images are attacked, with
---evaluation.attack. x + dx is stored in the net's input space as float32, which loses no bits, and
-with the true label: train with the same data.crop_size, .mean and .std. Images that DeepFool does
-not flip are left out. OUTPUT/index.parquet lists the examples, OUTPUT/joined.parquet the images and
-the examples. The same command resumes an interrupted run, on any number of ranks.
+The options are those of pipeline/evaluate.py. The images of the index --data.val are attacked with
+--evaluation.attack. x + dx is stored with the true label, in the net's input space, as float32,
+which loses no bits. Train with the same data.crop_size, data.mean and data.std. Images that
+DeepFool does not flip are left out. OUTPUT/index.parquet lists the examples, OUTPUT/joined.parquet
+the images and the examples. The same command resumes an interrupted run, on any number of ranks.
 """
 
 import json
@@ -58,7 +58,7 @@ def main() -> None:
         if config.dry_run:
             monitor.say(f"{len(index):,} images to attack, into {config.output}")
             return
-        folder = run_folder.open_folder(config, ranks, "adversarial", alone=True)
+        folder = run_folder.open_folder(config, ranks, "adversarial", exclusive=True)
         begin(folder, identity, ranks)
         net = prepare.move_net(net, config.runtime, ranks.device)
         threads = source.decoding_threads(config.data, ranks.local_size)

@@ -1,15 +1,16 @@
 """Measure the speed of the gradient, the attack, the loader, and a whole training step.
 
     python tools/benchmark.py regularizer --weights W.pth --data val.parquet
-    python tools/benchmark.py deepfool --weights W.pth --data val.parquet    # with the extra bench
-    python tools/benchmark.py evaluation --weights W.pth --data val.parquet  # with it, too
+    python tools/benchmark.py deepfool --weights W.pth --data val.parquet
+    python tools/benchmark.py evaluation --weights W.pth --data val.parquet
     python tools/benchmark.py loader --data train.parquet
     python tools/benchmark.py step --device cuda --model resnet18 --precision bf16 --num-images 256
-    python tools/benchmark.py batches     # do an image's last bits depend on its batch?
+    python tools/benchmark.py batches     # whether an image's last bits depend on its batch
     python tools/benchmark.py data        # index, plan and scan at ILSVRC-2012's size
 
-Each prints a table; --json FILE writes device, versions and rows. Compare variants within one run,
-which interleaves them: other work on the machine changes the times.
+deepfool and evaluation also time other libraries, if they are installed: pip install -e ".[bench]".
+Each benchmark prints a table; --json FILE writes device, versions and rows. Compare only variants
+of one run: they are interleaved, so other work on the machine changes all times equally.
 """
 
 from pathlib import Path

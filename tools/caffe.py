@@ -4,9 +4,9 @@
     python tools/caffe.py bvlc_alexnet.npz alexnet.pth      # arrays NAME_w and NAME_b of each layer
 
 A .caffemodel is read by its published field numbers (caffe.proto); nothing in it is executed.
-Caffe's nets take BGR images, this project's RGB images: the first layer's input channels are
-reversed, which changes neither logits nor norms. Caffe's pixels are from 0 to 255, minus the mean;
-use these options (Caffe's mean as RGB, divided by 255; and 1/255):
+Caffe's nets take BGR images, this project's nets take RGB images. So the first layer's input
+channels are reversed, which changes neither logits nor norms. Caffe's pixels are from 0 to 255,
+minus the mean. Use these options (Caffe's mean as RGB, divided by 255; and 1/255):
 
     --data.crop_size 227 --data.mean '[0.481, 0.4575, 0.4078]'
     --data.std '[0.003921569, 0.003921569, 0.003921569]'

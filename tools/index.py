@@ -1,4 +1,4 @@
-r"""Index images for --data.train and --data.val; they are read in place, without unpacking.
+r"""Index images for --data.train and --data.val. Images are read from their archives or folders.
 
     python tools/index.py ilsvrc --train ILSVRC2012_img_train.tar --val ILSVRC2012_img_val.tar \
         --devkit ILSVRC2012_devkit_t12.tar.gz --out DIR    # DIR/train.parquet, DIR/val.parquet
@@ -8,9 +8,9 @@ r"""Index images for --data.train and --data.val; they are read in place, withou
     python tools/index.py join A.parquet B.parquet --out BOTH.parquet
     python tools/index.py mean TRAIN.parquet --out mean.npy --crop 28 --resize 28 --channels 1
 
-One pass over the headers indexes some thousand images per second. Members that are not images are
-listed and left out. A class without images keeps its label. --classes gives the classes and their
-order, for a part of a data set that lacks some of them.
+Only the headers of images are read, some thousand images per second. Members that are not images
+are listed and left out. A class without images keeps its label. --classes states the classes and
+their order, for a part of a data set that lacks some classes.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def progress_bar(name: str, total: int, in_bytes: bool) -> Iterator[scan.ReportP
 
 
 def ilsvrc(options: argparse.Namespace) -> None:
-    """ILSVRC-2012's archives as downloaded."""
+    """Index ILSVRC-2012's archives as downloaded."""
     if options.train is None and options.val is None:
         raise UserError("ilsvrc: give --train ARCHIVE, --val ARCHIVE or both")
     archives = {"train": options.train, "val": options.val}
@@ -90,7 +90,7 @@ def ilsvrc(options: argparse.Namespace) -> None:
 
 
 def folder(options: argparse.Namespace) -> None:
-    """An ImageFolder tree."""
+    """Index an ImageFolder tree."""
     root = options.root.resolve()
     out = options.out or Path(f"{root.name}.parquet")
     check_out(out)
@@ -103,10 +103,10 @@ def folder(options: argparse.Namespace) -> None:
 
 
 def tar(options: argparse.Namespace) -> None:
-    """A tar with one folder for each class."""
+    """Index a tar with one folder for each class."""
     if len(options.archive) > 1:
         raise UserError(
-            "tar: one archive at a time; index each with the same --classes, then: "
+            "tar: index one archive at a time, each with the same --classes, then: "
             "tools/index.py join A.parquet B.parquet --out BOTH.parquet"
         )
     archive = options.archive[0].resolve()
@@ -140,7 +140,7 @@ def join(options: argparse.Namespace) -> None:
 
 
 def preprocessing(options: argparse.Namespace) -> DataConfig:
-    """Centre crops without normalisation; images that do not decode are left out."""
+    """Options for centre crops without normalisation; images that do not decode are left out."""
     return DataConfig(
         crop_size=options.crop,
         resize_size=options.resize,
@@ -152,7 +152,7 @@ def preprocessing(options: argparse.Namespace) -> DataConfig:
 
 
 def mean(options: argparse.Namespace) -> None:
-    """The mean image of an index, for --data.mean: of crops as in evaluation, pixels in [0, 1]."""
+    """Compute the mean of an index's centre crops for --data.mean, with pixels in [0, 1]."""
     import torch  # torch and DALI take seconds to import, and other commands do not need them
 
     from pipeline.data import source
@@ -166,7 +166,7 @@ def mean(options: argparse.Namespace) -> None:
         raise UserError(f"--resize {options.resize} must be at least --crop, {options.crop}")
     images = index.read(str(options.index), options.root, option="index")
     if images.is_array.any():
-        raise UserError(f"{options.index} contains arrays; a mean image needs images")
+        raise UserError(f"{options.index} contains arrays; a mean image is made of images only")
     channels = options.channels
     data = preprocessing(options)
     total, done = torch.zeros((), dtype=torch.float64), 0
@@ -205,7 +205,7 @@ def finish_scan(new_index: NewIndex, verify: bool) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line beside the progress bar."""
+    """Print a line above the progress bar."""
     console.print(line, highlight=False, markup=False)
 
 
@@ -253,15 +253,16 @@ def parser() -> arguments.Parser:
             type=Path,
             metavar="FILE",
             help="the classes and their order: an index, or a text file with a class id on each "
-            "line (and, after a tab or space, a name), as LOC_synset_mapping.txt. Give the index "
-            "of the training images when indexing those to evaluate on. Default: the folders, "
+            "line (and, after a tab or space, a name), such as LOC_synset_mapping.txt. To index "
+            "evaluation images, use the index of the training images. Default: the folders, "
             "sorted",
         )
     for command in commands.choices.values():
         command.add_argument(
             "--verify",
             action="store_true",
-            help="decode every image with DALI, as training does, not only its header (slow)",
+            help="decode every image with DALI, as training does, instead of reading only its "
+            "header (slow)",
         )
     join_parser = commands.add_parser("join", help=join.__doc__)
     join_parser.add_argument("indices", type=Path, nargs="+", help="indices to join, in this order")

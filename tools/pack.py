@@ -30,7 +30,7 @@ CIFAR10_CLASSES = [
 
 
 def idx(options: argparse.Namespace) -> None:
-    """IDX files, as of MNIST."""
+    """Convert IDX files, such as those of MNIST."""
     check_writable(options.out)
     images, labels = convert.read_idx(options.images), convert.read_idx(options.labels)
     are_images = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
@@ -45,7 +45,7 @@ def idx(options: argparse.Namespace) -> None:
 
 
 def cifar10(options: argparse.Namespace) -> None:
-    """The Python version of CIFAR-10."""
+    """Convert the Python version of CIFAR-10."""
     parts = {"train": [f"data_batch_{k}" for k in range(1, 6)], "val": ["test_batch"]}
     for part in parts:
         check_writable(options.out / f"{part}.tar")

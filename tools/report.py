@@ -35,7 +35,7 @@ def parser() -> arguments.Parser:
     merge_parser.add_argument(
         "--partial",
         action="store_true",
-        help="also if images are missing; the summary has their number",
+        help="merge also if images are missing; the summary states their number",
     )
     table_parser = commands.add_parser("table", help="a table like the paper's Table 1")
     table_parser.add_argument("runs", nargs="+", metavar="[NETWORK:METHOD=]FOLDER")
@@ -45,8 +45,8 @@ def parser() -> arguments.Parser:
     table_parser.add_argument(
         "--eps-ref",
         type=arguments.Number(float, Range(above=0)),
-        help="eps_ref of every row (default: the one that a network's runs were evaluated at, or "
-        "that of its last run that searched for one: put the Deep Defense model last)",
+        help="eps_ref of every row (default: evaluation.fgs.reference of a network's runs, or "
+        "eps_ref of its last run that searched for one; so put the Deep Defense model last)",
     )
     table_parser.add_argument("--out", type=Path, help="file to write (default: print)")
     figures_parser = commands.add_parser("figures", help="figures as PNG and SVG")

@@ -6,11 +6,12 @@ r"""Repeat the paper's experiments: every method of Table 1 on one net, and Figu
         --gpus-per-node 8 --partition P --time 24h
     python tools/reproduce.py mnist_mlp --output runs/longer -- --train.epochs 20
 
-Makes what is missing: indices and mean image from the downloads in DIR, the reference net, its
-DeepFool examples, a fine-tuning for each method, their evaluations, and OUTPUT/report with the
-table (the paper's numbers beside ours), the figures and CSV files. The same command resumes an
-interrupted run. On this machine --max-parallel runs (1) run at the same time, each on
---tasks-per-node ranks. Options of pipeline/finetune.py for every run follow after --.
+The command makes indices and a mean image from the downloads in DIR, the reference net, its
+DeepFool examples, a fine-tuning for each method, and their evaluations. Then it writes the table
+(our numbers and the paper's), the figures and CSV files to OUTPUT/report. Parts that exist are not
+made again, so the same command resumes after an interruption. On this machine --max-parallel runs
+(default: 1) run at the same time, each on --tasks-per-node ranks. Options of pipeline/finetune.py
+for every run follow after --.
 """
 
 import argparse
@@ -52,8 +53,8 @@ def parser() -> arguments.Parser:
         "--figure",
         type=int,
         choices=(2, 3, 4),
-        help="only the runs of this figure, for the first seed: 2 by epoch (the table's report has "
-        "it too), 3 lambda and c, 4 layers and c",
+        help="only the runs of this figure, for the first seed: 2: by epoch (the report of the "
+        "table has it too), 3: lambda and c, 4: layers and c",
     )
     top.add_argument("--weights", help="weights of the reference, instead of the experiment's own")
     top.add_argument(
@@ -67,7 +68,7 @@ def parser() -> arguments.Parser:
 
 
 def plan(args: argparse.Namespace, output: Path, run_argv: list[str]) -> list[PlannedRun]:
-    """The runs that the options ask for.
+    """The runs that the options request.
 
     Raises:
         UserError: there is no such method or figure.
@@ -90,7 +91,7 @@ def check_weights(weights: str | None) -> None:
     """Refuse a file of weights that does not exist.
 
     Raises:
-        UserError: says how to make it.
+        UserError: the message states how to make the file.
     """
     if weights is not None and weights.endswith(".pth") and not Path(weights).exists():
         raise UserError(
@@ -144,7 +145,7 @@ def run_here(
     """Run on this machine.
 
     Raises:
-        SystemExit: after Ctrl-C; the runs have saved.
+        SystemExit: after Ctrl-C; the runs have saved their state.
         UserError: some runs failed.
     """
     ranks, at_once = resources.tasks_per_node, resources.max_parallel

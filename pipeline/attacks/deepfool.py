@@ -34,7 +34,7 @@ from pipeline.models.attack_view import AttackView, ForwardPass, upcast
 
 @dataclass(frozen=True, kw_only=True)
 class AttackOptions:
-    """What `deepfool` keeps, and how many images it takes at a time."""
+    """What `deepfool` keeps, and how many images it processes at a time."""
 
     record: bool = False
     """Keep the steps, for the regulariser."""
@@ -162,8 +162,8 @@ def deepfool(
         images: (N, C, H, W), in the network's input space.
         config: candidates, iterations, overshoot, norm, and how classes are chosen.
         labels: (N,). Default: the classes that the images have now.
-        forward: of the clean images, if the caller has it: saves one forward.
-        options: what to keep, and how many images to take at a time.
+        forward: the forward pass of the clean images; without it, one more is made.
+        options: what to keep, and how many images to process at a time.
     """
     images = upcast(images.detach())
     sweep = _Sweep(view, config, options)

@@ -36,7 +36,7 @@ def fgs_direction(forward: ForwardPass, labels: Tensor) -> FgsDirection:
     """The direction of FGS.
 
     Args:
-        forward: of the images; its graph is kept.
+        forward: the forward pass of the images; its graph is kept.
         labels: (N,) true classes.
     """
     with torch.enable_grad():
@@ -123,7 +123,7 @@ def smallest_eps(
     Args:
         view: the net.
         images: (N, C, H, W).
-        direction: of `fgs_direction`.
+        direction: the result of `fgs_direction`.
         labels: (N,) true classes.
         logits: (N, K) of the images.
     """

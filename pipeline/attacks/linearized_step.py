@@ -68,7 +68,7 @@ def candidate_classes(logits: Tensor, labels: Tensor, number: int) -> Tensor:
     Args:
         logits: (N, K) at the clean images; in T the label is the class of highest logit.
         labels: (N,) class of each image.
-        number: of classes with the label (the paper's q); at most K are used.
+        number: number of classes, including the label (the paper's q); at most K are used.
 
     Returns:
         (N, min(number, K) - 1) classes.
@@ -143,7 +143,7 @@ def nearest_boundary(
         view: the net.
         points: where to linearise; released.
         candidates: the classes to leave and to consider.
-        config: its candidate_search, pruning_factor and norm are read.
+        config: candidate_search, pruning_factor and norm are used.
     """
     pruned, p = config.candidate_search == "pruned", float(config.norm)
     forward, rows = points.release(), points.rows
@@ -223,7 +223,7 @@ def loss_gradient_step(
         points: where to linearise; released.
         candidates: the classes to leave and to consider; the cross-entropy of samples that move
             toward their label falls, that of others rises.
-        config: its norm is read.
+        config: the norm is used.
     """
     forward = points.release()
     logits = forward.logits.detach()[points.rows]

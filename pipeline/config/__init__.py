@@ -1,7 +1,7 @@
 """Options of both entry points: typed dataclasses, a YAML file, then command-line overrides.
 
-Each section belongs to the room that reads it. What both entry points read is in `RunConfig`, so
-the YAML of an experiment serves both: each passes over the sections that only the other has.
+`RunConfig` contains the options of both entry points. Both can read the same YAML file: each one
+ignores the sections that only the other one has.
 """
 
 from pathlib import Path

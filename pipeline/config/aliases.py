@@ -58,20 +58,20 @@ LAUNCHER_ALIASES = {"--grace": "--signal-before", "--at-once": "--max-parallel"}
 class Translated(NamedTuple):
     """Options in today's spelling."""
 
-    values: Any  # nested dictionaries, or the words of a command line
+    values: Any  # nested dictionaries, or the arguments of a command line
     notes: list[str]  # a phrase for each earlier spelling: OLD is now NEW
 
 
 def translate(section: type, values: Any, prefix: str = "") -> Translated:
-    """Nested values of a section, as a YAML file or a stored run holds them.
+    """Translate nested values of a section, from a YAML file or a stored run.
 
     Args:
         section: the dataclass.
-        values: what is no dictionary is returned as it is, and unknown keys too.
-        prefix: of the names in the notes.
+        values: the values; unknown keys, and values that are not dictionaries, are not changed.
+        prefix: put before the names in the notes.
 
     Raises:
-        UserError: a section holds an option under both names.
+        UserError: a section contains an option under both names.
     """
     if not isinstance(values, dict):
         return Translated(values, [])
@@ -94,24 +94,24 @@ def translate(section: type, values: Any, prefix: str = "") -> Translated:
 
 
 def translate_argv(section: type, argv: Sequence[str]) -> Translated:
-    """The words of a command line with the options of a section, as --data.flip true."""
+    """Translate a command line with the options of a section, such as --data.flip true."""
     argv, notes = list(argv), []
     aliases, inner = _aliases_by_path(section), _sections_by_path(section)
-    for position, word in enumerate(argv):
-        name, equals, value = word.partition("=")
+    for position, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
         if not equals:
             value = next(iter(argv[position + 1 : position + 2]), "")
         path = name.removeprefix("--").removesuffix("+")
         if not name.startswith("--") or (path not in aliases and path not in inner):
             continue
         new_name = name
-        if path in inner:  # a whole section, as --data '{flip: true}'
-            new_value, more = _translate_text(inner[path], value, f"{path}.")
+        if path in inner:  # a whole section, such as --data '{flip: true}'
+            new_value, new_notes = _translate_text(inner[path], value, f"{path}.")
         else:
             alias, prefix = aliases[path], f"--{path.rpartition('.')[0]}."
-            new_value, more = _new_value(alias, value), _note(prefix, path, value, alias)
+            new_value, new_notes = _new_value(alias, value), _note(prefix, path, value, alias)
             new_name = f"{prefix}{alias.new}{'+' * name.endswith('+')}"
-        notes += more
+        notes += new_notes
         argv[position] = f"{new_name}={new_value}" if equals else new_name
         if not equals and value:
             argv[position + 1] = new_value
@@ -119,10 +119,10 @@ def translate_argv(section: type, argv: Sequence[str]) -> Translated:
 
 
 def translate_launcher_argv(argv: Sequence[str]) -> Translated:
-    """The words of a launcher's command line before ``--``."""
+    """Translate a launcher's command line before ``--``."""
     result, notes = [], []
-    for word in argv:
-        name, equals, value = word.partition("=")
+    for argument in argv:
+        name, equals, value = argument.partition("=")
         new_name = LAUNCHER_ALIASES.get(name, name)
         result.append(f"{new_name}{equals}{value}")
         notes += [f"{name} is now {new_name}"] * (new_name != name)
@@ -137,8 +137,8 @@ def warn_of_aliases(source: str, notes: Sequence[str]) -> None:
     this process has printed before.
 
     Args:
-        source: put before the notes, as ``FILE: ``.
-        notes: see `Translated`.
+        source: put before the notes, such as ``FILE: ``.
+        notes: the notes of `Translated`.
     """
     new_notes = [note for note in notes if (source, note) not in _printed]
     if new_notes:
@@ -147,7 +147,7 @@ def warn_of_aliases(source: str, notes: Sequence[str]) -> None:
 
 
 def _translate_text(section: type, text: str, prefix: str) -> tuple[str, list[str]]:
-    """A section as one word of a command line."""
+    """Translate a section that is one argument of a command line."""
     try:
         values, notes = translate(section, parse_yaml(text), prefix)
     except yaml.YAMLError:
@@ -161,7 +161,7 @@ def _new_value(alias: Alias, value: Any) -> Any:
 
 
 def _note(prefix: str, old_name: str, value: Any, alias: Alias) -> list[str]:
-    """What changed, if anything did."""
+    """A list with one phrase about the change; empty if nothing changed."""
     old, new = f"{prefix}{old_name.rpartition('.')[2]}", f"{prefix}{alias.new}"
     new_value = _new_value(alias, value)
     if new_value != value:
@@ -171,13 +171,13 @@ def _note(prefix: str, old_name: str, value: Any, alias: Alias) -> list[str]:
 
 @cache
 def _aliases(section: type) -> dict[str, Alias]:
-    """Those of a section, by the earlier name and by the new one."""
+    """The aliases of a section, by the earlier name and by the new one."""
     own = [alias for alias in ALIASES if alias.section == section.__name__]
     return {name: alias for alias in own for name in (alias.old, alias.new)}
 
 
 def _aliases_by_path(section: type) -> dict[str, Alias]:
-    """Those of the sections in a section too, by section.option."""
+    """The aliases of a section and of the sections in it, by section.option."""
     everywhere = {"": section} | _sections_by_path(section)
     return {
         f"{path}.{name}".removeprefix("."): alias

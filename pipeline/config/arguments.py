@@ -27,10 +27,10 @@ class Number:
     range: Range
 
     def __call__(self, text: str) -> int | float:
-        """Parse a word of the command line.
+        """Parse an argument of the command line.
 
         Raises:
-            ArgumentTypeError: it is no number, or out of range.
+            ArgumentTypeError: it is not a number, or is out of range.
         """
         try:
             value = self.kind(text)
@@ -46,23 +46,23 @@ SEED = Number(int, Range(minimum=0, maximum=2**63 - 1))
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no abbreviations; reports a mistake in one line, with the nearest option."""
+    """A parser without abbreviations. It reports a mistake in one line, with the nearest option."""
 
     def __init__(self, **settings: Any) -> None:
-        """As argparse's, with the line breaks of the description kept."""
+        """Create a parser that keeps the line breaks of the description."""
         self._commands: Mapping[str, Parser] = {}
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(**{"allow_abbrev": False, "formatter_class": formatter} | settings)
 
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        """As argparse's; the help of a `Number` ends with its range."""
+        """Add an argument; the help of a `Number` ends with its range."""
         kind = settings.get("type")
         if isinstance(kind, Number):
             settings["help"] = kind.range.append_to(settings.get("help", ""))
         return super().add_argument(*names, **settings)
 
     def add_subparsers(self, **settings: Any) -> Any:
-        """As argparse's; `long_names` covers the subcommands."""
+        """Add subcommands, whose options `long_names` includes."""
         action = super().add_subparsers(**settings)
         self._commands = action.choices
         return action
@@ -71,16 +71,16 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Iterable[str] | None = None, namespace: Any = None
     ) -> Any:
-        """As argparse's; an unknown option is reported with the nearest known one, and earlier
+        """Parse a command line. An unknown option is reported with the nearest known one; earlier
         names of launchers' options are read with a warning."""
         argv = list(sys.argv[1:] if args is None else args)
         if not self._option_string_actions.keys().isdisjoint(LAUNCHER_ALIASES.values()):
             argv, notes = translate_launcher_argv(argv)
             warn_of_aliases("", notes)
         parsed, unknown = self.parse_known_args(argv, namespace)
-        for word in unknown:
-            if word.startswith("-"):
-                name = word.partition("=")[0]
+        for argument in unknown:
+            if argument.startswith("-"):
+                name = argument.partition("=")[0]
                 hint = did_you_mean(name.lstrip("-"), self.long_names(), prefix="--")
                 self.error(f"no option {name}{hint or '; --help lists all'}")
         if unknown:
@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def long_names(self) -> list[str]:
-        """The options' names without dashes, those of subcommands too."""
+        """The options' names without dashes, including those of subcommands."""
         names = [n.removeprefix("--") for n in self._option_string_actions if n.startswith("--")]
         for command in self._commands.values():
             names += command.long_names()

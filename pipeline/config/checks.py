@@ -14,9 +14,9 @@ class OptionError(ValueError):
     """An option has a value that it must not have.
 
     Attributes:
-        option: its name, with the names of the sections it is in, as section.option.
+        option: its full name, as section.option.
         rule: what the value must be.
-        value: what it is.
+        value: the value.
     """
 
     def __init__(self, option: str, rule: str, value: Any) -> None:
@@ -95,7 +95,7 @@ def number(default: Any, allowed: Range) -> Any:
     """A dataclass field for a numeric option, or for a list of numbers.
 
     Args:
-        default: the value if none is given; a list is copied.
+        default: the value of an option that is not set; a list is copied.
         allowed: what the number, or every number of the list, must be.
     """
     metadata = {_RANGE: allowed}
@@ -105,16 +105,16 @@ def number(default: Any, allowed: Range) -> Any:
 
 
 class Option(NamedTuple):
-    """What the declaration of an option says about its values."""
+    """The values that an option may have, by its declaration."""
 
-    hint: Any  # its type
+    hint: Any  # the option's type
     optional: bool  # whether null is a value
-    range: Range | None  # of numbers; None: it takes no numbers
+    range: Range | None  # the range of a number; None: the option takes no numbers
 
 
 @cache
 def options(section: type) -> dict[str, Option]:
-    """The options of a section, by name, without the sections in it.
+    """The options of a section by name, without the sections in it.
 
     Raises:
         TypeError: a numeric option was declared without a range.
@@ -140,7 +140,7 @@ def leaf_types(hint: Any) -> set[Any]:
 
 
 def sections(section: type) -> dict[str, type]:
-    """The sections inside of a section, by name."""
+    """The sections in a section, by name."""
     hints = get_type_hints(section)
     return {f.name: hints[f.name] for f in fields(section) if is_dataclass(hints[f.name])}
 
@@ -155,12 +155,12 @@ def all_options(section: type, prefix: str = "") -> dict[str, Option]:
 
 @dataclass(kw_only=True)
 class Section:
-    """Base of all sections: a dataclass that refuses values which break the options' rules."""
+    """Base of all sections: a dataclass that refuses values that its options do not allow."""
 
     def __post_init__(self) -> None:
         for name, option in options(type(self)).items():
             value = getattr(self, name)
-            require(value is not None or option.optional, name, words_for(option.hint), value)
+            require(value is not None or option.optional, name, describe_type(option.hint), value)
             numbers = value if isinstance(value, list) else [value]
             for element in numbers:
                 if isinstance(element, int | float) and option.range is not None:
@@ -175,31 +175,31 @@ class Section:
         """
 
 
-_WORDS = {
+_DESCRIPTIONS = {
     float: "a number",
     int: "a whole number",
     bool: "true or false",
     str: "text",
     type(None): "null",
 }
-_LIST_WORDS = {float: "a list of numbers, as [1, 2]", str: "a list, as [a, b]"}
+_LIST_DESCRIPTIONS = {float: "a list of numbers, as [1, 2]", str: "a list, as [a, b]"}
 
 
-def words_for(hint: Any) -> str:
-    """A type in words: what a value must be."""
+def describe_type(hint: Any) -> str:
+    """A description of a type: what a value must be."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(words_for(part) for part in get_args(hint))
+        return " or ".join(describe_type(part) for part in get_args(hint))
     if origin is Literal:
         *names, last = map(str, get_args(hint))
         return f"{', '.join(names)} or {last}" if names else last
     if origin is list:
-        return _LIST_WORDS[get_args(hint)[0]]
-    return "options and values, as {name: value}" if origin is dict else _WORDS[hint]
+        return _LIST_DESCRIPTIONS[get_args(hint)[0]]
+    return "options and values, as {name: value}" if origin is dict else _DESCRIPTIONS[hint]
 
 
 def choices(hint: Any) -> list[str]:
-    """The words that a type allows."""
+    """The names that a type allows."""
     if get_origin(hint) is Literal:
         return list(map(str, get_args(hint)))
     if get_origin(hint) in (Union, types.UnionType):

@@ -13,31 +13,31 @@ class DataConfig(Section):
     """Where the images are and how they become the network's input."""
 
     train: str = "demo"
-    """Index (.parquet, from tools/index.py) of the training images, or demo: embedded digits."""
+    """Index (.parquet, made by tools/index.py) of the training images, or demo: embedded digits."""
     val: str = "demo"
     """Index (.parquet) of the images to evaluate on, or demo: embedded held-out digits."""
     root: str | None = None
     """Folder that holds the archives or images named in the indices, if they have been moved.
     Default: the folder recorded in each index."""
     check_classes: bool = True
-    """Refuse data of other classes than the weights', and training and evaluation images of
-    different classes. false: warn only."""
+    """Refuse data whose classes differ from those of the weights, and training and evaluation
+    images of different classes. false: warn only."""
     crop_size: int = number(224, _SIDE)
     """Side of the square input of the network, in pixels."""
     resize_size: int = number(256, _SIDE)
     """Evaluation: the shorter side of an image is resized to this many pixels, then the centre
     square of crop_size is taken."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Filter of the resize, with antialiasing, as torchvision's weights name it."""
+    """Filter for resizing, with antialiasing. The names are those of torchvision's weights."""
     channels: Literal[1, 3] = 3
     """Channels of the input: 3 (RGB) or 1 (grey)."""
     mean: list[float] | str = number([0.485, 0.456, 0.406], Range(minimum=0, maximum=1))
-    """Subtracted from each channel, in units of pixel values in [0, 1]; or a mean image (.npy, from
-    tools/index.py mean), subtracted before the flip."""
+    """Mean that is subtracted from each channel, for pixel values in [0, 1]. Or a mean image (.npy,
+    made by tools/index.py mean), which is subtracted before the flip."""
     std: list[float] = number([0.229, 0.224, 0.225], Range(above=0))
-    """Divides each channel after the mean; in units of pixel values in [0, 1]."""
+    """Standard deviation by which each channel is divided, for pixel values in [0, 1]."""
     random_crop: bool = True
-    """Train on random resized crops; otherwise on the centre crop of evaluation."""
+    """Train on random resized crops. false: train on the centre crop, as in evaluation."""
     crop_scale: list[float] = number([0.08, 1.0], Range(above=0, maximum=1))
     """Random crops: smallest and largest fraction of the image's area, as torchvision's scale."""
     crop_ratio: list[float] = number([3 / 4, 4 / 3], Range(above=0))
@@ -45,19 +45,21 @@ class DataConfig(Section):
     hflip: bool = True
     """Training: mirror each image left to right with probability 1/2."""
     on_error: Literal["raise", "skip"] = "raise"
-    """An image that does not decode: stop and name it, or count it and go on without it."""
+    """What to do if an image cannot be decoded. raise: stop and name it; skip: count it, and
+    continue without it."""
     num_threads: int | None = number(None, Range(minimum=1, maximum=1024, unit="threads"))
     """Threads of each rank that decode images. Default: the rank's share of the machine's cores,
     plus one."""
     prefetch: int = number(3, Range(minimum=1, maximum=1024, unit="batches"))
-    """Batches decoded ahead of the step."""
+    """Number of batches that are decoded ahead of their use."""
     half_input: bool = False
-    """On a GPU hand the net half-precision channels_last input (half the memory traffic)."""
+    """On a GPU, pass half-precision channels_last images to the net. This halves the memory
+    traffic."""
 
     def check(self) -> None:
-        """Lists have as many numbers as they must, in order."""
+        """Check the number of values in lists, and their order."""
         rule = "1 number" if self.channels == 1 else f"{self.channels} numbers, one a channel"
-        if isinstance(self.mean, str):  # its image is looked at where it is used
+        if isinstance(self.mean, str):  # the file is read where the mean is used
             is_npy = self.mean.endswith(".npy")
             require(is_npy, "mean", f"{rule}, or a .npy file", self.mean)
         else:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from .checks import Range, Section, number, require
 
-# Where the paper's Table 1 reads accuracies.
+# The fractions of eps_ref at which the paper's Table 1 states accuracies.
 EPS_REF_FRACTIONS = (0.2, 0.5, 1.0)
 
 
@@ -14,18 +14,19 @@ class AttackConfig(Section):
     """DeepFool."""
 
     num_candidates: int = number(10, Range(minimum=2, unit="classes"))
-    """q: the classes of highest logit at the clean image that are considered, its own included."""
+    """q: number of classes that are considered: those with the highest logits at the clean image,
+    including its predicted class."""
     max_iterations: int = number(5, Range(minimum=1, unit="iterations"))
-    """Iterations after which a sample that has not flipped is given up (the paper's 5)."""
+    """Largest number of iterations for an image. The paper: 5."""
     overshoot: float = number(0.02, Range(minimum=0))
-    """The perturbation is multiplied by 1 + this at the end, and in the test for a flip."""
+    """The perturbation is multiplied by 1 + overshoot at the end, and in the test for a flip."""
     norm: float | Literal["inf"] = number(2.0, Range(above=1, infinity=True))
-    """p: the norm that the perturbation is smallest in; above 1, or inf. The paper: 2."""
+    """p: the norm in which the perturbation is minimised; above 1, or inf. The paper: 2."""
     step_direction: Literal["boundary", "loss_gradient"] = "boundary"
     """Direction of each step. boundary: towards the nearest linearised class boundary (DeepFool);
     loss_gradient: along the gradient of the cross-entropy, as far as the boundary to the runner-up.
-    That is FGS with norm inf and a normalised gradient step with norm 2 (one step: max_iterations
-    1)."""
+    With max_iterations 1, loss_gradient is FGS for norm inf and a normalised gradient step for norm
+    2."""
     linearize_at: Literal["current", "overshot"] = "current"
     """Point at which each iteration linearises the net. current: the image plus the sum of the
     steps, as in the Deep Defense authors' code; overshot: the image plus 1 + overshoot times that
@@ -36,10 +37,11 @@ class AttackConfig(Section):
     class of the first iteration."""
     candidate_search: Literal["exhaustive", "pruned"] = "exhaustive"
     """How the nearest boundary is searched. exhaustive: compute the gradient of every candidate
-    class; pruned: in the order of their expected distances, until no candidate left can be nearer
-    unless it is pruning_factor times nearer than expected."""
+    class; pruned: visit candidates in the order of their expected distances, and stop when no
+    remaining candidate can be nearer unless it is pruning_factor times nearer than expected."""
     pruning_factor: float = number(1.15, Range(minimum=1))
-    """For candidate_search pruned: by which factor a candidate may be nearer than expected."""
+    """For candidate_search pruned: the factor by which a candidate may be nearer than expected. A
+    larger factor visits more candidates."""
 
     def __post_init__(self) -> None:
         self.norm = float(self.norm)
@@ -47,7 +49,7 @@ class AttackConfig(Section):
 
     @property
     def reach(self) -> float:
-        """Factor on what the earlier steps reached, where an iteration starts."""
+        """Factor on the sum of the earlier steps, at the point where an iteration starts."""
         return 1.0 if self.linearize_at == "current" else 1.0 + self.overshoot
 
 
@@ -56,13 +58,13 @@ class FgsConfig(Section):
     """The fast gradient sign attack; eps is in units of evaluation.space."""
 
     eps: list[float] = number([], Range(minimum=0))
-    """Measure the accuracy after FGS with each of these."""
+    """Values of eps; the accuracy after FGS is measured with each of them."""
     reference: float | str | None = number(None, Range(above=0))
-    """A given eps_ref, at whose 0.2, 0.5 and 1.0 the accuracy is measured: a number, or the folder
-    of an evaluation that searched for it."""
+    """eps_ref of a reference model: a number, or the folder of an evaluation that searched for it.
+    The accuracy is measured at 0.2, 0.5 and 1.0 times this value."""
     search: bool = False
-    """Find the smallest eps that each image needs, and so this model's eps_ref: the smallest eps
-    that leaves at most half of the images classified correctly."""
+    """Search for the smallest eps that each image needs, and compute this model's eps_ref: the
+    smallest eps that leaves at most half of the images classified correctly."""
 
     @property
     def measured(self) -> list[float]:
@@ -78,8 +80,8 @@ class FgsConfig(Section):
         return sorted({*self.eps, *fractions})
 
     @property
-    def is_enabled(self) -> bool:
-        """Whether the options request FGS."""
+    def enabled(self) -> bool:
+        """Whether FGS is used."""
         return self.search or bool(self.measured)
 
 
@@ -88,23 +90,23 @@ class EvaluationConfig(Section):
     """Accuracy and rho2, in training and in evaluate.py."""
 
     attack: AttackConfig = field(default_factory=AttackConfig)
-    """DeepFool as rho2 uses it."""
+    """DeepFool, for rho2."""
     fgs: FgsConfig = field(default_factory=FgsConfig)
-    """FGS, beside it."""
+    """FGS, which is measured in addition."""
     space: Literal["input", "pixels"] = "input"
-    """Where perturbations and norms are taken: the network's input, after the normalisation, as
-    in the paper; or pixels in [0, 1], with the normalisation inside the model."""
+    """Space of perturbations and norms. input: the network's input, after the normalisation, as in
+    the paper; pixels: pixels in [0, 1], with the normalisation inside the model."""
     clip: bool = False
-    """Space pixels: cut perturbed images to [0, 1], so that they are images."""
+    """With space pixels: clip perturbed images to [0, 1]."""
     batch_size: int = number(100, Range(minimum=1, unit="images"))
-    """Images a rank in one batch."""
+    """Number of images in a batch of one rank."""
     num_images: int | None = number(None, Range(minimum=1, unit="images"))
     """Evaluate on this many images, evenly spaced in the index. Default: all."""
     every_epochs: int = number(1, Range(minimum=1, unit="epochs"))
-    """Fine-tuning: epochs from one evaluation to the next; also before the first and after the last
-    epoch."""
+    """Fine-tuning: number of epochs between evaluations. The net is always evaluated before and
+    after fine-tuning too."""
 
     def check(self) -> None:
-        """Cutting to [0, 1] has a meaning for pixels alone."""
+        """Clipping to [0, 1] has a meaning for pixels only."""
         clips = self.clip and self.space != "pixels"
         require(not clips, "clip", "false where evaluation.space is input", self.clip)

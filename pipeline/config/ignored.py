@@ -1,4 +1,4 @@
-"""Options that have no effect beside the others."""
+"""Options that have no effect together with the other options of a run."""
 
 from collections.abc import Iterator
 from functools import reduce
@@ -19,9 +19,9 @@ def warn_ignored(
     fit the run.
 
     Args:
-        config: of the run.
-        device: type of the device that the run uses, if it is known: cpu or cuda.
-        steps_per_epoch: optimiser steps, if they are known.
+        config: the options of the run.
+        device: type of the run's device, cpu or cuda; None if it is not known yet.
+        steps_per_epoch: number of optimiser steps; None if it is not known yet.
     """
     defaults = type(config)()
     lines = [
@@ -78,13 +78,13 @@ def _of_schedule(schedule: ScheduleConfig) -> Iterator[tuple[str, str]]:
 
 
 def _of_methods(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
-    """Options of methods that the run does not use, or uses with weight 0. A user's own method may
-    read all of them."""
+    """Options of methods that the run does not use, or uses with weight 0. Nothing is yielded if
+    there is a user's own method, because it may read all options."""
     names = config.objective.method.split("+")
     if any(name not in BUILT_IN_METHODS for name in names):
         return
     reason = f"objective.method is {config.objective.method}"
-    yield "objective.options", f"{reason}; they are for a method given as package.module:Class"
+    yield "objective.options", f"{reason}; they are for methods of your own (package.module:Class)"
     gradient_options = ("regularizer.layers", "regularizer.gradient")
     if "deep_defense" in names and config.regularizer.lam == 0:
         for option in gradient_options:

@@ -40,10 +40,10 @@ def interrupted(where: str = "") -> str:
 def after_training(config: FinetuneConfig, size: int) -> str:
     """The commands that evaluate the fine-tuned net and show the run; one line each."""
     folder = config.folder
-    command = [_script("pipeline/evaluate.py"), "--config", folder / "config.yaml"]
-    command += ["--model.weights", folder / "weights.pth", "--output", f"{folder}-evaluation"]
+    arguments = [_script("pipeline/evaluate.py"), "--config", folder / "config.yaml"]
+    arguments += ["--model.weights", folder / "weights.pth", "--output", f"{folder}-evaluation"]
     launcher = ["torchrun", "--standalone", f"--nproc_per_node={size}"] if size > 1 else ["python"]
-    return f"evaluate it: {_quoted([*launcher, *command])}\ncurves:      {watch(folder)}"
+    return f"evaluate it: {_quoted([*launcher, *arguments])}\ncurves:      {watch(folder)}"
 
 
 def watch(folder: Path) -> str:
@@ -57,10 +57,10 @@ def after_evaluation(folder: Path) -> str:
 
 
 def _script(name: str) -> str:
-    """A script of this project, as it is called from the working folder."""
+    """The path of a script of this project, relative to the working folder if it is below it."""
     path = os.path.relpath(Path(__file__).parents[2] / name)
     return str(Path(path).absolute().resolve()) if path.startswith("..") else path
 
 
-def _quoted(argv: Sequence[object]) -> str:
-    return shlex.join(map(str, argv))
+def _quoted(arguments: Sequence[object]) -> str:
+    return shlex.join(map(str, arguments))

@@ -24,7 +24,14 @@ from jsonargparse import (
 
 from pipeline.config import CONFIGS, DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig, RunConfig
 from pipeline.config.aliases import translate, translate_argv, warn_of_aliases
-from pipeline.config.checks import Option, OptionError, all_options, choices, sections, words_for
+from pipeline.config.checks import (
+    Option,
+    OptionError,
+    all_options,
+    choices,
+    describe_type,
+    sections,
+)
 from pipeline.config.text import did_you_mean, parse_yaml, read_yaml
 from pipeline.errors import UserError, exit_on_user_error
 
@@ -32,7 +39,7 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 PROGRAMS = {FinetuneConfig: "pipeline/finetune.py", EvaluateConfig: "pipeline/evaluate.py"}
 _CONFIG = "--config"
-_YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
+_YAML_SPELLINGS = {"None": "null", "True": "true", "False": "false"}
 
 
 def parse(
@@ -41,16 +48,17 @@ def parse(
     argv: Sequence[str] | None = None,
     output_suffix: str = "",
 ) -> ConfigT:
-    """Read options from a YAML file (``--config``) and the command line, which wins.
+    """Read options from a YAML file (``--config``) and the command line, which takes precedence.
 
-    Without ``--config``, the base is the embedded demonstration, configs/demo.yaml; if the command
-    line names data, it is the defaults, which are those of torchvision's nets for ImageNet. A
-    mistake prints one line on rank 0 and exits with code 2.
+    Without ``--config``, ``--data.train`` and ``--data.val``, the configuration is the embedded
+    demonstration, configs/demo.yaml. With data but without ``--config``, the defaults are used,
+    which are those of torchvision's nets for ImageNet. A mistake prints one line on rank 0 and
+    exits with code 2.
 
     Args:
         cls: the options.
         description: shown by ``--help``.
-        argv: words of the command line; by default those of this process.
+        argv: arguments of the command line; by default those of this process.
         output_suffix: added to the YAML file's name for the default of ``--output``.
     """
     parser = _parser(cls)
@@ -71,10 +79,10 @@ def parse(
 
 
 def _read_argv(cls: type[RunConfig], argv: Sequence[str]) -> list[str]:
-    """A command line in today's spelling; with configs/demo.yaml where that is the base.
+    """A command line in today's spelling, with ``--config configs/demo.yaml`` if it is the default.
 
     Raises:
-        UserError: a name is no option.
+        UserError: a name is not an option.
     """
     arguments, notes = translate_argv(cls, argv)
     warn_of_aliases("", notes)
@@ -87,14 +95,14 @@ def _read_argv(cls: type[RunConfig], argv: Sequence[str]) -> list[str]:
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """jsonargparse's, with the line breaks of the description kept."""
+    """jsonargparse's formatter, which keeps the line breaks of the description."""
 
 
 class _Parser(ArgumentParser):
-    """jsonargparse's, with the ranges of numbers in ``--help`` and without its own options."""
+    """jsonargparse's parser, with ranges of numbers in ``--help`` and without its own options."""
 
     def describe(self, options: Mapping[str, Option]) -> None:
-        """Append the ranges to the help texts; hide what is no option."""
+        """Append the ranges to the help texts; hide arguments that are not options of a run."""
         for action in self._actions:
             option = options.get(action.dest)
             if option is not None and option.range is not None:
@@ -102,7 +110,7 @@ class _Parser(ArgumentParser):
             elif option is None and action.dest not in ("help", "config"):
                 action.help = argparse.SUPPRESS  # whole sections, and jsonargparse's own
 
-    def option_words(self) -> set[str]:
+    def option_strings(self) -> set[str]:
         """All options, with their dashes."""
         return set(self._option_string_actions)
 
@@ -149,12 +157,12 @@ def check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
     Raises:
         UserError: names the nearest options.
     """
-    option_words = _parser(cls).option_words()
+    valid_names = _parser(cls).option_strings()
     mappings = tuple(f"--{n}." for n, o in all_options(cls).items() if "dict" in str(o.hint))
-    for word in translate_argv(cls, argv).values:
-        name = word.partition("=")[0]
-        is_known = name.removesuffix("+") in option_words or name.startswith(mappings)
-        if is_known or not word.startswith("--"):
+    for argument in translate_argv(cls, argv).values:
+        name = argument.partition("=")[0]
+        is_valid = name.removesuffix("+") in valid_names or name.startswith(mappings)
+        if is_valid or not argument.startswith("--"):
             continue
         if name == "--":
             raise UserError("-- separates the options of a launcher; leave it out here")
@@ -177,10 +185,11 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
 
 
 def _read_file(cls: type[RunConfig], path: Path) -> dict[str, Any]:
-    """The options in a YAML file, under their names of today.
+    """The options in a YAML file, under their present names.
 
     Raises:
-        UserError: a key is no option, or a value is of a wrong type; names the file and the key.
+        UserError: a key is not an option, or a value is of a wrong type; names the file and the
+            key.
     """
     values, others = read_yaml(path, [CONFIGS]), _sections_of_others(cls)
     try:
@@ -208,7 +217,7 @@ def _check_keys(section: type, values: dict[str, Any], prefix: str = "") -> None
                 raise UserError(f"{name} must be a section of options ({inside}), got {value}")
             _check_keys(inner[key], value, f"{name}.")
         elif value is None and not all_options(section)[key].optional:
-            raise OptionError(name, words_for(all_options(section)[key].hint), None)
+            raise OptionError(name, describe_type(all_options(section)[key].hint), None)
 
 
 def _explain(cls: type[RunConfig], error: Exception) -> str:
@@ -220,9 +229,9 @@ def _explain(cls: type[RunConfig], error: Exception) -> str:
     value = re.search(r"(?:Got value|Given value):(.*)", text)
     declared = all_options(cls).get(option[1]) if option else None
     if option and declared is not None and value is not None:
-        word = _YAML_WORDS.get(value[1].strip(), value[1].strip() or "nothing")
-        hint = did_you_mean(word, choices(declared.hint))
-        return str(OptionError(option[1], words_for(declared.hint), word)) + hint
+        text = _YAML_SPELLINGS.get(value[1].strip(), value[1].strip() or "nothing")
+        hint = did_you_mean(text, choices(declared.hint))
+        return str(OptionError(option[1], describe_type(declared.hint), text)) + hint
     if option and option[1] not in all_options(cls):
         return f"--{option[1]} is a section of options, as --{option[1]}.NAME; --help lists all"
     text = re.sub(r"^argument (--\S+): expected one argument$", r"\1 needs a value", text)
@@ -266,12 +275,14 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def stored_differences(stored: Any, config: RunConfig, free: Sequence[str]) -> list[str]:
-    """`differences` of options that a run stored, maybe of an earlier version, and those of now."""
+    """`differences` between the options that a run stored and those of ``config``. The stored ones
+    may have earlier names."""
     return differences(translate(type(config), stored).values, to_dict(config), free)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str]) -> list[str]:
-    """Options that differ, as ``section.option: old -> new``; those under ``free`` may."""
+    """Options that differ, as ``section.option: old -> new``, without options and sections that
+    ``free`` lists."""
     before, after = flatten(old), flatten(new)
     return [
         f"{name}: {before.get(name)} -> {after.get(name)}"

@@ -28,20 +28,20 @@ class RunConfig(Section):
     """Options of both entry points."""
 
     output: str | None = None
-    """Folder of the run. Default: runs/NAME, NAME that of the YAML file (evaluation:
-    runs/NAME-evaluation)."""
+    """Folder of the run. Default: runs/NAME (evaluation: runs/NAME-evaluation), where NAME is the
+    name of the YAML file."""
     resume: str = "auto"
-    """auto: go on from what OUTPUT holds, if anything; never: refuse a folder that holds a run;
-    PATH: go on from this checkpoint (fine-tuning) or results folder (evaluation)."""
+    """auto: resume the run in OUTPUT, if there is one; never: refuse a folder that contains a run;
+    PATH: resume from this checkpoint (fine-tuning) or results folder (evaluation)."""
     dry_run: bool = False
-    """Check everything, say what would run, and stop."""
+    """Check everything, print what would run, and stop."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def check(self) -> None:
-        """Paths are not empty; names in OUTPUT are not longer than file systems allow."""
+        """Refuse empty paths, and names in OUTPUT that are longer than file systems allow."""
         for name in ("output", "resume"):
             require(getattr(self, name) != "", name, "a path", "''")
         longest = max((len(os.fsencode(part)) for part in Path(self.output or "").parts), default=0)
@@ -64,7 +64,7 @@ class Shard(NamedTuple):
     """One of several jobs that share the images."""
 
     number: int  # from 0
-    of: int
+    of: int  # number of shards
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -75,13 +75,14 @@ class EvaluateConfig(RunConfig):
     """Options of pipeline/evaluate.py."""
 
     shard: str = "0/1"
-    """i/n, i from 0 to n - 1: evaluate only the i-th of n parts of the images. The n jobs, which
-    need not know of one another, are given the same OUTPUT."""
+    """i/n, with i from 0 to n - 1: evaluate only the i-th of n parts of the images. The n jobs have
+    the same OUTPUT and do not communicate."""
     num_examples: int = number(8, Range(minimum=0, unit="images"))
-    """Images, evenly spaced in the index, whose perturbations are kept for the contact sheet."""
+    """Number of images, evenly spaced in the index, whose perturbations are stored for the contact
+    sheet."""
 
     def check(self) -> None:
-        """The shard is one of its parts."""
+        """Check the form and the range of the shard."""
         super().check()
         part, _, of = self.shard.partition("/")
         numbers = part.isdecimal() and of.isdecimal()
@@ -108,7 +109,7 @@ class FinetuneConfig(RunConfig):
     log: LogConfig = field(default_factory=LogConfig)
 
     def check(self) -> None:
-        """Half-precision input needs a net that takes it."""
+        """Refuse half-precision input for a net in fp32."""
         super().check()
         half = self.data.half_input and self.runtime.precision == "fp32"
         require(not half, "data.half_input", "false with runtime.precision fp32", value=True)

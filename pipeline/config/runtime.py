@@ -13,17 +13,17 @@ class RuntimeConfig(Section):
     """Devices and precision."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run. auto: a GPU a rank if there are GPUs, else the CPU."""
+    """Device of the run. auto: one GPU for each rank if there are GPUs, else the CPU."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the network's forward and backward in training (torch.amp; fp16 with loss scaling).
-    Norms and logit differences are fp32 always, and evaluation runs in fp32."""
+    """Precision of the network's forward and backward in training (torch.amp; fp16 with loss
+    scaling). Norms and logit differences are always fp32. Evaluation runs in fp32."""
     tf32: bool = False
-    """Allow TF32 in fp32 matrix products and convolutions on the GPU, in evaluation too."""
+    """Allow TF32 in fp32 matrix products and convolutions on a GPU, in evaluation too."""
     channels_last: bool | Literal["auto"] = "auto"
     """Keep the net and its input in channels_last memory format. auto: on the CPU, and on a GPU
     with half precision, where it is faster."""
     connect_timeout: int = number(60, _TIMEOUT)
-    """Seconds after which ranks that do not find one another at the start give up."""
+    """Seconds that a rank waits at the start until all ranks are connected."""
     collective_timeout: int = number(600, _TIMEOUT)
-    """Seconds after which a collective operation fails: ranks that wait for a rank that does not
-    answer then stop."""
+    """Seconds after which a collective operation fails. Ranks that wait for an unresponsive rank
+    then stop."""

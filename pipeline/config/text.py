@@ -33,23 +33,23 @@ class Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that YAML text holds.
+    """The value of a YAML text.
 
     Raises:
         yaml.YAMLError: bad syntax, or a key that occurs twice.
     """
-    return yaml.load(text, Loader)  # a SafeLoader: it makes plain values alone
+    return yaml.load(text, Loader)  # a SafeLoader, which creates plain values only
 
 
 def read_yaml(path: Path, folders: Iterable[Path] = ()) -> dict[str, Any]:
-    """The sections that a YAML file holds.
+    """The sections in a YAML file.
 
     Args:
         path: the file.
-        folders: searched for a file of a similar name, besides the file's own folder.
+        folders: folders that are searched for a similar name, in addition to the file's own folder.
 
     Raises:
-        UserError: the file cannot be read, or holds no sections; names the file and the line.
+        UserError: the file cannot be read, or contains no sections; names the file and the line.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; --config takes a YAML file, as configs/demo.yaml")
@@ -57,8 +57,8 @@ def read_yaml(path: Path, folders: Iterable[Path] = ()) -> dict[str, Any]:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         files = [file for folder in (*folders, path.parent) for file in folder.glob("*.y*ml")]
-        by_name = {file.name: file for file in files}
-        near = [by_name[name] for name in nearest(path.name, by_name)]
+        file_by_name = {file.name: file for file in files}
+        near = [file_by_name[name] for name in nearest(path.name, file_by_name)]
         raise UserError(f"--config: no file {path}{_question(near)}") from None
     except OSError as error:
         raise UserError(f"--config: {path} cannot be read ({error.strerror})") from None
@@ -84,12 +84,12 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
-    """A hint at the names nearest to a word: "; did you mean A or B?", or nothing.
+    """A hint with the names nearest to a word: "; did you mean A or B?", or an empty string.
 
     Args:
         word: the misspelt name; an option's section may be missing.
         names: all valid names.
-        prefix: put before each name of the hint.
+        prefix: put before each name in the hint.
     """
     return _question([prefix + name for name in nearest(word, names)])
 
@@ -99,7 +99,7 @@ def _question(names: Sequence[object]) -> str:
 
 
 def nearest(word: str, names: Iterable[str]) -> list[str]:
-    """At most three names that the word may stand for; see `did_you_mean`."""
+    """At most three names similar to the word; see `did_you_mean`."""
     names = list(dict.fromkeys(names))
 
     def plain(name: str) -> str:

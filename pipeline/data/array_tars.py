@@ -1,4 +1,4 @@
-"""Tars of float32 arrays, one .npy file for each row of an index, appended one by one.
+"""Tars of float32 arrays. One .npy file is appended for each row of an index.
 
 A kill can cut the last member short. It is dropped when the tar is opened again.
 """
@@ -20,7 +20,7 @@ from pipeline.runtime.files import name_in_errors
 
 
 def members(path: Path) -> list[tarfile.TarInfo]:
-    """The members of a tar, without one that is cut short."""
+    """The members of a tar, without a last member that is cut short."""
     size = path.stat().st_size
     complete: list[tarfile.TarInfo] = []
     try:

@@ -41,7 +41,7 @@ class TrainingPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in an epoch. The remaining images are others in each epoch."""
+        """Full batches in an epoch. The images that remain are different in each epoch."""
         return len(self.index) // self.train.batch_size
 
     @property

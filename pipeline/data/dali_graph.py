@@ -1,4 +1,4 @@
-"""DALI's graphs, from encoded bytes to normalised images, and how a pipeline is made of them.
+"""DALI's graphs, from encoded bytes to normalised images, and the pipelines that run them.
 
 Only this file imports DALI.
 """
@@ -18,22 +18,22 @@ from pipeline.config import DataConfig
 
 __all__ = ["GraphOptions", "Inputs", "Pipeline", "build_pipeline"]
 
-# A batch for DALI: the encoded bytes of each image, the five arrays of `pipeline.data.plan.Windows`
-# and, for an index with arrays, whether each sample is an array.
+# A batch for DALI: the encoded bytes of each image, and the five arrays of
+# `pipeline.data.plan.Windows`. An index with arrays adds whether each sample is an array.
 Inputs = tuple[list[np.ndarray] | np.ndarray, ...]
 
 _FILTERS = {"bilinear": DALIInterpType.INTERP_LINEAR, "bicubic": DALIInterpType.INTERP_CUBIC}
-_SCALE = 255.0  # mean and std are given for pixels in [0, 1]
+_SCALE = 255.0  # mean and std are for pixels in [0, 1]
 
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What a pipeline makes of its samples, where, and with which resources."""
+    """The preprocessing, the device and the resources of a pipeline."""
 
     config: DataConfig
-    mean: np.ndarray  # of `pipeline.data.mean_image.mean_of`
-    device: torch.device  # of the batches; a CUDA device decodes on the GPU
-    batch_size: int  # the largest
+    mean: np.ndarray  # from `pipeline.data.mean_image.mean_of`
+    device: torch.device  # device of the batches; a CUDA device decodes on the GPU
+    batch_size: int  # the largest size of a batch
     num_threads: int
     has_arrays: bool  # some samples are float32 arrays, which are only mirrored
 
@@ -54,7 +54,7 @@ class GraphOptions:
 
 
 def build_pipeline(source: Callable[[], Inputs], options: GraphOptions) -> Pipeline:
-    """A pipeline that calls ``source`` for each batch, ahead of its use."""
+    """A pipeline that calls ``source`` for each batch, before the batch is used."""
     graph = _graph_of_images_and_arrays if options.has_arrays else _graph_of_images
     pipeline = graph(
         source,
@@ -85,8 +85,9 @@ def _graph_of_images_and_arrays(source: Callable[[], Inputs], options: GraphOpti
 def _decode_or_read(
     options: GraphOptions, encoded: DataNode, windows: list[DataNode], is_array: Any
 ) -> DataNode:
-    """DALI rewrites the condition to split the batch: ``is_array`` is a DataNode, which the type
-    checker takes for a value that has no truth."""
+    """Decode images, and read arrays. DALI rewrites the condition, so that it splits the batch.
+    ``is_array`` is a DataNode; it has the type Any because the type checker does not accept a
+    DataNode in a condition."""
     if is_array:
         images = _read_arrays(options, encoded, windows[-1])
     else:

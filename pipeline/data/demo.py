@@ -1,4 +1,4 @@
-"""The default data: MNIST digits of the package, read like any other archive.
+"""The default data: MNIST digits in the package, which are read like any other archive.
 
 The package contains 6,000 digits for training (every tenth of MNIST's training set) and 2,000 for
 testing (every fifth of its test set) as IDX files. On first use they are written as tars of PNGs
@@ -47,7 +47,7 @@ def prepare() -> dict[str, Path]:
                 _make(work, folder, part)
             work.rename(folder)
         except OSError as error:
-            if not folder.is_dir():  # no other rank was first: a full disk, for example
+            if not folder.is_dir():  # not because another rank was first; the disk may be full
                 raise UserError(f"cannot write {work}: {error}") from None
         finally:
             shutil.rmtree(work, ignore_errors=True)

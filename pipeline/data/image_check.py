@@ -70,7 +70,7 @@ def _look(source: BinaryIO, offset: int, length: int) -> ImageFacts:
         raise NotDecodable(f"{image.format}, which DALI does not decode; convert it to PNG")
     tail = min(length, _TAIL)
     if not _has_end_marker(image.format, os.pread(descriptor, tail, offset + length - tail)):
-        # The file may be padded or cut short, which only a full decode can tell.
+        # The file may be padded or cut short. Only a full decode shows which.
         Image.open(io.BytesIO(os.pread(descriptor, length, offset))).load()
     return ImageFacts(image.width, image.height, image.format, image.mode)
 

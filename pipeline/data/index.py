@@ -39,7 +39,7 @@ FLOAT32_ARRAY = "FLOAT32"
 class Index:
     """An index in memory: numpy columns of N rows, and the ids as one Arrow array.
 
-    It holds about 64 bytes per image, 82 MB for ILSVRC-2012. Reading it takes up to 160 bytes per
+    It holds about 64 bytes per image, 82 MB for ILSVRC-2012; reading it takes up to 160 bytes per
     image.
     """
 
@@ -47,7 +47,7 @@ class Index:
     root: Path
     classes: Classes  # K, in the order of the labels
     files: list[str]  # F distinct names, relative to root
-    file_sizes: dict[str, int]  # of archives only, in bytes, when they were indexed
+    file_sizes: dict[str, int]  # bytes of each archive when it was indexed; not for single images
     file: np.ndarray  # (N,) int32, position in files
     offset: np.ndarray  # (N,) int64
     length: np.ndarray  # (N,) int32
@@ -108,7 +108,7 @@ def write(
         rows: a table with the columns of `SCHEMA`.
         root: folder that the ``file`` column is relative to.
         classes: in the order of the labels; plain names are the classes' ids too.
-        archives: paths of those files that are archives, whose sizes are recorded.
+        archives: paths of the files that are archives; their sizes are recorded.
 
     Raises:
         UserError: ``path`` exists and is not an index.
@@ -151,7 +151,7 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
     Args:
         path: the Parquet file.
         root: folder of the archives or images (``--data.root``); None: the recorded one.
-        option: name of the option that gave ``path``, for messages.
+        option: name of the option whose value is ``path``, for messages.
 
     Raises:
         UserError: the file is missing, empty, damaged, or not an index of this version.
@@ -190,7 +190,7 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
 
 
 def _equals(column: pa.ChunkedArray, text: str) -> np.ndarray:
-    """Where a column of strings, stored as a dictionary, has this value; (N,) bool."""
+    """Whether each row of a column of dictionary-encoded strings equals ``text``; (N,) bool."""
     encoded = column.combine_chunks()
     is_text = np.array([value == text for value in encoded.dictionary.to_pylist()])
     return is_text[encoded.indices.to_numpy()]

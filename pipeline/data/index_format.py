@@ -1,6 +1,6 @@
 """The Parquet file of an index: its columns, its metadata, and checks of its content.
 
-For a damaged index, the user gets one line with the file's name before any image is read.
+A damaged index is reported in one line with the file's name, before any image is read.
 """
 
 import json
@@ -21,7 +21,7 @@ SCHEMA = pa.schema(
     [
         ("id", pa.string()),  # unique; the member's or file's path
         ("file", pa.dictionary(pa.int32(), pa.string())),  # relative to the metadata's root
-        ("offset", pa.int64()),  # of the image's first byte in the file
+        ("offset", pa.int64()),  # position of the image's first byte in the file
         ("length", pa.int32()),  # in bytes
         ("label", pa.int32()),  # 0..num_classes-1
         ("width", pa.int32()),  # in pixels, as stored (EXIF orientation is not applied)
@@ -46,7 +46,7 @@ class Metadata:
 
     root: str  # folder that the ``file`` column is relative to
     classes: Classes
-    file_sizes: dict[str, int]  # of archives only, in bytes, when they were indexed
+    file_sizes: dict[str, int]  # bytes of each archive when it was indexed; not for single images
 
     def to_json(self) -> bytes:
         """The value of `METADATA_KEY` in the file."""
@@ -64,7 +64,7 @@ def read_metadata(schema: pa.Schema, where: str) -> Metadata:
     """The metadata of an index.
 
     Args:
-        schema: of the Parquet file.
+        schema: the schema of the Parquet file.
         where: the option and the file, for messages.
 
     Raises:
@@ -148,8 +148,8 @@ def check_rows(table: pa.Table, metadata: Metadata, where: str) -> None:
     """Refuse rows with impossible values.
 
     Args:
-        table: as `check_columns` returns it.
-        metadata: of the same index.
+        table: the result of `check_columns`.
+        metadata: the metadata of the same index.
         where: the option and the file, for messages.
 
     Raises:

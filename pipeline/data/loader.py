@@ -59,16 +59,16 @@ class Loader:
         """Check the archives and the mean; iterating starts the decoding.
 
         Args:
-            index: where the images are.
+            index: the positions of the images.
             specs: the batches, in order; may be endless.
-            config: how images become input.
-            device: of the batches; a CUDA device decodes on the GPU.
+            config: the options of preprocessing.
+            device: device of the batches; a CUDA device decodes on the GPU.
             batch_size: largest number of images in a batch.
-            threads: DALI's worker threads.
+            threads: number of DALI's worker threads.
 
         Raises:
-            UserError: the archives are missing or not the indexed ones, arrays in them are of
-                another size than the net's input, or the mean image is.
+            UserError: the archives are missing or not the indexed ones, or the size of arrays or of
+                the mean image is not that of the net's input.
         """
         self.index = index
         has_arrays = bool(index.is_array.any())
@@ -82,8 +82,9 @@ class Loader:
             config, mean_of(config), device, batch_size, threads, has_arrays
         )
         self._bad_rows: set[int] = set()
-        # Batches handed to DALI and not yet returned. Their views keep the mapped files open,
-        # which DALI reads without a copy; the last one stays until the next has been returned.
+        # Batches that were passed to DALI and not returned yet. DALI reads the mapped files without
+        # a copy; the views of the batches keep these files open. The last batch is kept until the
+        # next one has been returned.
         self._in_flight: deque[tuple[BatchSpec, Inputs]] = deque()
         self._returned: tuple[BatchSpec, Inputs] | None = None
         self._pipeline: Pipeline | None = None
@@ -92,7 +93,7 @@ class Loader:
         """Yield the batches of the stream, in its order.
 
         Raises:
-            UndecodableImages: names them (``data.on_error: raise``).
+            UndecodableImages: images do not decode, and ``data.on_error`` is raise; names them.
         """
         self._pipeline = build_pipeline(self._next_inputs, self._options)
         try:
@@ -144,8 +145,8 @@ class Loader:
         if self._bad_rows:
             spec = self._without_bad(spec)
         views = self._files.views(spec.rows)
-        # The decoder of DALI 2.4 crashes the process (its threads outlive their batch) when one
-        # image of several has a header that it cannot parse.
+        # The decoder of DALI 2.4 crashes the process if it cannot parse the header of one of
+        # several images, because its threads still run when their batch is released.
         bad = [
             row
             for row, view in zip(spec.rows.tolist(), views, strict=True)
@@ -171,13 +172,13 @@ class Loader:
         return spec.take(np.flatnonzero(good))
 
     def _recover(self, error: RuntimeError) -> None:
-        """Find the images that made the pipeline fail; raise an error that names them, or start a
-        new pipeline without them."""
+        """Find the images because of which the pipeline failed. Raise an error that names them, or
+        start a new pipeline without them."""
         pending = [spec for spec, _ in self._in_flight]
         self._close()
         bad = sorted({row for spec in pending for row in self._undecodable(spec)})
         if not bad:
-            raise error  # no image caused it
+            raise error  # all images decode, so there is another cause
         self._leave_out(bad)
         self._specs = itertools.chain(pending, self._specs)
         self._pipeline = build_pipeline(self._next_inputs, self._options)
@@ -197,7 +198,7 @@ class Loader:
         self._bad_rows.update(bad)
 
     def _undecodable(self, spec: BatchSpec) -> list[int]:
-        """Decode a batch one image at a time; the rows that fail."""
+        """Decode a batch one image at a time; returns the rows that fail."""
         single = (spec.take(np.array([position])) for position in range(len(spec.rows)))
         return [int(image.rows[0]) for image in single if not self._decodes(image)]
 

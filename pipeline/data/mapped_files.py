@@ -12,7 +12,7 @@ _OPEN_FILES = 512  # limit on the mapped files of a folder; archives stay mapped
 
 
 class Files:
-    """The bytes of an index's images as views of mapped files.
+    """The bytes of an index's images, as views of mapped files.
 
     Archives are mapped, and their sizes compared with the index, when this object is made. The
     files of a folder are mapped when they are read. The decoder's threads read the pages from disk.
@@ -60,7 +60,7 @@ class Files:
     def _map(self, file: int) -> np.ndarray:
         path = Path(self.index.root) / self.index.files[file]
         try:
-            # A plain ndarray slices twice as fast as numpy.memmap, which it keeps alive.
+            # Slicing a plain ndarray is twice as fast as slicing the numpy.memmap it refers to.
             data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
         except FileNotFoundError:
             raise UserError(

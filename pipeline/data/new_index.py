@@ -12,7 +12,7 @@ from pipeline.data.scan import ReportProgress, Scan
 from pipeline.data.scan_rows import printable
 from pipeline.runtime import machine
 
-_MAX_LINES = 8  # for each reason to leave members out
+_MAX_LINES = 8  # lines for each reason for which members are left out
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class NewIndex:
         return {} if self.source.is_dir() else {self.source.name: self.source}
 
     def verify(self, progress: ReportProgress) -> None:
-        """Decode every image as training will, and leave out those that fail.
+        """Decode every image as training does, and leave out those that fail.
 
         Args:
             progress: called with the number of images decoded so far.

@@ -1,8 +1,8 @@
 """The plan: the image at each position of an epoch and its crop, as a pure function.
 
 Order, crops and flips depend only on (seed, epoch, position), through a counter-based generator
-(Philox). They are the same for any number of ranks and can be computed from any position on. Only
-raw 64-bit words of the generator are used, whose values NumPy guarantees.
+(Philox). They are the same for any number of ranks, and any position can be computed directly. Only
+raw 64-bit integers of the generator are used, because NumPy guarantees their values.
 """
 
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.config import DataConfig
 
 _TRIES = 10  # as in torchvision's RandomResizedCrop
-_WORDS = 4 * _TRIES + 4  # 64-bit words per position; a multiple of Philox's block of 4
+_DRAWS = 4 * _TRIES + 4  # 64-bit integers per position; a multiple of Philox's block of 4
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,15 @@ def training_windows(
 
     Args:
         width, height: (B,) sizes of the images at these positions, in pixels.
-        seed, epoch: of the run.
+        seed: seed of the run.
+        epoch: number of the epoch.
         start: first position. The random numbers of a position do not depend on it.
-        config: crop, area, aspect, random_crop, flip.
+        config: crop_size, crop_scale, crop_ratio, random_crop and hflip are used.
     """
     num = len(width)
     generator = np.random.Philox(key=_key(seed, epoch, stream=1))
-    generator.advance(start * (_WORDS // 4))  # Philox counts blocks of four words
-    raw = generator.random_raw(num * _WORDS).reshape(num, _WORDS)
+    generator.advance(start * (_DRAWS // 4))  # Philox counts blocks of four integers
+    raw = generator.random_raw(num * _DRAWS).reshape(num, _DRAWS)
     uniform = (raw >> 11) * 2.0**-53  # in [0, 1), with 53 bits
     mirror = (uniform[:, -1] < 0.5) & config.hflip
     if not config.random_crop:
@@ -70,7 +71,7 @@ _HALF_WIDTH = {"bilinear": 1.0, "bicubic": 2.0}
 def evaluation_windows(
     width: np.ndarray, height: np.ndarray, config: DataConfig, mirror: np.ndarray | None = None
 ) -> Windows:
-    """Resize the shorter side to ``config.resize``, then crop the centre to ``config.crop``.
+    """Resize the shorter side to ``resize_size``, then crop the centre to ``crop_size``.
 
     The arithmetic is that of torchvision's Resize and CenterCrop. Only the part of the image that
     the resampling filter uses is decoded.
@@ -119,7 +120,7 @@ def _random_resized_crop(
 
 
 def _central_shape(width: np.ndarray, height: np.ndarray, config: DataConfig) -> np.ndarray:
-    """torchvision's fallback: the whole image, cut to the nearest allowed aspect; (B, 2)."""
+    """torchvision's fallback: the largest central crop whose width / height is allowed; (B, 2)."""
     ratio = width / height
     least, largest = config.crop_ratio
     h = np.where(ratio < least, np.round(width / least), height)

@@ -122,7 +122,7 @@ def scan_folder(
     Args:
         root: the folder.
         progress: called with the number of files scanned so far.
-        read_classes: as of `scan_tar`.
+        read_classes: see `scan_tar`.
 
     Returns:
         The scan and the classes.
@@ -153,7 +153,7 @@ def scan_folder(
 def list_folder(root: Path) -> tuple[list[str], list[str]]:
     """Files below a folder, sorted, and the folders directly in it; without hidden ones.
 
-    Links to folders are followed, except to a folder that contains the link.
+    Links to folders are followed, except links to a folder that contains the link.
     """
     names, folders = [], []
     ancestors = {str(root): {os.path.realpath(root)}}  # real paths of a folder and its parents
@@ -235,8 +235,8 @@ class DevelopmentKit:
     """
 
     wnids: list[str]  # sorted; wnids[label] is the class's id
-    names: list[str]  # of each label, for display
-    validation_labels: list[int]  # of each validation image, in file order
+    names: list[str]  # name of each label, for display
+    validation_labels: list[int]  # label of each validation image, in file order
 
     @property
     def classes(self) -> Classes:
@@ -255,13 +255,13 @@ def read_development_kit(path: Path) -> DevelopmentKit:
     file_size(path)
     try:
         with gzip.open(path) as compressed:
-            content = compressed.read()  # to the end, which checks the checksum
+            content = compressed.read()  # reading to the end compares the checksum
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             wanted = {"meta.mat": b"", "ILSVRC2012_validation_ground_truth.txt": b""}
             for member in archive:
                 if (name := PurePosixPath(member.name).name) in wanted and member.isfile():
                     file = archive.extractfile(member)
-                    assert file is not None, "None for members that are no files"
+                    assert file is not None, "None only for members that are not files"
                     wanted[name] = file.read()
         meta, truth = wanted.values()
         if not meta or not truth:

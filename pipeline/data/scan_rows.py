@@ -55,7 +55,7 @@ class Scan:
         self.rejected.append((name if name == file else f"{file}: {name}", reason))
 
     def drop(self, rows: Iterable[int], reason: str) -> None:
-        """Remove rows that were added, and leave their members out."""
+        """Remove rows, and add their members to those left out."""
         dropped = sorted(set(rows), reverse=True)
         for row in reversed(dropped):
             self.reject(self.columns["id"][row], self.columns["file"][row], reason)

@@ -29,7 +29,8 @@ def open_index(config: RunConfig, part: str) -> Index:
 def decoding_threads(config: DataConfig, local_size: int = 1) -> int:
     """DALI's threads for this rank: ``data.num_threads``, or one more than its share of the cores.
 
-    With one more, small operators of one batch do not wait for the decoder of another.
+    With the additional thread, small operators of one batch do not wait for the decoder of another
+    batch.
     """
     if config.num_threads is not None:
         return config.num_threads

@@ -24,7 +24,7 @@ def tar_members(
     Args:
         path: the file.
         start: position of the tar's first byte in the file.
-        end: position by which the tar must end.
+        end: largest valid position of the tar's end.
         folders: yield folders too.
 
     Raises:

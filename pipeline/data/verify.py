@@ -1,4 +1,4 @@
-"""Decode every image of an index as the loader does, and find those that fail."""
+"""Decoding every image of an index as the loader does, to find those that fail."""
 
 from collections.abc import Callable, Iterator
 
@@ -44,8 +44,8 @@ def undecodable_rows(
     """Rows whose image the loader cannot decode, sorted.
 
     Args:
-        index: of images, which are decoded at their full size.
-        threads: DALI's worker threads.
+        index: an index of images; they are decoded at their full size.
+        threads: number of DALI's worker threads.
         progress: called with the number of images decoded so far.
     """
     data = DataConfig(crop_size=8, resize_size=8, mean=[0.0] * 3, std=[1.0] * 3)

@@ -42,7 +42,8 @@ def data_options(data: DataConfig, evaluation: EvaluationConfig) -> DataConfig:
 def attack_view_of(
     net: nn.Module, data: DataConfig, evaluation: EvaluationConfig, device: torch.device
 ) -> AttackView:
-    """The view of the net in that space; its batches are large enough for reproducible results."""
+    """The view of the net in the space of the evaluation. Its batches are large enough for
+    reproducible results."""
     size = images_at_once(evaluation.batch_size, device)
     smallest = min_batch_size(size, device)
     if evaluation.space == "input":

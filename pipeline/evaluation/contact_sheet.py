@@ -21,9 +21,9 @@ def draw(examples: Sequence[Example], class_names: list[str], data: DataConfig) 
     """Draw a figure with one row for each image.
 
     Args:
-        examples: at least one; in the space that ``data`` describes.
+        examples: at least one example, in the space that ``data`` describes.
         class_names: the name of each label.
-        data: its mean and std are undone to obtain pixels in [0, 1].
+        data: mean and std are used to compute pixels in [0, 1].
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # importing it takes 0.3 s
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def draw_stored(folder: Path, manifest: Manifest) -> "Figure | None":
 
     Args:
         folder: OUTPUT of the evaluation.
-        manifest: of the evaluation.
+        manifest: the manifest of the evaluation.
     """
     store, preprocessing = ResultsFolder(folder / "results"), manifest.identity.input
     shape = (preprocessing.channels, preprocessing.crop, preprocessing.crop)

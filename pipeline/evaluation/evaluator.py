@@ -1,4 +1,4 @@
-"""From batches of images to samples, with a pool of unfinished images.
+"""Evaluates batches of images, with a pool of unfinished images.
 
 In: batches of images. Out: `Samples` of those that have finished. Every image starts with one clean
 forward pass; images that need more iterations of DeepFool wait in a pool until they fill a batch.
@@ -37,14 +37,14 @@ class Finished(NamedTuple):
 class _FirstPass(NamedTuple):
     """A part of a batch after its clean forward pass and first iteration."""
 
-    samples: Samples  # of all its images; the columns of the perturbation are not filled yet
+    samples: Samples  # all images of the part; the columns of the perturbation are not filled yet
     iteration: IterationResult
 
 
 class Evaluator:
-    """Takes batches and yields samples as they finish.
+    """Takes batches, and yields samples as they finish.
 
-    Because unfinished images of all batches share a pool, the net gets full batches in every
+    Unfinished images of all batches are in one pool, so the net gets full batches in every
     iteration. When memory runs out, the batch size is halved.
     """
 
@@ -55,8 +55,8 @@ class Evaluator:
 
         Args:
             view: the net.
-            config: what to measure.
-            size: images per forward pass.
+            config: the options of the evaluation.
+            size: number of images per forward pass.
             examples: rows whose perturbations are returned as well.
         """
         self.view, self.config, self.at_once = view, config, size
@@ -87,11 +87,11 @@ class Evaluator:
         images, labels = upcast(batch.images[part]), batch.labels[part]
         forward = self.view.forward_with_grad(images)
         logits = forward.logits.detach()
-        direction = fgs_direction(forward, labels) if self.config.fgs.is_enabled else None
+        direction = fgs_direction(forward, labels) if self.config.fgs.enabled else None
         key = torch.from_numpy(batch.rows[part]).to(images.device)
         state = initial_state(images, logits, self._attack, key=key)
         points = PointsToLinearize(forward, torch.arange(len(images), device=images.device))
-        del forward  # `points` alone refers to it, and frees its graph early
+        del forward  # only `points` refers to it now, and frees its graph early
         iteration = deepfool_iteration(self.view, state, self._attack, points)
         after_fgs, fgs_eps = self._fgs(images, labels, logits, direction)
         finite = logits.isfinite().all(dim=1)
@@ -109,7 +109,8 @@ class Evaluator:
     def _fgs(
         self, images: Tensor, labels: Tensor, logits: Tensor, direction: FgsDirection | None
     ) -> tuple[Tensor, Tensor]:
-        """Correct after FGS (N, E), and the smallest eps (N,), which is NaN if not searched for."""
+        """Whether images are correct after FGS (N, E), and the smallest eps (N,). The latter is NaN
+        if it is not searched for."""
         fgs = self.config.fgs
         after_fgs = torch.zeros(len(images), 0, dtype=torch.bool)
         eps = torch.full_like(labels, torch.nan, dtype=torch.float64)

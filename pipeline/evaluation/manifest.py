@@ -33,7 +33,7 @@ _ABOUT_DEFAULTS = {"batch_difference": 0.0, "kernels": {}}  # manifests of older
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What was evaluated and how: equal in all shards of an evaluation."""
+    """What was evaluated, and how. It is equal in all shards of an evaluation."""
 
     model: str
     weights: str  # hash of the weights
@@ -44,17 +44,17 @@ class Identity:
     protocol: Protocol
 
     def to_dict(self) -> dict[str, Any]:
-        """As stored in manifest.json, summary.json and samples.parquet."""
+        """The values that manifest.json, summary.json and samples.parquet store."""
         values = asdict(self)
         del values["protocol"]
         return {**values, "input": self.input.to_dict(), "definition": self.protocol.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Any) -> "Identity":
-        """From the values of a file.
+        """Create it from the values of a file.
 
         Raises:
-            ValueError: a phrase that says what is wrong with them.
+            ValueError: the message is a phrase about what is wrong with them.
         """
         check_object(values, IDENTITY_KINDS)
         plain = {name: values[name] for name in values if name not in ("input", "definition")}
@@ -70,11 +70,12 @@ class Manifest:
     """Which evaluation a shard's results belong to."""
 
     identity: Identity
-    about: dict[str, Any]  # not compared: names of classes, the index's path, the machine's kernels
+    # Values that are not compared: names of classes, the index's path, the machine's kernels.
+    about: dict[str, Any]
 
     @property
     def batch_difference(self) -> float:
-        """By how much an image's logits and gradients depended on its batch; 0: not at all."""
+        """The largest relative difference of an image's logits and gradients between batches."""
         return self.about.get("batch_difference", 0.0)
 
     def differences(self, other: "Manifest") -> str:
@@ -82,15 +83,15 @@ class Manifest:
         return "; ".join(differences(self.identity.to_dict(), other.identity.to_dict(), ()))
 
     def to_dict(self) -> dict[str, Any]:
-        """As stored in manifest.json."""
+        """The values that manifest.json stores."""
         return {"identity": self.identity.to_dict(), "about": self.about}
 
     @classmethod
     def from_dict(cls, values: Any) -> "Manifest":
-        """From the values of a file.
+        """Create it from the values of a file.
 
         Raises:
-            ValueError: a phrase that says what is wrong with them.
+            ValueError: the message is a phrase about what is wrong with them.
         """
         check_object(values, {"identity": OBJECT, "about": OBJECT})
         identity = Identity.from_dict(values["identity"])

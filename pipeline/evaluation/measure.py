@@ -1,7 +1,7 @@
-"""Measures accuracy, rho2 and FGS of a net on an index, each image on exactly one rank.
+"""Measures accuracy, rho2 and FGS of a net on an index. Each image is measured on exactly one rank.
 
-In: a net, an index, the rows that are not done. Out: `Samples` of this rank, as they finish. Ranks
-do not communicate until the end; then their results are joined by row.
+In: a net, an index, the rows that are not done. Out: `Samples` of this rank, as images finish.
+Ranks do not communicate until the end; then their results are joined by row.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,11 @@ OnFinished = Callable[[Finished, list[int]], None]
 class Measurement:
     """An evaluation of a net on an index."""
 
-    net: nn.Module  # from images to logits
-    index: Index  # of the images
-    config: RunConfig  # of its sections, data, evaluation and runtime are used
+    net: nn.Module  # computes logits of images
+    index: Index  # the images
+    config: RunConfig  # the sections data, evaluation and runtime are used
     ranks: DistributedContext  # this rank and its device
-    threads: int  # for decoding
+    threads: int  # number of threads that decode images
 
     def run(
         self,
@@ -50,13 +50,14 @@ class Measurement:
             on_finished: called after each step with the images that have finished, and with the
                 rows of images that did not decode and were left out.
             examples: rows whose perturbations are passed to ``on_finished``.
-            stop: checked after each step. With it, all ranks must call this.
+            stop: the signals of this rank, which are checked after each step. With this argument,
+                all ranks must call the method.
 
         Returns:
             This rank's results, and the rows of images that were left out.
 
         Raises:
-            Stopped: on every rank, if one of them received a signal.
+            Stopped: raised on every rank, if one of them received a signal.
         """
         if stop is None:
             return self._run(rows, on_finished, examples)
@@ -105,20 +106,20 @@ class Measurement:
 
 
 def gather_samples(
-    own_samples: Samples, skipped: list[int], rows: np.ndarray, ranks: DistributedContext
+    rank_samples: Samples, skipped: list[int], rows: np.ndarray, ranks: DistributedContext
 ) -> tuple[Samples, list[int]]:
     """Join the ranks' results and check that each row was evaluated exactly once.
 
     Args:
-        own_samples: this rank's results.
+        rank_samples: this rank's results.
         skipped: this rank's rows of images that did not decode.
         rows: rows of all ranks.
-        ranks: all of them must call this.
+        ranks: this rank; all ranks must call this function.
 
     Returns:
         The results of all ranks, and the rows of images that did not decode.
     """
-    parts = ranks.gather((own_samples, skipped))
+    parts = ranks.gather((rank_samples, skipped))
     samples = Samples.concatenate(samples_of_rank for samples_of_rank, _ in parts)
     all_skipped = sorted(row for _, skipped_of_rank in parts for row in skipped_of_rank)
     done = np.concatenate([samples.row, np.array(all_skipped, np.int64)])

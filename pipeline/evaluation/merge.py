@@ -1,7 +1,7 @@
 """Merging the shards of an evaluation.
 
-In: OUTPUT/results. Out: `Merged`, the same for any number of shards and ranks, also if some of
-them were interrupted and resumed.
+In: OUTPUT/results. Out: `Merged`. It is the same for any number of shards and ranks, also if some
+shards were interrupted and resumed.
 """
 
 from collections import Counter
@@ -48,7 +48,7 @@ def merge_shards(folder: Path) -> Merged:
     """Merge the shards in OUTPUT/results.
 
     Raises:
-        UserError: there are none, they are of different evaluations, or they disagree.
+        UserError: there are no shards, they are of different evaluations, or they disagree.
     """
     stored = ResultsFolder(folder / "results").read()
     rows = _rows(stored.manifest)

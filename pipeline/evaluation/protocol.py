@@ -1,4 +1,4 @@
-"""The protocol of an evaluation: what its numbers mean, and which net they are of.
+"""The protocol of an evaluation: how its numbers were measured, and a hash of the net's weights.
 
 In: the options of an evaluation; a net. Out: the records that are stored with the numbers.
 """
@@ -58,9 +58,9 @@ _PROTOCOL_KINDS: Kinds = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How images become the network's input; independent of where files are stored."""
+    """The preprocessing of images. It does not depend on where files are stored."""
 
-    mean: list[float] | str  # of each channel, or the hash of a mean image
+    mean: list[float] | str  # mean of each channel, or the hash of a mean image
     crop: int
     resize: int
     interpolation: str
@@ -68,15 +68,15 @@ class Preprocessing:
     std: list[float]
 
     def to_dict(self) -> dict[str, Any]:
-        """As stored in manifest.json."""
+        """The values that manifest.json stores."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> "Preprocessing":
-        """From the values of a file.
+        """Create it from the values of a file.
 
         Raises:
-            ValueError: a phrase that says what is wrong with them.
+            ValueError: the message is a phrase about what is wrong with them.
         """
         check_object(values, _PREPROCESSING_KINDS)
         return cls(**values)
@@ -84,18 +84,18 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class FgsProtocol:
-    """What was measured with FGS."""
+    """The values of eps of FGS."""
 
     eps: list[float]  # the accuracy was measured after FGS with each of these
-    reference: float | None  # the eps_ref whose fractions are among them
-    search: bool  # whether the smallest eps was searched for, image by image
+    reference: float | None  # eps_ref of another model, whose fractions are in ``eps``
+    search: bool  # whether the smallest eps of each image was searched for
 
     @classmethod
     def from_dict(cls, values: Any) -> "FgsProtocol":
-        """From the values of a file.
+        """Create it from the values of a file.
 
         Raises:
-            ValueError: a phrase that says what is wrong with them.
+            ValueError: the message is a phrase about what is wrong with them.
         """
         check_object(values, _FGS_KINDS)
         return cls(**values)
@@ -103,18 +103,18 @@ class FgsProtocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What the numbers of an evaluation mean; stored with them under the key ``definition``."""
+    """How the numbers of an evaluation were measured; stored under the key ``definition``."""
 
-    measure: str  # what rho is the mean of
-    norm: str  # p of the norm: 2, inf
+    measure: str  # definition of the mean ratio rho
+    norm: str  # p of the norm, such as 2 or inf
     num_candidates: int
     max_iterations: int
     overshoot: float
     classes: str  # how the class that a step moves to is chosen
     visit: str  # which candidates' gradients are computed
-    direction: str | None = None  # of the steps; None: the normal of the nearest boundary
+    direction: str | None = None  # direction of steps; None: the normal of the nearest boundary
     linearised_at: str
-    space: str  # in which the images are perturbed
+    space: str  # space of the perturbations
     precision: str
     fgs: FgsProtocol | None  # None: FGS was not used
 
@@ -125,11 +125,11 @@ class Protocol:
 
     @property
     def num_eps(self) -> int:
-        """At how many eps the accuracy after FGS was measured."""
+        """Number of eps with which the accuracy after FGS was measured."""
         return len(self.fgs.eps) if self.fgs else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As stored; a direction of None is left out, as in files of earlier versions."""
+        """The stored values. A direction of None is left out, as in files of earlier versions."""
         values = asdict(self)
         if self.direction is None:
             del values["direction"]
@@ -137,10 +137,10 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, values: Any) -> "Protocol":
-        """From the values of a file.
+        """Create it from the values of a file.
 
         Raises:
-            ValueError: a phrase that says what is wrong with them.
+            ValueError: the message is a phrase about what is wrong with them.
         """
         if isinstance(values, dict):
             values = {"direction": None, **values}
@@ -155,7 +155,7 @@ class Protocol:
 def evaluation_protocol(
     evaluation: EvaluationConfig, runtime: RuntimeConfig, num_classes: int
 ) -> Protocol:
-    """The protocol that these options stand for."""
+    """The protocol of an evaluation with these options."""
     attack, fgs = evaluation.attack, evaluation.fgs
     p = norm_name(float(attack.norm))
     by_loss = attack.step_direction == "loss_gradient"
@@ -173,7 +173,7 @@ def evaluation_protocol(
         linearised_at=LINEARISED_AT[attack.linearize_at],
         space=SPACES[evaluation.space] + clipped,
         precision="tf32" if runtime.tf32 else "fp32",
-        fgs=_fgs_protocol(fgs) if fgs.is_enabled else None,
+        fgs=_fgs_protocol(fgs) if fgs.enabled else None,
     )
 
 
@@ -189,7 +189,7 @@ def _fgs_protocol(fgs: FgsConfig) -> FgsProtocol:
 
 
 def preprocessing_of(data: DataConfig) -> Preprocessing:
-    """The preprocessing that these options stand for."""
+    """The preprocessing with these options."""
     return Preprocessing(
         mean=mean_image.identity(data),
         crop=data.crop_size,

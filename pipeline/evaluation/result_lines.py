@@ -50,7 +50,7 @@ def read_lines(path: Path, problem: Callable[[Any], str] = lambda _: "") -> Iter
 
     Args:
         path: the file.
-        problem: returns what is wrong with the values of a line, as a phrase; empty if nothing.
+        problem: returns a phrase about what is wrong with the values of a line, or an empty string.
 
     Raises:
         UserError: a line is damaged.

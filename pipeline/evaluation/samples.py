@@ -26,12 +26,12 @@ class Samples:
 
     @classmethod
     def empty(cls, num_eps: int = 0) -> "Samples":
-        """No results yet."""
+        """Results of no image."""
         return cls.from_dict({}, num_eps)
 
     @classmethod
     def from_dict(cls, columns: Mapping[str, Any], num_eps: int) -> "Samples":
-        """From columns of numbers or arrays of any type; missing columns become zeros."""
+        """Results from columns of numbers or arrays of any type; missing columns become zeros."""
         num_samples = len(columns.get("row", ()))
         arrays = {}
         for name in COLUMNS:
@@ -42,7 +42,7 @@ class Samples:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]], num_eps: int) -> "Samples":
-        """From the values of each image."""
+        """Results from the values of each image."""
         return cls.from_dict({name: [row[name] for row in rows] for name in COLUMNS}, num_eps)
 
     @classmethod

@@ -1,6 +1,6 @@
-"""A check before an evaluation: do an image's results depend on its batch?
+"""A check before an evaluation: whether an image's results depend on its batch.
 
-`largest_difference` measures it for a net; the number is stored in the manifest. See
+`largest_difference` measures this for a net; the number is stored in the manifest. See
 `pipeline.runtime.reproducibility` for the causes.
 """
 
@@ -16,7 +16,7 @@ from pipeline.runtime.reproducibility import MIN_BATCH
 def largest_difference(
     view: AttackView, shape: tuple[int, int, int], size: int, device: torch.device
 ) -> float:
-    """How much an image's logits and input gradient depend on its batch.
+    """The dependence of an image's logits and input gradient on its batch.
 
     The same images pass through the net in batches of several sizes and at other positions.
 
@@ -24,7 +24,7 @@ def largest_difference(
         view: the net.
         shape: (C, H, W) of an image.
         size: the largest batch that an evaluation uses.
-        device: of the net.
+        device: the device of the net.
 
     Returns:
         The largest difference, relative to the largest logit or gradient entry of the image; 0.0

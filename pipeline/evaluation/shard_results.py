@@ -38,10 +38,10 @@ class StoredResults:
 
     manifest: Manifest
     samples: Samples
-    ids: dict[int, str]  # of the images with a result, by row
+    ids: dict[int, str]  # ids of the images with a result, by row
     skipped: dict[int, str]  # ids of the images that did not decode, by row
     batch_difference: float  # the largest one in the shards' manifests
-    runs: list[dict[str, Any]]  # of jobs that ended
+    runs: list[dict[str, Any]]  # records of jobs that ended
     shards: list[Shard]
 
 
@@ -61,7 +61,7 @@ class ResultsFolder:
         Args:
             folder: OUTPUT/results of this run.
             resume: ``auto``, ``never``, or another results folder to resume.
-            manifest: of this evaluation.
+            manifest: the manifest of this evaluation.
             shard: the part of the images that this job evaluates.
             ranks: rank 0 writes the manifest after all have read the folder.
 
@@ -83,7 +83,7 @@ class ResultsFolder:
         if ranks.is_main:
             (store.shard_folder / "examples").mkdir(parents=True, exist_ok=True)
             path = store.shard_folder / _MANIFEST
-            if path.exists():  # some results may be of a job on another machine
+            if path.exists():  # a job on another machine may have written some results
                 difference = allowed_difference([read_manifest(path), manifest])
                 about = manifest.about | {"batch_difference": difference}
                 manifest = replace(manifest, about=about)
@@ -202,7 +202,7 @@ def refuse_other(folder: Path, manifest: Manifest) -> None:
 
 
 class ResultsAppender:
-    """Appends results to one JSON-lines file and flushes it each time."""
+    """Appends results to one JSON-lines file, which is flushed each time."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         path = self._path = folder / f"rank{rank}.jsonl"

@@ -50,7 +50,7 @@ class FgsAccuracy(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FgsStatistics:
-    """What was measured with FGS."""
+    """The results of FGS."""
 
     accuracy: list[FgsAccuracy]
     reference: float | None  # the eps_ref of another model
@@ -59,7 +59,7 @@ class FgsStatistics:
     eps_ref: float | None  # see `eps_ref`
 
     def to_dict(self) -> dict[str, Any]:
-        """As stored in summary.json."""
+        """The values that summary.json stores."""
         values: dict[str, Any] = {"accuracy": [entry._asdict() for entry in self.accuracy]}
         if self.reference is not None:
             values |= {"reference": self.reference, "at_reference": self.at_reference}
@@ -69,10 +69,10 @@ class FgsStatistics:
 
     @classmethod
     def from_dict(cls, values: Any) -> "FgsStatistics":
-        """From the values of a file.
+        """Create it from the values of a file.
 
         Raises:
-            ValueError: a phrase that says what is wrong with them.
+            ValueError: the message is a phrase about what is wrong with them.
         """
         optional = dict.fromkeys(("reference", "at_reference", "eps_ref"))
         problem = lacking({**optional, **values}, _FGS_KINDS)
@@ -110,7 +110,7 @@ class Statistics:
     fgs: FgsStatistics | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As stored in summary.json and in the history of a fine-tuning."""
+        """The values that summary.json and the history of a fine-tuning store."""
         values: dict[str, Any] = {}
         for name, value in asdict(self).items():
             if name == "rho":
@@ -123,10 +123,10 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, values: Any, rho_name: str) -> "Statistics":
-        """From the values of a file; earlier versions did not write num_nonfinite.
+        """Create it from the values of a file; earlier versions did not write num_nonfinite.
 
         Raises:
-            ValueError: a phrase that says what is wrong with them.
+            ValueError: the message is a phrase about what is wrong with them.
         """
         kinds: Kinds = {
             "accuracy": NUMBER,
@@ -236,7 +236,7 @@ def by_class(samples: Samples, names: list[str]) -> list[dict[str, Any]]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean; 0 of no values, which the counts beside it show."""
+    """The mean; 0 if there are no values."""
     return float(np.mean(values)) if len(values) else 0.0
 
 

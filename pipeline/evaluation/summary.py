@@ -42,17 +42,17 @@ class Summary:
     statistics: Statistics
     num_missing: int
     skipped: list[str]  # ids of the images that did not decode
-    batch_difference: float  # by how much results depended on the batch; 0: not at all
+    batch_difference: float  # the largest difference of results between batches
     identity: Identity
-    runs: list[dict[str, Any]]  # of the jobs that ended: their images, seconds, versions
+    runs: list[dict[str, Any]]  # records of the jobs that ended: images, seconds, versions
 
     @property
     def protocol(self) -> Protocol:
-        """What the numbers mean."""
+        """How the numbers were measured."""
         return self.identity.protocol
 
     def to_dict(self) -> dict[str, Any]:
-        """As stored in summary.json."""
+        """The values that summary.json stores."""
         return {
             **self.statistics.to_dict(),
             "num_missing": self.num_missing,
@@ -65,10 +65,10 @@ class Summary:
 
     @classmethod
     def from_dict(cls, values: Any) -> "Summary":
-        """From the values of a file; earlier versions did not write batch_difference.
+        """Create it from the values of a file; earlier versions did not write batch_difference.
 
         Raises:
-            ValueError: a phrase that says what is wrong with them.
+            ValueError: the message is a phrase about what is wrong with them.
         """
         problem = lacking(values, {"definition": OBJECT})
         if problem:
@@ -112,7 +112,7 @@ def write_outputs(folder: Path, merged: Merged) -> Summary:
     remedy = f"once it can be written, run tools/report.py merge {folder}"
     with (
         report_unwritable(folder, remedy),
-        lock.wait_for_lock(folder / "results" / ".merge"),  # two shards may end at once
+        lock.wait_for_lock(folder / "results" / ".merge"),  # two shards may end at the same time
     ):
         write_samples(folder / "samples.parquet", stored)
         classes = by_class(stored.samples, stored.manifest.about["class_names"])
@@ -156,11 +156,11 @@ def format_summary(summary: Summary) -> str:
 
 
 def _log_to_tensorboard(folder: Path, merged: Merged, summary: Summary) -> None:
-    """The numbers, the histogram of ratios, the contact sheet."""
+    """Write the numbers, the histogram of ratios and the contact sheet."""
     values = summary.to_dict().items()
     numbers: dict[str, float] = {k: v for k, v in values if isinstance(v, int | float)}
     with Monitor(folder, shown=True, step=-1) as monitor:
-        # Unlike the names of a training run, whose curves would share their cards with this point.
+        # Training runs use other names; with equal names TensorBoard would show both in one plot.
         monitor.scalars(0, "evaluate", numbers)
         monitor.histogram(0, "evaluate/ratio", merged.stored.samples.ratio)
         figure = contact_sheet.draw_stored(folder, merged.stored.manifest)

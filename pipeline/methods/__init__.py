@@ -23,14 +23,14 @@ METHODS: dict[str, type[Method]] = {
     "adversarial_2": AdversarialTraining,
     "parseval": Parseval,
 }
-CLEAN = "clean"  # no method: the cross-entropy alone
+CLEAN = "clean"  # no method: only the cross-entropy
 
 
 def make(config: FinetuneConfig, view: AttackView) -> list[Method]:
     """The methods that the configuration names, in its order.
 
     Args:
-        config: of the run.
+        config: the options of the run.
         view: the net as an attack sees it.
 
     Raises:
@@ -50,7 +50,7 @@ def _construct(name: str, config: FinetuneConfig, view: AttackView) -> Method:
 
 
 def _import_method(name: str) -> type[Method]:
-    """A method of the user's, named as package.module:Class."""
+    """Import a user's method by package.module:Class."""
     if ":" not in name:
         names = [CLEAN, *METHODS]
         raise UserError(

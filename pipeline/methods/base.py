@@ -20,12 +20,12 @@ class Clean(NamedTuple):
     # None if the attack needs its own: no method attacks, the batch is split to save memory, or the
     # net computes other logits in training mode than in the mode that attacks use.
     graph: ForwardPass | None
-    at_once: int | None  # largest number of images in the net at once; None: all
+    at_once: int | None  # largest number of images in the net at the same time; None: all
 
 
 @dataclass(frozen=True)
 class Term:
-    """What a method adds to the loss."""
+    """The term that a method adds to the loss, and values for the log."""
 
     value: Tensor  # scalar, with a graph
     # Values of each image, (N,), for logs and for the error about losses that are not finite.
@@ -41,7 +41,7 @@ class Method:
     Attributes:
         active: whether it has an effect with the options of this run.
         attacks: whether `term` can use ``clean.graph``, which is computed only if a method does.
-        measures: whether its terms hold the size of perturbations (``ratio``).
+        measures: whether its terms contain the size of perturbations (``ratio``).
     """
 
     active = True
@@ -52,7 +52,7 @@ class Method:
         """Read the options of this method.
 
         Args:
-            config: of the run; ``config.objective.options`` holds the options of users' methods.
+            config: the options of the run; ``config.objective.options`` are for users' methods.
             view: the net as an attack sees it; ``view.net`` is the net that is trained.
         """
         self.config, self.view = config, view

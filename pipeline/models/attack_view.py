@@ -217,7 +217,7 @@ def logits_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def upcast(values: Tensor) -> Tensor:
-    """To fp32; fp64 is kept."""
+    """The values in fp32, or in fp64 if they are fp64."""
     return values if values.dtype == torch.float64 else values.float()
 
 

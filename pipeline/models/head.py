@@ -18,7 +18,7 @@ def head_keys(net: nn.Module, state: dict[str, Tensor], num_classes: int) -> lis
     Args:
         net: with ``num_classes`` outputs.
         state: weights for any number of classes; the head's may be absent.
-        num_classes: of the net.
+        num_classes: number of classes of the net.
 
     Raises:
         UserError: the net has no such layer.

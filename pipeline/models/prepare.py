@@ -16,9 +16,9 @@ from pipeline.runtime.reproducibility import use_reproducible_kernels
 
 
 def num_classes_of(config: RunConfig, first: Index) -> int:
-    """Outputs of the net: model.num_classes, or as many as the first index has classes."""
-    num_classes = config.model.num_classes
-    return first.num_classes if num_classes is None else num_classes
+    """Number of outputs of the net: ``model.num_classes``, or the number of the index's classes."""
+    configured = config.model.num_classes
+    return first.num_classes if configured is None else configured
 
 
 def build_net(config: RunConfig, *indices: Index) -> nn.Module:

@@ -21,8 +21,8 @@ def check_net(net: nn.Module, config: RunConfig, num_classes: int) -> None:
     DistributedDataParallel would wait for their gradients.
 
     Args:
-        net: on the CPU.
-        config: of the run.
+        net: the net on the CPU.
+        config: the options of the run.
         num_classes: number of logits that the net must have.
 
     Raises:

@@ -26,8 +26,8 @@ def with_classes(state: dict[str, Tensor], classes: Classes) -> dict[str, Tensor
     """A state dict that records its classes.
 
     Args:
-        state: of a net.
-        classes: of its outputs.
+        state: the state dict of a net.
+        classes: the classes of its outputs.
     """
     described: OrderedDict[str, Tensor] = OrderedDict(state)
     metadata = OrderedDict(getattr(state, "_metadata", {}))

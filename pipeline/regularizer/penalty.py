@@ -44,8 +44,8 @@ def robustness(
         view: the net as the attack sees it.
         images: (N, C, H, W), in the network's input space.
         labels: (N,).
-        config: of the regulariser.
-        forward: of the images, if the caller has it: saves one forward.
+        config: the options of the regulariser.
+        forward: the forward pass of the images; without it, one more is made.
         at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())

@@ -43,7 +43,7 @@ class _ShiftedForward(NamedTuple):
 
     @classmethod
     def concatenate(cls, parts: "list[_ShiftedForward]") -> "_ShiftedForward":
-        """Of several steps."""
+        """Concatenate the forward passes of several steps."""
         return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

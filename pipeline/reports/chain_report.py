@@ -13,7 +13,7 @@ _FILES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 
 
 def write(folder: Path) -> Path:
-    """Write RUN/report/report.md with its tables and figures; returns its path.
+    """Write RUN/report/report.md with tables and figures; returns the path of the page.
 
     Raises:
         UserError: the fine-tuning or one of its evaluations has no summary yet.

@@ -1,7 +1,7 @@
 """Figures of runs: by epoch (the paper's Figure 2), over a sweep (3 and 4), ratios, sheets.
 
 In: `Run`s. Out: matplotlib figures, saved as PNG and SVG. Lines differ in dashes and markers as
-well as in colour, so that they can be told apart in grey.
+well as in colour, so that they can be distinguished in greyscale.
 """
 
 from itertools import cycle
@@ -63,7 +63,7 @@ def sweep(runs: list[Run], by: str, along: str) -> Figure:
     """Accuracy against rho2 over a sweep of an option, a line for each value of another.
 
     Args:
-        runs: of finetune.py.
+        runs: runs of finetune.py.
         by: option with a line for each of its values (regularizer.lam: Figure 3), or ``label``
             (with the regularised layer as the label: Figure 4).
         along: option whose values are the points of a line; they are written beside the points

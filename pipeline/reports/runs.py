@@ -29,10 +29,10 @@ class Measured(NamedTuple):
 
     @classmethod
     def from_dict(cls, values: Any, rho_name: str) -> "Measured":
-        """From an entry of the history.
+        """Create it from an entry of the history.
 
         Raises:
-            ValueError: a phrase that says what is wrong with it.
+            ValueError: the message is a phrase about what is wrong with it.
         """
         problem = lacking(values, {"epoch": NUMBER, "accuracy": NUMBER, rho_name: NUMBER})
         if problem:
@@ -52,10 +52,10 @@ class FinetuningSummary:
 
     @classmethod
     def from_dict(cls, values: Any) -> "FinetuningSummary":
-        """From the values of a file.
+        """Create it from the values of a file.
 
         Raises:
-            ValueError: a phrase that says what is wrong with them.
+            ValueError: the message is a phrase about what is wrong with them.
         """
         problem = lacking(values, {"history": LIST, "before": OBJECT, "after": OBJECT})
         if problem:
@@ -92,12 +92,12 @@ class Run:
 
     @property
     def protocol(self) -> Protocol:
-        """What the run's numbers mean."""
+        """How the run's numbers were measured."""
         return self.summary.protocol
 
     @property
     def is_evaluation(self) -> bool:
-        """Whether pipeline/evaluate.py wrote it, not pipeline/finetune.py."""
+        """Whether pipeline/evaluate.py wrote the folder; otherwise pipeline/finetune.py did."""
         return isinstance(self.summary, Summary)
 
     @property
@@ -124,7 +124,7 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Device and versions of the run; of an evaluation, those of its last job."""
+        """Device and versions of the run; for an evaluation, those of its last job."""
         if isinstance(self.summary, Summary):
             return self.summary.runs[-1] if self.summary.runs else {}
         return self.summary.environment

@@ -30,9 +30,9 @@ def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[TableRow]:
 
     Args:
         runs: the order of the rows; runs of one network are put together.
-        eps_ref: for every row. By default it is the one that a network's runs were evaluated at,
-            or that of its last run that searched for one (put the Deep Defense model last, as the
-            paper does).
+        eps_ref: eps_ref of every row. Default: evaluation.fgs.reference of a network's runs, or
+            eps_ref of its last run that searched for one. (The Deep Defense model should be last,
+            as in the paper.)
     """
     networks: dict[str, list[Run]] = {}
     for run in runs:
@@ -85,7 +85,8 @@ def _rows(network: str, run: Run, reference: float | None) -> list[TableRow]:
 
 
 def _after_fgs(run: Run, eps: float) -> float | None:
-    """The measured accuracy, or else from each image's smallest eps; None without either."""
+    """The measured accuracy; otherwise the one computed from each image's smallest eps; None
+    without either."""
     fgs = run.evaluation.statistics.fgs
     if fgs is None:
         return None
@@ -101,7 +102,8 @@ def warn_of_differences(runs: list[Run]) -> None:
     for run in runs[1:]:
         changed = differences(first.protocol.to_dict(), run.protocol.to_dict(), ("fgs",))
         if changed:
-            warn(f"{first.folder} and {run.folder} are defined differently: {'; '.join(changed)}")
+            changes = "; ".join(changed)
+            warn(f"{first.folder} and {run.folder} were measured differently: {changes}")
     warn_of_data_sets(runs)
 
 
@@ -122,7 +124,7 @@ def warn_of_data_sets(runs: list[Run]) -> None:
 
 
 def _images_of(run: Run) -> dict[str, Any]:
-    """What identifies the images that a run was evaluated on."""
+    """The identity of the images that a run was evaluated on."""
     if run.is_evaluation:
         identity = run.evaluation.identity.to_dict()
         return {name: identity[name] for name in ("index", "num_indexed", "num_images")}
@@ -139,12 +141,12 @@ HEAD = ("Network", "Method", "Accuracy", "rho2", *(f"@{f:g}" for f in EPS_REF_FR
 
 
 def markdown(rows: list[TableRow]) -> str:
-    """As a Markdown table; accuracies in percent."""
+    """The rows as a Markdown table; accuracies in percent."""
     return markdown_table(HEAD, map(_cells, _grouped(rows)), num_left=2)
 
 
 def latex(rows: list[TableRow]) -> str:
-    """As a LaTeX tabular for the package booktabs; accuracies in percent."""
+    """The rows as a LaTeX tabular for the package booktabs; accuracies in percent."""
     head = ["Network", "Method", r"Acc.\,(\%)", r"$\rho_2$"]
     head += [rf"@{f:.1f}\,$\epsilon_\mathrm{{ref}}$" for f in EPS_REF_FRACTIONS]
     lines = [rf"\begin{{tabular}}{{ll{'r' * (len(HEAD) - 2)}}}", r"\toprule"]
@@ -161,7 +163,7 @@ def latex(rows: list[TableRow]) -> str:
 
 
 def as_csv(rows: list[TableRow]) -> str:
-    """As CSV, every digit kept; accuracies from 0 to 1."""
+    """The rows as CSV with all digits; accuracies from 0 to 1."""
     lines = ([*row[:4], *row.after_fgs, row.eps_ref] for row in rows)
     return csv_table(["network", "method", *COLUMNS], lines)
 

@@ -17,7 +17,7 @@ _MESSAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. On a CPU only the error's message tells."""
+    """Whether an error means that memory ran out. On a CPU this is decided by its message."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
@@ -25,8 +25,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_cached_memory() -> None:
-    """Return freed memory to the system or the device, after it has run out. Libraries that ask the
-    system for memory cannot use the blocks that `retain_freed_blocks` keeps."""
+    """Return freed memory to the system or the device, after memory has run out. Libraries that
+    allocate directly from the system cannot use the blocks that `retain_freed_blocks` keeps."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

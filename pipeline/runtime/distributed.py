@@ -88,7 +88,7 @@ class DistributedContext:
 
 
 def restarted() -> bool:
-    """Whether torchrun or SLURM restarted this run. A restart resumes from the newest results, and
+    """Whether torchrun or SLURM restarted this run. A restart resumes from the newest results;
     ``--resume`` applies to the first start only."""
     counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return any(os.environ.get(name, "0") not in ("", "0") for name in counts)
@@ -98,8 +98,9 @@ def restarted() -> bool:
 def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     """Connect the ranks; end the process group afterwards.
 
-    A single process has a process group too, so that all runs use the same code. A `UserError` or a
-    full disk inside ends every rank; the first rank to fail prints it as one line.
+    A single process has a process group too, so that all runs use the same code. After a
+    `UserError` or an error of a full disk in the block, every rank exits; the first rank that fails
+    prints one line.
     """
     try:
         rank, size, local_rank, local_size = _rank_from_env()
@@ -130,7 +131,7 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
             raise SystemExit(USER_ERROR_EXIT_CODE) from None
         if size > 1 and _is_lost(error):
             print(
-                f"error: rank {rank} lost the others ({first_line(error)})"
+                f"error: rank {rank} lost the other ranks ({first_line(error)})"
                 f"{liveness.unresponsive()}; rerun the same command to resume from the last "
                 "checkpoint",
                 file=sys.stderr,
@@ -275,7 +276,7 @@ def _exit_with_error(store: Store, rank: int, size: int, message: str) -> NoRetu
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether a collective failed because another rank died or never connected."""
+    """Whether a collective failed because another rank ended or never connected."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 

@@ -46,7 +46,7 @@ _SCOPE = _process_scope()
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary file to write, which then replaces ``path``; not after an error.
+    """Yield a temporary file to write. It replaces ``path`` when the block ends without an error.
 
     The first call for a folder also removes temporary files that ended processes left in it.
 
@@ -68,7 +68,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
-    """Add ``path`` to errors of a full or read-only disk; those of open files name no file."""
+    """Add ``path`` to errors of a full or read-only disk. Errors of open files have no name."""
     try:
         yield
     except OSError as error:
@@ -80,8 +80,8 @@ def name_in_errors(path: Path) -> Iterator[None]:
 def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files in a folder whose process has ended.
 
-    Those of other machines and containers are removed after a day without a write.
-    Files of running processes and files with other names stay.
+    Temporary files of other machines and containers are removed after a day without a write.
+    Files of running processes and files with other names are not removed.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -131,7 +131,7 @@ def report_unwritable(path: Path, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def writable(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
-    """As `report_unwritable`, for an output given by an option; makes its folder."""
+    """Like `report_unwritable`, for an output that an option names. Its folder is created."""
     with report_unwritable(path, remedy):
         _probe(path)
         path.parent.mkdir(parents=True, exist_ok=True)

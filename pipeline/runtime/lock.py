@@ -17,17 +17,17 @@ _held: list[IO[str]] = []  # open until the process ends
 
 
 def try_lock(file: IO[str], wait: bool = False) -> bool:
-    """Lock an open file until it is closed, also by the end of the process.
+    """Lock an open file until it is closed or the process ends.
 
-    Works between nodes where the file system has locks (NFS from version 4, Lustre with -o flock);
-    elsewhere nothing is locked, which counts as success.
+    This works between nodes if the file system has locks (NFS from version 4, Lustre with -o
+    flock). On other file systems nothing is locked, and the result is True.
 
     Args:
         file: opened for writing.
-        wait: until no other process holds the lock.
+        wait: wait until no other process has the lock.
 
     Returns:
-        False if another process holds it.
+        False if another process has the lock.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,7 +40,7 @@ def try_lock(file: IO[str], wait: bool = False) -> bool:
 
 @contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
-    """Run the block once no other process runs one with the same lock file."""
+    """Run the block when no other process is in such a block with the same lock file."""
     with path.open("a") as file:
         try_lock(file, wait=True)
         yield
@@ -50,7 +50,7 @@ def lock_folder(folder: Path) -> None:
     """Keep other processes from writing a run into the folder until this one ends.
 
     Raises:
-        UserError: another process holds the lock; names it.
+        UserError: another process has the lock; names the process.
     """
     file = (folder / ".lock").open("a+")
     begin = time.monotonic()

@@ -40,7 +40,7 @@ _STATUS_SECONDS = 2  # between two writes of progress.json
 
 
 class Monitor:
-    """Prints a run's progress, and records it in the run's folder if there is one.
+    """Prints a run's progress, and records it in the run's folder, if it has one.
 
     Use it as a context manager, so that files are closed after an error too.
     """
@@ -49,14 +49,14 @@ class Monitor:
         """Open the records of a run that resumes at ``step``; later records are dropped.
 
         Args:
-            folder: of the run; None: nothing is recorded.
+            folder: the run's folder; None: nothing is recorded.
             shown: whether this rank prints and records.
-            step: steps done so far.
+            step: number of steps done so far.
         """
         self.shown, self.active = shown, shown and folder is not None
         self.console = Console(quiet=not shown, soft_wrap=True)
         self._bar: Progress | None = None
-        self._name = ""  # of the current bar
+        self._name = ""  # name of the current bar
         self._last_line = self._last_status = 0.0
         # The progress, for other processes such as the launchers' `jobs` command.
         self._progress_file = folder / "progress.json" if shown and folder is not None else None
@@ -105,7 +105,8 @@ class Monitor:
                 self._board.add_scalar(name, value, step)
 
     def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """Record numbers after ``step`` steps: one JSON line, and a TensorBoard point each."""
+        """Record numbers after ``step`` steps: one JSON line, and one point of each number in
+        TensorBoard."""
         if not self.active:
             return
         scalars = {f"{group}/{name}": value for name, value in values.items()}
@@ -121,7 +122,7 @@ class Monitor:
         """Show and record one evaluation of a training run.
 
         Args:
-            entry: step, epoch, and the summary of `pipeline.evaluation.statistics.summarize`.
+            entry: step, epoch, and the values of `pipeline.evaluation.statistics.Statistics`.
             rho: name of the mean ratio in it.
         """
         numbers = {
@@ -260,7 +261,8 @@ def _hide_disk_errors_of_threads() -> None:
 
 
 class _HideDiskErrors:
-    """A hook for errors of threads that passes on all but those of a full disk."""
+    """A hook for errors of threads. It passes all errors to the previous hook, except those of a
+    full disk."""
 
     def __init__(self, hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
         self._hook = hook

@@ -18,10 +18,10 @@ _ANSWER_SECONDS = 10.0  # the other ranks' collectives fail at about the same ti
 def fresh_store(store: Store, rank: int, size: int, timeout: float) -> Store:
     """A part of the store that holds nothing from processes that have ended.
 
-    torchrun's store outlives its workers. After ``--max-restarts`` it still holds the addresses of
-    the ended workers, and new ones would connect to them. No counter tells restarts apart, since
-    torchrun counts them for each node. So each rank publishes a random nonce, and rank 0 replies
-    under that nonce with the prefix of this start.
+    torchrun's store continues to exist when workers end. After a restart it still contains the
+    addresses of the previous workers, and new ones would connect to them. No counter identifies a
+    restart, because torchrun counts restarts for each node. So each rank publishes a random nonce,
+    and rank 0 replies under that nonce with the prefix of this start.
 
     Raises:
         RuntimeError: a rank did not connect within ``timeout`` seconds; rank 0's error names it.

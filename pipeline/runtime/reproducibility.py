@@ -1,4 +1,4 @@
-"""On CPUs: bitwise equal results for an image in any batch.
+"""Bitwise equal results for an image in any batch, on CPUs.
 
 The last bits of a row of a matrix product can depend on the row's position and on the number of
 rows, because the library chooses its kernel by them. Near a class boundary DeepFool enlarges such a
@@ -56,7 +56,8 @@ def relative_tolerance(difference: float) -> float:
     """The largest relative difference between two measurements of one perturbation's norm.
 
     Args:
-        difference: of the net, by `pipeline.evaluation.self_check` on the measuring machine.
+        difference: the net's dependence on the batch on the measuring machine; see
+            `pipeline.evaluation.self_check`.
     """
     return max(RELATIVE_TOLERANCE, _GROWTH * difference)
 

@@ -34,15 +34,15 @@ def check_folder(config: RunConfig, kind: Kind) -> Path:
 
 
 def open_folder(
-    config: RunConfig, ranks: DistributedContext, kind: Kind, alone: bool = False
+    config: RunConfig, ranks: DistributedContext, kind: Kind, exclusive: bool = False
 ) -> Path:
-    """Make the output folder, check that it can be written, and remove abandoned files.
+    """Create the output folder, check that it can be written, and remove abandoned files.
 
     Args:
-        config: its ``output`` is the folder.
-        ranks: all ranks call this; rank 0 does the work.
-        kind: of this run.
-        alone: keep other runs out of the folder until this one ends.
+        config: the options of the run; ``output`` is the folder.
+        ranks: all ranks must call this; rank 0 does the work.
+        kind: the kind of this run.
+        exclusive: keep other runs out of the folder until this one ends.
 
     Raises:
         UserError: it cannot be written, or belongs to another kind of run or to a running one.
@@ -55,7 +55,7 @@ def open_folder(
                 pass
         except (OSError, ValueError) as error:
             raise UserError(_unusable(folder, error)) from None
-        if alone:
+        if exclusive:
             lock.lock_folder(folder)
         shards = folder.glob("results/*")
         for part in (folder, folder / "checkpoints", *shards, *folder.glob("results/*/examples")):

@@ -1,29 +1,29 @@
-"""Signals that ask a run to stop."""
+"""Signals that stop a run."""
 
 import signal
 from types import FrameType
 
-# All that this process has received. A process may make several requests one after the other, and
-# a signal that came during one of them still asks the next to stop.
+# All signals that this process has received. A process may create several `StopRequest`s one after
+# the other; a signal that arrives during one of them applies to the next ones too.
 _received: set[int] = set()
 
 
 class StopRequest:
-    """Notices SIGTERM, SIGINT and SIGUSR2, so that a run can finish its step, save and exit.
+    """Records SIGTERM, SIGINT and SIGUSR2, so that a run can finish its step, save and exit.
 
     Attributes:
-        signals: those that this process has received.
+        signals: the signals that this process has received.
     """
 
     def __init__(self) -> None:
         self.signals: set[int] = set()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._receive)
-        self.signals |= _received  # last: until here an earlier request may have received one
+        self.signals |= _received  # last, because an earlier request receives signals until here
 
     @property
     def received(self) -> bool:
-        """Whether there was any."""
+        """Whether a signal was received."""
         return bool(self.signals)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:

@@ -21,7 +21,7 @@ def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]], num_left
 
 
 def csv_table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A CSV table, every digit kept."""
+    """A CSV table with all digits."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *lines])
     return text.getvalue()

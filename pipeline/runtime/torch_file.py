@@ -32,7 +32,7 @@ def load(path: Path) -> Any:
     """
     try:
         _check_records(path)
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols
+        with warnings.catch_warnings(action="ignore"):  # warnings about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnreadableFile:
         raise
@@ -49,8 +49,8 @@ def load(path: Path) -> Any:
 
 
 def peek(path: Path) -> Any:
-    """The content of a file of torch.save; None if it cannot be read. Tensors are mapped and read
-    when they are used, so that damage to them is not detected."""
+    """The content of a file of torch.save; None if it cannot be read. Tensors are mapped into
+    memory, so damage to their values is not detected."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # damaged files raise errors of many types

@@ -100,8 +100,8 @@ class Checkpoints:
 
         Args:
             best_step: step of the best evaluation in the history.
-            step: of the checkpoint that the run resumes from. A best.pt of a later step stays,
-                since the run reaches that step again.
+            step: step of the checkpoint that the run resumes from. A best.pt of a later step is
+                kept, because the run reaches that step again.
 
         Returns:
             A warning if the checkpoint of ``best_step`` no longer exists; otherwise empty.
@@ -181,8 +181,8 @@ def damaged(path: Path, problem: str) -> UserError:
     """The error for a checkpoint with invalid values.
 
     Args:
-        path: of the checkpoint.
-        problem: what is wrong, as a phrase that begins with a verb.
+        path: the checkpoint.
+        problem: the problem, as a phrase that begins with a verb.
     """
     return _unreadable(path, f"is damaged: it {problem}")
 
@@ -201,10 +201,10 @@ def read(
 
     Args:
         path: the file.
-        config: of this run.
-        fingerprint: of this run's training index and mean image.
-        classes: of this run's training index. They are not checked if the checkpoint was written
-            before checkpoints held classes.
+        config: the options of this run.
+        fingerprint: fingerprint of this run's training index and mean image.
+        classes: classes of this run's training index. They are not checked if the checkpoint is of
+            a version that did not store classes.
 
     Raises:
         UserError: it is damaged, of another version, or of a run with other options.

@@ -24,7 +24,7 @@ def evaluate_held_out(
         stop: checked after each batch.
         monitor: shows the progress and the perturbations.
         step: optimiser steps done.
-        total_steps: of the run.
+        total_steps: number of optimiser steps of the run.
 
     Returns:
         The results of all ranks, and the rows of images that were not decoded.

@@ -10,8 +10,8 @@ class HistoryEntry:
     """One evaluation of a training run."""
 
     step: int  # optimiser steps done
-    epoch: float  # of fine-tuning, 0 at its start
-    summary: dict[str, Any]  # of `pipeline.evaluation.statistics.summarize`, and num_skipped
+    epoch: float  # epochs of fine-tuning done
+    summary: dict[str, Any]  # `pipeline.evaluation.statistics.Statistics.to_dict`, and num_skipped
 
     def to_dict(self) -> dict[str, Any]:
         """One flat dictionary, as checkpoints and summary.json hold it."""

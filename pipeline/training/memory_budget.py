@@ -61,7 +61,7 @@ class PeakMemory(TorchDispatchMode):
 class MemoryBudget(NamedTuple):
     """How many images fit into memory at once, and the numbers this follows from."""
 
-    images: int  # at once
+    images: int  # number of images in the net at the same time
     batch: int  # images of one forward and backward pass
     per_image: float  # bytes that each image takes
     free: int  # bytes of free memory
@@ -110,14 +110,14 @@ def max_images_that_fit(
     device: torch.device,
     num_processes: int = 1,
 ) -> MemoryBudget:
-    """The largest number of images that fit into memory at once.
+    """The largest number of images that fit into memory at the same time.
 
     The memory of a step is assumed to be linear in the number of images; two and four are measured.
 
     Args:
         step: computes the gradients of the parameters for a number of images.
-        parameters: that are trained; the optimiser holds a momentum for each.
-        shape: of an image, (C, H, W).
+        parameters: the trained parameters; the optimiser has a momentum for each.
+        shape: (C, H, W) of an image.
         batch: images of one forward and backward pass, the most that can be needed.
         device: where the step runs.
         num_processes: processes that share the memory.

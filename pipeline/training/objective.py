@@ -112,7 +112,7 @@ class Objective(nn.Module):
     def max_images_that_fit(
         self, shape: tuple[int, ...], batch: int, device: torch.device, num_processes: int = 1
     ) -> memory_budget.MemoryBudget:
-        """How many images fit into memory at once, see `memory_budget.max_images_that_fit`.
+        """How many images fit into memory; see `memory_budget.max_images_that_fit`.
 
         Weights and buffers do not change.
         """
@@ -213,8 +213,8 @@ def data_parallel(
     """Wrap the objective in DDP.
 
     Args:
-        objective: to be wrapped.
-        device: of its parameters.
+        objective: the module to wrap.
+        device: the device of its parameters.
         sync_buffers: copy rank 0's buffers to all ranks before each forward.
     """
     # torch has renamed this parameter.

@@ -35,8 +35,8 @@ class StepRunner:
     Attributes:
         objective: the net and its losses.
         budget: how many images fit into memory at once; None unless it was measured.
-        parameters: that are trained.
-        optimizer: of the parameters.
+        parameters: the trained parameters.
+        optimizer: updates the parameters.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class StepRunner:
         """Prepare the objective and the optimiser.
 
         Args:
-            net: on the device of this rank, the same on every rank.
-            config: of the run.
+            net: the net on the device of this rank, the same on every rank.
+            config: the options of the run.
             ranks: this rank and its device.
             plan: size of the batches, and the index of the training images.
             schedule: learning rate and kind of each step.
@@ -102,8 +102,8 @@ class StepRunner:
         """Do one optimiser step.
 
         Args:
-            step: its number, from 0.
-            batches: of this rank; the next ``train.gradient_accumulation_steps`` of them are used.
+            step: number of the step, from 0.
+            batches: batches of this rank; the next ``train.gradient_accumulation_steps`` are used.
             stop: the signals of this rank; ``num_stopped`` in the result counts ranks with one.
 
         Raises:

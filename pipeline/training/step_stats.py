@@ -21,7 +21,7 @@ class StepStats:
     """
 
     num_samples: float = 0
-    loss: float = 0  # of each batch: mean loss times number of samples
+    loss: float = 0  # sum over batches of mean loss times number of samples
     cross_entropy: float = 0
     penalty: float = 0
     num_correct: float = 0
@@ -69,7 +69,7 @@ def stack_sums(sums: Mapping[str, Tensor | float], device: torch.device) -> Tens
 
     Args:
         sums: values of `StepStats` by name; those that are missing count as zero.
-        device: of the result.
+        device: device of the result.
 
     Returns:
         A float64 tensor, which `unstack_sums` reads. Sums that are on ``device`` stay there, so
@@ -97,8 +97,8 @@ class LogWindow:
     """Sums and speed since the last line of metrics.
 
     Attributes:
-        sums: of all steps since that line. A checkpoint holds them, so that a resumed run writes
-            the same line as a run without interruption.
+        sums: sums over all steps since that line. A checkpoint stores them, so that a resumed run
+            writes the same line as a run without interruption.
     """
 
     def __init__(self, timer: IntervalTimer) -> None:
@@ -107,7 +107,7 @@ class LogWindow:
         self._num_timed = 0.0  # samples since the timer was started
 
     def restore(self, sums: Sequence[float]) -> None:
-        """Take over the sums of a checkpoint; an empty list stands for none."""
+        """Continue with the sums of a checkpoint; an empty list means that there are none."""
         self.sums = StepStats(*sums)
 
     def add(self, stats: StepStats) -> None:
@@ -157,8 +157,8 @@ def sum_batches(batches: Iterable[Losses], device: torch.device, stop: bool) -> 
     """The sums of this rank over the batches of a step, stacked.
 
     Args:
-        batches: the losses of each.
-        device: of the result.
+        batches: the losses of each batch.
+        device: device of the result.
         stop: whether this rank has received a signal to stop.
     """
     total = stack_sums({"num_stopped": float(stop)}, device)
@@ -181,9 +181,9 @@ def raise_nonfinite(step: int, number: int, names: Sequence[str]) -> NoReturn:
     """Stop a run whose loss is not finite.
 
     Args:
-        step: that failed, from 1.
-        number: of images whose loss is not finite.
-        names: their ids.
+        step: number of the step, from 1.
+        number: number of images whose loss is not finite.
+        names: ids of these images.
 
     Raises:
         UserError: always; names the first images and the remedies.

@@ -44,10 +44,10 @@ class Trainer:
     Attributes:
         runner: does the optimiser steps.
         step: optimiser steps done.
-        seconds: spent in optimiser steps, over all parts of an interrupted run.
+        seconds: time spent in optimiser steps, over all parts of an interrupted run.
         history: the evaluations so far.
-        stop: notices signals; None before `fit`.
-        loader: of the training images; None before `fit`.
+        stop: the signals that were received; None before `fit`.
+        loader: loads the training images; None before `fit`.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Trainer:
         """Prepare a run; nothing is written yet.
 
         Args:
-            config: of the run.
+            config: the options of the run.
             ranks: this rank and its device.
-            net: on the CPU, the same on every rank.
-            indices: of the training and the held-out images.
+            net: the net on the CPU, the same on every rank.
+            indices: the indices of the training and the held-out images.
             threads: decoding threads of this rank.
         """
         self.config, self.ranks, self.threads = config, ranks, threads

@@ -142,6 +142,6 @@ def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Pat
     words += ("--model.name", "mlp", "--objective.method", "clean", "--train.batch_size", 410)
     words += ("--train.pretrain_epochs", 0, "--train.epochs", 1, "--evaluation.num_images", 100)
     output = succeed("pipeline/finetune.py", *words, "--output", tmp_path / "run")
-    assert "15 with the cross-entropy alone" in output
+    assert "15 with the cross-entropy only" in output
     with pytest.raises(UserError, match=r"its arrays are not of the shape \(1, 24, 24\)"):
         Loader(found, iter(specs), DataConfig(**(vars(DATA) | {"crop_size": 24})), CPU, 50, 2)

@@ -70,4 +70,4 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path, how: signal.Signals)
     if how == signal.SIGSTOP:
         lines = [line for line in errors.splitlines() if line.startswith("error: ")]
         assert any(f"rank {rank} on {socket.gethostname()}" in line for line in lines), errors
-        assert all("lost the others" in line for line in lines)
+        assert all("lost the other ranks" in line for line in lines)

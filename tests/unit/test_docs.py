@@ -116,7 +116,11 @@ def test_mistakes_are_found() -> None:
 
 
 def is_defined(name: str) -> bool:
-    """Whether ``name`` is a module of the repository, or a name at the top level of one."""
+    """Whether ``name`` is a module of the repository, a name at the top level of one, or a member
+    of a class (the class is looked up)."""
+    owner = name.rpartition(".")[0]
+    if owner.rpartition(".")[2][:1].isupper():
+        return is_defined(owner)
     path = ROOT.joinpath(*name.split("."))
     if path.is_dir() or path.with_suffix(".py").exists():
         return True

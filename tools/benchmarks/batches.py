@@ -1,4 +1,4 @@
-"""Does an image's result depend on its batch? For kernels, batch sizes, threads and shards."""
+"""Whether an image's result depends on its batch, for kernels, batch sizes, threads and shards."""
 
 import argparse
 import itertools
@@ -27,7 +27,7 @@ from pipeline.models import build
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime.reproducibility import images_at_once, use_reproducible_kernels
 
-# Environment variables that choose kernels; libraries read them when they are loaded.
+# Environment variables that choose kernels. Libraries read the variables when they are loaded.
 DEFAULT_MODE = "MKL's default mode"
 KERNELS: dict[str, dict[str, str]] = {
     "as a run": {},
@@ -64,8 +64,8 @@ def compare(
     """Evaluate the same images in many divisions, and compare the results with the first one's.
 
     Args:
-        model: as model.name.
-        weights: as model.weights.
+        model: the value of model.name.
+        weights: the value of model.weights.
         data: an index; None: the embedded digits.
         num_images: how many images to evaluate, evenly spaced in the index.
         as_a_run: use MKL's mode of conditional numerical reproducibility, as a run does.
@@ -139,7 +139,7 @@ def with_kernels(kernels: str, *arguments: Any) -> Row:
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
-    """One row for each choice of kernels; without --data, of MLP and LeNet on the digits."""
+    """One row for each choice of kernels; without --data, for MLP and LeNet on the digits."""
     nets = [options.model] if options.data else ["mlp", "lenet"]
     weights = options.weights if options.data else None
     rows = []

@@ -26,8 +26,8 @@ from pipeline.runtime.reproducibility import use_reproducible_kernels
 Row = dict[str, Any]
 JSON_REMEDY = "give another --json"
 
-# The attack of all benchmarks: in training with as few iterations as the paper's; alone, compared
-# with other libraries, with foolbox's default number.
+# The attack of all benchmarks. In training it has the paper's number of iterations; alone, compared
+# with other libraries, it has foolbox's default number.
 NUM_CANDIDATES, OVERSHOOT = 10, 0.02
 TRAINING_ITERATIONS, EVALUATION_ITERATIONS = 5, 50
 
@@ -93,7 +93,7 @@ def load_net(options: argparse.Namespace) -> nn.Module:
 
 
 def training_loader(photos: index.Index, size: int, device: torch.device, half: bool) -> Loader:
-    """Random crops of the photos as a run with one rank reads them, without end."""
+    """Endless batches of random crops of the photos, as a run with one rank reads them."""
     config = DataConfig(half_input=half)
     specs = TrainingPlan(photos, config, TrainConfig(batch_size=size), 0, 1).specs(0, 2**40)
     return Loader(photos, specs, config, device, size, source.decoding_threads(config))
@@ -102,7 +102,8 @@ def training_loader(photos: index.Index, size: int, device: torch.device, half: 
 def in_turn(
     variants: dict[str, Callable[[], Any]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each variant, ``repeats`` times; interleaved, so that noise hits all equally."""
+    """Seconds of each variant, measured ``repeats`` times. Variants are interleaved, so that other
+    work on the machine changes all of them equally."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
@@ -136,9 +137,9 @@ def rates(
     """One row for each variant.
 
     Args:
-        seconds: of each repeat, by variant; the first variant is what the others' ratios refer to.
-        num_images: of each repeat.
-        results: numbers of each variant that are shown beside its speed.
+        seconds: seconds of each repeat, by variant. Ratios are relative to the first variant.
+        num_images: number of images of each repeat.
+        results: other numbers of each variant, for more columns.
     """
     typical = medians(seconds)
     first = next(iter(typical.values()))

@@ -1,4 +1,4 @@
-"""A counter of floating-point operations, which is free of noise."""
+"""A counter of floating-point operations. Unlike times, counts have no noise."""
 
 from typing import Any
 

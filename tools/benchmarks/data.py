@@ -42,7 +42,7 @@ def generated_rows(num_images: int) -> pa.Table:
 
 
 def in_new_process(function: Callable[..., Row], *arguments: Any) -> Row:
-    """Run in a new process, whose memory is used by this function alone."""
+    """Run a function in a new process, so that the process's memory is that of the function."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(function, arguments)

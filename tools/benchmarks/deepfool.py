@@ -30,7 +30,8 @@ def _ours(**options: Any) -> AttackConfig:
     return AttackConfig(max_iterations=EVALUATION_ITERATIONS, overshoot=OVERSHOOT, **options)
 
 
-# Named by how the class is chosen, and whether all candidates are visited, as in other libraries.
+# The names state how the class is chosen, and whether the search is exhaustive, as it is in other
+# libraries.
 OURS = {
     "reselect": _ours(candidate_search="pruned"),
     "fixed": _ours(candidate_search="pruned", target_class="fixed"),
@@ -114,7 +115,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     }
     attacks = {name: run for name, run in other_libraries.items() if run is not None}
     attacks |= {name: our_attack(view, images, config) for name, config in OURS.items()}
-    # Also a warm-up.
+    # This call is also a warm-up.
     quality = {name: _quality(view, images, labels, run()) for name, run in attacks.items()}
     return rates(in_turn(attacks, options.repeats, device), len(images), quality)
 

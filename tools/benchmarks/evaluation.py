@@ -1,7 +1,7 @@
 """A whole evaluation (decoding, accuracy, FGS at five eps, DeepFool) compared with foolbox.
 
-Both use the same loader and batches; foolbox runs its attacks one after another, as its users do.
-One more row is this project's evaluation with the search for eps_ref.
+Both use the same loader and batches. foolbox runs its attacks one after another, as in its
+examples. One more row is this project's evaluation with the search for eps_ref.
 """
 
 import argparse
@@ -54,11 +54,11 @@ def ours(
 
     Args:
         options: the command line.
-        net: from images to logits.
+        net: computes logits of images.
         photos: index of the images.
         rows: rows of the index to evaluate.
-        candidate_search: as evaluation.attack.candidate_search.
-        search: as evaluation.fgs.search.
+        candidate_search: the value of evaluation.attack.candidate_search.
+        search: the value of evaluation.fgs.search.
     """
     attack = AttackConfig(
         num_candidates=NUM_CANDIDATES,
@@ -138,7 +138,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         variants["foolbox"] = foolbox
     variants |= {
         "this project": ours(options, net, photos, rows),
-        "lazy": ours(options, net, photos, rows, candidate_search="pruned"),
+        "pruned": ours(options, net, photos, rows, candidate_search="pruned"),
         "and eps_ref": ours(options, net, photos, rows, search=True),
     }
     results = {name: run() for name, run in variants.items()}  # also a warm-up

@@ -28,7 +28,7 @@ from pipeline.data.mapped_files import Files
 from pipeline.data.tar_members import append_member
 from pipeline.runtime import machine
 
-BATCH, IMAGES = 64, 1024  # images of a batch, and of a repeat
+BATCH, IMAGES = 64, 1024  # number of images in a batch, and in a repeat
 WARM_UP = 6  # batches before the timing starts
 DATA = DataConfig()
 assert not isinstance(DATA.mean, str)  # the default has a number for each channel
@@ -69,7 +69,7 @@ class Files224(Dataset):
 
 
 class Endless(torch.utils.data.Sampler[list[int]]):
-    """Shuffled batches without end, so that workers never wait for a new epoch."""
+    """Endless shuffled batches, so that workers never wait for a new epoch."""
 
     def __init__(self, length: int) -> None:
         self.length = length

@@ -30,7 +30,7 @@ from pipeline.training.objective import PRECISIONS, make_objective
 
 LAM, C = 5.0, 500.0
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # of images and labels
+Loss = Callable[[Tensor, Tensor], Tensor]  # computes a loss from images and labels
 
 
 def authors(net: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Estimates how long runs take on this machine, by timing a few steps on generated images.
+"""Estimates the duration of runs on this machine, by timing a few steps on generated images.
 
-In: planned runs. Out: seconds of each, with ranks that share this machine's cores. The estimate is
-rough: the attack takes other numbers of iterations on real images, and decoding is not counted.
+In: planned runs. Out: seconds of each run, with ranks that share this machine's cores. The estimate
+is rough: on real images the attack needs another number of iterations, and decoding is not counted.
 """
 
 import math
@@ -24,22 +24,22 @@ from reproduction.experiments import Experiment
 from reproduction.plan import PlannedRun
 
 _NUM_CLASSES = {"mnist": 10, "cifar10": 10, "ilsvrc": 1000}
-_NUM_IMAGES = 8  # timed first; a whole batch is timed only if they take less than _LONG
-_LONG = 1.0  # seconds of timing that are enough
+_NUM_IMAGES = 8  # number of images timed first; a batch is timed only if they take less than _LONG
+_LONG = 1.0  # seconds after which timing stops
 _START = 12.0  # seconds until the first step: imports, DALI, the index
 
 
 class RuntimeEstimator:
-    """Times each kind of step that runs consist of, once."""
+    """Times each kind of step of the runs once."""
 
     def __init__(self, experiment: Experiment, folder: Path, ranks: int, at_once: int) -> None:
         """Read the size of the data set.
 
         Args:
             experiment: the experiment that the runs belong to.
-            folder: of the indices; without them, the data set's published size is used.
+            folder: the folder of the indices; without them, the data set's published size is used.
             ranks: number of ranks of each run.
-            at_once: how many runs run at the same time.
+            at_once: number of runs at the same time.
         """
         self.ranks, self.threads = ranks, threads(ranks, at_once)
         exists = (folder / data.TRAIN).exists() and (folder / data.VAL).exists()
@@ -127,12 +127,12 @@ class RuntimeEstimator:
 
 
 def threads(ranks: int, at_once: int) -> int:
-    """Threads of each rank, so that runs at the same time share this machine's cores."""
+    """Threads of each rank, if parallel runs share this machine's cores."""
     return max(1, machine.cores() // (ranks * at_once))
 
 
 def _fastest(step: Callable[[], object]) -> float:
-    """Seconds of the fastest of at most three calls; the first one also warms up."""
+    """Seconds of the fastest of at most three calls; the first one is also a warm-up."""
     seconds: list[float] = []
     while len(seconds) < 3 and sum(seconds) < _LONG:
         begin = time.perf_counter()

@@ -24,9 +24,9 @@ class Numbers(NamedTuple):
 class Method:
     """A way of fine-tuning: a row of the table."""
 
-    name: str  # of its folder
+    name: str  # name of its folder
     title: str
-    options: tuple[str, ...]  # of pipeline/finetune.py
+    options: tuple[str, ...]  # options of pipeline/finetune.py
     on_examples: bool = False  # add the reference's DeepFool examples to the training set
 
 
@@ -38,10 +38,10 @@ class Experiment:
     title: str
     data: str  # mnist, cifar10 or ilsvrc
     methods: tuple[Method, ...]
-    paper: dict[str, Numbers]  # by name of the method
-    weights: str | None = None  # of the reference; None: train it
+    paper: dict[str, Numbers]  # the paper's numbers, by name of the method
+    weights: str | None = None  # weights of the reference; None: train it
     layers: tuple[tuple[str, str], ...] = ()  # titles and patterns, for Figure 4
-    file: str | None = None  # its YAML file in configs/; None: named like the experiment
+    file: str | None = None  # its YAML file in configs/; None: the file with the experiment's name
 
     @property
     def config(self) -> str:
@@ -63,8 +63,8 @@ def _paper_methods(eps: str, beta: str) -> tuple[Method, ...]:
     """The paper's methods for MNIST and CIFAR-10.
 
     Args:
-        eps: of adversarial training II, in units of the input; the paper does not state it.
-        beta: of Parseval training.
+        eps: eps of adversarial training II, in units of the input; the paper does not state it.
+        beta: beta of Parseval training.
     """
     return (
         _CLEAN,

@@ -1,4 +1,4 @@
-"""The runs of an experiment, and which other runs each of them needs first.
+"""The runs of an experiment, and the runs that each of them needs first.
 
 In: an experiment, seeds, a folder. Out: `PlannedRun`s in an order in which they can run.
 """
@@ -21,7 +21,7 @@ from reproduction.experiments import EXAMPLES, REFERENCE, Experiment, Method
 _FINETUNE, _SUMMARY = "pipeline.finetune", "summary.json"
 # The runs of a sweep are evaluated at their end only.
 _EVALUATE_AT_THE_END = ("--evaluation.every_epochs", "1000")
-# Options that do not change a run's results, or none of a reference's results.
+# Options that do not change a run's results; and options that do not change a reference's results.
 _WITHOUT_EFFECT = ("resume", "dry_run", "runtime", "data.num_threads", "evaluation.batch_size")
 _WITHOUT_EFFECT_ON_REFERENCE = ("regularizer", "objective", "schedule")
 
@@ -86,7 +86,7 @@ class Planner:
             experiment: the experiment.
             output: folder of all runs.
             options: command line for every fine-tuning; it overrides the experiment's YAML file.
-            weights: of the reference, instead of the experiment's own.
+            weights: weights of the reference, instead of the experiment's own.
         """
         self.weights = weights or experiment.weights
         self.experiment, self.output = experiment, output.absolute()

@@ -1,4 +1,4 @@
-"""The report: our table beside the paper's, the figures, and how they were made.
+"""The report: a table with our numbers and the paper's, the figures, and the commands.
 
 In: runs that have ended. Out: OUTPUT/report/.
 """
@@ -25,7 +25,7 @@ RowsBySeed = dict[int, TableRow]
 
 @dataclass(frozen=True)
 class Report:
-    """What a report is about."""
+    """The contents of a report."""
 
     experiment: Experiment
     output: Path  # folder of all runs
@@ -36,7 +36,7 @@ class Report:
 
     @property
     def folder(self) -> Path:
-        """Where the report is written."""
+        """The folder of the report."""
         return self.output / "report"
 
     def write(self) -> Path:
@@ -60,7 +60,7 @@ class Report:
         return page
 
     def _setting(self) -> list[str]:
-        """The command, the data, the versions."""
+        """Lines with the command, the data and the versions."""
         path = next(self.output.glob(f"seed{self.seeds[0]}/**/summary.json"))
         environment = runs.read(path.parent).environment
         versions = ", ".join(f"{name} {v}" for name, v in environment["versions"].items())
@@ -96,7 +96,7 @@ class Report:
         ]
 
     def _by_epoch(self) -> list[str]:
-        """Figure 2, of one seed's fine-tunings."""
+        """Figure 2, for the fine-tunings of one seed."""
         seed = self.seeds[0]
         folder = self.output / f"seed{seed}"
         finetunings = [
@@ -113,7 +113,7 @@ class Report:
         return self._figure("figure2", f"By epoch, seed {seed}", figures.epochs(finetunings))
 
     def _sweep(self, number: int) -> list[str]:
-        """Figure 3 or 4, of one seed's fine-tunings."""
+        """Figure 3 or 4, for the fine-tunings of one seed."""
         finetunings = [
             runs.read(planned.folder, planned.folder.name.split(",")[0])
             for planned in self.planned
@@ -145,7 +145,7 @@ def titles_by_method(experiment: Experiment) -> dict[str, str]:
 def rows_by_method(
     experiment: Experiment, output: Path, seeds: Sequence[int]
 ) -> dict[str, RowsBySeed]:
-    """The table's rows by method and seed; each at the eps_ref of its seed's Deep Defense.
+    """The table's rows by method and seed. eps_ref is that of Deep Defense with the same seed.
 
     Raises:
         UserError: a summary cannot be read.
@@ -203,7 +203,7 @@ def _cell(values: list[float], paper: float | None, form: str, form_of_spread: s
 
 
 def _times(planned_runs: Sequence[PlannedRun]) -> list[str]:
-    """How long each run took on this machine."""
+    """Lines with the duration of each run on this machine."""
     seconds: dict[str, float] = {}
     for planned in planned_runs:
         elapsed = run.elapsed(planned)

@@ -1,4 +1,4 @@
-"""Starts planned runs: on this machine, or as SLURM arrays that wait for one another.
+"""Starts planned runs: on this machine, or as SLURM arrays with dependencies.
 
 In: planned runs, in an order in which they can run. Out: their folders.
 """
@@ -67,7 +67,7 @@ def _interrupt(*_: object) -> None:
 
 
 class _Pool:
-    """The runs that wait, that are running, and that have ended."""
+    """The runs that are waiting, running, and ended."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ def _start(planned: PlannedRun, ranks: int, at_once: int) -> subprocess.Popen[by
 
 
 def _needs_any(planned: PlannedRun, names: set[str]) -> bool:
-    """Whether it needs one of these runs, directly or indirectly."""
+    """Whether a run needs one of these runs, directly or indirectly."""
     return any(needed.name in names or _needs_any(needed, names) for needed in planned.needs)
 
 

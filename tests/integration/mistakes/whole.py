@@ -1,4 +1,4 @@
-"""Whole files, made once or quickly, for the cases of tests/integration/mistakes that damage them."""
+"""Whole files, made once or quickly, for the cases that damage them."""
 
 import io
 import pickle
