@@ -58,7 +58,8 @@ def run_locally(
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)
     if pool.failed:
-        failures = "; ".join(f"{r.name}: {_last_line(r.folder / LOG)}" for r in pool.failed)
+        failed = sorted(pool.failed, key=planned_runs.index)
+        failures = "; ".join(f"{r.name}: {_last_line(r.folder / LOG)}" for r in failed)
         raise UserError(f"{len(pool.failed)} failed ({failures}); see {LOG} in their folders")
 
 
