@@ -179,7 +179,7 @@ def test_one_run_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     process = start(tmp_path, *options)
     wait_for(process, tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(lock, "_PATIENCE", 0)
+        patch.setattr(lock, "_TIMEOUT", 0)
         line = expect_error(in_process, *SMALL, *options, "--output", tmp_path)
     assert f"is being written by process {process.pid} on " in line
     kill_all(process)
