@@ -17,7 +17,7 @@ from pipeline.config.checks import all_options
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OPTIONS = {*all_options(FinetuneConfig), *all_options(EvaluateConfig)}
-FOLDERS = "pipeline|tools|launchers|configs|slurm"
+FOLDERS = "pipeline|tools|launchers|configs|slurm|tests"
 SECTIONS = {name.rpartition(".")[0] for name in OPTIONS} - {""}
 # Of jsonargparse, and of torchrun, srun and sbatch, pip.
 COMMON = {"help", "config", "print_config"}
