@@ -101,6 +101,7 @@ def test_killed_on_one_rank_and_resumed_on_two(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (*PLAIN, "--train.epochs", 1, "--checkpoint.every_steps", 5)
+    options += ("--regularizer.attack.num_candidates", 2, "--regularizer.attack.max_iterations", 2)
     finished(tmp_path / "whole", *options)
     with monkeypatch.context() as patch:
         kill_at_step(patch, 8)
@@ -179,7 +180,7 @@ def test_one_run_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     process = start(tmp_path, *options)
     wait_for(process, tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(lock, "_PATIENCE", 0)
+        patch.setattr(lock, "_TIMEOUT", 0)
         line = expect_error(in_process, *SMALL, *options, "--output", tmp_path)
     assert f"is being written by process {process.pid} on " in line
     kill_all(process)

@@ -139,7 +139,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         variants["foolbox"] = foolbox
     variants |= {
         "this project": ours(options, net, photos, rows),
-        "lazy": ours(options, net, photos, rows, candidate_search="pruned"),
+        "pruned": ours(options, net, photos, rows, candidate_search="pruned"),
         "and eps_ref": ours(options, net, photos, rows, search=True),
     }
     results = {name: run() for name, run in variants.items()}  # also a warm-up
