@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.unit)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
-    by_name = any("::" in word for word in config.args)
+    by_name = any("::" in argument for argument in config.args)
     if not (config.getoption("--all") or by_name or config.getoption("-m")):
         slow_items = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
@@ -139,9 +139,15 @@ def cluster() -> Iterator[None]:
         yield
         subprocess.run([script, "down", f"{folder}/c"], check=True)
         del os.environ["SLURM_CONF"]
-        found = [words for _, words in processes(SLURM_CONF=f"{folder}/c/slurm.conf")]
+        commands = [
+            command_line for _, command_line in processes(SLURM_CONF=f"{folder}/c/slurm.conf")
+        ]
         # Python's own helper of these tests may have been started meanwhile.
-        left = [words for words in found if "resource_tracker" not in " ".join(words)]
+        left = [
+            command_line
+            for command_line in commands
+            if "resource_tracker" not in " ".join(command_line)
+        ]
         assert not left, "processes are left behind"
         listening = "".join(Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))
         base = int(os.environ.get("SLURM_BASE_PORT", "16900"))

@@ -1,7 +1,7 @@
-"""tools/adversarial.py: examples made by ranks, stored to the last bit, read back, trained with."""
+"""tools/adversarial.py: examples are stored to the last bit, read back, trained with."""
 
 import os
-import subprocess
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
-    words = ("--model.name", "mlp", "--train.pretrain_epochs", 2, "--train.epochs", 0)
-    succeed("pipeline/finetune.py", *words, "--output", folder)
+    argv = ("--model.name", "mlp", "--train.pretrain_epochs", 2, "--train.epochs", 0)
+    succeed("pipeline/finetune.py", *argv, "--output", folder)
     return folder
 
 
@@ -45,89 +45,96 @@ def options(reference: Path, folder: Path) -> tuple:
     )
 
 
-def loaded(found: index.Index, rows: np.ndarray | None = None) -> torch.Tensor:
-    rows = np.arange(len(found)) if rows is None else rows
-    loader = Loader(found, evaluation_specs(found, rows, DATA, 32), DATA, CPU, 32, 2)
+def loaded(index_read: index.Index, rows: np.ndarray | None = None) -> torch.Tensor:
+    rows = np.arange(len(index_read)) if rows is None else rows
+    loader = Loader(index_read, evaluation_specs(index_read, rows, DATA, 32), DATA, CPU, 32, 2)
     return torch.cat([batch.images.clone() for batch in loader])
 
 
 def arrays_of(folder: Path) -> dict[int, np.ndarray]:
-    found = {}
+    arrays = {}
     for path in folder.glob("*.tar"):
         with path.open("rb") as file:
             for member in array_tars.members(path):
                 file.seek(member.offset_data)
-                found[int(Path(member.name).stem)] = np.load(file, allow_pickle=False)
-    return found
+                arrays[int(Path(member.name).stem)] = np.load(file, allow_pickle=False)
+    return arrays
 
 
 @pytest.fixture(scope="module")
-def made(run: Run, reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    done = run(SCRIPT, *options(reference, folder), ranks=2)
-    assert done.returncode == 0, done.stderr
-    assert "150 examples; 0 not flipped" in done.stdout
+    output = succeed(SCRIPT, *options(reference, folder))
+    assert "150 examples; 0 not flipped" in output
     return folder
 
 
 def test_examples_fool_the_net_again_after_reading_back(reference: Path, made: Path) -> None:
-    found = index.read(str(made / "index.parquet"))
-    assert found.is_array.all()
-    images, stored = loaded(found), arrays_of(made)
+    examples = index.read(str(made / "index.parquet"))
+    assert examples.is_array.all()
+    images, stored = loaded(examples), arrays_of(made)
     source = index.read(str(demo.prepare()["val"]))
     rows = {source.id(row): row for row in source.subset(150).tolist()}
-    mine = np.array([rows[found.id(n).removeprefix("adversarial/")] for n in range(150)])
-    for image, row in zip(images.numpy(), mine.tolist(), strict=True):
+    source_rows = np.array([rows[examples.id(n).removeprefix("adversarial/")] for n in range(150)])
+    for image, row in zip(images.numpy(), source_rows.tolist(), strict=True):
         np.testing.assert_array_equal(image, stored[row])
-    np.testing.assert_array_equal(found.label, source.label[mine])
+    np.testing.assert_array_equal(examples.label, source.label[source_rows])
     net = mlp()
     net.load_state_dict(torch.load(reference / "weights.pth", weights_only=True))
-    clean = loaded(source, mine)
+    clean = loaded(source, source_rows)
     with torch.no_grad():
         assert (net(images).argmax(dim=1) != net(clean).argmax(dim=1)).all()
     ratio = (images - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
     assert 0.01 < ratio.mean() < 0.3
 
 
-def test_cut_and_gone_on_with_on_another_number_of_ranks(
-    reference: Path, made: Path, tmp_path: Path
+@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_interrupted_and_resumed(
+    run: Run, reference: Path, made: Path, tmp_path: Path, ranks: int
 ) -> None:
-    folder = tmp_path / "cut"
-    subprocess.run(["cp", "-r", made, folder], check=True)
+    folder = shutil.copytree(made, tmp_path / "cut")
     path = folder / "rank0.tar"
     last = array_tars.members(path)[40]
     os.truncate(path, last.offset_data + 100)  # as a kill leaves it
-    assert 100 < len(array_tars.stored(folder)) < 150
-    succeed(SCRIPT, *options(reference, folder))
+    assert len(array_tars.stored(folder)) == 40
+    call = run if ranks else in_process
+    done = call(SCRIPT, *options(reference, folder), ranks=ranks)
+    assert done.returncode == 0, done.stderr
     whole, again = arrays_of(made), arrays_of(folder)
     assert whole.keys() == again.keys()
     for row, values in whole.items():
         np.testing.assert_allclose(again[row], values, atol=1e-6)
+
+
+def test_other_examples_or_another_space_are_refused(
+    reference: Path, made: Path, tmp_path: Path
+) -> None:
     other = ("--evaluation.space", "pixels", "--data.val", made / "index.parquet")
     line = expect_error(
         in_process, *options(reference, tmp_path / "x"), *other, script="pipeline/evaluate.py"
     )
     assert "evaluation.space: the arrays of" in line
     other = ("--data.mean", "[0.5]")
+    folder = shutil.copytree(made, tmp_path / "made")
     line = expect_error(in_process, *options(reference, folder), *other, script=SCRIPT)
     assert "contains other examples (input.mean" in line
 
 
 def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Path) -> None:
     both, source = tmp_path / "both.parquet", demo.prepare()["train"]
-    words = ("join", source, made / "index.parquet", "--out", both)
-    assert "6,150 images" in succeed("tools/index.py", *words)
-    found, images = index.read(str(both)), index.read(str(source))
-    assert found.is_array.sum() == 150
-    assert found.ids.to_pylist()[:6000] == images.ids.to_pylist()
+    argv = ("join", source, made / "index.parquet", "--out", both)
+    assert "6,150 images" in succeed("tools/index.py", *argv)
+    joined, images = index.read(str(both)), index.read(str(source))
+    assert joined.is_array.sum() == 150
+    assert joined.ids.to_pylist()[:6000] == images.ids.to_pylist()
     # Batches of images, of arrays and of both, mirrored by the plan.
     data = DataConfig(**(vars(DATA) | {"hflip": True}))
-    plan = TrainingPlan(found, data, TrainConfig(batch_size=50), 0, 1)
+    plan = TrainingPlan(joined, data, TrainConfig(batch_size=50), 0, 1)
     stored = loaded(index.read(str(made / "index.parquet")))
     specs = list(plan.specs(0, plan.steps_per_epoch))
     seen = mirrored = 0
-    for batch, spec in zip(Loader(found, iter(specs), data, CPU, 50, 2), specs, strict=True):
-        for position in np.flatnonzero(found.is_array[batch.rows]):
+    for batch, spec in zip(Loader(joined, iter(specs), data, CPU, 50, 2), specs, strict=True):
+        for position in np.flatnonzero(joined.is_array[batch.rows]):
             expected = stored[batch.rows[position] - 6000]
             if spec.windows.mirror[position]:
                 expected, mirrored = expected.flip(2), mirrored + 1
@@ -135,13 +142,13 @@ def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Pat
             seen += 1
     assert seen == 150
     assert 40 < mirrored < 110
-    assert torch.equal(loaded(found, np.arange(40)), loaded(images, np.arange(40)))
-    words = ("--data.train", both, "--data.val", demo.prepare()["val"], "--data.crop_size", 28)
-    words += ("--data.resize_size", 28, "--data.channels", 1, "--data.mean", "[0.1307]")
-    words += ("--data.std", "[0.3081]", "--data.random_crop", "false", "--data.hflip", "false")
-    words += ("--model.name", "mlp", "--objective.method", "clean", "--train.batch_size", 410)
-    words += ("--train.pretrain_epochs", 0, "--train.epochs", 1, "--evaluation.num_images", 100)
-    output = succeed("pipeline/finetune.py", *words, "--output", tmp_path / "run")
+    assert torch.equal(loaded(joined, np.arange(40)), loaded(images, np.arange(40)))
+    argv = ("--data.train", both, "--data.val", demo.prepare()["val"], "--data.crop_size", 28)
+    argv += ("--data.resize_size", 28, "--data.channels", 1, "--data.mean", "[0.1307]")
+    argv += ("--data.std", "[0.3081]", "--data.random_crop", "false", "--data.hflip", "false")
+    argv += ("--model.name", "mlp", "--objective.method", "clean", "--train.batch_size", 410)
+    argv += ("--train.pretrain_epochs", 0, "--train.epochs", 1, "--evaluation.num_images", 100)
+    output = succeed("pipeline/finetune.py", *argv, "--output", tmp_path / "run")
     assert "15 with the cross-entropy only" in output
     with pytest.raises(UserError, match=r"its arrays are not of the shape \(1, 24, 24\)"):
-        Loader(found, iter(specs), DataConfig(**(vars(DATA) | {"crop_size": 24})), CPU, 50, 2)
+        Loader(joined, iter(specs), DataConfig(**(vars(DATA) | {"crop_size": 24})), CPU, 50, 2)

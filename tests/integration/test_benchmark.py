@@ -68,6 +68,7 @@ def test_deepfool(tmp_path: Path) -> None:
     assert all(row["flipped"] == 1 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_evaluation(tmp_path: Path, photos: Index) -> None:
     net = ("--model", "tests.helpers.nets:first_two", "--num-images", 8)
     rows = rows_of(tmp_path, "evaluation", "--data", photos.path, *net)
@@ -79,12 +80,14 @@ def test_evaluation(tmp_path: Path, photos: Index) -> None:
     assert 1 > rows["foolbox"]["accuracy"] > rows["foolbox"]["fgs 0.02"]
 
 
+@pytest.mark.slow
 def test_loader(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "loader", "--num-images", 16)
     assert list(rows) == ["torchvision", "dali reader", "this project"]
     assert all(row["images_per_second"] > 0 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_step(tmp_path: Path, ilsvrc_val: Path) -> None:
     rows = rows_of(tmp_path, "step", "--data", ilsvrc_val, *SMALL, "--max-images", "auto")
     assert list(rows) == ["plain", "unrolled", "boundary"]

@@ -70,8 +70,8 @@ def test_fgs_at_the_eps_ref_of_another_evaluation(
     searched, rows = results(whole_evaluation)
     eps_ref = searched["fgs"]["eps_ref"]
     assert eps_ref > 0
-    words = ("--model.weights", mlp_weights, "--evaluation.num_images", 300)
-    succeed(EVALUATE, *words, "--evaluation.fgs.reference", whole_evaluation, "--output", tmp_path)
+    argv = ("--model.weights", mlp_weights, "--evaluation.num_images", 300)
+    succeed(EVALUATE, *argv, "--evaluation.fgs.reference", whole_evaluation, "--output", tmp_path)
     fgs = results(tmp_path)[0]["fgs"]
     assert fgs["reference"] == eps_ref
     assert len(fgs["at_reference"]) == 3

@@ -31,7 +31,10 @@ def test_squeezenet_on_ilsvrc_out_of_the_box(
         *("--model.weights", squeezenet_weights, "--evaluation.batch_size", 25),
         *("--evaluation.num_images", num_images, "--output", tmp_path),
     )
-    done = run(EVALUATE, *options, *FGS, ranks=2) if ranks else in_process(EVALUATE, *options)
+    if ranks:
+        done = run(EVALUATE, *options, *FGS, ranks=ranks)
+    else:
+        done = in_process(EVALUATE, *options, "--evaluation.attack.candidate_search", "pruned")
     assert done.returncode == 0, done.stderr
     summary, rows = results(tmp_path)
     assert len(rows) == summary["num_samples"] == num_images
@@ -47,15 +50,15 @@ def test_squeezenet_on_ilsvrc_out_of_the_box(
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
-    words = ("--output", tmp_path / "x", "--dry_run", "true", "--shard", "1/3", *FGS)
-    output = succeed(EVALUATE, *words)
+    argv = ("--output", tmp_path / "x", "--dry_run", "true", "--shard", "1/3", *FGS)
+    output = succeed(EVALUATE, *argv)
     assert "shard 1/3: 667 images" in output
     assert "FGS at 2 eps, eps_ref" in output
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (("--shard", "-1/3"), "shard"),
         (("--shard", "1"), "shard must be i/n"),
@@ -66,9 +69,9 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         (("--evaluation.num_images", 0), "evaluation.num_images"),
     ],
 )
-def test_mistakes(tmp_path: Path, options: tuple, words: str) -> None:
+def test_mistakes(tmp_path: Path, options: tuple, message: str) -> None:
     line = expect_error(in_process, "--output", tmp_path / "x", *options, script=EVALUATE)
-    assert words in line
+    assert message in line
 
 
 def test_mistakes_in_a_process(run: Run, tmp_path: Path) -> None:
@@ -77,7 +80,7 @@ def test_mistakes_in_a_process(run: Run, tmp_path: Path) -> None:
 
 
 def test_few_classes(tmp_path: Path) -> None:
-    for number, words in ((1, "has one class"), (3, "q 3")):
+    for number, message in ((1, "has one class"), (3, "q 3")):
         members = {
             f"{k % number}/{k}.png": encode(picture(28, 28, k).convert("L"), "PNG")
             for k in range(6)
@@ -88,9 +91,9 @@ def test_few_classes(tmp_path: Path) -> None:
             *("--output", tmp_path / str(number)),
         )
         if number == 1:
-            assert words in expect_error(in_process, *options, script=EVALUATE)
+            assert message in expect_error(in_process, *options, script=EVALUATE)
         else:
-            assert words in succeed(EVALUATE, *options)
+            assert message in succeed(EVALUATE, *options)
             assert results(tmp_path / "3")[0]["definition"]["num_candidates"] == 3
 
 

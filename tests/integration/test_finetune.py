@@ -95,11 +95,11 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("options", "words"), MISTAKES)
-def test_mistakes(tmp_path: Path, options: tuple, words: str) -> None:
+@pytest.mark.parametrize(("options", "message"), MISTAKES)
+def test_mistakes(tmp_path: Path, options: tuple, message: str) -> None:
     if "cuda" in options and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert words in expect_error(in_process, "--output", tmp_path / "run", *options)
+    assert message in expect_error(in_process, "--output", tmp_path / "run", *options)
 
 
 def test_mistakes_in_a_process(run: Run, tmp_path: Path) -> None:
@@ -169,7 +169,8 @@ def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", [pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
 def test_half_precision_training(tmp_path: Path, precision: str) -> None:
-    ended = finetune(tmp_path, "--log.every_steps", 1, "--runtime.precision", precision)
+    options = ("--train.epochs", 1, "--log.every_steps", 1, "--runtime.precision", precision)
+    ended = finetune(tmp_path, *options)
     assert ended.code == 0, ended.stderr
     assert np.isfinite(list(metrics(tmp_path, "train/loss").values())).all()
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -62,7 +62,8 @@ def test_two_ranks_with_accumulation_equal_one_plain_unrolling(tmp_path: Path, n
     assert (first - expected).norm() < 1e-9 * expected.norm()
 
 
-@pytest.mark.parametrize("kind", ["unrolled", "boundary"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [pytest.param("unrolled", marks=pytest.mark.slow), "boundary"])
 def test_two_ranks_in_parts_equal_one(tmp_path: Path, kind: str) -> None:
     config = with_attack(kind, linearize_at="overshot", target_class="fixed")
     net, images, labels = setting("lenet", count=8)

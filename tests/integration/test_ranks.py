@@ -24,6 +24,7 @@ def test_mistakes_on_two_ranks_are_said_once(run: Run) -> None:
     assert "optim.lrr" in expect_error(run, "--optim.lrr", 3, ranks=2)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_all_ranks(run: Run, tmp_path: Path) -> None:
     """A user's error after the ranks have joined."""
     options = (*SMALL, "--model.name", "tests.helpers.nets:exploding", "--output", tmp_path / "run")

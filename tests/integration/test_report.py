@@ -21,13 +21,13 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def svg_lines(path: Path) -> dict[str, np.ndarray]:
     """The drawn points of every named line, in the file's own units."""
-    found = {}
+    points_by_name = {}
     for group in ET.parse(path).iter(f"{SVG}g"):
         name, line = group.get("id", ""), group.find(f"{SVG}path")
         if ": " in name and line is not None:
             numbers = re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", line.get("d"))
-            found[name] = np.array(numbers, float).reshape(-1, 2)
-    return found
+            points_by_name[name] = np.array(numbers, float).reshape(-1, 2)
+    return points_by_name
 
 
 def assert_drawn(points: np.ndarray, values: np.ndarray) -> None:
@@ -62,8 +62,10 @@ def test_epochs_are_drawn_from_the_history(tmp_path: Path) -> None:
 
 
 def test_lines_can_be_told_apart_in_grey(tmp_path: Path) -> None:
-    found = [runs.read(finetuning(tmp_path / str(k), 15, 25, 0.9 + k / 100, 0.2)) for k in range(6)]
-    lines = figures.epochs(found).axes[0].lines
+    finetunings = [
+        runs.read(finetuning(tmp_path / str(k), 15, 25, 0.9 + k / 100, 0.2)) for k in range(6)
+    ]
+    lines = figures.epochs(finetunings).axes[0].lines
     assert len({str(line.get_linestyle()) + str(line._dash_pattern) for line in lines}) == 6
     assert len({line.get_marker() for line in lines}) == 6
 
@@ -76,7 +78,8 @@ def test_a_sweep_has_a_line_for_each_value(tmp_path: Path) -> None:
         (15, 10): (0.95, 0.5),
     }
     folders = [
-        finetuning(tmp_path / f"{lam}-{c}", lam, c, *found) for (lam, c), found in points.items()
+        finetuning(tmp_path / f"{lam}-{c}", lam, c, *accuracy_and_rho)
+        for (lam, c), accuracy_and_rho in points.items()
     ]
     out = tmp_path / "fig3"
     ended = call(SCRIPT, "figures", "sweep", *folders, "--out", out)
@@ -101,7 +104,10 @@ def test_a_sweep_has_a_line_for_each_value(tmp_path: Path) -> None:
 
 def test_numbers_that_would_lie_on_one_another_are_left_out(tmp_path: Path) -> None:
     points = {5: (0.96, 0.4), 10: (0.9701, 0.3001), 15: (0.97, 0.3)}  # a line's ends stay
-    folders = [finetuning(tmp_path / f"{c}", 5, c, *found) for c, found in points.items()]
+    folders = [
+        finetuning(tmp_path / f"{c}", 5, c, *accuracy_and_rho)
+        for c, accuracy_and_rho in points.items()
+    ]
     figure = figures.sweep([runs.read(f) for f in folders], "regularizer.lam", "regularizer.c")
     assert [text.get_text() for text in figure.axes[0].texts] == ["5", "15"]
 
@@ -112,18 +118,20 @@ def test_ratios_before_and_after(tmp_path: Path) -> None:
     out = tmp_path / "ratios"
     ended = call(SCRIPT, "figures", "ratios", f"before={before}", f"after={after}", "--out", out)
     assert ended.code == 0, ended.stderr
-    found = {name: runs.read(folder) for name, folder in (("b", before), ("a", after))}
-    figure = figures.ratios([found["b"], found["a"]])
+    evaluations = {name: runs.read(folder) for name, folder in (("b", before), ("a", after))}
+    figure = figures.ratios([evaluations["b"], evaluations["a"]])
     (axis,) = figure.axes
-    for step, line, each in zip(axis.patches, axis.lines, (found["b"], found["a"]), strict=True):
+    for step, line, evaluated in zip(
+        axis.patches, axis.lines, (evaluations["b"], evaluations["a"]), strict=True
+    ):
         share, edges, _ = step.get_data()
-        ratio = each.samples.perturbation_norm / each.samples.image_norm
+        ratio = evaluated.samples.perturbation_norm / evaluated.samples.image_norm
         assert share == pytest.approx(
             100 * np.histogram(ratio.clip(edges[0], edges[-1]), edges)[0] / 40
         )
         assert share.sum() == pytest.approx(100)
         assert line.get_xdata() == pytest.approx([np.median(ratio)] * 2)
-    lowest = min(each.samples.ratio.min() for each in found.values())
+    lowest = min(evaluated.samples.ratio.min() for evaluated in evaluations.values())
     assert edges[0] > lowest  # which is in the first bin
     medians = {
         name: line for name, line in svg_lines(Path(f"{out}.svg")).items() if "median" in name
@@ -169,8 +177,10 @@ def test_table(tmp_path: Path) -> None:
             assert float(row[f"accuracy_at_{fraction:g}_eps_ref"]) == pytest.approx(share)
     assert float(rows[1]["rho2"]) == pytest.approx(2 * float(rows[0]["rho2"]))
     assert (rows[3]["rho2"], rows[3]["accuracy_at_1_eps_ref"]) == ("0.2", "")
-    given = rows_of(before, "--eps-ref", 0.1)
-    assert float(given[0]["accuracy_at_1_eps_ref"]) == 0.5  # measured, not read from the curve
+    at_given_eps_ref = rows_of(before, "--eps-ref", 0.1)
+    assert (
+        float(at_given_eps_ref[0]["accuracy_at_1_eps_ref"]) == 0.5
+    )  # measured, not read from the curve
     ended = call(SCRIPT, "table", before, after, "--out", tmp_path / "t.md")
     assert ended.code == 0, ended.stderr
     lines = (tmp_path / "t.md").read_text().splitlines()
@@ -221,11 +231,11 @@ def test_mistakes(run: Run, tmp_path: Path) -> None:
         (("figures", "ratios", tuned, *out), "is a fine-tuning"),
         (("figures", "sheet", folder, folder, *out), "shows one run"),
     ]
-    for options, words in cases:
+    for options, message in cases:
         ended = call(SCRIPT, *options)
         assert ended.code == 2
         (line,) = ended.stderr.splitlines()
-        assert words in line
+        assert message in line
     line = expect_error(run, "table", tmp_path / "nothing", script=SCRIPT)
     assert "no file" in line
     (folder / "samples.parquet").write_bytes((folder / "samples.parquet").read_bytes()[:-100])

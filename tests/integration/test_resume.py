@@ -101,6 +101,7 @@ def test_killed_on_one_rank_and_resumed_on_two(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (*PLAIN, "--train.epochs", 1, "--checkpoint.every_steps", 5)
+    options += ("--regularizer.attack.num_candidates", 2, "--regularizer.attack.max_iterations", 2)
     finished(tmp_path / "whole", *options)
     with monkeypatch.context() as patch:
         kill_at_step(patch, 8)

@@ -25,11 +25,11 @@ def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
     container = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
     if not shutil.which("unshare") or subprocess.run([*container, "true"]).returncode:
         pytest.skip("needs unshare, and namespaces for users")
-    words = [sys.executable, "-c", script, tmp_path, str(unused_pid())]
-    subprocess.run([*container, *words], check=True)
+    argv = [sys.executable, "-c", script, tmp_path, str(unused_pid())]
+    subprocess.run([*container, *argv], check=True)
     remove_abandoned(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
-    subprocess.run(words, check=True)
+    subprocess.run(argv, check=True)
     remove_abandoned(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
 

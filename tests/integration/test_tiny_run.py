@@ -41,9 +41,9 @@ def test_the_next_commands_can_be_run(tiny_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_run, tmp_path / "a run")
     lines = finished(folder).stdout.splitlines()
     assert lines[-1].endswith(f"tensorboard --logdir '{folder}'")
-    words = shlex.split(lines[-2].removeprefix("evaluate it: "))
-    assert words[0] == "python"
-    ended = call(*words[1:])
+    argv = shlex.split(lines[-2].removeprefix("evaluate it: "))
+    assert argv[0] == "python"
+    ended = call(*argv[1:])
     assert ended.code == 0, ended.stderr
     table = shlex.split(ended.stdout.splitlines()[-1].removeprefix("as a table: "))
     assert table[1:] == ["tools/report.py", "table", f"{folder}-evaluation"]

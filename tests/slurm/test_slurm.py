@@ -49,8 +49,8 @@ def test_what_the_cluster_refuses_is_said_in_its_words(cluster: None, tmp_path: 
         (("--time", "3d"), "sbatch: "),
     ]
     small = ("--", *PLAIN, "--train.batch_size", 360, "--output", tmp_path / "x")
-    for words, said in cases:
-        ended = call(SCRIPT, *words, *small)
+    for argv, said in cases:
+        ended = call(SCRIPT, *argv, *small)
         assert ended.code == 2
         (line,) = ended.stderr.splitlines()
         assert said in line
@@ -59,8 +59,8 @@ def test_what_the_cluster_refuses_is_said_in_its_words(cluster: None, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["finetune", "evaluate"])
 def test_scripts_are_accepted(cluster: None, script: str) -> None:
-    words = ("--gpus-per-node=2", "--cpus-per-task=2", "--time=30")
-    slurm("sbatch", "--test-only", *words, f"slurm/{script}.sbatch")
+    argv = ("--gpus-per-node=2", "--cpus-per-task=2", "--time=30")
+    slurm("sbatch", "--test-only", *argv, f"slurm/{script}.sbatch")
 
 
 @pytest.mark.slow
@@ -69,9 +69,9 @@ def test_a_folder_that_the_nodes_cannot_see(cluster: None, tmp_path: Path) -> No
     inside = """mount -t tmpfs none "$1" && cd "$2" || exit 99
 "$3" launchers/finetune.py --time 5m --wait -- --output "$1/run"
 "$3" launchers/jobs.py "$1"; "$3" launchers/jobs.py logs "$1" """
-    words = ("unshare", "--mount", "bash", "-c", inside, "-", tmp_path, ROOT, sys.executable)
+    argv = ("unshare", "--mount", "bash", "-c", inside, "-", tmp_path, ROOT, sys.executable)
     done = subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, env=environment(), timeout=120
+        list(map(str, argv)), capture_output=True, text=True, env=environment(), timeout=120
     )
     if done.returncode == 99 or "unshare failed" in done.stderr:
         pytest.skip("needs a mount namespace of its own")
@@ -86,8 +86,8 @@ def test_preempted_and_resumed(run: Run, cluster: None, four_ranks: Path, tmp_pa
     where = (*TWO_NODES, "--tasks-per-node", 2)
     submit(run, folder, "--checkpoint.every_steps", 1000, *SLOW, where=where)
     at_step(folder, 7)
-    words = ("--partition", "urgent", "--nodes", "2", "--exclusive", "--wrap", "sleep 1")
-    slurm("sbatch", *words, "--output", "/dev/null")
+    argv = ("--partition", "urgent", "--nodes", "2", "--exclusive", "--wrap", "sleep 1")
+    slurm("sbatch", *argv, "--output", "/dev/null")
     assert finished(folder)["ranks"] == 4
     assert "interrupted after step" in log_of(folder)
     assert "resuming from" in log_of(folder)
@@ -130,9 +130,9 @@ def lose(node: str) -> None:
 def test_without_submitit(cluster: None, two_ranks: Path, tmp_path: Path) -> None:
     """slurm/finetune.sbatch: preempted, requeued, and equal to torchrun on one machine."""
     folder, log = tmp_path / "a run", tmp_path / "log.txt"
-    words = ("--gpus-per-node=0", "--cpus-per-task=2", "--time=5", "--output", log)
+    argv = ("--gpus-per-node=0", "--cpus-per-task=2", "--time=5", "--output", log)
     options = (*PLAIN, *SLOW, "--output", folder)
-    text = slurm("sbatch", *words, "slurm/finetune.sbatch", *options, env=SBATCH)
+    text = slurm("sbatch", *argv, "slurm/finetune.sbatch", *options, env=SBATCH)
     path = folder / "metrics.jsonl"
     until(lambda: path.exists() and '"step": 7,' in path.read_text(), log.read_text)
     slurm("scancel", "--batch", "--signal=USR2", text.split()[-1])

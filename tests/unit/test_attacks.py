@@ -31,12 +31,12 @@ def test_one_step_of_fgs() -> None:
     net, images, _ = setting("lenet", count=12)
     view = AttackView(net)
     config = AttackConfig(norm=math.inf, step_direction="loss_gradient", max_iterations=1)
-    found = deepfool(view, images, config)
+    perturbation = deepfool(view, images, config)
     graph = view.forward_with_grad(images)
     sign = fgs.fgs_direction(graph, graph.logits.argmax(dim=1)).sign
-    largest = per_sample_norm(found.delta, math.inf)
+    largest = per_sample_norm(perturbation.delta, math.inf)
     assert (largest > 0).all()
-    torch.testing.assert_close(found.delta, largest[:, None, None, None] * sign)
+    torch.testing.assert_close(perturbation.delta, largest[:, None, None, None] * sign)
     many = deepfool(
         view, images, AttackConfig(norm=2.0, step_direction="loss_gradient", max_iterations=50)
     )
@@ -54,10 +54,10 @@ def test_a_net_that_is_sure_is_attacked_all_the_same() -> None:
     graph = AttackView(net).forward_with_grad(images)
     labels = graph.logits.argmax(dim=1)
     assert torch.nn.functional.cross_entropy(graph.logits, labels, reduction="none").min() == 0
-    found = deepfool(
+    perturbation = deepfool(
         AttackView(net), images, AttackConfig(step_direction="loss_gradient", max_iterations=20)
     )
-    assert found.flipped.all()
+    assert perturbation.flipped.all()
 
 
 def test_results_say_which_attack_it_was() -> None:

@@ -64,13 +64,13 @@ def test_a_list_of_classes_fixes_the_labels(tmp_path: Path) -> None:
         return dict(zip(rows.columns["id"], rows.columns["label"], strict=True)), classes
 
     expected = {"great white shark/x.jpg": 1, "hen/x.jpg": 2}
-    found, classes = labels("tench\ngreat white shark\nhen\n")
-    assert (found, classes.ids) == (expected, ["tench", "great white shark", "hen"])
-    found, classes = labels("n1\ttench fish\ngreat white shark\thai\n\nhen\tHuhn\n")
-    assert (found, classes.names) == (expected, ["tench fish", "hai", "Huhn"])
+    labels_by_id, classes = labels("tench\ngreat white shark\nhen\n")
+    assert (labels_by_id, classes.ids) == (expected, ["tench", "great white shark", "hen"])
+    labels_by_id, classes = labels("n1\ttench fish\ngreat white shark\thai\n\nhen\tHuhn\n")
+    assert (labels_by_id, classes.names) == (expected, ["tench fish", "hai", "Huhn"])
     (tmp_path / "tree" / "great white shark").rename(tmp_path / "tree" / "n2")
-    found, classes = labels("n1 tench, Tinca tinca\nn2 shark, hai\nhen\n")
-    assert (found, classes.ids) == ({"n2/x.jpg": 1, "hen/x.jpg": 2}, ["n1", "n2", "hen"])
+    labels_by_id, classes = labels("n1 tench, Tinca tinca\nn2 shark, hai\nhen\n")
+    assert (labels_by_id, classes.ids) == ({"n2/x.jpg": 1, "hen/x.jpg": 2}, ["n1", "n2", "hen"])
     assert classes.names[0] == "tench, Tinca tinca"
 
 

@@ -18,8 +18,8 @@ from tests.helpers import nets
 def attack(
     net: torch.nn.Module, images: Tensor, config: AttackConfig, labels: Tensor | None = None
 ) -> tuple[Perturbation, Tensor]:
-    found = deepfool(AttackView(net), images, config, labels)
-    return found, found.clean
+    perturbation = deepfool(AttackView(net), images, config, labels)
+    return perturbation, perturbation.clean
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
@@ -31,15 +31,17 @@ def test_linear_nets_have_a_closed_form(num_classes: int, dimension: int, oversh
     bias = torch.randn(num_classes, dtype=torch.float64)
     images = torch.randn(20, 1, 1, dimension, dtype=torch.float64)
     config = AttackConfig(num_candidates=10, overshoot=overshoot)
-    found, label = attack(nets.linear(weight, bias), images, config)
+    perturbation, label = attack(nets.linear(weight, bias), images, config)
     logits = images.flatten(1) @ weight.T + bias
     for n, k in enumerate(label.tolist()):
         others = [j for j in range(num_classes) if j != k]
         distances = [(logits[n, k] - logits[n, j]) / (weight[k] - weight[j]).norm() for j in others]
         nearest = torch.stack(distances).min()
-        assert found.delta[n].norm() == pytest.approx((1 + overshoot) * nearest.item(), rel=1e-9)
-    assert found.flipped.all()
-    assert (found.iterations == 1).all()
+        assert perturbation.delta[n].norm() == pytest.approx(
+            (1 + overshoot) * nearest.item(), rel=1e-9
+        )
+    assert perturbation.flipped.all()
+    assert (perturbation.iterations == 1).all()
 
 
 @pytest.mark.parametrize(("p", "q"), [(2.0, 2.0), (math.inf, 1.0), (1.5, 3.0), (1.01, 101.0)])
@@ -51,15 +53,17 @@ def test_linear_nets_have_a_closed_form_in_every_norm(
     weight, bias = torch.randn(5, 30, dtype=dtype), torch.randn(5, dtype=dtype)
     weight *= 1e-3  # as gradients of photos are: |w|^q leaves fp32's range
     images = torch.randn(40, 1, 5, 6, dtype=dtype)
-    found, label = attack(nets.linear(weight, bias), images, AttackConfig(norm=p))
+    perturbation, label = attack(nets.linear(weight, bias), images, AttackConfig(norm=p))
     logits = images.flatten(1) @ weight.T + bias
     gaps = logits.gather(1, label[:, None]) - logits
     dual = torch.linalg.vector_norm((weight[label][:, None] - weight).double(), q, dim=2)
     nearest = (gaps / dual).where(dual > 0, torch.inf).amin(dim=1)
     expected = 1.02 * nearest
     rel = 1e-9 if dtype == torch.float64 else 1e-4
-    assert torch.allclose(per_sample_norm(found.delta.double(), p), expected.double(), rtol=rel)
-    assert found.flipped.all()
+    assert torch.allclose(
+        per_sample_norm(perturbation.delta.double(), p), expected.double(), rtol=rel
+    )
+    assert perturbation.flipped.all()
 
 
 def test_a_perturbation_in_another_norm_is_larger_in_two() -> None:
@@ -75,20 +79,24 @@ def test_perturbed_images_stay_in_the_valid_range() -> None:
     torch.manual_seed(0)
     net = nets.linear(torch.randn(3, 12), torch.randn(3))
     images = torch.rand(60, 1, 3, 4)
-    found = deepfool(AttackView(net, bounds=(0.0, 1.0)), images, AttackConfig(max_iterations=100))
-    perturbed = images + found.delta
+    perturbation = deepfool(
+        AttackView(net, bounds=(0.0, 1.0)), images, AttackConfig(max_iterations=100)
+    )
+    perturbed = images + perturbation.delta
     assert perturbed.min() >= -1e-6
     assert perturbed.max() <= 1 + 1e-6
     free = deepfool(AttackView(net), images, AttackConfig(max_iterations=100))
     left = ((images + free.delta).clamp(0, 1) != images + free.delta).flatten(1).any(dim=1)
     assert left.any()
     assert not left.all()
-    assert torch.allclose(found.delta[~left], free.delta[~left], atol=1e-6)
+    assert torch.allclose(perturbation.delta[~left], free.delta[~left], atol=1e-6)
     assert (
-        per_sample_norm(found.delta[left & found.flipped])
-        > per_sample_norm(free.delta)[left & found.flipped] * 0.99
+        per_sample_norm(perturbation.delta[left & perturbation.flipped])
+        > per_sample_norm(free.delta)[left & perturbation.flipped] * 0.99
     ).all()
-    assert (AttackView(net)(perturbed).argmax(dim=1) != found.clean)[found.flipped].all()
+    assert (AttackView(net)(perturbed).argmax(dim=1) != perturbation.clean)[
+        perturbation.flipped
+    ].all()
 
 
 def test_towards_the_label_on_a_linear_net() -> None:
@@ -97,26 +105,26 @@ def test_towards_the_label_on_a_linear_net() -> None:
     images = torch.randn(10, 1, 1, 5, dtype=torch.float64)
     net = nets.linear(weight, bias)
     wrong = 1 - AttackView(net)(images).argmax(dim=1)
-    found, _ = attack(net, images, AttackConfig(), labels=wrong)
+    perturbation, _ = attack(net, images, AttackConfig(), labels=wrong)
     gap = (images.flatten(1) @ (weight[0] - weight[1])).abs()
     expected = 1.02 * gap / (weight[0] - weight[1]).norm()
-    assert torch.allclose(found.delta.flatten(1).norm(dim=1), expected)
-    assert (found.prediction == wrong).all()
+    assert torch.allclose(perturbation.delta.flatten(1).norm(dim=1), expected)
+    assert (perturbation.prediction == wrong).all()
 
 
 def test_a_kink_takes_two_steps() -> None:
     # f1 - f0 = -3 + relu(x - 1) + 0.5 x in one dimension: slope 0.5 below x = 1, then 1.5.
     net = torch.nn.Sequential(torch.nn.Flatten(), Kinked())
     x = torch.tensor([[[[0.0]]]], dtype=torch.float64)
-    found, _ = attack(net, x, AttackConfig(num_candidates=2))
+    perturbation, _ = attack(net, x, AttackConfig(num_candidates=2))
     # Step 1 from f(0) = -3: 3 / 0.5 = 6, f(6.12) > 0 already: 6 with the overshoot.
-    assert found.delta.item() == pytest.approx(1.02 * 6)
-    found, _ = attack(net, 7 * torch.ones_like(x), AttackConfig(num_candidates=2))
+    assert perturbation.delta.item() == pytest.approx(1.02 * 6)
+    perturbation, _ = attack(net, 7 * torch.ones_like(x), AttackConfig(num_candidates=2))
     # From f(7) = 6.5 along slope 1.5: 4.3333 to 2.6667, where f(2.58) = -0.1300 < 0.
-    assert found.delta.item() == pytest.approx(-1.02 * 6.5 / 1.5)
-    found, _ = attack(net, 1.5 * torch.ones_like(x), AttackConfig(num_candidates=2))
+    assert perturbation.delta.item() == pytest.approx(-1.02 * 6.5 / 1.5)
+    perturbation, _ = attack(net, 1.5 * torch.ones_like(x), AttackConfig(num_candidates=2))
     # From f(1.5) = -1.75 along slope 1.5: to 2.6667, f = 0 there: one exact step.
-    assert found.delta.item() == pytest.approx(1.02 * 1.75 / 1.5)
+    assert perturbation.delta.item() == pytest.approx(1.02 * 1.75 / 1.5)
 
 
 class Kinked(torch.nn.Module):
@@ -137,11 +145,11 @@ class Slowing(torch.nn.Module):
 
 def test_samples_that_never_flip_are_told() -> None:
     images = torch.tensor([[[[8.0]]], [[[2.0]]]], dtype=torch.float64)
-    found, _ = attack(Slowing(), images, AttackConfig(num_candidates=2, max_iterations=3))
-    assert not found.flipped.any()
-    assert (found.iterations == 3).all()
+    perturbation, _ = attack(Slowing(), images, AttackConfig(num_candidates=2, max_iterations=3))
+    assert not perturbation.flipped.any()
+    assert (perturbation.iterations == 3).all()
     # Newton's steps on x^2: x is halved three times, so 7/8 of the way is gone.
-    assert torch.allclose(found.delta, -1.02 * 7 / 8 * images)
+    assert torch.allclose(perturbation.delta, -1.02 * 7 / 8 * images)
 
 
 class Counting(torch.nn.Module):
@@ -160,9 +168,11 @@ def test_finished_samples_leave_the_batch() -> None:
     torch.manual_seed(0)
     net = Counting(nets.smooth())
     images = 3 * torch.randn(30, 3, 32, 32)
-    found, _ = attack(net, images, AttackConfig(max_iterations=20))
+    perturbation, _ = attack(net, images, AttackConfig(max_iterations=20))
     sizes = net.sizes  # the first iteration starts from the clean forward
-    remaining = [int((found.iterations > k).sum()) for k in range(int(found.iterations.max()))]
+    remaining = [
+        int((perturbation.iterations > k).sum()) for k in range(int(perturbation.iterations.max()))
+    ]
     assert sizes == [n for n in remaining for _ in range(2)]
     assert len(set(remaining)) > 1
 
@@ -180,11 +190,11 @@ def test_a_sample_alone_is_treated_as_in_a_batch() -> None:
 
 def test_a_vanished_gradient_gives_no_nan() -> None:
     net = nets.linear(torch.zeros(3, 4), torch.tensor([1.0, 0.0, 0.0]))
-    found, _ = attack(net, torch.randn(5, 1, 2, 2), AttackConfig())
-    assert (found.delta == 0).all()
-    assert not found.flipped.any()
-    assert found.no_gradient.all()
-    assert (found.iterations == 1).all()
+    perturbation, _ = attack(net, torch.randn(5, 1, 2, 2), AttackConfig())
+    assert (perturbation.delta == 0).all()
+    assert not perturbation.flipped.any()
+    assert perturbation.no_gradient.all()
+    assert (perturbation.iterations == 1).all()
 
 
 def test_candidates_are_the_top_classes_without_the_label() -> None:
@@ -199,12 +209,12 @@ def test_nothing_is_changed_but_the_result() -> None:
     net = nets.smooth().train()
     images = torch.randn(4, 3, 32, 32)
     before = images.clone()
-    found, _ = attack(net, images, AttackConfig())
+    perturbation, _ = attack(net, images, AttackConfig())
     assert torch.equal(images, before)
     assert net.training
     assert all(parameter.grad is None for parameter in net.parameters())
-    assert not found.delta.requires_grad
-    assert found.steps == []
+    assert not perturbation.delta.requires_grad
+    assert perturbation.steps == []
 
 
 @pytest.mark.parametrize("at_once", [None, 4])
@@ -213,11 +223,11 @@ def test_without_labels_it_leaves_the_predicted_class(at_once: int | None) -> No
     net = nets.smooth().double()
     images = torch.randn(10, 3, 32, 32, dtype=torch.float64)
     prediction = net(images).argmax(dim=1)
-    given, _ = attack(net, images, AttackConfig(), prediction)
-    alone = deepfool(
+    with_labels, _ = attack(net, images, AttackConfig(), prediction)
+    without_labels = deepfool(
         AttackView(net), images, AttackConfig(), options=AttackOptions(at_once=at_once)
     )
-    assert torch.equal(alone.clean, prediction)
-    assert torch.allclose(alone.delta, given.delta, rtol=1e-9)
-    assert torch.equal(alone.prediction, given.prediction)
-    assert torch.equal(alone.iterations, given.iterations)
+    assert torch.equal(without_labels.clean, prediction)
+    assert torch.allclose(without_labels.delta, with_labels.delta, rtol=1e-9)
+    assert torch.equal(without_labels.prediction, with_labels.prediction)
+    assert torch.equal(without_labels.iterations, with_labels.iterations)

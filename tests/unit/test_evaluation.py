@@ -45,8 +45,8 @@ def run(
     view: AttackView, config: EvaluationConfig, images: Tensor, labels: Tensor, size: int
 ) -> list[Finished]:
     evaluator = Evaluator(view, config, size, frozenset([3]))
-    found = [f for batch in batches(images, labels, size) for f in evaluator.add_batch(batch)]
-    return [*found, *evaluator.drain()]
+    finished = [f for batch in batches(images, labels, size) for f in evaluator.add_batch(batch)]
+    return [*finished, *evaluator.drain()]
 
 
 class Counting(nn.Module):
@@ -69,8 +69,8 @@ def test_the_pool_finds_what_each_image_alone_has(candidate_search: str, target_
         max_iterations=20, candidate_search=candidate_search, target_class=target_class
     )
     config = EvaluationConfig(attack=attack)
-    found = run(AttackView(net), config, images, labels, 8)
-    samples = Samples.concatenate(f.samples for f in found)
+    finished = run(AttackView(net), config, images, labels, 8)
+    samples = Samples.concatenate(f.samples for f in finished)
     together = deepfool(AttackView(net), images, attack)
     assert samples.row.tolist() == list(range(50))
     assert samples.steps.tolist() == together.iterations.tolist()
@@ -81,7 +81,7 @@ def test_the_pool_finds_what_each_image_alone_has(candidate_search: str, target_
     logits = net(images)
     rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
     assert samples.label_rank.tolist() == rank.tolist()
-    (example,) = (e for f in found for e in f.examples)
+    (example,) = (e for f in finished for e in f.examples)
     assert example.row == 3
     assert np.allclose(example.image, images[3].float())
     assert np.allclose(example.delta, together.delta[3].float(), atol=1e-6)
@@ -112,14 +112,14 @@ def test_an_image_has_the_same_bits_in_any_batch() -> None:
     net = nets.smooth().requires_grad_(False)
     images, labels = 2 * torch.randn(70, 3, 32, 32), torch.arange(70) % 10
     config = EvaluationConfig(batch_size=32, fgs=FgsConfig(eps=[0.01, 0.1], search=True))
-    found = []
+    results = []
     for order in (torch.arange(70), torch.randperm(70), torch.arange(69, -1, -1)):
         view = attack_space.attack_view_of(net, DataConfig(), config, CPU)
         parts = [f.samples for f in run(view, config, images[order], labels[order], 32)]
         samples = Samples.concatenate(parts)
-        found.append(samples.take(np.argsort(order.numpy()[samples.row])))
-    for other in found[1:]:
-        for name, column in vars(found[0]).items():
+        results.append(samples.take(np.argsort(order.numpy()[samples.row])))
+    for other in results[1:]:
+        for name, column in vars(results[0]).items():
             if name != "row":
                 assert np.array_equal(getattr(other, name), column), name
 
@@ -150,8 +150,8 @@ def test_images_without_a_gradient_are_counted_apart() -> None:
     net = Partly()
     labels = net(images).argmax(dim=1)
     config = EvaluationConfig(fgs=FgsConfig(eps=[0.01], search=True))
-    found = run(AttackView(net), config, images, labels, 16)
-    samples = Samples.concatenate(f.samples for f in found)
+    finished = run(AttackView(net), config, images, labels, 16)
+    samples = Samples.concatenate(f.samples for f in finished)
     kind = np.arange(40) % 4
     assert (samples.stuck == (kind > 0)).all()
     assert ((samples.prediction == -1) == (kind == 2)).all()
@@ -203,9 +203,9 @@ def test_batches_are_halved_when_memory_runs_out(
     images, labels = 2 * torch.randn(50, 3, 32, 32, dtype=torch.float64), torch.arange(50) % 10
     config = EvaluationConfig(fgs=FgsConfig(eps=[0.1], search=True))
     hungry = Hungry(net, most)
-    found = run(AttackView(hungry, min_batch_size=16), config, images, labels, 20)
+    finished = run(AttackView(hungry, min_batch_size=16), config, images, labels, 20)
     plain = run(AttackView(net), config, images, labels, 20)
-    samples, expected = (Samples.concatenate(f.samples for f in fs) for fs in (found, plain))
+    samples, expected = (Samples.concatenate(f.samples for f in fs) for fs in (finished, plain))
     for name, column in vars(expected).items():
         assert np.allclose(getattr(samples, name), column, rtol=1e-8, equal_nan=True), name
     assert max(hungry.sizes) == size
@@ -234,15 +234,15 @@ def test_the_space_of_pixels(photos: Index) -> None:
     net = nets.smooth(2)
     data = DataConfig(crop_size=32, resize_size=32, mean=[0.4, 0.5, 0.6], std=[0.25] * 3)
     alone = DistributedContext(0, 1, 0, 1, CPU)
-    found = {}
+    samples_of = {}
     for space in ("input", "pixels"):
         config = RunConfig(data=data, evaluation=EvaluationConfig(space=space))
-        found[space], _ = Measurement(net, photos, config, alone, 1).run(np.arange(40))
-    given, pixels = found["input"], found["pixels"]
-    assert np.allclose(pixels.perturbation_norm, 0.25 * given.perturbation_norm, rtol=1e-3)
-    assert (pixels.prediction == given.prediction).all()
+        samples_of[space], _ = Measurement(net, photos, config, alone, 1).run(np.arange(40))
+    inputs, pixels = samples_of["input"], samples_of["pixels"]
+    assert np.allclose(pixels.perturbation_norm, 0.25 * inputs.perturbation_norm, rtol=1e-3)
+    assert (pixels.prediction == inputs.prediction).all()
     assert (pixels.image_norm <= np.sqrt(3 * 32 * 32)).all()
-    assert not np.allclose(pixels.image_norm, 0.25 * given.image_norm, rtol=0.1)
+    assert not np.allclose(pixels.image_norm, 0.25 * inputs.image_norm, rtol=0.1)
     clipped = EvaluationConfig(space="pixels", clip=True)
     seen: list[Finished] = []
     config = RunConfig(data=data, evaluation=clipped)

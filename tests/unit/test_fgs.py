@@ -17,8 +17,8 @@ def linear(num_classes: int, dimension: int = 12) -> tuple[AttackView, Tensor, T
 
 def search(view: AttackView, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     graph = view.forward_with_grad(images)
-    found = fgs.fgs_direction(graph, labels)
-    return found.sign, fgs.smallest_eps(view, images, found, labels, graph.logits.detach())
+    direction = fgs.fgs_direction(graph, labels)
+    return direction.sign, fgs.smallest_eps(view, images, direction, labels, graph.logits.detach())
 
 
 def test_two_linear_classes_have_a_closed_form() -> None:
@@ -77,8 +77,8 @@ def test_points_stay_in_the_valid_range() -> None:
 
     view = AttackView(Watching(), bounds=(0.0, 1.0))
     images, labels = torch.rand(5, 1, 1, 3), torch.zeros(5, dtype=torch.long)
-    found = fgs.fgs_direction(view.forward_with_grad(images), labels)
-    fgs.correct_after_fgs(view, images, found.sign, labels, [0.5, 3.0])
+    direction = fgs.fgs_direction(view.forward_with_grad(images), labels)
+    fgs.correct_after_fgs(view, images, direction.sign, labels, [0.5, 3.0])
     assert min(low for low, _ in seen) >= 0
     assert max(high for _, high in seen) <= 1
 

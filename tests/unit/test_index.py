@@ -28,15 +28,15 @@ def test_folder_tree(tmp_path: Path) -> None:
         "tools/index.py", "folder", tmp_path / "tree", "--out", tmp_path / "i.parquet"
     )
     assert done.returncode == 0, done.stderr
-    found = index.read(str(tmp_path / "i.parquet"))
-    assert found.class_names == ["ant", "cat"]
-    pairs = {found.id(k): int(found.label[k]) for k in range(len(found))}
+    tree_index = index.read(str(tmp_path / "i.parquet"))
+    assert tree_index.class_names == ["ant", "cat"]
+    pairs = {tree_index.id(k): int(tree_index.label[k]) for k in range(len(tree_index))}
     assert pairs == {"ant/deep/c.jpg": 0, "cat/a.jpg": 1, "cat/b.png": 1}
     assert "notes.txt" in done.stderr
     assert "stray.jpg" in done.stderr
     (tmp_path / "tree").rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"--data\.root"):
-        Files(found).views(np.array([0]))
+        Files(tree_index).views(np.array([0]))
     moved = index.read(str(tmp_path / "i.parquet"), root=str(tmp_path / "moved"))
     (view,) = Files(moved).views(np.array([1]))
     assert view.tobytes() == encode(picture(40, 50), "JPEG")
@@ -73,12 +73,12 @@ def test_labels_outside_the_net(photos: Index) -> None:
         index.check_labels(photos, 1)
 
 
-@pytest.mark.parametrize(("change", "word"), [(-600, "shorter"), (600, "longer")])
-def test_changed_archive(tmp_path: Path, photos: Index, change: int, word: str) -> None:
+@pytest.mark.parametrize(("change", "comparison"), [(-600, "shorter"), (600, "longer")])
+def test_changed_archive(tmp_path: Path, photos: Index, change: int, comparison: str) -> None:
     archive = photos.root / "photos.tar"
     data = archive.read_bytes()
     (tmp_path / "photos.tar").write_bytes(data[:change] if change < 0 else data + b"\0" * change)
-    with pytest.raises(UserError, match=rf"photos\.tar is {word} than its index"):
+    with pytest.raises(UserError, match=rf"photos\.tar is {comparison} than its index"):
         Files(index.read(photos.path, root=str(tmp_path)))
 
 

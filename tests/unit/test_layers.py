@@ -75,3 +75,13 @@ def test_no_import_cycle() -> None:
 def test_the_top_level_holds_entry_points_and_packages() -> None:
     files = {path.name for path in PIPELINE.iterdir() if path.is_file()}
     assert files == {"__init__.py", "errors.py", "finetune.py", "evaluate.py"}
+
+
+def test_no_module_of_tests_imports_another() -> None:
+    """What they share is in tests/helpers; helpers import no test either."""
+    tests = Path(__file__).parents[1]
+    for path in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                modules = [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
+                assert not any(".test_" in name for name in modules), path

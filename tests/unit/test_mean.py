@@ -38,8 +38,8 @@ def digits() -> Index:
 @pytest.fixture(scope="module")
 def mean(digits: Index, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mean") / "mean.npy"
-    words = ("--crop", 28, "--resize", 28, "--channels", 1)
-    done = in_process("tools/index.py", "mean", digits.path, "--out", path, *words)
+    argv = ("--crop", 28, "--resize", 28, "--channels", 1)
+    done = in_process("tools/index.py", "mean", digits.path, "--out", path, *argv)
     assert done.returncode == 0, done.stderr
     assert "the mean of 2,000 images, 1 x 28 x 28" in done.stdout
     return path
@@ -53,9 +53,9 @@ def loaded(digits: Index, config: DataConfig, specs: list[BatchSpec] | None = No
 
 def test_the_mean_is_that_of_the_images(mean: Path) -> None:
     images = read_idx(Path(demo.__file__).parent / "digits" / "val-images.idx3-ubyte.gz")
-    found = np.load(mean)
-    assert (found.shape, found.dtype) == ((1, 28, 28), np.float32)
-    np.testing.assert_allclose(found[0], images.mean(axis=0) / 255, atol=1e-6)
+    stored = np.load(mean)
+    assert (stored.shape, stored.dtype) == ((1, 28, 28), np.float32)
+    np.testing.assert_allclose(stored[0], images.mean(axis=0) / 255, atol=1e-6)
 
 
 def test_the_loader_subtracts_it_and_flips_it_with_the_image(digits: Index, mean: Path) -> None:
@@ -78,8 +78,8 @@ def test_in_the_space_of_pixels_the_net_subtracts_it(digits: Index, mean: Path) 
     space = EvaluationConfig(space="pixels")
     pixels = loaded(digits, data_options(config, space))
     assert 0 <= pixels.min() < pixels.max() <= 1
-    found = attack_view_of(net, config, space, CPU)(pixels)
-    torch.testing.assert_close(found, net(loaded(digits, config)), atol=1e-4, rtol=1e-4)
+    logits = attack_view_of(net, config, space, CPU)(pixels)
+    torch.testing.assert_close(logits, net(loaded(digits, config)), atol=1e-4, rtol=1e-4)
 
 
 def test_weights_are_drawn_as_asked() -> None:
@@ -95,8 +95,8 @@ def test_weights_are_drawn_as_asked() -> None:
 
 
 def test_mistakes(mean: Path, tmp_path: Path) -> None:
-    def refused(path: Path, words: str, **options: object) -> None:
-        with pytest.raises(UserError, match=words):
+    def refused(path: Path, message: str, **options: object) -> None:
+        with pytest.raises(UserError, match=message):
             mean_of(dataclasses.replace(DIGITS, mean=str(path), **options))
 
     refused(tmp_path / "no.npy", r"data\.mean: no file .*tools/index\.py mean")
@@ -116,23 +116,23 @@ def test_runs_know_it_by_its_content(mean: Path, tmp_path: Path) -> None:
     here, folder = tmp_path / "here.npy", tmp_path / "run"
     shutil.copyfile(mean, here)
     data = ("--data.std", "[0.5]", "--train.epochs", 0, "--train.pretrain_epochs", 1)
-    words = (*SMALL, "--model.name", "mlp", *data, "--output", folder)
-    done = in_process("pipeline/finetune.py", *words, "--data.mean", here)
+    argv = (*SMALL, "--model.name", "mlp", *data, "--output", folder)
+    done = in_process("pipeline/finetune.py", *argv, "--data.mean", here)
     assert done.returncode == 0, done.stderr
     moved = here.rename(tmp_path / "moved.npy")
-    done = in_process("pipeline/finetune.py", *words, "--data.mean", moved)
+    done = in_process("pipeline/finetune.py", *argv, "--data.mean", moved)
     assert "resuming from" in done.stdout, done.stderr
     np.save(tmp_path / "other.npy", np.load(moved) / 2)
-    line = expect_error(in_process, *words, "--data.mean", tmp_path / "other.npy")
+    line = expect_error(in_process, *argv, "--data.mean", tmp_path / "other.npy")
     assert "data.mean: other images, labels or mean image than before" in line
 
     config = ("--config", folder / "config.yaml", "--model.weights", folder / "weights.pth")
-    asked = (*config, "--evaluation.num_images", 20, "--output", tmp_path / "evaluation")
-    done = in_process("pipeline/evaluate.py", *asked, "--data.mean", moved)
+    evaluate_options = (*config, "--evaluation.num_images", 20, "--output", tmp_path / "evaluation")
+    done = in_process("pipeline/evaluate.py", *evaluate_options, "--data.mean", moved)
     assert done.returncode == 0, done.stderr
     (manifest,) = (tmp_path / "evaluation" / "results").glob("*/manifest.json")
-    given = json.loads(manifest.read_text())["identity"]["input"]["mean"]
-    assert given == identity(dataclasses.replace(DIGITS, mean=str(moved)))
+    recorded_mean = json.loads(manifest.read_text())["identity"]["input"]["mean"]
+    assert recorded_mean == identity(dataclasses.replace(DIGITS, mean=str(moved)))
     moved.unlink()  # pictures need the copy alone
     sheet = ("figures", "sheet", tmp_path / "evaluation", "--out", tmp_path / "sheet")
     assert in_process("tools/report.py", *sheet).returncode == 0
@@ -140,8 +140,8 @@ def test_runs_know_it_by_its_content(mean: Path, tmp_path: Path) -> None:
 
 def test_images_that_do_not_decode_are_left_out_and_named(tmp_path: Path) -> None:
     photos = broken_archive(tmp_path)
-    words = ("mean", photos.path, "--out", tmp_path / "m.npy", "--crop", 8, "--resize", 8)
-    ended = call("tools/index.py", *words)
+    argv = ("mean", photos.path, "--out", tmp_path / "m.npy", "--crop", 8, "--resize", 8)
+    ended = call("tools/index.py", *argv)
     assert ended.code == 0
     assert "the mean of 28 images" in ended.stdout
     assert "left out c/11.jpg: it does not decode" in ended.stderr

@@ -28,15 +28,17 @@ from tests.helpers.runs import expect_error
 PAPER = RegularizerConfig(lam=15, c=25, d=5)
 
 
-def objective(net: nn.Module, method: str, **given: object) -> Objective:
-    options = ObjectiveConfig(method=method, adversarial=AdversarialConfig(eps=0.1), **given)
+def objective(net: nn.Module, method: str, **options_of_method: object) -> Objective:
+    options = ObjectiveConfig(
+        method=method, adversarial=AdversarialConfig(eps=0.1), **options_of_method
+    )
     return Objective(net, FinetuneConfig(objective=options, regularizer=PAPER))
 
 
-def gradients(found: Objective, batch: tuple[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
-    found.zero_grad()
-    found(*batch, use_methods=True).loss.backward()
-    return [p.grad.clone() for p in found.net.parameters()]
+def gradients(loss_of: Objective, batch: tuple[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
+    loss_of.zero_grad()
+    loss_of(*batch, use_methods=True).loss.backward()
+    return [p.grad.clone() for p in loss_of.net.parameters()]
 
 
 @pytest.fixture
@@ -60,12 +62,16 @@ def test_fgs_examples_are_mixed_in(net: nn.Module, batch: tuple) -> None:
     expected = 0.5 * F.cross_entropy(net(images), labels) + 0.5 * F.cross_entropy(
         net(examples), labels
     )
-    wanted = torch.autograd.grad(expected, list(net.parameters()))
-    found = objective(net, "adversarial_2")
-    assert found(*batch, use_methods=True).loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    for mine, theirs in zip(gradients(found, batch), wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
-    alone = found(*batch, use_methods=False).loss
+    expected_gradients = torch.autograd.grad(expected, list(net.parameters()))
+    loss_of = objective(net, "adversarial_2")
+    assert loss_of(*batch, use_methods=True).loss.item() == pytest.approx(
+        expected.item(), rel=1e-12
+    )
+    for actual, expected_gradient in zip(
+        gradients(loss_of, batch), expected_gradients, strict=True
+    ):
+        torch.testing.assert_close(actual, expected_gradient, rtol=1e-9, atol=1e-12)
+    alone = loss_of(*batch, use_methods=False).loss
     assert alone.item() == pytest.approx(F.cross_entropy(net(images), labels).item(), rel=1e-12)
 
 
@@ -92,9 +98,11 @@ def test_the_regulariser_reaches_only_the_layers_asked_for(
         with_layers()(*batch, use_methods=True).loss.item(), rel=1e-12
     )
     names = [name for name, _ in net.named_parameters()]
-    for name, found, plain, full in zip(names, gradients(masked, batch), clean, whole, strict=True):
+    for name, actual, plain, full in zip(
+        names, gradients(masked, batch), clean, whole, strict=True
+    ):
         expected = full if name in ("5.weight", "5.bias", "0.bias") else plain
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
         assert not torch.allclose(full, plain)
     with pytest.raises(UserError, match=r"fc1\.\* matches none .* 0\.weight, 0\.bias"):
         matching(net, ["5.*", "fc1.*"])
@@ -110,8 +118,8 @@ def test_parseval_moves_singular_values_as_the_closed_form_says() -> None:
         for _ in range(3):
             expected = 1.1 * s - 0.1 * s**3
             matrix = retracted(matrix, 0.1)
-            found = torch.linalg.svdvals(matrix).sort().values
-            torch.testing.assert_close(found, expected.sort().values)
+            singular_values = torch.linalg.svdvals(matrix).sort().values
+            torch.testing.assert_close(singular_values, expected.sort().values)
             assert (expected - 1).norm() < (s - 1).norm()
             s = expected
 
@@ -160,9 +168,9 @@ def test_mistakes(net: nn.Module, tmp_path: Path) -> None:
 
 
 def test_a_term_that_is_not_finite_is_noticed(net: nn.Module, batch: tuple) -> None:
-    found = objective(net, "tests.helpers.methods:Endless")
-    assert is_nonfinite(found(*batch, use_methods=True)).all()
-    assert not is_nonfinite(found(*batch, use_methods=False)).any()
+    loss_of = objective(net, "tests.helpers.methods:Endless")
+    assert is_nonfinite(loss_of(*batch, use_methods=True)).all()
+    assert not is_nonfinite(loss_of(*batch, use_methods=False)).any()
 
 
 def test_frozen_parameters_are_left_alone() -> None:

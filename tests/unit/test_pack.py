@@ -38,9 +38,9 @@ def test_idx_files_arrive_unchanged(tmp_path: Path, zipped: bool) -> None:
     assert done.returncode == 0, done.stderr
     done = in_process("tools/index.py", "tar", out, "--out", tmp_path / "digits.parquet")
     assert done.returncode == 0, done.stderr
-    found = index.read(str(tmp_path / "digits.parquet"))
-    assert found.label.tolist() == labels.tolist()
-    views = Files(found).views(np.arange(7))
+    digits_index = index.read(str(tmp_path / "digits.parquet"))
+    assert digits_index.label.tolist() == labels.tolist()
+    views = Files(digits_index).views(np.arange(7))
     assert all(
         np.array_equal(np.asarray(decode(v.tobytes())), i)
         for v, i in zip(views, images, strict=True)

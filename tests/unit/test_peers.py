@@ -32,10 +32,10 @@ def net(squeezenet_weights: Path) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def photos(ilsvrc_val: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    found = index.read(str(ilsvrc_val))
+    photos_index = index.read(str(ilsvrc_val))
     data = RunConfig().data
-    specs = evaluation_specs(found, np.arange(len(found)), data, 150)
-    (batch,) = Loader(found, specs, data, torch.device("cpu"), 150, 2)
+    specs = evaluation_specs(photos_index, np.arange(len(photos_index)), data, 150)
+    (batch,) = Loader(photos_index, specs, data, torch.device("cpu"), 150, 2)
     return batch.images.clone(), batch.labels.clone()
 
 
@@ -69,10 +69,11 @@ def test_rho2_is_near_foolbox(net: torch.nn.Module, photos: tuple) -> None:
         steps=50, candidates=10, overshoot=0.02, loss="logits"
     )
     view = AttackView(net)
-    theirs = attack.run(model, images, view(images).argmax(dim=1)) - images
-    ours = deepfool(view, images, AttackConfig(max_iterations=50)).delta
+    expected = attack.run(model, images, view(images).argmax(dim=1)) - images
+    actual = deepfool(view, images, AttackConfig(max_iterations=50)).delta
     rho2 = [
-        (per_sample_norm(delta) / per_sample_norm(images)).mean().item() for delta in (ours, theirs)
+        (per_sample_norm(delta) / per_sample_norm(images)).mean().item()
+        for delta in (actual, expected)
     ]
     assert rho2[0] == pytest.approx(rho2[1], rel=0.015)
 
@@ -90,9 +91,9 @@ def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, s
             attack=AttackConfig(max_iterations=1, num_candidates=2),
         )
     )
-    found = index.read(str(ilsvrc_val))
+    photos_index = index.read(str(ilsvrc_val))
     alone = DistributedContext(0, 1, 0, 1, torch.device("cpu"))
-    samples, _ = Measurement(net, found, config, alone, 2).run(np.arange(0, 150, 2))
+    samples, _ = Measurement(net, photos_index, config, alone, 2).run(np.arange(0, 150, 2))
     if space == "pixels":
         mean, std = config.data.mean, config.data.std
         columns = [torch.tensor(v).view(-1, 1, 1) for v in (mean, std)]
@@ -104,8 +105,8 @@ def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, s
     attack = foolbox.attacks.LinfFastGradientAttack(random_start=False)
     for position, eps in enumerate(EPS):
         perturbed = attack.run(model, images, labels, epsilon=eps)
-        theirs = (model(perturbed).argmax(dim=1) == labels).sum().item()
-        assert samples.fgs_correct[:, position].sum() == theirs, eps
+        expected = (model(perturbed).argmax(dim=1) == labels).sum().item()
+        assert samples.fgs_correct[:, position].sum() == expected, eps
 
 
 @pytest.mark.slow
@@ -113,8 +114,8 @@ def test_the_curve_of_smallest_eps_is_what_is_measured(net: torch.nn.Module, pho
     images, labels = photos
     view = AttackView(net)
     graph = view.forward_with_grad(images)
-    found = fgs.fgs_direction(graph, labels)
-    needed = fgs.smallest_eps(view, images, found, labels, graph.logits.detach())
-    measured = fgs.correct_after_fgs(view, images, found.sign, labels, EPS).sum(dim=0)
+    direction = fgs.fgs_direction(graph, labels)
+    needed = fgs.smallest_eps(view, images, direction, labels, graph.logits.detach())
+    measured = fgs.correct_after_fgs(view, images, direction.sign, labels, EPS).sum(dim=0)
     read = [(needed > eps).sum().item() for eps in EPS]
     assert read == measured.tolist()

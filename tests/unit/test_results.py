@@ -128,7 +128,7 @@ def test_counts_of_overlaps_must_be_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"model": "other"}, "model: net -> other"),
         ({"weights": "abc"}, "weights: 0 -> abc"),
@@ -139,11 +139,11 @@ def test_counts_of_overlaps_must_be_equal(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_different_evaluations_do_not_mix(tmp_path: Path, changes: dict, words: str) -> None:
+def test_different_evaluations_do_not_mix(tmp_path: Path, changes: dict, message: str) -> None:
     shard(tmp_path / "a", 0, 2, [0])
     shard(tmp_path / "b", 1, 2, [1], manifest=manifest(**changes))
     (tmp_path / "b/results/1-of-2").rename(tmp_path / "a/results/1-of-2")
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         merge.merge_shards(tmp_path / "a")
     with pytest.raises(UserError, match="results of another evaluation"):
         shard(tmp_path / "a", 0, 2, [0])
@@ -198,9 +198,9 @@ def test_shards_that_end_at_once_join_one_after_another(tmp_path: Path) -> None:
     shard(tmp_path, 0, 1, list(range(6)))
     merged = merge.merge_shards(tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: write_outputs(tmp_path, merged), range(8)))
-    assert all(summary == found[0] for summary in found)
-    assert json.loads((tmp_path / "summary.json").read_text()) == found[0].to_dict()
+        summaries = list(pool.map(lambda _: write_outputs(tmp_path, merged), range(8)))
+    assert all(summary == summaries[0] for summary in summaries)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summaries[0].to_dict()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 

@@ -17,13 +17,13 @@ def test_summary_counts_every_sample() -> None:
 
 
 def test_what_has_no_ratio_is_counted_apart() -> None:
-    found = samples(
+    stored = samples(
         [0, 1, 2, 3],
         stuck=[True, False, False, False],
         image_norm=[2.0, 0.0, 2.0, 2.0],
         perturbation_norm=[float("nan"), 1.0, 3.0, 5.0],
     )
-    statistics = summarize(found, PROTOCOL)
+    statistics = summarize(stored, PROTOCOL)
     assert statistics.rho == pytest.approx(2.0)
     assert statistics.num_without_gradient == 1
     assert statistics.num_zero_images == 1
@@ -33,10 +33,10 @@ def test_what_has_no_ratio_is_counted_apart() -> None:
 
 
 def test_eps_ref_is_where_half_of_the_images_are_lost() -> None:
-    found = samples([0, 1, 2, 3], fgs_eps=[0.4, 0.1, 0.2, float("inf")])
-    assert eps_ref(found) == 0.2
-    assert accuracy_at(found, 0.2) == 0.5
-    assert accuracy_at(found, 0.19999) == 0.75
+    stored = samples([0, 1, 2, 3], fgs_eps=[0.4, 0.1, 0.2, float("inf")])
+    assert eps_ref(stored) == 0.2
+    assert accuracy_at(stored, 0.2) == 0.5
+    assert accuracy_at(stored, 0.19999) == 0.75
     assert eps_ref(samples([0, 1, 2], fgs_eps=[0.3, 0.1, 0.2])) == 0.2
     assert eps_ref(samples([0, 1, 2, 3], fgs_eps=[0.0, 0.0, 0.2, 0.3])) is None
     assert eps_ref(samples([0, 1], fgs_eps=[float("inf")] * 2)) is None

@@ -18,38 +18,38 @@ from tests.integration.mistakes import whole
 from tests.integration.mistakes.case import Case
 
 INDEX, PACK = "tools/index.py", "tools/pack.py"
-Words = Sequence[object]
+Argv = Sequence[object]
 
 
-def joined(path: Path) -> Words:
+def joined(path: Path) -> Argv:
     return (INDEX, "join", path, "--out", path.with_name("joined.parquet"))
 
 
-def evaluated(path: Path, *options: object) -> Words:
+def evaluated(path: Path, *options: object) -> Argv:
     return (EVALUATE, "--data.val", path, *whole.NET, *options, "--dry_run", "true")
 
 
-def decoded(path: Path) -> Words:
+def decoded(path: Path) -> Argv:
     """An evaluation, which reads every image."""
     return (EVALUATE, "--data.val", path, *whole.NET, "--output", path.with_name("evaluation"))
 
 
 def of_index(number: str, damage: whole.Damage, line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         return joined(whole.damage_file(whole.index(folder), damage))
 
-    return Case(number, words, rf"photos\.parquet.*{line}")
+    return Case(number, argv, rf"photos\.parquet.*{line}")
 
 
 def of_table(number: str, change: Callable[[pa.Table], pa.Table], line: str) -> Case:
     """The index's rows, or its metadata, changed."""
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         path = whole.index(folder)
         pq.write_table(change(pq.read_table(path)), path)
         return evaluated(path)
 
-    return Case(number, words, rf"photos\.parquet.*{line}")
+    return Case(number, argv, rf"photos\.parquet.*{line}")
 
 
 def of_metadata(number: str, line: str, **changes: Any) -> Case:
@@ -71,7 +71,7 @@ def column(name: str, values: list) -> Callable[[pa.Table], pa.Table]:
     return change
 
 
-def a_folder(folder: Path) -> Words:
+def a_folder(folder: Path) -> Argv:
     (folder / "photos.parquet").mkdir()
     return joined(folder / "photos.parquet")
 
@@ -93,28 +93,28 @@ INDICES = [
 
 
 def of_archive(number: str, damage: whole.Damage, line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         path = whole.index(folder)
         whole.damage_file(folder / "photos.tar", damage)
         return decoded(path)
 
-    return Case(number, words, line)
+    return Case(number, argv, line)
 
 
-def without_archive(folder: Path) -> Words:
+def without_archive(folder: Path) -> Argv:
     path = whole.index(folder)
     (folder / "photos.tar").unlink()
     return decoded(path)
 
 
-def offset_beyond(folder: Path) -> Words:
+def offset_beyond(folder: Path) -> Argv:
     path = whole.index(folder)
     table = pq.read_table(path)
     pq.write_table(column("offset", [1 << 30])(table), path)
     return decoded(path)
 
 
-def broken_header(folder: Path) -> Words:
+def broken_header(folder: Path) -> Argv:
     """Of the third member, of a tar that is to be indexed."""
     whole.index(folder)
     data = bytearray((folder / "photos.tar").read_bytes())
@@ -153,17 +153,17 @@ def folder_of(folder: Path, damage: whole.Damage) -> Path:
 def indexed(number: str, damage: whole.Damage, line: str, *options: str) -> Case:
     """A file that index.py leaves out, or takes, and names."""
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         out = folder_of(folder, damage)
         return (INDEX, "folder", folder / "photos", "--out", out, *options)
 
-    return Case(number, words, line, code=0)
+    return Case(number, argv, line, code=0)
 
 
 def changed_since(number: str, damage: whole.Damage, line: str) -> Case:
     """A file that was whole when it was indexed."""
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         members = {f"{'ab'[k % 2]}/{k}.jpg": whole.jpeg() for k in range(8)}
         data = whole.jpeg()
         changed = damage(data)
@@ -175,7 +175,7 @@ def changed_since(number: str, damage: whole.Damage, line: str) -> Case:
         (folder / "photos.tar").write_bytes(tar[:begin] + changed + tar[begin + len(data) :])
         return decoded(folder / "photos.parquet")
 
-    return Case(number, words, line)
+    return Case(number, argv, line)
 
 
 IMAGES = [
@@ -191,12 +191,12 @@ IMAGES = [
 
 
 def of_mean(number: str, write: Callable[[Path], object], line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         write(folder / "mean.npy")
         options = ("--data.mean", folder / "mean.npy")
         return evaluated(whole.index(folder), *options)
 
-    return Case(number, words, rf"data\.mean: .*mean\.npy is {line}")
+    return Case(number, argv, rf"data\.mean: .*mean\.npy is {line}")
 
 
 def cut_mean(path: Path) -> None:
@@ -227,22 +227,22 @@ DIGITS, LABELS = whole.idx(np.zeros((3, 4, 5))), whole.idx(np.array([0, 1, 1]))
 
 
 def of_idx(number: str, digits: bytes, labels: bytes, line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         (folder / "images").write_bytes(digits)
         (folder / "labels").write_bytes(labels)
         files = (folder / "images", folder / "labels")
         return (PACK, "idx", *files, "--out", folder / "x.tar")
 
-    return Case(number, words, line)
+    return Case(number, argv, line)
 
 
 def of_cifar10(number: str, batch: bytes, line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
             (folder / name).write_bytes(batch if name == "data_batch_3" else whole.cifar10())
         return (PACK, "cifar10", folder, "--out", folder / "out")
 
-    return Case(number, words, rf"data_batch_3 cannot be read as a CIFAR-10 batch.*{line}")
+    return Case(number, argv, rf"data_batch_3 cannot be read as a CIFAR-10 batch.*{line}")
 
 
 ARRAYS = [
@@ -270,13 +270,13 @@ ARRAYS = [
 
 
 def of_kit(number: str, kit: bytes) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         (folder / "kit.tar.gz").write_bytes(kit)
         whole.index(folder)
         options = ("--devkit", folder / "kit.tar.gz", "--val", folder / "photos.tar")
         return (INDEX, "ilsvrc", *options, "--out", folder / "out")
 
-    return Case(number, words, r"kit\.tar\.gz cannot be read as ILSVRC's development kit")
+    return Case(number, argv, r"kit\.tar\.gz cannot be read as ILSVRC's development kit")
 
 
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"

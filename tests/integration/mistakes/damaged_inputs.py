@@ -10,7 +10,7 @@ from tests.integration.mistakes import whole
 from tests.integration.mistakes.case import Case
 from tests.integration.mistakes.damaged_data import column, of_metadata, of_table
 from tests.integration.mistakes.damaged_runs import (
-    Words,
+    Argv,
     changed_checkpoint,
     loaded,
     of_checkpoint,
@@ -26,21 +26,21 @@ def nan() -> bytes:
 
 
 def of_yaml(number: str, content: bytes, line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         (folder / "own.yaml").write_bytes(content)
         return (FINETUNE, "--config", folder / "own.yaml", "--dry_run", "true")
 
-    return Case(number, words, rf"own\.yaml.*{line}")
+    return Case(number, argv, rf"own\.yaml.*{line}")
 
 
 def of_metrics(number: str, damage: whole.Damage, line: str, code: int = 2) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         whole.write_tree(whole.run(), folder / "run")
         whole.damage_file(folder / "run" / "metrics.jsonl", damage)
         path = whole.index(folder)
         return (FINETUNE, *whole.run_options(path), "--output", folder / "run")
 
-    return Case(number, words, line, code)
+    return Case(number, argv, line, code)
 
 
 CASES: list[Case] = [

@@ -9,53 +9,53 @@ from tests.integration.mistakes import whole
 from tests.integration.mistakes.case import Case
 
 INDEX, PACK, REPORT = "tools/index.py", "tools/pack.py", "tools/report.py"
-Words = Sequence[object]
+Argv = Sequence[object]
 
 
-def tabulated(folder: Path, out: Path | str) -> Words:
+def tabulated(folder: Path, out: Path | str) -> Argv:
     run = whole.write_tree(whole.evaluation(), folder / "run")
     return (REPORT, "table", run, "--out", out)
 
 
-def drawn(folder: Path, out: Path | str) -> Words:
+def drawn(folder: Path, out: Path | str) -> Argv:
     run = whole.write_tree(whole.evaluation(), folder / "run")
     return (REPORT, "figures", "ratios", run, "--out", out)
 
 
-def joined(folder: Path, out: Path | str) -> Words:
+def joined(folder: Path, out: Path | str) -> Argv:
     return (INDEX, "join", whole.index(folder), "--out", out)
 
 
-def indexed(folder: Path, out: Path | str) -> Words:
+def indexed(folder: Path, out: Path | str) -> Argv:
     whole.index(folder)
     return (INDEX, "tar", folder / "photos.tar", "--out", out)
 
 
-def averaged(folder: Path, out: Path | str) -> Words:
+def averaged(folder: Path, out: Path | str) -> Argv:
     return (INDEX, "mean", whole.index(folder), *("--crop", 28, "--resize", 28), "--out", out)
 
 
-def packed(folder: Path, out: Path | str) -> Words:
+def packed(folder: Path, out: Path | str) -> Argv:
     (folder / "images").write_bytes(whole.idx(np.zeros((3, 4, 5))))
     (folder / "labels").write_bytes(whole.idx(np.array([0, 1, 1])))
     return (PACK, "idx", folder / "images", folder / "labels", "--out", out)
 
 
-def converted(folder: Path, out: Path | str) -> Words:
+def converted(folder: Path, out: Path | str) -> Argv:
     np.savez(folder / "n.npz", conv1_w=np.zeros((4, 3, 2, 2)), conv1_b=np.zeros(4))
     return ("tools/caffe.py", folder / "n.npz", out)
 
 
-def measured(_: Path, out: Path | str) -> Words:
+def measured(_: Path, out: Path | str) -> Argv:
     """With images that are not there, which are looked for after the output."""
     return ("tools/benchmark.py", "loader", "--data", "nowhere.parquet", "--json", out)
 
 
-def reproduced(folder: Path, out: Path | str) -> Words:
+def reproduced(folder: Path, out: Path | str) -> Argv:
     return ("tools/reproduce.py", "mnist_mlp", "--data", folder, "--output", out)
 
 
-WRITERS: dict[str, tuple[Callable[[Path, Path | str], Words], str]] = {
+WRITERS: dict[str, tuple[Callable[[Path, Path | str], Argv], str]] = {
     "report.py table": (tabulated, "give another --out"),
     "report.py figures": (drawn, "give another --out"),
     "index.py join": (joined, "give another --out"),
@@ -71,13 +71,11 @@ WRITERS: dict[str, tuple[Callable[[Path, Path | str], Words], str]] = {
 def below_a_file(name: str) -> Case:
     write, remedy = WRITERS[name]
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         (folder / "file").touch()
         return write(folder, folder / "file" / "x.npy")
 
-    return Case(
-        f"B-24 {name}: below a file", words, f"cannot write .*file/x.*: Not a dir.*{remedy}"
-    )
+    return Case(f"B-24 {name}: below a file", argv, f"cannot write .*file/x.*: Not a dir.*{remedy}")
 
 
 def in_proc(name: str) -> Case:
@@ -89,12 +87,12 @@ def in_proc(name: str) -> Case:
 def a_folder(name: str) -> Case:
     write, remedy = WRITERS[name]
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         (folder / "out.npy").mkdir()
         return write(folder, folder / "out.npy")
 
     return Case(
-        f"B-24 {name}: a folder", words, rf"cannot write .*out\.npy: Is a directory; {remedy}"
+        f"B-24 {name}: a folder", argv, rf"cannot write .*out\.npy: Is a directory; {remedy}"
     )
 
 
@@ -102,22 +100,22 @@ def a_device(name: str) -> Case:
     """Which was replaced by a file where the user may do so."""
     write, remedy = WRITERS[name]
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         (folder / "out.npy").symlink_to("/dev/full")  # not itself: it would be replaced, too
         return write(folder, folder / "out.npy")
 
     line = rf"cannot write .*out\.npy: it is not a regular file; {remedy}"
-    return Case(f"B-9 {name}: a device", words, line)
+    return Case(f"B-9 {name}: a device", argv, line)
 
 
 def no_folder(name: str, line: str) -> Case:
     """It is made."""
     write, _ = WRITERS[name]
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Argv:
         return write(folder, folder / "new" / "folder" / "x.y")
 
-    return Case(f"B-24 {name}: no folder", words, line, code=0)
+    return Case(f"B-24 {name}: no folder", argv, line, code=0)
 
 
 OF_FILES = [name for name in WRITERS if name not in ("report.py figures", "reproduce.py")]

@@ -8,13 +8,13 @@ from tests.helpers.in_process import EVALUATE, FINETUNE
 from tests.integration.mistakes.case import Case
 
 ADVERSARIAL = "tools/adversarial.py"
-Words = Callable[[Path], Sequence[object]]
+Argv = Callable[[Path], Sequence[object]]
 
 
-def _into(marker: str, script: str) -> Words:
+def _into(marker: str, script: str) -> Argv:
     """A run into a folder that another kind of run has begun."""
 
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         path = folder / "run" / marker
         path.parent.mkdir()
         if path.suffix:
@@ -23,25 +23,25 @@ def _into(marker: str, script: str) -> Words:
             path.mkdir()
         return script, "--output", path.parent, "--dry_run", "true"
 
-    return words
+    return argv
 
 
-def _long_path(script: str) -> Words:
+def _long_path(script: str) -> Argv:
     """A path that is too long, of names that are not."""
     return lambda folder: (script, "--output", folder / "/".join(["x" * 200] * 25))
 
 
-def _reference(script: str, eps_ref: float | None, *before: object) -> Words:
+def _reference(script: str, eps_ref: float | None, *before: object) -> Argv:
     """A run that takes eps_ref from the folder of an evaluation."""
 
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         (folder / "eval").mkdir()
         summary = {"fgs": {"eps_ref": eps_ref}} if eps_ref else {}
         (folder / "eval" / "summary.json").write_text(json.dumps(summary))
         reference = "--evaluation.fgs.reference", folder / "eval"
         return script, *before, *reference, "--output", folder / "run", "--dry_run", "true"
 
-    return words
+    return argv
 
 
 def _damaged_manifest(folder: Path) -> Sequence[object]:

@@ -1,4 +1,4 @@
-"""Whole files, made once or quickly, for the cases that damage them."""
+"""Whole files, made once or quickly, which the cases of tests/integration/mistakes damage."""
 
 import io
 import pickle
