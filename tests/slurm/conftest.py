@@ -10,8 +10,8 @@ from tests.helpers.slurm import PLAIN
 
 
 def under_torchrun(folder: Path, ranks: int) -> Path:
-    words = command("pipeline/finetune.py", *PLAIN, "--output", folder, ranks=ranks)
-    subprocess.run(words, check=True, env=environment(), capture_output=True)
+    argv = command("pipeline/finetune.py", *PLAIN, "--output", folder, ranks=ranks)
+    subprocess.run(argv, check=True, env=environment(), capture_output=True)
     return folder
 
 

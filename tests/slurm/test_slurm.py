@@ -1,4 +1,4 @@
-"""Fine-tuning on a real SLURM of two nodes: cut in every way, and equal to the undisturbed run."""
+"""Fine-tuning on a real SLURM of two nodes: interrupted runs equal an uninterrupted one."""
 
 import json
 import os
@@ -16,15 +16,15 @@ from tests.helpers.slurm import (
     SBATCH,
     SCRIPT,
     TWO_NODES,
-    at_step,
-    equal,
-    finished,
+    assert_same_run,
     log_of,
     processes,
     slurm,
     submit,
-    task,
-    until,
+    submitit_task,
+    wait_for_step,
+    wait_for_summary,
+    wait_until,
 )
 from tests.unit.mistakes.case import call
 
@@ -35,8 +35,8 @@ SLOW = ("--model.name", "tests.helpers.nets:slow_mlp")
 def test_two_nodes(run: Run, cluster: None, two_ranks: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a run; $(touch nothing) 'quoted'"
     submit(run, folder)
-    assert finished(folder)["ranks"] == 2
-    equal(two_ranks, folder)
+    assert wait_for_summary(folder)["ranks"] == 2
+    assert_same_run(two_ranks, folder)
     assert (folder / "code" / "pipeline" / "finetune.py").exists()
 
 
@@ -49,18 +49,18 @@ def test_what_the_cluster_refuses_is_said_in_its_words(cluster: None, tmp_path: 
         (("--time", "3d"), "sbatch: "),
     ]
     small = ("--", *PLAIN, "--train.batch_size", 360, "--output", tmp_path / "x")
-    for words, said in cases:
-        ended = call(SCRIPT, *words, *small)
+    for argv, message in cases:
+        ended = call(SCRIPT, *argv, *small)
         assert ended.code == 2
         (line,) = ended.stderr.splitlines()
-        assert said in line
+        assert message in line
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["finetune", "evaluate"])
 def test_scripts_are_accepted(cluster: None, script: str) -> None:
-    words = ("--gpus-per-node=2", "--cpus-per-task=2", "--time=30")
-    slurm("sbatch", "--test-only", *words, f"slurm/{script}.sbatch")
+    argv = ("--gpus-per-node=2", "--cpus-per-task=2", "--time=30")
+    slurm("sbatch", "--test-only", *argv, f"slurm/{script}.sbatch")
 
 
 @pytest.mark.slow
@@ -69,9 +69,9 @@ def test_a_folder_that_the_nodes_cannot_see(cluster: None, tmp_path: Path) -> No
     inside = """mount -t tmpfs none "$1" && cd "$2" || exit 99
 "$3" launchers/finetune.py --time 5m --wait -- --output "$1/run"
 "$3" launchers/jobs.py "$1"; "$3" launchers/jobs.py logs "$1" """
-    words = ("unshare", "--mount", "bash", "-c", inside, "-", tmp_path, ROOT, sys.executable)
+    argv = ("unshare", "--mount", "bash", "-c", inside, "-", tmp_path, ROOT, sys.executable)
     done = subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, env=environment(), timeout=120
+        list(map(str, argv)), capture_output=True, text=True, env=environment(), timeout=120
     )
     if done.returncode == 99 or "unshare failed" in done.stderr:
         pytest.skip("needs a mount namespace of its own")
@@ -85,16 +85,16 @@ def test_preempted_and_resumed(run: Run, cluster: None, four_ranks: Path, tmp_pa
     folder = tmp_path / "run"
     where = (*TWO_NODES, "--tasks-per-node", 2)
     submit(run, folder, "--checkpoint.every_steps", 1000, *SLOW, where=where)
-    at_step(folder, 7)
-    words = ("--partition", "urgent", "--nodes", "2", "--exclusive", "--wrap", "sleep 1")
-    slurm("sbatch", *words, "--output", "/dev/null")
-    assert finished(folder)["ranks"] == 4
+    wait_for_step(folder, 7)
+    argv = ("--partition", "urgent", "--nodes", "2", "--exclusive", "--wrap", "sleep 1")
+    slurm("sbatch", *argv, "--output", "/dev/null")
+    assert wait_for_summary(folder)["ranks"] == 4
     assert "interrupted after step" in log_of(folder)
     assert "resuming from" in log_of(folder)
     losses = metrics(folder, "train/loss")
     assert list(losses) == list(range(1, 31))
     assert np.isfinite(list(losses.values())).all()
-    equal(four_ranks, folder)
+    assert_same_run(four_ranks, folder)
 
 
 @pytest.mark.slow
@@ -103,15 +103,15 @@ def test_requeued_killed_and_a_node_lost(
 ) -> None:
     folder = tmp_path / "run"
     job = submit(run, folder, *SLOW)  # a checkpoint each 5 steps
-    at_step(folder, 7)
+    wait_for_step(folder, 7)
     slurm("scontrol", "requeue", job)
-    at_step(folder, 14)
-    os.kill(task(folder / "jobs", SLURM_PROCID=1), signal.SIGKILL)
-    at_step(folder, 23)
+    wait_for_step(folder, 14)
+    os.kill(submitit_task(folder / "jobs", SLURM_PROCID=1), signal.SIGKILL)
+    wait_for_step(folder, 23)
     lose("127.0.0.12")
-    finished(folder)
+    wait_for_summary(folder)
     assert log_of(folder).count("resuming from") == 3
-    equal(two_ranks, folder)
+    assert_same_run(two_ranks, folder)
 
 
 def lose(node: str) -> None:
@@ -122,7 +122,9 @@ def lose(node: str) -> None:
     for pid in [int(daemon), *parents, *there]:
         os.kill(pid, signal.SIGKILL)
     # The ranks on the other node end, and the job is requeued by its own script; or SLURM is first.
-    until(lambda: "RUNNING" not in slurm("squeue", "-h", "-o", "%T"), lambda: slurm("sinfo", "-N"))
+    wait_until(
+        lambda: "RUNNING" not in slurm("squeue", "-h", "-o", "%T"), lambda: slurm("sinfo", "-N")
+    )
     slurm("slurmd", "-N", node)
 
 
@@ -130,13 +132,13 @@ def lose(node: str) -> None:
 def test_without_submitit(cluster: None, two_ranks: Path, tmp_path: Path) -> None:
     """slurm/finetune.sbatch: preempted, requeued, and equal to torchrun on one machine."""
     folder, log = tmp_path / "a run", tmp_path / "log.txt"
-    words = ("--gpus-per-node=0", "--cpus-per-task=2", "--time=5", "--output", log)
+    argv = ("--gpus-per-node=0", "--cpus-per-task=2", "--time=5", "--output", log)
     options = (*PLAIN, *SLOW, "--output", folder)
-    text = slurm("sbatch", *words, "slurm/finetune.sbatch", *options, env=SBATCH)
+    text = slurm("sbatch", *argv, "slurm/finetune.sbatch", *options, env=SBATCH)
     path = folder / "metrics.jsonl"
-    until(lambda: path.exists() and '"step": 7,' in path.read_text(), log.read_text)
+    wait_until(lambda: path.exists() and '"step": 7,' in path.read_text(), log.read_text)
     slurm("scancel", "--batch", "--signal=USR2", text.split()[-1])
-    until((folder / "summary.json").exists, log.read_text)
+    wait_until((folder / "summary.json").exists, log.read_text)
     assert json.loads((folder / "summary.json").read_text())["ranks"] == 2
     assert "resuming from" in log.read_text()
-    equal(two_ranks, folder)
+    assert_same_run(two_ranks, folder)
