@@ -109,9 +109,9 @@ def run() -> Run:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run that nothing cut."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     done = subprocess.run(
         command(SCRIPT, *SMALL, "--output", folder),
         capture_output=True,
@@ -139,9 +139,9 @@ def cluster() -> Iterator[None]:
         yield
         subprocess.run([script, "down", f"{folder}/c"], check=True)
         del os.environ["SLURM_CONF"]
-        found = [words for _, words in processes(SLURM_CONF=f"{folder}/c/slurm.conf")]
+        found = [argv for _, argv in processes(SLURM_CONF=f"{folder}/c/slurm.conf")]
         # Python's own helper of these tests may have been started meanwhile.
-        left = [words for words in found if "resource_tracker" not in " ".join(words)]
+        left = [argv for argv in found if "resource_tracker" not in " ".join(argv)]
         assert not left, "processes are left behind"
         listening = "".join(Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))
         base = int(os.environ.get("SLURM_BASE_PORT", "16900"))

@@ -78,14 +78,18 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 
 def start(
-    folder: Path, *options: object, ranks: int = 0, said: int = subprocess.DEVNULL, **variables: str
+    folder: Path,
+    *options: object,
+    ranks: int = 0,
+    output: int = subprocess.DEVNULL,
+    **variables: str,
 ) -> subprocess.Popen[str]:
     """A small run in the background; with ``said`` a pipe, for what it says."""
     return subprocess.Popen(
         command(SCRIPT, *SMALL, "--output", folder, *options, ranks=ranks),
         env=environment() | variables,
-        stdout=said,
-        stderr=said,
+        stdout=output,
+        stderr=output,
         text=True,
     )
 

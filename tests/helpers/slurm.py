@@ -25,9 +25,9 @@ SBATCH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RANKS_
 SHARDS = SBATCH | {"SHARDS": "3"}
 
 
-def slurm(*words: object, env: dict[str, str] | None = None) -> str:
+def slurm(*argv: object, env: dict[str, str] | None = None) -> str:
     done = subprocess.run(
-        list(map(str, words)),
+        list(map(str, argv)),
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -55,55 +55,55 @@ def log_of(folder: Path) -> str:
     return "".join(Path(path).read_text() for path in paths if Path(path).exists())
 
 
-def until(condition: Callable[[], Any], said: Callable[[], str], seconds: float = 120) -> Any:
+def wait_until(condition: Callable[[], Any], log: Callable[[], str], seconds: float = 120) -> Any:
     """Wait for something, and return it; fail with what was said."""
     begin = time.monotonic()
-    while not (found := condition()):
-        assert time.monotonic() - begin < seconds, said()[-3000:]
+    while not (result := condition()):
+        assert time.monotonic() - begin < seconds, log()[-3000:]
         time.sleep(0.1)
-    return found
+    return result
 
 
-def finished(folder: Path, seconds: float = 120) -> dict[str, Any]:
+def wait_for_summary(folder: Path, seconds: float = 120) -> dict[str, Any]:
     """The summary, once there is one."""
     path = folder / "summary.json"
-    until(path.exists, lambda: log_of(folder), seconds)
+    wait_until(path.exists, lambda: log_of(folder), seconds)
     return json.loads(path.read_text())
 
 
-def at_step(folder: Path, step: int) -> None:
+def wait_for_step(folder: Path, step: int) -> None:
     """Wait until a step is recorded."""
     path = folder / "metrics.jsonl"
     there = f'"step": {step},'
-    until(lambda: path.exists() and there in path.read_text(), lambda: log_of(folder))
+    wait_until(lambda: path.exists() and there in path.read_text(), lambda: log_of(folder))
 
 
 def processes(**variables: object) -> Iterator[tuple[int, list[str]]]:
     """Processes that have these environment variables, and their words."""
-    wanted = {f"{name}={value}".encode() for name, value in variables.items()}
-    for place in Path("/proc").glob("[0-9]*"):
+    expected = {f"{name}={value}".encode() for name, value in variables.items()}
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            given = set((place / "environ").read_bytes().split(b"\0"))
-            words = (place / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            variables_of_process = set((folder / "environ").read_bytes().split(b"\0"))
+            argv = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:  # it has ended
             continue
-        if wanted <= given:
-            yield int(place.name), words
+        if expected <= variables_of_process:
+            yield int(folder.name), argv
 
 
-def task(jobs: Path, **variables: object) -> int:
+def submitit_task(jobs: Path, **variables: object) -> int:
     """The process of a task that submitit started from a folder of jobs."""
-    wanted = {"submitit.core._submit", str(jobs)}
-    found = [
+    expected = {"submitit.core._submit", str(jobs)}
+    pids = [
         pid
-        for pid, words in processes(**variables)
-        if words[0] == sys.executable and wanted <= set(words)  # not srun, which has them too
+        for pid, argv in processes(**variables)
+        if argv[0] == sys.executable and expected <= set(argv)  # not srun, which has them too
     ]
-    assert len(found) == 1
-    return found[0]
+    assert len(pids) == 1
+    return pids[0]
 
 
-def equal(one: Path, other: Path) -> None:
+def assert_same_run(one: Path, other: Path) -> None:
     """The same weights and losses to the last bit."""
     whole = weights(one)
     assert all(torch.equal(value, whole[key]) for key, value in weights(other).items())

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.training.trainer import Trainer
 from tests.helpers.in_process import in_process
-from tests.unit.mistakes.case import FINETUNE, Ended
+from tests.unit.mistakes.case import FINETUNE, CommandResult
 
 TINY = (
     *("--model.name", "tests.helpers.nets:dropout_mlp"),
@@ -17,9 +17,9 @@ TINY = (
 )  # 6 steps an epoch, 18 in all; evaluations at 6, 12 and 18
 
 
-def finetune(folder: Path, *options: object) -> Ended:
+def finetune(folder: Path, *options: object) -> CommandResult:
     done = in_process(FINETUNE, *TINY, "--output", folder, *options)
-    return Ended(done.returncode, done.stdout, done.stderr)
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def kill_at_step(patch: pytest.MonkeyPatch, number: int) -> None:

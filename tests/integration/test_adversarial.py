@@ -33,8 +33,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
-    words = ("--model.name", "mlp", "--train.pretrain_epochs", 2, "--train.epochs", 0)
-    succeed("pipeline/finetune.py", *words, "--output", folder)
+    argv = ("--model.name", "mlp", "--train.pretrain_epochs", 2, "--train.epochs", 0)
+    succeed("pipeline/finetune.py", *argv, "--output", folder)
     return folder
 
 
@@ -115,8 +115,8 @@ def test_cut_and_gone_on_with_on_another_number_of_ranks(
 
 def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Path) -> None:
     both, source = tmp_path / "both.parquet", demo.prepare()["train"]
-    words = ("join", source, made / "index.parquet", "--out", both)
-    assert "6,150 images" in succeed("tools/index.py", *words)
+    argv = ("join", source, made / "index.parquet", "--out", both)
+    assert "6,150 images" in succeed("tools/index.py", *argv)
     found, images = index.read(str(both)), index.read(str(source))
     assert found.is_array.sum() == 150
     assert found.ids.to_pylist()[:6000] == images.ids.to_pylist()
@@ -136,12 +136,12 @@ def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Pat
     assert seen == 150
     assert 40 < mirrored < 110
     assert torch.equal(loaded(found, np.arange(40)), loaded(images, np.arange(40)))
-    words = ("--data.train", both, "--data.val", demo.prepare()["val"], "--data.crop_size", 28)
-    words += ("--data.resize_size", 28, "--data.channels", 1, "--data.mean", "[0.1307]")
-    words += ("--data.std", "[0.3081]", "--data.random_crop", "false", "--data.hflip", "false")
-    words += ("--model.name", "mlp", "--objective.method", "clean", "--train.batch_size", 410)
-    words += ("--train.pretrain_epochs", 0, "--train.epochs", 1, "--evaluation.num_images", 100)
-    output = succeed("pipeline/finetune.py", *words, "--output", tmp_path / "run")
+    argv = ("--data.train", both, "--data.val", demo.prepare()["val"], "--data.crop_size", 28)
+    argv += ("--data.resize_size", 28, "--data.channels", 1, "--data.mean", "[0.1307]")
+    argv += ("--data.std", "[0.3081]", "--data.random_crop", "false", "--data.hflip", "false")
+    argv += ("--model.name", "mlp", "--objective.method", "clean", "--train.batch_size", 410)
+    argv += ("--train.pretrain_epochs", 0, "--train.epochs", 1, "--evaluation.num_images", 100)
+    output = succeed("pipeline/finetune.py", *argv, "--output", tmp_path / "run")
     assert "15 with the cross-entropy only" in output
     with pytest.raises(UserError, match=r"its arrays are not of the shape \(1, 24, 24\)"):
         Loader(found, iter(specs), DataConfig(**(vars(DATA) | {"crop_size": 24})), CPU, 50, 2)

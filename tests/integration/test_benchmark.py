@@ -93,7 +93,7 @@ def test_step(tmp_path: Path, ilsvrc_val: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("loader", "--data", "nowhere.parquet"), "--data"),
         (("step", "--num-images", 0), "at least 1"),
@@ -102,10 +102,10 @@ def test_step(tmp_path: Path, ilsvrc_val: Path) -> None:
         (("regularizer", "--max-images", "auto", *SMALL[:2]), "--max-images"),
     ],
 )
-def test_mistakes_are_one_line(options: tuple, said: str) -> None:
+def test_mistakes_are_one_line(options: tuple, message: str) -> None:
     ended = call(TOOL, *options)
     assert ended.code == 2
-    assert said in ended.stderr.splitlines()[-1]
+    assert message in ended.stderr.splitlines()[-1]
 
 
 def test_a_mistake_of_a_process(run: Run) -> None:

@@ -39,8 +39,8 @@ FGS = ("--evaluation.fgs.eps", "[0.02,0.1]", "--evaluation.fgs.search", "true")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of pipeline/finetune.py, right for more than half of the images."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    words = ("--model.name", "mlp", "--train.pretrain_lr", 0.1, "--train.epochs", 1)
-    ended = finetune(folder, *words, "--objective.method", "clean")
+    argv = ("--model.name", "mlp", "--train.pretrain_lr", 0.1, "--train.epochs", 1)
+    ended = finetune(folder, *argv, "--objective.method", "clean")
     assert ended.code == 0, ended.stderr
     return folder
 
@@ -87,7 +87,7 @@ def assert_same_results(one: Path, other: Path) -> None:
         assert summary2[key] == pytest.approx(summary[key], rel=1e-5), key
 
 
-def kill_in_the_middle(folder: Path, lines: int, *options: object) -> int:
+def kill_after_lines(folder: Path, lines: int, *options: object) -> int:
     """Start an evaluation, kill -9 all of it after so many lines; the lines it wrote."""
     process = subprocess.Popen(
         command(SCRIPT, *options, "--output", folder),
@@ -140,7 +140,7 @@ def test_three_ranks_give_the_same(run: Run, options: tuple, whole: Path, tmp_pa
 
 def test_nothing_written_is_lost_by_a_kill(options: tuple, whole: Path, tmp_path: Path) -> None:
     small = (*options, "--evaluation.batch_size", 20)
-    num_kept = kill_in_the_middle(tmp_path, 60, *small)
+    num_kept = kill_after_lines(tmp_path, 60, *small)
     assert num_kept < 300
     with (tmp_path / "results/0-of-1/rank0.jsonl").open("a") as file:
         file.write('{"id": "torn')  # as a kill in mid-write leaves it
@@ -154,8 +154,8 @@ def test_killed_twice_and_done_in_part_by_a_shard(
     options: tuple, whole: Path, tmp_path: Path
 ) -> None:
     small = (*options, "--evaluation.batch_size", 20)
-    first = kill_in_the_middle(tmp_path, 60, *small)
-    second = kill_in_the_middle(tmp_path, first + 60, *small)
+    first = kill_after_lines(tmp_path, 60, *small)
+    second = kill_after_lines(tmp_path, first + 60, *small)
     assert second >= first + 60
     assert "are missing" in succeed(SCRIPT, *small, "--output", tmp_path, "--shard", "0/2")
     output = succeed(SCRIPT, *small, "--output", tmp_path)
@@ -219,8 +219,8 @@ def test_fgs_at_the_eps_ref_of_another_evaluation(
     searched, rows = results(whole)
     eps_ref = searched["fgs"]["eps_ref"]
     assert eps_ref > 0
-    words = ("--model.weights", weights, "--evaluation.num_images", 300)
-    succeed(SCRIPT, *words, "--evaluation.fgs.reference", whole, "--output", tmp_path)
+    argv = ("--model.weights", weights, "--evaluation.num_images", 300)
+    succeed(SCRIPT, *argv, "--evaluation.fgs.reference", whole, "--output", tmp_path)
     fgs = results(tmp_path)[0]["fgs"]
     assert fgs["reference"] == eps_ref
     assert len(fgs["at_reference"]) == 3
@@ -290,15 +290,15 @@ def test_squeezenet_on_ilsvrc_out_of_the_box(
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
-    words = ("--output", tmp_path / "x", "--dry_run", "true", "--shard", "1/3", *FGS)
-    output = succeed(SCRIPT, *words)
+    argv = ("--output", tmp_path / "x", "--dry_run", "true", "--shard", "1/3", *FGS)
+    output = succeed(SCRIPT, *argv)
     assert "shard 1/3: 667 images" in output
     assert "FGS at 2 eps, eps_ref" in output
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (("--shard", "-1/3"), "shard"),
         (("--shard", "1"), "shard must be i/n"),
@@ -309,9 +309,9 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         (("--evaluation.num_images", 0), "evaluation.num_images"),
     ],
 )
-def test_mistakes(tmp_path: Path, options: tuple, words: str) -> None:
+def test_mistakes(tmp_path: Path, options: tuple, message: str) -> None:
     line = expect_error(in_process, "--output", tmp_path / "x", *options, script=SCRIPT)
-    assert words in line
+    assert message in line
 
 
 def test_mistakes_in_a_process(run: Run, tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_mistakes_in_a_process(run: Run, tmp_path: Path) -> None:
 
 
 def test_few_classes(tmp_path: Path) -> None:
-    for number, words in ((1, "has one class"), (3, "q 3")):
+    for number, message in ((1, "has one class"), (3, "q 3")):
         members = {
             f"{k % number}/{k}.png": encode(picture(28, 28, k).convert("L"), "PNG")
             for k in range(6)
@@ -331,9 +331,9 @@ def test_few_classes(tmp_path: Path) -> None:
             *("--output", tmp_path / str(number)),
         )
         if number == 1:
-            assert words in expect_error(in_process, *options, script=SCRIPT)
+            assert message in expect_error(in_process, *options, script=SCRIPT)
         else:
-            assert words in succeed(SCRIPT, *options)
+            assert message in succeed(SCRIPT, *options)
             assert results(tmp_path / "3")[0]["definition"]["num_candidates"] == 3
 
 

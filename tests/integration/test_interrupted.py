@@ -26,10 +26,10 @@ from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.trainer import Trainer
 from tests.helpers.runs import assert_same_weights
 from tests.helpers.tiny import finetune, kill_at_step
-from tests.unit.mistakes.case import EVALUATE, Ended, call
+from tests.unit.mistakes.case import EVALUATE, CommandResult, call
 
 
-def finished(folder: Path, *options: object) -> Ended:
+def finished(folder: Path, *options: object) -> CommandResult:
     ended = finetune(folder, *options)
     assert ended.code == 0, ended.stderr
     return ended
@@ -229,9 +229,9 @@ def test_the_next_commands_can_be_run(whole: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(whole, tmp_path / "a run")
     lines = finished(folder).stdout.splitlines()
     assert lines[-1].endswith(f"tensorboard --logdir '{folder}'")
-    words = shlex.split(lines[-2].removeprefix("evaluate it: "))
-    assert words[0] == "python"
-    ended = call(*words[1:])
+    argv = shlex.split(lines[-2].removeprefix("evaluate it: "))
+    assert argv[0] == "python"
+    ended = call(*argv[1:])
     assert ended.code == 0, ended.stderr
     table = shlex.split(ended.stdout.splitlines()[-1].removeprefix("as a table: "))
     assert table[1:] == ["tools/report.py", "table", f"{folder}-evaluation"]
@@ -275,11 +275,11 @@ def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
     container = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
     if not shutil.which("unshare") or subprocess.run([*container, "true"]).returncode:
         pytest.skip("needs unshare, and namespaces for users")
-    words = [sys.executable, "-c", script, tmp_path, str(ended_process())]
-    subprocess.run([*container, *words], check=True)
+    argv = [sys.executable, "-c", script, tmp_path, str(ended_process())]
+    subprocess.run([*container, *argv], check=True)
     remove_abandoned(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
-    subprocess.run(words, check=True)
+    subprocess.run(argv, check=True)
     remove_abandoned(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
 

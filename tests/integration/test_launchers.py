@@ -12,7 +12,7 @@ import pytest
 from launchers.options import grid, name_of, parse_minutes, split
 from pipeline.errors import UserError
 from tests.helpers.runs import ROOT, Run, expect_error
-from tests.helpers.slurm import PLAIN, SCRIPT, at_step, log_of, until
+from tests.helpers.slurm import PLAIN, SCRIPT, log_of, wait_for_step, wait_until
 from tests.unit.mistakes.case import call
 
 CHAIN, JOBS = "launchers/chain.py", "launchers/jobs.py"
@@ -23,8 +23,8 @@ SHORT = (*PLAIN, "--train.batch_size", 1000, "--train.pretrain_epochs", 0)
 @pytest.mark.parametrize("name", ["finetune", "evaluate"])
 def test_a_batch_script_outside_of_slurm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    words = ["bash", ROOT / "slurm" / f"{name}.sbatch"]
-    done = subprocess.run(words, capture_output=True, text=True)
+    argv = ["bash", ROOT / "slurm" / f"{name}.sbatch"]
+    done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: this script must run as a SLURM job; submit it with: sbatch")
@@ -50,8 +50,8 @@ def test_sbatch_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("where", "ranks"), [("local", 2), ("debug", 1)])
 def test_on_this_machine(run: Run, tmp_path: Path, where: str, ranks: int) -> None:
     folder = tmp_path / "a run"
-    words = ("--cluster", where, "--tasks-per-node", ranks, "--wait")
-    done = run(SCRIPT, *words, "--", *SHORT, "--output", folder)
+    argv = ("--cluster", where, "--tasks-per-node", ranks, "--wait")
+    done = run(SCRIPT, *argv, "--", *SHORT, "--output", folder)
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "summary.json").read_text())["ranks"] == ranks
     assert "rho2, relative" in done.stdout
@@ -69,20 +69,20 @@ def test_a_run_that_fails_on_this_machine(run: Run, tmp_path: Path) -> None:
 def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     slower = ("--train.pretrain_epochs", 0, "--model.name", "tests.helpers.nets:slower_mlp")
-    words = ("--cluster", "local", "--", *PLAIN, *slower, "--output", folder)
-    done = run(SCRIPT, *words)
+    argv = ("--cluster", "local", "--", *PLAIN, *slower, "--output", folder)
+    done = run(SCRIPT, *argv)
     assert done.returncode == 0, done.stderr
-    at_step(folder, 2)  # those with Deep Defense take a second each
+    wait_for_step(folder, 2)  # those with Deep Defense take a second each
     shown = call(JOBS, tmp_path).stdout.splitlines()
     assert len(shown) == 2
     assert re.search(r"RUNNING .* training \d+/15 .* 0:00:\d\d", shown[1])
-    refused = call(SCRIPT, *words)
+    refused = call(SCRIPT, *argv)
     assert refused.code == 2
     assert "(RUNNING) writes to" in refused.stderr
     assert "jobs.py cancel" in refused.stderr
     assert call(JOBS, "cancel", tmp_path).stdout.startswith("cancelled job ")
-    until(lambda: "interrupted after step" in log_of(folder), lambda: log_of(folder))
-    until(lambda: "ENDED" in call(JOBS, tmp_path).stdout, lambda: log_of(folder))
+    wait_until(lambda: "interrupted after step" in log_of(folder), lambda: log_of(folder))
+    wait_until(lambda: "ENDED" in call(JOBS, tmp_path).stdout, lambda: log_of(folder))
     assert "interrupted after step" in run(JOBS, "logs", folder).stdout
     assert call(JOBS, "cancel", tmp_path).stdout == ""
     assert "no runs" in expect_error(run, tmp_path / "elsewhere", script=JOBS)
@@ -91,12 +91,12 @@ def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_an_evaluation_of_another_net_is_refused(run: Run, tmp_path: Path) -> None:
     options = ("--evaluation.num_images", 20, "--output", tmp_path)
-    words = ("--cluster", "local", "--shards", 2, "--wait", "--")
+    argv = ("--cluster", "local", "--shards", 2, "--wait", "--")
     script = "launchers/evaluate.py"
-    done = run(script, *words, *options)
+    done = run(script, *argv, *options)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "summary.json").read_text())["num_samples"] == 20
-    assert "all images are done" in call(script, *words, *options).stdout
+    assert "all images are done" in call(script, *argv, *options).stdout
     cases = [
         (
             ("--model.name", "lenet"),
@@ -105,14 +105,14 @@ def test_an_evaluation_of_another_net_is_refused(run: Run, tmp_path: Path) -> No
         (("--evaluation.fgs.reference", tmp_path / "no"), "holds no eps_ref"),
     ]
     for more, said in cases:
-        ended = call(script, *words, *options, *more)
+        ended = call(script, *argv, *options, *more)
         assert ended.code == 2
         assert said in ended.stderr
 
 
 def test_a_chain_on_this_machine(run: Run, tmp_path: Path) -> None:
-    words = ("--cluster", "local", "--", *SHORT, "--output", tmp_path)
-    done = run(CHAIN, *words, "--", "--evaluation.num_images", 60)
+    argv = ("--cluster", "local", "--", *SHORT, "--output", tmp_path)
+    done = run(CHAIN, *argv, "--", "--evaluation.num_images", 60)
     assert done.returncode == 0, done.stderr
     for name in ("before", "after"):
         assert json.loads((tmp_path / name / "summary.json").read_text())["num_samples"] == 60
@@ -126,8 +126,8 @@ def test_chains_are_checked_before_submission(run: Run, tmp_path: Path) -> None:
         (("--", "--output", tmp_path / "x", "--", "--optim.lr", 3), "optim.lr"),
         (("--", "--output", tmp_path / "x", "--", "--shard", "0/3"), "--shards before --"),
     ]
-    for words, said in cases:
-        ended = call(CHAIN, *words)
+    for argv, said in cases:
+        ended = call(CHAIN, *argv)
         assert ended.code == 2
         assert said in ended.stderr.splitlines()[-1]
     ended = call(CHAIN, "--", "--output", tmp_path / "x", "--dry_run", "true")

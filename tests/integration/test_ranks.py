@@ -53,7 +53,7 @@ def test_ranks_that_do_not_find_one_another(
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_rank_that_does_not_come_is_named(tmp_path: Path, how: signal.Signals) -> None:
     options = ("--train.batch_size", 300, "--runtime.collective_timeout", 5)
-    process = start(tmp_path / "run", *options, ranks=3, said=subprocess.PIPE)
+    process = start(tmp_path / "run", *options, ranks=3, output=subprocess.PIPE)
     wait_for(process, tmp_path / "run", 3)
     victim = children(process.pid)[-1]
     rank = re.search(rb"\0RANK=(\d)", Path(f"/proc/{victim}/environ").read_bytes())[1].decode()

@@ -263,11 +263,11 @@ def test_mistakes(run: Run, tmp_path: Path) -> None:
         (("figures", "ratios", tuned, *out), "is a fine-tuning"),
         (("figures", "sheet", folder, folder, *out), "shows one run"),
     ]
-    for options, words in cases:
+    for options, message in cases:
         ended = call(SCRIPT, *options)
         assert ended.code == 2
         (line,) = ended.stderr.splitlines()
-        assert words in line
+        assert message in line
     line = expect_error(run, "table", tmp_path / "nothing", script=SCRIPT)
     assert "no file" in line
     (folder / "samples.parquet").write_bytes((folder / "samples.parquet").read_bytes()[:-100])

@@ -22,7 +22,7 @@ from reproduction import run as start
 from reproduction.experiments import EXPERIMENTS
 from reproduction.plan import PlannedRun, Planner
 from tests.helpers.runs import Run, command, environment
-from tests.helpers.slurm import slurm, until
+from tests.helpers.slurm import slurm, wait_until
 from tests.unit.mistakes.case import call
 
 TOOL = "tools/reproduce.py"
@@ -86,8 +86,8 @@ def test_eps_ref_is_read_from_the_folder_of_an_evaluation(tmp_path: Path) -> Non
 
 
 def test_a_reference_stays_whatever_the_regularisers_options(tmp_path: Path) -> None:
-    def planned(*words: str) -> dict[str, PlannedRun]:
-        planner = Planner(EXPERIMENTS["mnist_mlp"], tmp_path, words)
+    def planned(*argv: str) -> dict[str, PlannedRun]:
+        planner = Planner(EXPERIMENTS["mnist_mlp"], tmp_path, argv)
         return {unit.name: unit for unit in planner.table([0], ["deep_defense"])}
 
     for unit in planned().values():
@@ -119,10 +119,10 @@ def test_every_experiment_can_be_listed(tmp_path: Path) -> None:
 
 def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mlp"
-    words = ("mnist_mlp", "--data", downloads, "--output", folder, "--max-parallel", 2)
-    words += ("--methods", "deep_defense", "--", *SHORT)
+    argv = ("mnist_mlp", "--data", downloads, "--output", folder, "--max-parallel", 2)
+    argv += ("--methods", "deep_defense", "--", *SHORT)
     process = subprocess.Popen(
-        command(TOOL, *words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(TOOL, *argv), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 120
     while not (folder / "seed0/deep_defense/metrics.jsonl").exists():
@@ -135,7 +135,7 @@ def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: 
     assert b"rerun the same command to resume" in errors
     before = (folder / "seed0/reference/weights.pth").stat().st_mtime
 
-    done = run(TOOL, *words)
+    done = run(TOOL, *argv)
     assert done.returncode == 0, done.stderr
     assert "starting seed0/reference\n" not in done.stdout
     assert (folder / "seed0/reference/weights.pth").stat().st_mtime == before
@@ -152,17 +152,17 @@ def test_a_run_that_is_stopped_and_goes_on(run: Run, downloads: Path, tmp_path: 
         histories = list(csv.DictReader(file))
     assert [float(row["epoch"]) for row in histories] == [0, 1]
 
-    refused = run(TOOL, *words, "--optim.lr", "0.1")
+    refused = run(TOOL, *argv, "--optim.lr", "0.1")
     assert refused.returncode == 2
     assert "was made with other options (optim.lr: 0.0005 -> 0.1" in refused.stderr
 
 
 @pytest.mark.slow
 def test_what_fails_is_named_and_the_rest_goes_on(downloads: Path, tmp_path: Path) -> None:
-    words = ("mnist_mlp", "--data", downloads, "--output", tmp_path / "x", "--seeds", 0, 1)
-    words += ("--max-parallel", 2)
-    words += ("--methods", "clean", "--", *SHORT, "--resume", tmp_path / "no.pt")
-    ended = call(TOOL, *words)
+    argv = ("mnist_mlp", "--data", downloads, "--output", tmp_path / "x", "--seeds", 0, 1)
+    argv += ("--max-parallel", 2)
+    argv += ("--methods", "clean", "--", *SHORT, "--resume", tmp_path / "no.pt")
+    ended = call(TOOL, *argv)
     assert ended.code == 2
     assert re.findall(r"starting (.*)", ended.stdout) == ["seed0/reference", "seed1/reference"]
     last = ended.stderr.strip().splitlines()[-1]
@@ -170,13 +170,13 @@ def test_what_fails_is_named_and_the_rest_goes_on(downloads: Path, tmp_path: Pat
     assert "no.pt" in last
     bad = tmp_path / "bad.pth"
     bad.write_bytes(b"no weights")
-    ended = call(TOOL, *words[:5], "--weights", bad)
+    ended = call(TOOL, *argv[:5], "--weights", bad)
     assert ended.code == 2
     assert f"{bad} is not a file of torch.save" in ended.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (("mnist_mlp",), "has no mnist yet; give --data DIR"),
         (("mnist_mlp", "--data", "."), "there is no train-images-idx3-ubyte.gz in"),
@@ -184,10 +184,10 @@ def test_what_fails_is_named_and_the_rest_goes_on(downloads: Path, tmp_path: Pat
         (("imagenet_alexnet",), "no file caffe_alexnet.pth; the paper's AlexNet is Caffe's"),
     ],
 )
-def test_mistakes(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
-    if "." in words:
-        words = (*words[:-1], str(tmp_path))
-    ended = call(TOOL, *words, "--output", tmp_path / "out")
+def test_mistakes(tmp_path: Path, argv: tuple[str, ...], message: str) -> None:
+    if "." in argv:
+        argv = (*argv[:-1], str(tmp_path))
+    ended = call(TOOL, *argv, "--output", tmp_path / "out")
     assert ended.code == 2
     (line,) = ended.stderr.strip().splitlines()
     assert message in line
@@ -232,17 +232,17 @@ def test_a_sweep_is_run_and_drawn(
 @pytest.mark.slow
 def test_on_slurm(run: Run, cluster: None, downloads: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mlp"
-    words = ("mnist_mlp", "--data", downloads, "--output", folder, "--cluster", "slurm")
-    words += ("--cpus-per-task", 1, "--time", "5m", "--methods", "adversarial_1", "deep_defense")
-    done = run(TOOL, *words, "--", *SHORT)
+    argv = ("mnist_mlp", "--data", downloads, "--output", folder, "--cluster", "slurm")
+    argv += ("--cpus-per-task", 1, "--time", "5m", "--methods", "adversarial_1", "deep_defense")
+    done = run(TOOL, *argv, "--", *SHORT)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^job \d+: seed0", done.stdout, re.MULTILINE)) == 4
-    again = call(TOOL, *words, "--", *SHORT)
+    again = call(TOOL, *argv, "--", *SHORT)
     assert again.code == 2
     assert "or cancel it: python launchers/jobs.py cancel" in again.stderr
-    until(lambda: not slurm("squeue", "-h"), lambda: slurm("squeue"), seconds=240)
+    wait_until(lambda: not slurm("squeue", "-h"), lambda: slurm("squeue"), seconds=240)
     for name in ("adversarial_1", "deep_defense"):
         assert (folder / "seed0" / name / "evaluation" / "summary.json").exists()
-    done = run(TOOL, *words, "--", *SHORT)
+    done = run(TOOL, *argv, "--", *SHORT)
     assert done.returncode == 0, done.stderr
     assert "| Deep Defense |" in done.stdout

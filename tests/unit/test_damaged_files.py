@@ -61,12 +61,12 @@ def example(folder: Path, code: bytes) -> Sequence[object]:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "make_argv",
     [weights, safetensors, checkpoint, mean, cifar10, caffe, caffe_objects, example],
 )
-def test_no_code_is_run(words: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_is_run(make_argv: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    ended = call(*words(tmp_path, whole.code(tmp_path / "ran")))
+    ended = call(*make_argv(tmp_path, whole.code(tmp_path / "ran")))
     assert ended.code == 2, ended
     assert "error: " in ended.stderr
     assert not (tmp_path / "ran").exists()

@@ -121,33 +121,33 @@ def unknown_options(piece: str) -> list[str]:
     is_option = bare and bare[1].split(".")[0] in SECTIONS and not bare[1].endswith(".py")
     names = [bare[1]] if is_option else []
     unknown = [name for name in names if name not in OPTIONS | SECTIONS]
-    words = known_words(piece)
+    valid_names = options_without_section(piece)
     for word in re.sub(r"(?<= )#.*", "", piece).split():
         if word == "--":
-            words = OPTIONS
+            valid_names = OPTIONS
         if not (match := re.match(r"""['"(]*--(\w[\w.-]*)""", word)):
             continue
         name = match[1].rstrip(".")
-        known = OPTIONS | SECTIONS if "." in name else words | COMMON | FOREIGN
-        if name not in known:
+        valid = OPTIONS | SECTIONS if "." in name else valid_names | COMMON | FOREIGN
+        if name not in valid:
             unknown.append(name)
     return unknown
 
 
-def known_words(piece: str) -> set[str]:
+def options_without_section(piece: str) -> set[str]:
     """Options without a section, of the program named in a piece of code, or of all programs."""
     program = re.search(r"\b(pipeline|tools|launchers|slurm)/\w+\.(?:py|sbatch)", piece)
     if program is None:
         return OPTIONS.union(
-            *map(words_in, [*ROOT.glob("tools/*.py"), *ROOT.glob("launchers/*.py")])
+            *map(options_in, [*ROOT.glob("tools/*.py"), *ROOT.glob("launchers/*.py")])
         )
     if program[1] in ("pipeline", "slurm"):
         return OPTIONS
-    return words_in(ROOT / program[0]) | words_in(ROOT / "launchers" / "options.py")
+    return options_in(ROOT / program[0]) | options_in(ROOT / "launchers" / "options.py")
 
 
 @cache
-def words_in(file: Path) -> set[str]:
+def options_in(file: Path) -> set[str]:
     """Options as the source of a program writes them; a missing file has none."""
     return set(re.findall(r'"--([\w-]+)"', file.read_text())) if file.exists() else set()
 

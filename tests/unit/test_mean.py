@@ -38,8 +38,8 @@ def digits() -> Index:
 @pytest.fixture(scope="module")
 def mean(run: Run, digits: Index, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mean") / "mean.npy"
-    words = ("--crop", 28, "--resize", 28, "--channels", 1)
-    done = run("tools/index.py", "mean", digits.path, "--out", path, *words)
+    argv = ("--crop", 28, "--resize", 28, "--channels", 1)
+    done = run("tools/index.py", "mean", digits.path, "--out", path, *argv)
     assert done.returncode == 0, done.stderr
     assert "the mean of 2,000 images, 1 x 28 x 28" in done.stdout
     return path
@@ -95,8 +95,8 @@ def test_weights_are_drawn_as_asked() -> None:
 
 
 def test_mistakes(mean: Path, tmp_path: Path) -> None:
-    def refused(path: Path, words: str, **options: object) -> None:
-        with pytest.raises(UserError, match=words):
+    def refused(path: Path, message: str, **options: object) -> None:
+        with pytest.raises(UserError, match=message):
             mean_of(dataclasses.replace(DIGITS, mean=str(path), **options))
 
     refused(tmp_path / "no.npy", r"data\.mean: no file .*tools/index\.py mean")
@@ -116,14 +116,14 @@ def test_runs_know_it_by_its_content(run: Run, mean: Path, tmp_path: Path) -> No
     here, folder = tmp_path / "here.npy", tmp_path / "run"
     shutil.copyfile(mean, here)
     data = ("--data.std", "[0.5]", "--train.epochs", 0, "--train.pretrain_epochs", 1)
-    words = (*SMALL, "--model.name", "mlp", *data, "--output", folder)
-    done = run("pipeline/finetune.py", *words, "--data.mean", here)
+    argv = (*SMALL, "--model.name", "mlp", *data, "--output", folder)
+    done = run("pipeline/finetune.py", *argv, "--data.mean", here)
     assert done.returncode == 0, done.stderr
     moved = here.rename(tmp_path / "moved.npy")
-    done = run("pipeline/finetune.py", *words, "--data.mean", moved)
+    done = run("pipeline/finetune.py", *argv, "--data.mean", moved)
     assert "resuming from" in done.stdout, done.stderr
     np.save(tmp_path / "other.npy", np.load(moved) / 2)
-    line = expect_error(run, *words, "--data.mean", tmp_path / "other.npy")
+    line = expect_error(run, *argv, "--data.mean", tmp_path / "other.npy")
     assert "data.mean: other images, labels or mean image than before" in line
 
     config = ("--config", folder / "config.yaml", "--model.weights", folder / "weights.pth")
@@ -140,8 +140,8 @@ def test_runs_know_it_by_its_content(run: Run, mean: Path, tmp_path: Path) -> No
 
 def test_images_that_do_not_decode_are_left_out_and_named(tmp_path: Path) -> None:
     photos = broken_archive(tmp_path)
-    words = ("mean", photos.path, "--out", tmp_path / "m.npy", "--crop", 8, "--resize", 8)
-    ended = call("tools/index.py", *words)
+    argv = ("mean", photos.path, "--out", tmp_path / "m.npy", "--crop", 8, "--resize", 8)
+    ended = call("tools/index.py", *argv)
     assert ended.code == 0
     assert "the mean of 28 images" in ended.stdout
     assert "left out c/11.jpg: it does not decode" in ended.stderr

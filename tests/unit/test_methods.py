@@ -213,12 +213,12 @@ def test_the_example_of_the_documentation(run: Run, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "method.md").read_text()
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     (tmp_path / "mine.py").write_text(code)
-    words = ("--model.name", "mlp", "--train.pretrain_epochs", 0, "--train.epochs", 1)
-    words += ("--train.batch_size", 1000, "--log.every_steps", 1, "--evaluation.num_images", 20)
+    argv = ("--model.name", "mlp", "--train.pretrain_epochs", 0, "--train.epochs", 1)
+    argv += ("--train.batch_size", 1000, "--log.every_steps", 1, "--evaluation.num_images", 20)
     method = ("--objective.method", "mine:InputGradient", "--objective.options", '{"weight": 0.5}')
     for name, more in (("clean", ("--objective.method", "clean")), ("mine", method)):
         done = subprocess.run(
-            command("pipeline/finetune.py", *words, *more, "--output", tmp_path / name),
+            command("pipeline/finetune.py", *argv, *more, "--output", tmp_path / name),
             cwd=tmp_path,
             capture_output=True,
             text=True,

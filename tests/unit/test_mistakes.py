@@ -14,7 +14,7 @@ CASES = [*config.CASES, *data.CASES, *models.CASES, *runs.CASES, *files.CASES]
 @pytest.mark.parametrize("case", CASES, ids=[case.number for case in CASES])
 def test_mistake(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    ended = call(*case.words(tmp_path))
+    ended = call(*case.argv(tmp_path))
     text = ended.stdout + ended.stderr
     assert ended.code == case.code, text
     assert re.search(case.line, text, re.MULTILINE), text

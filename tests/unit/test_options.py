@@ -46,7 +46,7 @@ def numeric_options(
             yield name, field, getattr(section(), field.name)
 
 
-def words(name: str, default: Any, number: str) -> str:
+def option_argument(name: str, default: Any, number: str) -> str:
     """The option with the number; in a list it replaces the first number."""
     if isinstance(default, list):
         number = f"[{', '.join([number, *map(str, default[1:])])}]"
@@ -79,7 +79,7 @@ def test_numbers_out_of_range_are_refused_in_one_line(
         valid |= {".inf"} if name in INFINITY_IS_VALID else set()
         for number in {".nan", ".inf", "-.inf", "-1", "0"} - valid:
             with pytest.raises(SystemExit) as ended:
-                parse.parse(cls, "", [*BASE, words(name, default, number)])
+                parse.parse(cls, "", [*BASE, option_argument(name, default, number)])
             error = capsys.readouterr().err
             assert ended.value.code == 2, (name, number)
             assert re.fullmatch(rf"error: {re.escape(name)} must be .*, got .*\n", error), error
@@ -88,9 +88,13 @@ def test_numbers_out_of_range_are_refused_in_one_line(
 @pytest.mark.parametrize("cls", ENTRY_POINTS)
 def test_valid_numbers_are_accepted(cls: type[RunConfig]) -> None:
     chosen = [(name, default) for name, _, default in numeric_options(cls)]
-    zeros = [words(name, default, "0") for name, default in chosen if name in ZERO_IS_VALID]
+    zeros = [
+        option_argument(name, default, "0") for name, default in chosen if name in ZERO_IS_VALID
+    ]
     infinite = [
-        words(name, default, ".inf") for name, default in chosen if name in INFINITY_IS_VALID
+        option_argument(name, default, ".inf")
+        for name, default in chosen
+        if name in INFINITY_IS_VALID
     ]
     config = parse.parse(cls, "", [*BASE, *zeros, *infinite])
     assert config.evaluation.attack.overshoot == 0
@@ -148,7 +152,7 @@ def test_a_schedule_longer_than_the_run_prints_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "options"),
+    ("argv", "options"),
     [
         ("--evaluation.attack.pruning_factor 2", "evaluation.attack.pruning_factor"),
         (
@@ -187,8 +191,8 @@ def test_a_schedule_longer_than_the_run_prints_a_warning() -> None:
         ("--schedule.milestones [8] --schedule.gamma 0.1", ""),
     ],
 )
-def test_options_without_effect_print_a_warning(words: str, options: str) -> None:
-    config = parse.parse(FinetuneConfig, "", words.split())
+def test_options_without_effect_print_a_warning(argv: str, options: str) -> None:
+    config = parse.parse(FinetuneConfig, "", argv.split())
     lines = warn_ignored(config, steps_per_epoch=60)
     assert [line.split()[0] for line in lines] == options.split()
     assert all(" has no effect: " in line for line in lines)

@@ -221,7 +221,7 @@ def test_counts_of_overlaps_must_be_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"model": "other"}, "model: net -> other"),
         ({"weights": "abc"}, "weights: 0 -> abc"),
@@ -232,11 +232,11 @@ def test_counts_of_overlaps_must_be_equal(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_different_evaluations_do_not_mix(tmp_path: Path, changes: dict, words: str) -> None:
+def test_different_evaluations_do_not_mix(tmp_path: Path, changes: dict, message: str) -> None:
     shard(tmp_path / "a", 0, 2, [0])
     shard(tmp_path / "b", 1, 2, [1], manifest=manifest(**changes))
     (tmp_path / "b/results/1-of-2").rename(tmp_path / "a/results/1-of-2")
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         merge.merge_shards(tmp_path / "a")
     with pytest.raises(UserError, match="results of another evaluation"):
         shard(tmp_path / "a", 0, 2, [0])

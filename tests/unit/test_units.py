@@ -59,7 +59,7 @@ def test_saved_configuration_reads_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("model: {nam: x}", "nam"),
         ("optim: {lr: fast}", "optim.lr"),
@@ -73,7 +73,7 @@ def test_saved_configuration_reads_back(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_in_yaml(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
@@ -81,7 +81,7 @@ def test_mistakes_in_yaml(
         parse.parse(FinetuneConfig, "", ["--config", str(path)])
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert message in error
     assert len(error.splitlines()) == 1
 
 

@@ -22,12 +22,12 @@ class Case(NamedTuple):
     """A mistake of a user, and what must come of it."""
 
     number: str  # of the finding, or a word for what is wrong; unique
-    words: Callable[[Path], Sequence[object]]  # makes files in an empty folder; the command's words
+    argv: Callable[[Path], Sequence[object]]  # makes files in an empty folder; the command's words
     line: str  # regular expression, found in the output
     code: int = 2
 
 
-class Ended(NamedTuple):
+class CommandResult(NamedTuple):
     """How a command ended."""
 
     code: int
@@ -35,10 +35,10 @@ class Ended(NamedTuple):
     stderr: str
 
 
-def call(script: str, *options: object) -> Ended:
+def call(script: str, *options: object) -> CommandResult:
     """Run an entry point or a tool in this process, as `python SCRIPT OPTIONS` would."""
     stdout, stderr = io.StringIO(), io.StringIO()
-    argv, path, folder = sys.argv, list(sys.path), Path.cwd()
+    saved_argv, path, folder = sys.argv, list(sys.path), Path.cwd()
     caught = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     handlers = {number: signal.getsignal(number) for number in caught}
     sys.argv = [str(ROOT / script), *map(str, options)]
@@ -53,10 +53,10 @@ def call(script: str, *options: object) -> Ended:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
-        sys.argv, sys.path[:] = argv, path
+        sys.argv, sys.path[:] = saved_argv, path
         os.chdir(folder)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if dist.is_initialized():
             dist.destroy_process_group()
-    return Ended(code, stdout.getvalue(), stderr.getvalue())
+    return CommandResult(code, stdout.getvalue(), stderr.getvalue())

@@ -9,30 +9,30 @@ DRY = ("--dry_run", "true")
 LAUNCH = "launchers/finetune.py"
 
 
-def command(*words: object) -> Callable[[Path], tuple[object, ...]]:
+def command(*argv: object) -> Callable[[Path], tuple[object, ...]]:
     """A command that needs no files."""
-    return lambda _: words
+    return lambda _: argv
 
 
 def of_yaml(text: str | bytes) -> Callable[[Path], tuple[object, ...]]:
     """A fine-tuning whose configuration, mine.yaml, has this text."""
 
-    def words(folder: Path) -> tuple[object, ...]:
+    def argv(folder: Path) -> tuple[object, ...]:
         path = folder / "mine.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return (FINETUNE, "--config", "mine.yaml", *DRY)
 
-    return words
+    return argv
 
 
-def refused(number: str, line: str, *words: object) -> Case:
+def refused(number: str, line: str, *argv: object) -> Case:
     """A command that is refused."""
-    return Case(number, command(*words), f"^error: {line}")
+    return Case(number, command(*argv), f"^error: {line}")
 
 
-def tuning(number: str, line: str, *words: object) -> Case:
+def tuning(number: str, line: str, *argv: object) -> Case:
     """A fine-tuning that is refused."""
-    return refused(number, line, FINETUNE, *words, *DRY)
+    return refused(number, line, FINETUNE, *argv, *DRY)
 
 
 def yaml(number: str, line: str, text: str | bytes) -> Case:
@@ -40,9 +40,9 @@ def yaml(number: str, line: str, text: str | bytes) -> Case:
     return Case(number, of_yaml(text), rf"^error: mine\.yaml{line}")
 
 
-def warned(number: str, line: str, *words: object) -> Case:
+def warned(number: str, line: str, *argv: object) -> Case:
     """A fine-tuning that prints a warning."""
-    return Case(number, command(FINETUNE, *words, *DRY), f"(?m)^warning: {line}", code=0)
+    return Case(number, command(FINETUNE, *argv, *DRY), f"(?m)^warning: {line}", code=0)
 
 
 RANGES = [

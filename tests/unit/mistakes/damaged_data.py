@@ -34,21 +34,21 @@ def decoded(path: Path) -> Words:
 
 
 def of_index(number: str, damage: whole.Damage, line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         return joined(whole.damage_file(whole.index(folder), damage))
 
-    return Case(number, words, rf"photos\.parquet.*{line}")
+    return Case(number, argv, rf"photos\.parquet.*{line}")
 
 
 def of_table(number: str, change: Callable[[pa.Table], pa.Table], line: str) -> Case:
     """The index's rows, or its metadata, changed."""
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         path = whole.index(folder)
         pq.write_table(change(pq.read_table(path)), path)
         return evaluated(path)
 
-    return Case(number, words, rf"photos\.parquet.*{line}")
+    return Case(number, argv, rf"photos\.parquet.*{line}")
 
 
 def of_metadata(number: str, line: str, **changes: Any) -> Case:
@@ -92,12 +92,12 @@ INDICES = [
 
 
 def of_archive(number: str, damage: whole.Damage, line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         path = whole.index(folder)
         whole.damage_file(folder / "photos.tar", damage)
         return decoded(path)
 
-    return Case(number, words, line)
+    return Case(number, argv, line)
 
 
 def without_archive(folder: Path) -> Words:
@@ -152,17 +152,17 @@ def folder_of(folder: Path, damage: whole.Damage) -> Path:
 def indexed(number: str, damage: whole.Damage, line: str, *options: str) -> Case:
     """A file that index.py leaves out, or takes, and names."""
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         out = folder_of(folder, damage)
         return (INDEX, "folder", folder / "photos", "--out", out, *options)
 
-    return Case(number, words, line, code=0)
+    return Case(number, argv, line, code=0)
 
 
 def changed_since(number: str, damage: whole.Damage, line: str) -> Case:
     """A file that was whole when it was indexed."""
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         members = {f"{'ab'[k % 2]}/{k}.jpg": whole.jpeg() for k in range(8)}
         data = whole.jpeg()
         changed = damage(data)
@@ -174,7 +174,7 @@ def changed_since(number: str, damage: whole.Damage, line: str) -> Case:
         (folder / "photos.tar").write_bytes(tar[:begin] + changed + tar[begin + len(data) :])
         return decoded(folder / "photos.parquet")
 
-    return Case(number, words, line)
+    return Case(number, argv, line)
 
 
 IMAGES = [
@@ -190,12 +190,12 @@ IMAGES = [
 
 
 def of_mean(number: str, write: Callable[[Path], object], line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         write(folder / "mean.npy")
         options = ("--data.mean", folder / "mean.npy")
         return evaluated(whole.index(folder), *options)
 
-    return Case(number, words, rf"data\.mean: .*mean\.npy is {line}")
+    return Case(number, argv, rf"data\.mean: .*mean\.npy is {line}")
 
 
 def cut_mean(path: Path) -> None:
@@ -226,22 +226,22 @@ DIGITS, LABELS = whole.idx(np.zeros((3, 4, 5))), whole.idx(np.array([0, 1, 1]))
 
 
 def of_idx(number: str, digits: bytes, labels: bytes, line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         (folder / "images").write_bytes(digits)
         (folder / "labels").write_bytes(labels)
         files = (folder / "images", folder / "labels")
         return (PACK, "idx", *files, "--out", folder / "x.tar")
 
-    return Case(number, words, line)
+    return Case(number, argv, line)
 
 
 def of_cifar10(number: str, batch: bytes, line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
             (folder / name).write_bytes(batch if name == "data_batch_3" else whole.cifar10())
         return (PACK, "cifar10", folder, "--out", folder / "out")
 
-    return Case(number, words, rf"data_batch_3 cannot be read as a CIFAR-10 batch.*{line}")
+    return Case(number, argv, rf"data_batch_3 cannot be read as a CIFAR-10 batch.*{line}")
 
 
 ARRAYS = [
@@ -269,13 +269,13 @@ ARRAYS = [
 
 
 def of_kit(number: str, kit: bytes) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         (folder / "kit.tar.gz").write_bytes(kit)
         whole.index(folder)
         options = ("--devkit", folder / "kit.tar.gz", "--val", folder / "photos.tar")
         return (INDEX, "ilsvrc", *options, "--out", folder / "out")
 
-    return Case(number, words, r"kit\.tar\.gz cannot be read as ILSVRC's development kit")
+    return Case(number, argv, r"kit\.tar\.gz cannot be read as ILSVRC's development kit")
 
 
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"

@@ -25,21 +25,21 @@ def nan() -> bytes:
 
 
 def of_yaml(number: str, content: bytes, line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         (folder / "own.yaml").write_bytes(content)
         return (FINETUNE, "--config", folder / "own.yaml", "--dry_run", "true")
 
-    return Case(number, words, rf"own\.yaml.*{line}")
+    return Case(number, argv, rf"own\.yaml.*{line}")
 
 
 def of_metrics(number: str, damage: whole.Damage, line: str, code: int = 2) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         whole.write_tree(whole.run(), folder / "run")
         whole.damage_file(folder / "run" / "metrics.jsonl", damage)
         path = whole.index(folder)
         return (FINETUNE, *whole.run_options(path), "--output", folder / "run")
 
-    return Case(number, words, line, code)
+    return Case(number, argv, line, code)
 
 
 CASES: list[Case] = [

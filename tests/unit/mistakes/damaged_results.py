@@ -23,7 +23,7 @@ SHARD = "results/0-of-1"
 def of_results(number: str, name: str, damage: whole.Damage, line: str) -> Case:
     """report.py merge, which reads what evaluate.py reads when it resumes."""
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         whole.write_tree(whole.evaluation(), folder / "run")
         path = folder / "run" / SHARD / name
         if not path.exists():
@@ -31,7 +31,7 @@ def of_results(number: str, name: str, damage: whole.Damage, line: str) -> Case:
         whole.damage_file(path, damage)
         return (REPORT, "merge", folder / "run")
 
-    return Case(number, words, rf"{name} {line}")
+    return Case(number, argv, rf"{name} {line}")
 
 
 def with_mean(folder: Path) -> Words:
@@ -107,12 +107,12 @@ RESULTS = [
 
 
 def of_summary(number: str, damage: whole.Damage, line: str, *command: object) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         whole.write_tree(whole.evaluation(), folder / "run")
         whole.damage_file(folder / "run" / "summary.json", damage)
         return (REPORT, *(command or ("table",)), folder / "run", "--out", folder / "out")
 
-    return Case(number, words, rf"summary\.json {line}")
+    return Case(number, argv, rf"summary\.json {line}")
 
 
 def of_history(
@@ -120,7 +120,7 @@ def of_history(
 ) -> Case:
     """A run of finetune.py whose summary.json is changed."""
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         whole.write_tree(whole.run(), folder / "run")
         path = folder / "run" / "summary.json"
         summary = json.loads(path.read_text())
@@ -134,7 +134,7 @@ def of_history(
             folder / "out",
         )
 
-    return Case(number, words, line)
+    return Case(number, argv, line)
 
 
 def in_progress(folder: Path) -> Words:
@@ -154,12 +154,12 @@ def another_norm(folder: Path) -> Words:
 
 
 def of_samples(number: str, damage: Callable[[Path], object], line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         whole.write_tree(whole.evaluation(), folder / "run")
         damage(folder / "run" / "samples.parquet")
         return (REPORT, "figures", "ratios", folder / "run", "--out", folder / "out")
 
-    return Case(number, words, rf"samples\.parquet {line}")
+    return Case(number, argv, rf"samples\.parquet {line}")
 
 
 def other_table(path: Path) -> None:
@@ -215,11 +215,11 @@ SUMMARIES = [
 
 
 def of_caffe(number: str, name: str, make: Callable[[Path], object], line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         make(folder / name)
         return (CAFFE, folder / name, folder / "net.pth")
 
-    return Case(number, words, line)
+    return Case(number, argv, line)
 
 
 def arrays(**values: Any) -> Callable[[Path], object]:
@@ -275,14 +275,14 @@ CAFFES = [
 
 
 def of_submission(number: str, damage: whole.Damage) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         values = {"folder": "x", "kind": "finetune", "cluster": "local", "jobs": ["1"], "logs": []}
         path = folder / "runs" / "submission.json"
         path.parent.mkdir()
         path.write_bytes(damage(json.dumps(values).encode()))
         return (JOBS, folder / "runs")
 
-    return Case(number, words, r"submission\.json is damaged; remove it")
+    return Case(number, argv, r"submission\.json is damaged; remove it")
 
 
 SUBMISSIONS = [

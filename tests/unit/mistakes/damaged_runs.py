@@ -26,11 +26,11 @@ def loaded(data: bytes) -> State:
 
 
 def of_weights(number: str, make: Callable[[], bytes], line: str, name: str = "w.pth") -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         (folder / name).write_bytes(make())
         return (EVALUATE, "--model.weights", folder / name, "--dry_run", "true")
 
-    return Case(number, words, rf"model\.weights: .*{name} {line}")
+    return Case(number, argv, rf"model\.weights: .*{name} {line}")
 
 
 def changed_weights(**changes: torch.Tensor | None) -> Callable[[], bytes]:
@@ -91,13 +91,13 @@ WEIGHTS = [
 
 
 def of_checkpoint(number: str, damage: whole.Damage, line: str) -> Case:
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         path = whole.index(folder)
         (folder / "step.pt").write_bytes(damage(whole.run()["checkpoints/step-000000002.pt"]))
         options = ("--resume", folder / "step.pt", "--dry_run", "true")
         return (FINETUNE, *whole.run_options(path), *options)
 
-    return Case(number, words, rf"step\.pt.*{line}")
+    return Case(number, argv, rf"step\.pt.*{line}")
 
 
 def changed_checkpoint(change: Callable[[State], object]) -> whole.Damage:

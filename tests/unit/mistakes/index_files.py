@@ -41,11 +41,11 @@ def tree(folder: Path, *names: str, content: bytes = PNG) -> Path:
 def mixed(good: str, bad: Sequence[str], content: bytes) -> Callable[[Path], Sequence[object]]:
     """The words that index a tree of an image and of other files."""
 
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         tree(folder, *bad, content=content)
         return (INDEX, "folder", tree(folder, good))
 
-    return words
+    return argv
 
 
 def indexed(folder: Path, *names: str) -> Path:
@@ -85,7 +85,7 @@ def bomb(width: int, height: int) -> bytes:
 def damaged(change: Callable[[pa.Table, dict], Any]) -> Callable[[Path], Sequence[object]]:
     """A run on the index of a tar after ``change``, which may return another table."""
 
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         members = {f"{label}/{k}.png": PNG for label in "ab" for k in range(2)}
         path = Path(index_tar(folder / "photos.tar", members).path)
         table = pq.read_table(path)
@@ -95,7 +95,7 @@ def damaged(change: Callable[[pa.Table, dict], Any]) -> Callable[[Path], Sequenc
         pq.write_table(table.replace_schema_metadata({METADATA_KEY: raw}), path)
         return (FINETUNE, *DEMO, "--data.train", path, "--data.val", path)
 
-    return words
+    return argv
 
 
 def column(name: str, values: Sequence[Any], kind: Any = None) -> Callable[[pa.Table, dict], Any]:
@@ -137,30 +137,30 @@ def index_into_a_pipe(folder: Path) -> Sequence[object]:
 
 
 def non_utf8(name: bytes) -> Callable[[Path], Sequence[object]]:
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         root = tree(folder, "a/x.png")
         path = root / os.fsdecode(name)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(PNG)
         return (INDEX, "folder", root)
 
-    return words
+    return argv
 
 
 def with_classes_file(text: str, *names: str) -> Callable[[Path], Sequence[object]]:
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         (folder / "classes.txt").write_text(text)
         return (INDEX, "folder", tree(folder, *names), "--classes", folder / "classes.txt")
 
-    return words
+    return argv
 
 
 def tar_of(*names: str, out: str = "i.parquet") -> Callable[[Path], Sequence[object]]:
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         path = write_tar(folder / "x.tar", dict.fromkeys(names, PNG))
         return (INDEX, "tar", path, "--out", folder / out)
 
-    return words
+    return argv
 
 
 def compressed_tar(folder: Path) -> Sequence[object]:
@@ -170,7 +170,7 @@ def compressed_tar(folder: Path) -> Sequence[object]:
 
 
 def join(*names: str, out: str = "j.parquet") -> Callable[[Path], Sequence[object]]:
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         for name in {*names} - {"other"}:
             index_tar(folder / f"{name}.tar", {"a/x.png": PNG, "b/y.png": PNG})
         if "other" in names:
@@ -178,15 +178,15 @@ def join(*names: str, out: str = "j.parquet") -> Callable[[Path], Sequence[objec
         paths = [folder / f"{name}.parquet" for name in names]
         return (INDEX, "join", *paths, "--out", folder / out)
 
-    return words
+    return argv
 
 
 def mean(*options: object, out: str = "m.npy") -> Callable[[Path], Sequence[object]]:
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         path = index_tar(folder / "x.tar", {"a/x.png": PNG}).path
         return (INDEX, "mean", path, "--out", folder / out, *options)
 
-    return words
+    return argv
 
 
 def split_folders(folder: Path) -> Sequence[object]:

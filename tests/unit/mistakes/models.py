@@ -51,11 +51,11 @@ def with_net(
 ) -> Callable[[Path], Sequence[object]]:
     """A dry run with a net of the user's own, in MODULE.py in the working folder."""
 
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         (folder / f"{module}.py").write_text(IMPORTS + code)
         return (script, "--model.name", f"{module}:{name}", *DRY)
 
-    return words
+    return argv
 
 
 def with_name(name: str) -> Callable[[Path], Sequence[object]]:
@@ -67,11 +67,11 @@ def with_weights(
 ) -> Callable[[Path], Sequence[object]]:
     """A dry run with the weights that ``save`` writes to a file w.pth."""
 
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         save(folder / "w.pth")
         return (script, "--model.weights", folder / "w.pth", *options, *DRY)
 
-    return words
+    return argv
 
 
 def save_nan(path: Path) -> None:
@@ -93,20 +93,20 @@ def save_of_12_classes(path: Path) -> None:
 
 
 def chain_with_new_head(folder: Path) -> Sequence[object]:
-    words = with_weights(save_of_12_classes, "--model.new_head", "true")(folder)[1:]
-    return ("launchers/chain.py", "--cluster", "local", "--", *words, "--output", folder / "c")
+    argv = with_weights(save_of_12_classes, "--model.new_head", "true")(folder)[1:]
+    return ("launchers/chain.py", "--cluster", "local", "--", *argv, "--output", folder / "c")
 
 
 def evaluate_sometimes_nan(folder: Path) -> Sequence[object]:
-    words = with_net("sometimes_nan", SOMETIMES_NAN, EVALUATE)(folder)[:-2]
-    return (*words, "--evaluation.num_images", 20, "--num_examples", 0, "--output", folder / "e")
+    argv = with_net("sometimes_nan", SOMETIMES_NAN, EVALUATE)(folder)[:-2]
+    return (*argv, "--evaluation.num_images", 20, "--num_examples", 0, "--output", folder / "e")
 
 
 def finetune_nan_in_evaluation(folder: Path) -> Sequence[object]:
-    words = with_net("nan_in_evaluation", NAN_IN_EVALUATION)(folder)[:-2]
+    argv = with_net("nan_in_evaluation", NAN_IN_EVALUATION)(folder)[:-2]
     short = ("--train.pretrain_epochs", 0, "--train.epochs", 1, "--train.batch_size", 3000)
     few = ("--evaluation.num_images", 20, "--log.panel_images", 0)
-    return (*words, "--objective.method", "clean", *short, *few)
+    return (*argv, "--objective.method", "clean", *short, *few)
 
 
 CASES: list[Case] = [

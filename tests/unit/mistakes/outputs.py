@@ -71,13 +71,11 @@ WRITERS: dict[str, tuple[Callable[[Path, Path | str], Words], str]] = {
 def below_a_file(name: str) -> Case:
     write, remedy = WRITERS[name]
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         (folder / "file").touch()
         return write(folder, folder / "file" / "x.npy")
 
-    return Case(
-        f"B-24 {name}: below a file", words, f"cannot write .*file/x.*: Not a dir.*{remedy}"
-    )
+    return Case(f"B-24 {name}: below a file", argv, f"cannot write .*file/x.*: Not a dir.*{remedy}")
 
 
 def in_proc(name: str) -> Case:
@@ -89,12 +87,12 @@ def in_proc(name: str) -> Case:
 def a_folder(name: str) -> Case:
     write, remedy = WRITERS[name]
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         (folder / "out.npy").mkdir()
         return write(folder, folder / "out.npy")
 
     return Case(
-        f"B-24 {name}: a folder", words, rf"cannot write .*out\.npy: Is a directory; {remedy}"
+        f"B-24 {name}: a folder", argv, rf"cannot write .*out\.npy: Is a directory; {remedy}"
     )
 
 
@@ -102,22 +100,22 @@ def a_device(name: str) -> Case:
     """Which was replaced by a file where the user may do so."""
     write, remedy = WRITERS[name]
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         (folder / "out.npy").symlink_to("/dev/full")  # not itself: it would be replaced, too
         return write(folder, folder / "out.npy")
 
     line = rf"cannot write .*out\.npy: it is not a regular file; {remedy}"
-    return Case(f"B-9 {name}: a device", words, line)
+    return Case(f"B-9 {name}: a device", argv, line)
 
 
 def no_folder(name: str, line: str) -> Case:
     """It is made."""
     write, _ = WRITERS[name]
 
-    def words(folder: Path) -> Words:
+    def argv(folder: Path) -> Words:
         return write(folder, folder / "new" / "folder" / "x.y")
 
-    return Case(f"B-24 {name}: no folder", words, line, code=0)
+    return Case(f"B-24 {name}: no folder", argv, line, code=0)
 
 
 OF_FILES = [name for name in WRITERS if name not in ("report.py figures", "reproduce.py")]

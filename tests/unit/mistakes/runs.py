@@ -13,7 +13,7 @@ Words = Callable[[Path], Sequence[object]]
 def _into(marker: str, script: str) -> Words:
     """A run into a folder that another kind of run has begun."""
 
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         path = folder / "run" / marker
         path.parent.mkdir()
         if path.suffix:
@@ -22,7 +22,7 @@ def _into(marker: str, script: str) -> Words:
             path.mkdir()
         return script, "--output", path.parent, "--dry_run", "true"
 
-    return words
+    return argv
 
 
 def _long_path(script: str) -> Words:
@@ -33,14 +33,14 @@ def _long_path(script: str) -> Words:
 def _reference(script: str, eps_ref: float | None, *before: object) -> Words:
     """A run that takes eps_ref from the folder of an evaluation."""
 
-    def words(folder: Path) -> Sequence[object]:
+    def argv(folder: Path) -> Sequence[object]:
         (folder / "eval").mkdir()
         summary = {"fgs": {"eps_ref": eps_ref}} if eps_ref else {}
         (folder / "eval" / "summary.json").write_text(json.dumps(summary))
         reference = "--evaluation.fgs.reference", folder / "eval"
         return script, *before, *reference, "--output", folder / "run", "--dry_run", "true"
 
-    return words
+    return argv
 
 
 def _damaged_manifest(folder: Path) -> Sequence[object]:
