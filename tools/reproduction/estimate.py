@@ -89,7 +89,7 @@ class RuntimeEstimator:
             objective = Objective(net, replace(config, model=replace(config.model, weights=None)))
             images = _images(config, num_images)
             labels = torch.arange(num_images) % self.num_classes
-            return lambda: objective(images, labels, not clean).loss.backward()
+            return lambda: objective(images, labels, use_methods=not clean).loss.backward()
 
         return self._time(kind, make_step, max(1, config.train.batch_size // self.ranks))
 
