@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests by folder, and leave out the slow ones unless asked for."""
+    """Mark tests by folder, and leave out the slow ones unless they are requested."""
     for item in items:
         tier = item.path.relative_to(TESTS).parts[0]
         slow = item.get_closest_marker("slow")
@@ -55,7 +55,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of this session's own, so that the embedded digits are made anew."""
+    """A separate cache for this session, so that the embedded digits are written again."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["DEEPDEFENSE_CACHE"] = str(folder)
     return folder
@@ -63,7 +63,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """An index of 40 generated pictures of many sizes in a tar, of two classes."""
+    """An index of 40 generated pictures of many sizes and of two classes, in a tar."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     members = {}
@@ -94,7 +94,7 @@ def ilsvrc_val(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Run an entry point as a user would, in a process of its own; its output as text."""
+    """A function that runs an entry point in a new process, as a user does. Its output is text."""
 
     def call(script: str, *options: object, ranks: int = 0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -110,7 +110,7 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run that nothing cut."""
+    """A small run without interruption."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     done = subprocess.run(
         command(SCRIPT, *SMALL, "--output", folder),
@@ -126,12 +126,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A SLURM of two nodes, which leaves nothing behind."""
+    """A SLURM cluster of two nodes, whose processes end with the tests."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
         pytest.skip(f"needs root and SLURM; not found: {', '.join(missing) or 'root'}")
     script = TESTS / "slurm" / "cluster.sh"
-    # pytest's own folders are closed to others, which munged does not accept.
+    # munged does not accept pytest's folders, because other users cannot read them.
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         subprocess.run([script, "up", f"{folder}/c"], check=True, stdout=subprocess.DEVNULL)
@@ -140,7 +140,7 @@ def cluster() -> Iterator[None]:
         subprocess.run([script, "down", f"{folder}/c"], check=True)
         del os.environ["SLURM_CONF"]
         found = [argv for _, argv in processes(SLURM_CONF=f"{folder}/c/slurm.conf")]
-        # Python's own helper of these tests may have been started meanwhile.
+        # Python's own helper process of these tests may have been started in the meantime.
         left = [argv for argv in found if "resource_tracker" not in " ".join(argv)]
         assert not left, "processes are left behind"
         listening = "".join(Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))

@@ -1,4 +1,4 @@
-"""What the tests of the gradient share."""
+"""Helpers of the tests of the gradient."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from pipeline.config import AttackConfig, ModelConfig, RegularizerConfig
 from pipeline.models.build import build
 from pipeline.training.objective import make_objective
 
-# As the paper has it: every candidate in every iteration.
+# The paper's attack: every candidate in every iteration.
 CONFIG = RegularizerConfig(lam=5, c=3, d=5, attack=AttackConfig())
 SHAPES = {
     "mlp": (1, 28, 28),

@@ -30,7 +30,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    """Write a tar, compressed where its name ends with .gz."""
+    """Write a tar, compressed if its name ends with .gz."""
     with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
         for name, data in members.items():
             append_member(archive, name, data)

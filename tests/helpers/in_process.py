@@ -1,4 +1,4 @@
-"""Entry points in this process: an import of torch and DALI is saved."""
+"""Running entry points in this process, which saves importing torch and DALI."""
 
 import subprocess
 
@@ -7,11 +7,11 @@ from tests.unit.mistakes.case import call
 
 
 def in_process(script: str, *options: object, ranks: int = 0) -> subprocess.CompletedProcess[str]:
-    """As the fixture ``run``, for one rank and in this process."""
+    """Like the fixture ``run``, but in this process and for one rank."""
     assert not ranks, "ranks are processes"
     try:
         ended = call(script, *options)
-    finally:  # as the end of a process would
+    finally:  # the end of a process does the same
         while lock._held:
             lock._held.pop().close()
         signals._received.clear()
@@ -19,7 +19,7 @@ def in_process(script: str, *options: object, ranks: int = 0) -> subprocess.Comp
 
 
 def succeed(script: str, *options: object) -> str:
-    """Run in this process without an error; the output."""
+    """Run in this process, check that there is no error, and return the output."""
     done = in_process(script, *options)
     assert done.returncode == 0, done.stderr
     return done.stdout

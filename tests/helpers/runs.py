@@ -1,4 +1,4 @@
-"""What tests of runs share: small runs, what they leave behind, their processes."""
+"""Helpers of the tests of runs: small runs, their files, their processes."""
 
 import json
 import os
@@ -25,7 +25,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def command(script: str, *options: object, ranks: int = 0) -> list[str]:
-    """The command line of an entry point; with ``ranks`` under torchrun."""
+    """The command line of an entry point; under torchrun if ``ranks`` is set."""
     launcher = [sys.executable]
     if ranks:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
@@ -41,7 +41,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(folder: Path, other: Path) -> None:
-    """Two runs ended with the same weights, to the last bit."""
+    """Check that two runs ended with the same weights, to the last bit."""
     one, two = weights(folder), weights(other)
     assert one.keys() == two.keys()
     assert all(torch.equal(value, two[key]) for key, value in one.items())
@@ -55,12 +55,12 @@ def metrics(folder: Path, name: str) -> dict[int, Any]:
 
 
 def children(pid: int) -> list[int]:
-    """Processes started by one."""
+    """Processes that a process started."""
     pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = path.read_text().rpartition(")")[2].split()[1]
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         if int(parent) == pid:
             pids.append(int(path.parent.name))
@@ -68,9 +68,9 @@ def children(pid: int) -> list[int]:
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
-    """kill -9 a process and those it started.
+    """Kill (SIGKILL) a process and the processes that it started.
 
-    torchrun gives its workers sessions of their own: they would live on as orphans.
+    torchrun's workers have sessions of their own, so they would not end with torchrun.
     """
     for pid in [process.pid, *children(process.pid)]:
         os.kill(pid, signal.SIGKILL)
@@ -84,7 +84,7 @@ def start(
     output: int = subprocess.DEVNULL,
     **variables: str,
 ) -> subprocess.Popen[str]:
-    """A small run in the background; with ``said`` a pipe, for what it says."""
+    """Start a small run in the background. ``output`` is for its stdout and stderr."""
     return subprocess.Popen(
         command(SCRIPT, *SMALL, "--output", folder, *options, ranks=ranks),
         env=environment() | variables,
@@ -95,7 +95,7 @@ def start(
 
 
 def wait_for(process: subprocess.Popen[str], folder: Path, step: int) -> None:
-    """Wait until the run has recorded a step."""
+    """Wait until the run has recorded a step in metrics.jsonl."""
     deadline = time.monotonic() + 120
     path = folder / "metrics.jsonl"
     while process.poll() is None and time.monotonic() < deadline:
@@ -106,12 +106,12 @@ def wait_for(process: subprocess.Popen[str], folder: Path, step: int) -> None:
 
 
 def expect_error(run: Run, *options: object, ranks: int = 0, script: str = SCRIPT) -> str:
-    """Run, expect one clear line, and give it."""
+    """Run a command that must fail with one error line, and return the line."""
     done = run(script, *options, ranks=ranks)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr[-3000:]
-    if not ranks:  # torchrun adds a report of its own
+    if not ranks:  # torchrun prints its own report
         assert done.returncode == 2
         assert "Traceback" not in done.stderr, done.stderr
     return lines[0]

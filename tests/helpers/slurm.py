@@ -1,4 +1,4 @@
-"""What tests on a real SLURM share."""
+"""Helpers of the tests on a real SLURM."""
 
 import json
 import os
@@ -20,7 +20,7 @@ NEEDED = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd")
 PLAIN = (*SMALL, "--model.name", "mlp", "--train.batch_size", 400)
 PLAIN += ("--train.pretrain_epochs", 1, "--train.epochs", 1)
 TWO_NODES = ("--nodes", 2, "--tasks-per-node", 1, "--time", "5m", "--signal-before", 30)
-# What a user's own environment sets: the interpreter that has the packages, ranks without GPUs.
+# Variables that a user's environment sets: the interpreter with the packages, ranks without GPUs.
 SBATCH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RANKS_PER_NODE": "1"}
 SHARDS = SBATCH | {"SHARDS": "3"}
 
@@ -38,7 +38,7 @@ def slurm(*argv: object, env: dict[str, str] | None = None) -> str:
 
 
 def submit(run: Run, folder: Path, *options: object, where: tuple = TWO_NODES) -> str:
-    """Submit a fine-tuning, on two nodes with a task each; the job's number."""
+    """Submit a fine-tuning on two nodes, with one task each; returns the job's number."""
     done = run(SCRIPT, *where, "--", *PLAIN, "--output", folder, *options)
     assert done.returncode == 0, done.stderr
     assert f"tensorboard --logdir {shlex.quote(str(folder))}\n" in done.stdout
@@ -50,13 +50,13 @@ def job_of(folder: Path) -> str:
 
 
 def log_of(folder: Path) -> str:
-    """All that a run has said."""
+    """The log of a run."""
     paths = json.loads((folder / "submission.json").read_text())["logs"]
     return "".join(Path(path).read_text() for path in paths if Path(path).exists())
 
 
 def wait_until(condition: Callable[[], Any], log: Callable[[], str], seconds: float = 120) -> Any:
-    """Wait for something, and return it; fail with what was said."""
+    """Wait until ``condition`` returns something true, and return that; fail with the log."""
     begin = time.monotonic()
     while not (result := condition()):
         assert time.monotonic() - begin < seconds, log()[-3000:]
@@ -65,7 +65,7 @@ def wait_until(condition: Callable[[], Any], log: Callable[[], str], seconds: fl
 
 
 def wait_for_summary(folder: Path, seconds: float = 120) -> dict[str, Any]:
-    """The summary, once there is one."""
+    """Wait for summary.json, and return its content."""
     path = folder / "summary.json"
     wait_until(path.exists, lambda: log_of(folder), seconds)
     return json.loads(path.read_text())
@@ -79,13 +79,13 @@ def wait_for_step(folder: Path, step: int) -> None:
 
 
 def processes(**variables: object) -> Iterator[tuple[int, list[str]]]:
-    """Processes that have these environment variables, and their words."""
+    """Processes that have these environment variables, and their command lines."""
     expected = {f"{name}={value}".encode() for name, value in variables.items()}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             variables_of_process = set((folder / "environ").read_bytes().split(b"\0"))
             argv = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         if expected <= variables_of_process:
             yield int(folder.name), argv
@@ -97,14 +97,14 @@ def submitit_task(jobs: Path, **variables: object) -> int:
     pids = [
         pid
         for pid, argv in processes(**variables)
-        if argv[0] == sys.executable and expected <= set(argv)  # not srun, which has them too
+        if argv[0] == sys.executable and expected <= set(argv)  # srun has these arguments too
     ]
     assert len(pids) == 1
     return pids[0]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """The same weights and losses to the last bit."""
+    """Check that two runs have the same weights and losses, to the last bit."""
     whole = weights(one)
     assert all(torch.equal(value, whole[key]) for key, value in weights(other).items())
     assert metrics(one, "train/loss") == metrics(other, "train/loss")

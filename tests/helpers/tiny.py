@@ -23,7 +23,8 @@ def finetune(folder: Path, *options: object) -> CommandResult:
 
 
 def kill_at_step(patch: pytest.MonkeyPatch, number: int) -> None:
-    """End a run after ``number`` steps by what nothing catches; nothing more is saved."""
+    """End a run after ``number`` steps by an exception that is not caught, so that nothing more is
+    saved."""
     train_step = Trainer._train_step
 
     def step(self: Trainer, batches: Any) -> Any:

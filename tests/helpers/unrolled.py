@@ -1,6 +1,7 @@
-"""The Deep Defense regulariser as plainly as it can be written: the oracle of the gradient tests.
+"""A simple implementation of the Deep Defense regulariser: the oracle of the gradient tests.
 
-One image at a time, every candidate's gradient with a graph, nothing shared with the pipeline.
+It processes one image at a time, computes every candidate's gradient with a graph, and uses no code
+of the pipeline.
 """
 
 import math
@@ -59,7 +60,7 @@ def steepest(w: Tensor, p: float) -> Tensor:
     """The direction of p-norm 1 along which <w, .> grows most."""
     if math.isinf(p):
         return w.sign()
-    # Where w is 0 its power may have no derivative: 0 is taken for it.
+    # Where w is 0, its power may have no derivative; 0 is used instead.
     n = w.sign() * torch.where(w == 0, 1.0, w.abs()) ** (1 / (p - 1))
     return n / n.norm(p=p)
 

@@ -1,4 +1,4 @@
-"""tools/adversarial.py: examples made by ranks, stored to the last bit, read back, trained with."""
+"""tools/adversarial.py: ranks make examples, which are stored to the last bit and trained with."""
 
 import os
 import subprocess
@@ -96,7 +96,7 @@ def test_cut_and_gone_on_with_on_another_number_of_ranks(
     subprocess.run(["cp", "-r", made, folder], check=True)
     path = folder / "rank0.tar"
     last = array_tars.members(path)[40]
-    os.truncate(path, last.offset_data + 100)  # as a kill leaves it
+    os.truncate(path, last.offset_data + 100)  # a member that a kill has cut short
     assert 100 < len(array_tars.stored(folder)) < 150
     succeed(SCRIPT, *options(reference, folder))
     whole, again = arrays_of(made), arrays_of(folder)

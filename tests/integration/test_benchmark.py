@@ -54,7 +54,7 @@ def test_regularizer_of_a_trained_net(tmp_path: Path, squeezenet: tuple[object, 
 
 
 def check_rates(rows: dict[str, dict]) -> None:
-    """All variants, foolbox's too, find the same robustness."""
+    """Check that all variants, including foolbox's, measure the same robustness."""
     expected = pytest.approx(next(iter(rows.values()))["rho2"], rel=0.05)
     for name, row in rows.items():
         assert row["rho2"] == expected, name

@@ -1,4 +1,4 @@
-"""Runs whose files cannot grow any more: one line, and nothing that was written is lost."""
+"""Runs on a full disk: they end with one line, and written results are not lost."""
 
 import resource
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tests.unit.mistakes.case import EVALUATE, call
 
 @contextmanager
 def disk_full(size: int) -> Iterator[None]:
-    """Files cannot grow beyond ``size`` bytes, as on a disk that is full."""
+    """Limit the size of files to ``size`` bytes, which gives the errors of a full disk."""
     demo.prepare()  # the embedded digits, which are no part of the run
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -70,7 +70,7 @@ def test_joining_an_evaluation_without_disk_space(tmp_path: Path, size: int, nam
 
 
 def test_tensorboard_without_disk_space(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Its thread may fail at any time until the file is closed."""
+    """TensorBoard's thread may fail at any time until the file is closed."""
     values = np.random.default_rng(0).normal(size=10_000)
 
     def record() -> None:

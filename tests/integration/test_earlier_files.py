@@ -18,7 +18,7 @@ EARLIER = Path(__file__).resolve().parents[1] / "data" / "f7e5c01"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a copy of the files."""
+    """A working folder with copies of the files."""
     shutil.copytree(EARLIER, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
@@ -40,4 +40,4 @@ def test_an_evaluation_is_completed_and_merged(folder: Path) -> None:
     summary = json.loads((folder / "evaluation" / "summary.json").read_text())
     assert (summary["num_samples"], summary["num_missing"]) == (20, 0)
     assert summary["accuracy"] == 0.8
-    assert summary["rho2"] == pytest.approx(0.05397, rel=1e-3)  # of the whole evaluation, then
+    assert summary["rho2"] == pytest.approx(0.05397, rel=1e-3)  # by the earlier commit, all images

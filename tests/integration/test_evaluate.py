@@ -37,7 +37,7 @@ FGS = ("--evaluation.fgs.eps", "[0.02,0.1]", "--evaluation.fgs.search", "true")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of pipeline/finetune.py, right for more than half of the images."""
+    """A run of pipeline/finetune.py whose net is right for more than half of the images."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     argv = ("--model.name", "mlp", "--train.pretrain_lr", 0.1, "--train.epochs", 1)
     ended = finetune(folder, *argv, "--objective.method", "clean")
@@ -57,7 +57,7 @@ def options(weights: Path) -> tuple:
 
 @pytest.fixture(scope="module")
 def whole(options: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An evaluation of one rank that nothing cut."""
+    """An evaluation on one rank, without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     succeed(SCRIPT, *options, "--output", folder)
     return folder
@@ -71,7 +71,7 @@ def results(folder: Path) -> tuple[dict, dict[str, dict]]:
 
 
 def assert_same_results(one: Path, other: Path) -> None:
-    """Two evaluations found the same: norms within 1e-5, everything else exactly."""
+    """Check that two evaluations have the same results: norms within 1e-5, the others exactly."""
     (summary, rows), (summary2, rows2) = results(one), results(other)
     assert rows.keys() == rows2.keys()
     for name, row in rows.items():
@@ -88,7 +88,8 @@ def assert_same_results(one: Path, other: Path) -> None:
 
 
 def kill_after_lines(folder: Path, lines: int, *options: object) -> int:
-    """Start an evaluation, kill -9 all of it after so many lines; the lines it wrote."""
+    """Start an evaluation, and kill all its processes after this number of lines; returns the
+    lines that it wrote."""
     process = subprocess.Popen(
         command(SCRIPT, *options, "--output", folder),
         env=environment(),
@@ -120,7 +121,7 @@ def test_what_an_evaluation_writes(whole: Path) -> None:
 def test_shards_and_ranks_give_the_same(
     run: Run, options: tuple, whole: Path, tmp_path: Path
 ) -> None:
-    for number in (2, 0, 1):  # in any order, one on two ranks
+    for number in (2, 0, 1):  # in another order, one shard on two ranks
         shard = (*options, "--shard", f"{number}/3", "--output", tmp_path)
         done = run(SCRIPT, *shard, ranks=2) if number == 0 else in_process(SCRIPT, *shard)
         assert done.returncode == 0, done.stderr
@@ -143,7 +144,7 @@ def test_nothing_written_is_lost_by_a_kill(options: tuple, whole: Path, tmp_path
     num_kept = kill_after_lines(tmp_path, 60, *small)
     assert num_kept < 300
     with (tmp_path / "results/0-of-1/rank0.jsonl").open("a") as file:
-        file.write('{"id": "torn')  # as a kill in mid-write leaves it
+        file.write('{"id": "torn')  # a line that a kill has cut short
     output = succeed(SCRIPT, *small, "--output", tmp_path)
     assert f"{300 - num_kept} of 300 images to evaluate" in output
     assert_same_results(whole, tmp_path)

@@ -1,4 +1,4 @@
-"""pipeline/finetune.py as a user runs it: real processes, real ranks, real files."""
+"""pipeline/finetune.py as a user runs it, with processes, ranks and files."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.helpers.tiny import finetune
 
 @pytest.mark.slow
 def test_the_default_reaches_its_goal_on_two_ranks(run: Run, tmp_path: Path) -> None:
-    """The README's first command, whole."""
+    """The README's first command, without changes."""
     done = run(SCRIPT, "--output", tmp_path / "demo", ranks=2)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
@@ -109,7 +109,7 @@ def test_mistakes_in_a_process(run: Run, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """An index of 60 images of which one does not decode, and that one's name."""
+    """An index of 60 images, one of which does not decode, and the name of this image."""
     folder = tmp_path_factory.mktemp("broken")
     members = {
         f"{k % 2}/{k:03d}.png": encode(picture(28, 28, k).convert("L"), "PNG") for k in range(60)

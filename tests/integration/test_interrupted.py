@@ -1,6 +1,6 @@
-"""What a run leaves behind that is killed or stopped, and what resuming makes of it.
+"""The files of runs that were killed or stopped, and how these runs resume.
 
-In this process, where the cut can be made at one exact place.
+The runs are in this process, where they can be interrupted at an exact point.
 """
 
 import json
@@ -36,7 +36,7 @@ def finished(folder: Path, *options: object) -> CommandResult:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl without what depends on the clock."""
+    """The rows of metrics.jsonl without values that depend on the time."""
     clock = ("time", "train/images_per_second", "train/data_wait", "train/peak_memory_mib")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
@@ -48,13 +48,13 @@ def step_of(path: Path) -> int:
 
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Path:
-    """That run, to be changed."""
+    """A copy of the run, which tests may change."""
     return shutil.copytree(whole, tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupts; the best of its evaluations is the last."""
+    """A run without interruption. Its last evaluation is its best."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     finished(folder)
     history = json.loads((folder / "summary.json").read_text())["history"]
@@ -115,7 +115,7 @@ def test_best_that_cannot_be_restored(tmp_path: Path) -> None:
 
 
 def stop_in_step(patch: pytest.MonkeyPatch, number: int) -> None:
-    """SIGTERM in the step after ``number`` others."""
+    """Send SIGTERM during the step that follows ``number`` others."""
     train_step = Trainer._train_step
 
     def step(self: Trainer, batches: Any) -> Any:
@@ -127,7 +127,7 @@ def stop_in_step(patch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def stop_in_evaluation(patch: pytest.MonkeyPatch, number: int) -> None:
-    """SIGUSR2 in the evaluation after ``number`` steps."""
+    """Send SIGUSR2 during the evaluation after ``number`` steps."""
     evaluate = Trainer._evaluate
 
     def evaluation(self: Trainer, monitor: Any) -> None:
@@ -181,7 +181,7 @@ def test_killed_between_two_rows_of_metrics_and_resumed(
 
 
 def test_a_checkpoint_without_sums_resumes(copy: Path) -> None:
-    """As those of earlier versions."""
+    """Checkpoints of earlier versions have no sums."""
     for path in (copy / "checkpoints").glob("*.pt"):
         state = torch.load(path, weights_only=True)
         del state["window"]
@@ -212,7 +212,12 @@ def test_tensorboard_shows_the_metrics_of_the_table(whole: Path) -> None:
 def test_another_norm_and_fgs_in_training(tmp_path: Path) -> None:
     fgs = ("--evaluation.fgs.search", "true", "--evaluation.fgs.eps", "[0.01]")
     options = ("--evaluation.attack.norm", "inf", "--checkpoint.best", "rho2", *fgs)
-    options += ("--train.pretrain_lr", 0.1, "--objective.method", "clean")  # right for over half
+    options += (
+        "--train.pretrain_lr",
+        0.1,
+        "--objective.method",
+        "clean",
+    )  # correct for over half
     options += ("--train.epochs", 1)
     ended = finished(tmp_path, *options)
     history = json.loads((tmp_path / "summary.json").read_text())["history"]
@@ -248,8 +253,8 @@ def test_temporary_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
     scope, dead = files._SCOPE, ended_process()
     old = {f".best.pt.tmp-{dead}-{scope}", f".a b.parquet.tmp-{dead}-{scope}", ".x.tar.tmp-1-far"}
     kept = {
-        f".best.pt.tmp-{os.getpid()}-{scope}",  # of a process that runs
-        ".best.pt.tmp-1-far",  # of another machine, of today
+        f".best.pt.tmp-{os.getpid()}-{scope}",  # of a running process
+        ".best.pt.tmp-1-far",  # of another machine, not old
         f".best.pt.{dead}",
         f"best.pt.tmp-{dead}-{scope}",
         ".notes.tmp-old",

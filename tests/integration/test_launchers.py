@@ -1,4 +1,4 @@
-"""Launchers on this machine, and what they refuse."""
+"""Launchers on this machine, and the mistakes that they refuse."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None
     argv = ("--cluster", "local", "--", *PLAIN, *slower, "--output", folder)
     done = run(SCRIPT, *argv)
     assert done.returncode == 0, done.stderr
-    wait_for_step(folder, 2)  # those with Deep Defense take a second each
+    wait_for_step(folder, 2)  # steps with Deep Defense take a second
     shown = call(JOBS, tmp_path).stdout.splitlines()
     assert len(shown) == 2
     assert re.search(r"RUNNING .* training \d+/15 .* 0:00:\d\d", shown[1])

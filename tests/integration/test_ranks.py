@@ -1,4 +1,4 @@
-"""Ranks that make mistakes, do not meet, die or wait."""
+"""Ranks with mistakes, ranks that cannot connect, that are killed, or that wait."""
 
 import os
 import re
@@ -64,7 +64,7 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path, how: signal.Signals)
             errors += line
             if line.startswith("error: "):
                 break
-        os.kill(victim, signal.SIGKILL)  # torchrun would wait half a minute for it
+        os.kill(victim, signal.SIGKILL)  # torchrun would wait half a minute for this rank
     errors += process.communicate(timeout=120)[1]
     assert process.returncode == 1
     if how == signal.SIGSTOP:

@@ -1,4 +1,4 @@
-"""tools/report.py: tables and figures hold what the runs found."""
+"""tools/report.py: tables and figures show the results of the runs."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def finetuning(folder: Path, lam: float, c: float, accuracy: float, rho2: float) -> Path:
-    """A run of finetune.py, as far as reports read it."""
+    """The files of a run of finetune.py that reports read."""
     folder.mkdir(parents=True)
     history = [
         {"step": 0, "epoch": -2.0, "accuracy": 0.9, "rho2": 0.1},
@@ -42,7 +42,7 @@ def finetuning(folder: Path, lam: float, c: float, accuracy: float, rho2: float)
 
 
 def evaluation(folder: Path, scale: float, **changes: Any) -> Path:
-    """A run of evaluate.py, merged."""
+    """A merged run of evaluate.py."""
     rows = list(range(40))
     fgs_eps = [scale * 0.1 * (row % 10) for row in rows]
     store = shard(
@@ -62,7 +62,7 @@ def evaluation(folder: Path, scale: float, **changes: Any) -> Path:
 
 
 def svg_lines(path: Path) -> dict[str, np.ndarray]:
-    """The drawn points of every named line, in the file's own units."""
+    """The points of every line with a name, in the units of the file."""
     found = {}
     for group in ET.parse(path).iter(f"{SVG}g"):
         name, line = group.get("id", ""), group.find(f"{SVG}path")
@@ -73,7 +73,8 @@ def svg_lines(path: Path) -> dict[str, np.ndarray]:
 
 
 def assert_drawn(points: np.ndarray, values: np.ndarray) -> None:
-    """The points are the values but for a scale and an origin of each axis; y points down."""
+    """Check that the points are the values, up to the scale and origin of each axis; y points
+    down."""
     assert points.shape == values.shape
     for axis, sign in ((0, 1), (1, -1)):
         slope, origin = np.polyfit(values[:, axis], points[:, axis], 1)

@@ -1,4 +1,4 @@
-"""tools/reproduce.py: the plan, runs on this machine and on SLURM, the table beside the paper's."""
+"""tools/reproduce.py: the plan, runs on this machine and on SLURM, the table."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ SHORT = ("--train.pretrain_epochs", 1, "--train.epochs", 1, "--evaluation.num_im
 
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded digits, named as MNIST's files are."""
+    """The embedded digits, with the names of MNIST's files."""
     folder = tmp_path_factory.mktemp("downloads") / "mnist"
     folder.mkdir()
     source = Path(demo.__file__).parent / "digits"
@@ -61,7 +61,7 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (reference.train.epochs, reference.train.pretrain_epochs) == (0, 20)
     assert units["seed0/deep_defense/evaluation"].config.evaluation.fgs.search
 
-    monkeypatch.setattr(experiments, "SWEEP_C", (5, 45))  # a parse each takes its time
+    monkeypatch.setattr(experiments, "SWEEP_C", (5, 45))  # fewer runs, since each parses options
     monkeypatch.setattr(experiments, "LAYERS_C", (35,))
     swept = Planner(EXPERIMENTS["mnist_lenet"], tmp_path).sweep(0, 3)
     points = {(u.config.regularizer.lam, u.config.regularizer.c) for u in swept if u.needs}
@@ -107,7 +107,7 @@ def test_every_experiment_can_be_listed(tmp_path: Path) -> None:
     assert ended.code == 0, ended.stderr
     assert re.search(r"seed0/deep_defense +[\d.]+ (s|min|h) *\n", ended.stdout)
     assert re.search(r"about [\d.]+ (min|h) on this machine, 1 at a time", ended.stdout)
-    assert "timing" in ended.stderr  # which takes minutes for large nets
+    assert "timing" in ended.stderr  # timing takes minutes for large nets
     assert not (tmp_path / "mlp").exists()
     for experiment in EXPERIMENTS.values():
         names = [method.name for method in experiment.methods]

@@ -1,6 +1,6 @@
-"""Processes of pipeline/finetune.py that are killed, and go on.
+"""Processes of pipeline/finetune.py that are killed, and resume.
 
-test_interrupted.py makes cuts at one exact place, in this process.
+test_interrupted.py interrupts runs at an exact point, in this process.
 """
 
 import json
@@ -29,9 +29,10 @@ from tests.helpers.runs import (
     weights,
 )
 
-# Dropout draws by rank, so the net here has none: the images and their order decide alone.
-# Sums are taken in another order, and a large step would blow the last bit up in no time, as
-# would choices that hang on it: which candidates to visit, whether to take one more tiny step.
+# Dropout draws by rank, so this net has none: results depend only on the images and their order.
+# Another number of ranks adds sums in another order. Large steps would amplify differences in the
+# last bits. So would decisions that depend on them: which candidates to visit, and whether to do
+# one more tiny step.
 PLAIN = (
     *("--model.name", "mlp", "--optim.lr", 0.0005),
     *("--regularizer.attack.candidate_search", "exhaustive"),
@@ -40,7 +41,7 @@ PLAIN = (
 
 
 def kill_after_step(folder: Path, step: int, *options: object, ranks: int = 0) -> None:
-    """Start a run and kill -9 all of it once it has recorded ``step``."""
+    """Start a run, and kill all its processes when it has recorded ``step``."""
     process = start(folder, *options, ranks=ranks)
     try:
         wait_for(process, folder, step)
@@ -51,14 +52,14 @@ def kill_after_step(folder: Path, step: int, *options: object, ranks: int = 0) -
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run without dropout on one rank, of two passes a step."""
+    """A run without dropout on one rank, with two passes per step."""
     folder = tmp_path_factory.mktemp("one") / "run"
     succeed(SCRIPT, *SMALL, *PLAIN, "--train.gradient_accumulation_steps", 2, "--output", folder)
     return folder
 
 
 def assert_nearly_the_same(folder: Path, other: Path) -> None:
-    """Two runs ended with the same losses and weights, but for the order of sums."""
+    """Check that two runs have the same losses and weights, up to the rounding of sums."""
     a, b = metrics(folder, "train/loss"), metrics(other, "train/loss")
     assert sorted(a) == sorted(b) == list(range(1, 49))
     assert all(a[step] == pytest.approx(b[step], rel=1e-5) for step in a)
@@ -83,7 +84,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(
 
 
 def test_torchrun_restarts_two_ranks(one_rank: Path, tmp_path: Path) -> None:
-    """With --max-restarts: they resume, and end as one rank does."""
+    """With --max-restarts two ranks resume, and end with the weights of one rank."""
     folder = tmp_path / "run"
     options = (*PLAIN, "--resume", "never")
     process = start(folder, *options, ranks=2, said=subprocess.PIPE, PET_MAX_RESTARTS="1")
@@ -157,7 +158,7 @@ def test_a_checkpoint_cut_short(uninterrupted: Path, tmp_path: Path) -> None:
 
 
 def test_one_run_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock ends with its process, even one that is killed."""
+    """A lock is released when its process ends, also if it is killed."""
     options = ("--train.epochs", 200)
     process = start(tmp_path, *options)
     wait_for(process, tmp_path, 1)

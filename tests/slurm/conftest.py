@@ -1,4 +1,4 @@
-"""The runs under torchrun that runs on SLURM must equal."""
+"""Runs under torchrun, with which runs on SLURM are compared."""
 
 import subprocess
 from pathlib import Path
@@ -17,11 +17,11 @@ def under_torchrun(folder: Path, ranks: int) -> Path:
 
 @pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of the tests, under torchrun on this machine."""
+    """The run of the tests under torchrun on this machine, with two ranks."""
     return under_torchrun(tmp_path_factory.mktemp("two") / "run", 2)
 
 
 @pytest.fixture(scope="session")
 def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with four ranks."""
+    """The same run with four ranks."""
     return under_torchrun(tmp_path_factory.mktemp("four") / "run", 4)

@@ -65,7 +65,7 @@ def test_scripts_are_accepted(cluster: None, script: str) -> None:
 
 @pytest.mark.slow
 def test_a_folder_that_the_nodes_cannot_see(cluster: None, tmp_path: Path) -> None:
-    """Made on a file system that only the submitting processes have."""
+    """The folder is on a file system that only the submitting processes can see."""
     inside = """mount -t tmpfs none "$1" && cd "$2" || exit 99
 "$3" launchers/finetune.py --time 5m --wait -- --output "$1/run"
 "$3" launchers/jobs.py "$1"; "$3" launchers/jobs.py logs "$1" """
@@ -102,7 +102,7 @@ def test_requeued_killed_and_a_node_lost(
     run: Run, cluster: None, two_ranks: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    job = submit(run, folder, *SLOW)  # a checkpoint each 5 steps
+    job = submit(run, folder, *SLOW)  # a checkpoint every 5 steps
     wait_for_step(folder, 7)
     slurm("scontrol", "requeue", job)
     wait_for_step(folder, 14)
@@ -115,7 +115,7 @@ def test_requeued_killed_and_a_node_lost(
 
 
 def lose(node: str) -> None:
-    """Kill all that runs on a node at once, wait until SLURM has noticed, and bring it back."""
+    """Kill all processes on a node, wait until SLURM has noticed, and start the node again."""
     daemon = Path(os.environ["SLURM_CONF"]).with_name(f"slurmd-{node}.pid").read_text().strip()
     there = [pid for pid, _ in processes(SLURMD_NODENAME=node)]
     parents = {int(Path("/proc", str(pid), "stat").read_text().split()[3]) for pid in there}

@@ -1,4 +1,4 @@
-"""Arrays on a real SLURM: shards, chains, sweeps; and how they are watched and cancelled."""
+"""Arrays on a real SLURM: shards, chains, sweeps; their states, and cancelling them."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ ALONE = ("--cpus-per-task", 1, "--time", "5m", "--signal-before", 30)
 
 @pytest.fixture(scope="module")
 def limited(run: Run, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that needs longer than its time limit; other tests go on meanwhile."""
+    """A run that needs longer than its time limit; other tests run in the meantime."""
     folder = tmp_path_factory.mktemp("limited") / "run"
     where = (*TWO_NODES, "--time", "1m", "--signal-before", 5)
     submit(run, folder, "--model.name", "tests.helpers.nets:slowest_mlp", where=where)
@@ -43,7 +43,7 @@ def limited(run: Run, cluster: None, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def states(folder: Path) -> dict[str, str]:
-    """What launchers/jobs.py says of each run below a folder, by its name."""
+    """The line of launchers/jobs.py about each run below a folder, by its name."""
     ended = call(JOBS, folder)
     assert ended.code == 0, ended.stderr
     lines = (line.strip() for line in ended.stdout.splitlines()[1:])
@@ -124,7 +124,8 @@ def test_a_chain_ends_with_a_report(run: Run, cluster: None, tmp_path: Path) -> 
 
 
 def _waits(folder: Path) -> dict[str, str] | None:
-    """The states, once all but the run wait for others; SLURM says why a moment late."""
+    """The states, if all jobs except the run wait for other jobs; otherwise None. SLURM reports the
+    reason with a delay."""
     run_states = states(folder)
     rest = [line for name, line in run_states.items() if name != "a run"]
     return run_states if all("PENDING (Dependency)" in line for line in rest) else None
@@ -136,7 +137,7 @@ def _ended(folder: Path) -> dict[str, str] | None:
 
 
 def _cut(folder: Path) -> dict[str, str] | None:
-    """The states, once the accounts know that the first link failed and nothing waits for it."""
+    """The states, if the first job is recorded as failed and no job waits for it; else None."""
     run_states = states(folder)
     return run_states if "FAILED" in str(run_states) and "PENDING" not in str(run_states) else None
 

@@ -27,7 +27,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.protocol import evaluation_protocol, preprocessing_of
 from pipeline.training import checkpoint
 
-# Values, not the default alone, for options whose values were not renamed.
+# Values other than the default, for options whose values were not renamed.
 VALUES: dict[str, list[Any]] = {
     "pruning_factor": [1.5],
     "crop_scale": [[0.5, 0.75]],
@@ -46,14 +46,14 @@ VALUES: dict[str, list[Any]] = {
 
 
 def places(section: type, prefix: str = "") -> Iterator[tuple[str, Alias]]:
-    """Each section with aliases in it, as a path that ends with a dot, and each alias."""
+    """Each alias, with the path of each section that has it; the path ends with a dot."""
     yield from ((prefix, alias) for alias in ALIASES if alias.section == section.__name__)
     for name, inner in sections(section).items():
         yield from places(inner, f"{prefix}{name}.")
 
 
 def pairs(prefix: str, alias: Alias) -> list[tuple[str, Any, str, Any]]:
-    """Earlier name and value, and those of now."""
+    """Pairs of the earlier name and value, and the present ones."""
     values = list(alias.values.items()) or [(value, value) for value in VALUES[alias.new]]
     return [(prefix + alias.old, old, prefix + alias.new, new) for old, new in values]
 

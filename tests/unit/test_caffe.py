@@ -45,14 +45,14 @@ def caffemodel(layers: dict[str, list[np.ndarray]], old: bool) -> bytes:
     found += field(number, field(name_at, b"relu1"))  # a layer without weights
     for name, arrays in layers.items():
         blobs = b"".join(field(blobs_at, blob(array, old)) for array in arrays)
-        # A field that the reader does not know (V1's top, or type) is passed over.
+        # A field that the reader does not know (V1's top, or type) is skipped.
         found += field(number, field(name_at, name.encode()) + field(3, b"top") + blobs)
     return found
 
 
 @pytest.fixture
 def layers() -> dict[str, list[np.ndarray]]:
-    """Of a small net: a convolution on three channels, one in two groups, a matrix."""
+    """Layers of a small net: a convolution on three channels, one in two groups, a matrix."""
     rng = np.random.default_rng(0)
     shapes = {"conv1": (4, 3, 2, 2), "conv2": (6, 2, 3, 3), "fc8": (5, 6)}
     return {
@@ -93,7 +93,7 @@ def test_a_dictionary_of_arrays(run: Run, layers: dict, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_whole_alexnet_loads(run: Run, tmp_path: Path) -> None:
-    """Weights that Caffe would have for a net of ours; BGR images there, RGB here."""
+    """The reverse conversion of one of our nets is read back; Caffe's images are BGR, ours RGB."""
     torch.manual_seed(0)
     net = build(ModelConfig(name="caffe_alexnet"), 7).eval()
     for parameter in net.parameters():

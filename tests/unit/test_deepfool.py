@@ -128,7 +128,7 @@ class Kinked(torch.nn.Module):
 
 
 class Slowing(torch.nn.Module):
-    """The difference of logits is -x squared: each step goes half of the way, and never crosses."""
+    """A net whose logit difference is -x^2. Each step halves x, so the sign never changes."""
 
     def forward(self, x: Tensor) -> Tensor:
         f = -(x.flatten(1) ** 2)
@@ -145,7 +145,7 @@ def test_samples_that_never_flip_are_told() -> None:
 
 
 class Counting(torch.nn.Module):
-    """Counts the images that pass."""
+    """A net that counts its images."""
 
     def __init__(self, net: torch.nn.Module) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OPTIONS = {*all_options(FinetuneConfig), *all_options(EvaluateConfig)}
 FOLDERS = "pipeline|tools|launchers|configs|slurm"
 SECTIONS = {name.rpartition(".")[0] for name in OPTIONS} - {""}
-# Of jsonargparse, and of torchrun, srun and sbatch, pip.
+# Options of jsonargparse, and of torchrun, srun, sbatch and pip.
 COMMON = {"help", "config", "print_config"}
 FOREIGN = {
     *("standalone", "nproc_per_node", "max-restarts", "array", "kill-on-bad-exit"),
@@ -29,7 +29,7 @@ def page(request: pytest.FixtureRequest) -> str:
 
 
 def code_of(text: str) -> list[str]:
-    """Every piece of code: inline code, and the lines of blocks (joined at a final backslash)."""
+    """All pieces of code: inline code, and the lines of blocks, joined at a final backslash."""
     blocks = re.findall(r"^```.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     blocks += re.findall(r"(?:^ {4,}.*\n)+", prose, re.MULTILINE)
@@ -148,7 +148,7 @@ def options_without_section(piece: str) -> set[str]:
 
 @cache
 def options_in(file: Path) -> set[str]:
-    """Options as the source of a program writes them; a missing file has none."""
+    """The options in the source of a program; a missing file has none."""
     return set(re.findall(r'"--([\w-]+)"', file.read_text())) if file.exists() else set()
 
 

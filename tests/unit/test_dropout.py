@@ -1,4 +1,4 @@
-"""Dropout inside the attack: masks drawn once an image, held through cross-entropy and attack."""
+"""Dropout in the attack: masks are drawn once per image, for cross-entropy and attack."""
 
 import pytest
 import torch
@@ -127,9 +127,8 @@ def test_the_cross_entropy_has_the_same_masks_and_shares_its_forward(
     torch.testing.assert_close(losses.cross_entropy, expected.detach())
     assert objective._clean_forward(images, True)[1] is not None
     plain = Objective(net, FinetuneConfig(model=ModelConfig()))
-    assert (
-        plain._clean_forward(images, True)[1] is None
-    )  # its cross-entropy drops, its attack does not
+    # Without attack_dropout only the cross-entropy uses dropout, so the forward cannot be shared.
+    assert plain._clean_forward(images, True)[1] is None
     assert AttackView(net)(images).allclose(net.eval()(images))
 
 

@@ -1,4 +1,4 @@
-"""What evaluation measures of a net, batch by batch."""
+"""The evaluation of a net, in batches."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,7 +122,7 @@ def test_an_image_has_the_same_bits_in_any_batch() -> None:
 
 
 class Partly(nn.Module):
-    """Image k of a batch tells by its first pixel what goes wrong with it."""
+    """A net with errors. The first pixel of an image selects the kind of error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ def test_fewer_classes_than_candidates() -> None:
 
 
 class Hungry(nn.Module):
-    """Asks for more memory than there is when it gets more than so many images."""
+    """A net that runs out of memory if it gets more than a number of images."""
 
     def __init__(self, net: nn.Module, most: int) -> None:
         super().__init__()
@@ -223,8 +223,8 @@ def test_another_error_is_not_taken_for_lack_of_memory() -> None:
 
 
 def test_the_space_of_pixels(photos: Index) -> None:
-    """With one std for all channels pixels are a shifted and scaled input: dx scales, ||x|| is
-    that of the pixels."""
+    """With one std for all channels, pixels are a shifted and scaled input. Then dx is scaled, and
+    ||x|| is that of the pixels."""
     torch.manual_seed(0)
     net = nets.smooth(2)
     data = DataConfig(crop_size=32, resize_size=32, mean=[0.4, 0.5, 0.6], std=[0.25] * 3)

@@ -1,4 +1,4 @@
-"""Two roads to the exact gradient, candidates visited lazily, and the boundary gradient."""
+"""The two paths to the exact gradient, the pruned search, and the boundary gradient."""
 
 import pytest
 import torch
@@ -101,7 +101,8 @@ def test_boundary_is_exact_on_linear_nets() -> None:
     net = nets.linear(torch.randn(5, 30, dtype=torch.float64), torch.randn(5, dtype=torch.float64))
     images = torch.randn(12, 1, 5, 6, dtype=torch.float64)
     labels = net(images).argmax(dim=1)
-    # In F the current class may change under way, as it may not in T: two classes suffice there.
+    # In F (below) the net has two classes, because with more the current class may change between
+    # iterations. In T it is always the label.
     exact = gradient_by(net, images, labels, with_attack("unrolled"))
     other = gradient_by(net, images, labels, with_attack("boundary"))
     assert (exact - other).norm() < 1e-9 * exact.norm()
@@ -132,7 +133,7 @@ def test_the_boundarys_kept_graph_serves_as_a_new_one(name: str) -> None:
         keep = AttackOptions(record=True, keep_graph=True)
         return deepfool(AttackView(net), images[chosen], config.attack, options=keep)
 
-    # As photos do: some flip in the first iteration, most in the second.
+    # As for photos, some images flip in the first iteration and most in the second.
     taken = attack(torch.arange(24)).iterations
     second = (taken == 2).nonzero().squeeze(1)
     chosen = torch.cat([second, (taken == 1).nonzero().squeeze(1)[: len(second)]])

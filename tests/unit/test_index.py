@@ -29,7 +29,7 @@ WNIDS = ["n03", "n01", "n02"]  # in the kit's order: number k+1 is WNIDS[k]
 
 
 def write_kit(path: Path, truth: list[int]) -> Path:
-    """A development kit of three leaves and one inner node, numbered in an order of its own."""
+    """A development kit with three leaves and one inner node, whose numbers are not sorted."""
     kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
     rows = [(k + 1, wnid, f"{wnid} thing, other", 0) for k, wnid in enumerate(WNIDS)]
     synsets = np.array([*rows, (4, "n00", "inner", 3)], dtype=kind)
@@ -44,7 +44,7 @@ def write_kit(path: Path, truth: list[int]) -> Path:
 
 @pytest.fixture
 def ilsvrc(tmp_path: Path) -> Path:
-    """ILSVRC in the layout of the downloads, with every oddity of the real one."""
+    """ILSVRC in the layout of the downloads, with all irregularities of the real data."""
     odd = {
         "n01_1.JPEG": encode(picture(50, 40), "JPEG"),
         "n01_2.JPEG": encode(picture(60, 40), "PNG"),

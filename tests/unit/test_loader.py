@@ -1,4 +1,4 @@
-"""DALI's batches: right pixels, right order, nothing aliased, bad images named or skipped."""
+"""DALI's batches: correct pixels and order, no aliasing, bad images are named or skipped."""
 
 import dataclasses
 import subprocess
@@ -147,8 +147,8 @@ def test_batches_stay_as_they_were(photos: Index) -> None:
 
 
 def broken_archive(tmp_path: Path, keep: int = 0) -> Index:
-    """Two images of thirty break after they were indexed, as a failing disk would do; their first
-    ``keep`` bytes stay."""
+    """An archive of thirty images, two of which are damaged after they were indexed, except their
+    first ``keep`` bytes."""
     members = {f"c/{k:02d}.jpg": encode(picture(60, 50, k), "JPEG") for k in range(30)}
     good = index_tar(tmp_path / "photos.tar", members)
     data = bytearray((tmp_path / "photos.tar").read_bytes())
@@ -169,7 +169,7 @@ def test_an_image_that_does_not_decode_is_named(tmp_path: Path, keep: int) -> No
 def test_images_that_do_not_decode_are_skipped_and_counted(tmp_path: Path) -> None:
     photos = broken_archive(tmp_path)
     config = dataclasses.replace(RAW, on_error="skip")
-    rows = np.tile(np.arange(30), 2)  # a second epoch meets them again
+    rows = np.tile(np.arange(30), 2)  # a second epoch contains them again
     loader = Loader(photos, evaluation_specs(photos, rows, config, 4), config, CPU, 4, threads=2)
     got = list(loader)
     wanted = [row for row in rows.tolist() if row not in (11, 20)]
@@ -186,7 +186,8 @@ def test_images_that_do_not_decode_are_skipped_and_counted(tmp_path: Path) -> No
     "keep", [0, pytest.param(30, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.slow)]
 )
 def test_breaking_again_and_again_does_not_crash(tmp_path: Path, keep: int) -> None:
-    """DALI's decoder alone would take the process down now and then: see `Loader._source`."""
+    """Without the check of headers DALI's decoder sometimes crashes the process; see
+    `Loader._next_inputs`."""
     script = (
         "import dataclasses, sys; from pathlib import Path; from tests.unit.test_loader import *\n"
         "photos = broken_archive(Path(sys.argv[1]), int(sys.argv[2]))\n"

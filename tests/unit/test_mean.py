@@ -1,4 +1,4 @@
-"""Mean images: made by tools/index.py, subtracted by the loader, part of what tells runs apart."""
+"""Mean images: made by tools/index.py, subtracted by the loader, part of a run's identity."""
 
 import dataclasses
 import json
@@ -133,7 +133,7 @@ def test_runs_know_it_by_its_content(run: Run, mean: Path, tmp_path: Path) -> No
     (manifest,) = (tmp_path / "evaluation" / "results").glob("*/manifest.json")
     given = json.loads(manifest.read_text())["identity"]["input"]["mean"]
     assert given == identity(dataclasses.replace(DIGITS, mean=str(moved)))
-    moved.unlink()  # pictures need the copy alone
+    moved.unlink()  # the contact sheet needs only the copy
     sheet = ("figures", "sheet", tmp_path / "evaluation", "--out", tmp_path / "sheet")
     assert run("tools/report.py", *sheet).returncode == 0
 

@@ -1,4 +1,4 @@
-"""Batches larger than the images that may be in the net at once."""
+"""Batches with more images than may be in the net at the same time."""
 
 import re
 import subprocess
@@ -66,7 +66,7 @@ def test_parts_bound_the_memory(name: str, kind: str) -> None:
 
 
 def test_dropout_and_parts() -> None:
-    """The recomputed cross-entropy draws the masks it drew before."""
+    """The recomputed cross-entropy draws the same masks as before."""
     torch.manual_seed(0)
     net = build(ModelConfig(name="tests.helpers.nets:dropout_mlp"), 10)
     images, labels = torch.randn(6, 1, 28, 28), torch.arange(6)

@@ -1,4 +1,4 @@
-"""What training adds to the cross-entropy: each method against its definition."""
+"""The methods of training: each one is compared with its definition."""
 
 import json
 import re
@@ -185,7 +185,7 @@ def test_mistakes(run: Run, net: nn.Module, tmp_path: Path) -> None:
 
 
 class Endless(Method):
-    """A term that is not finite."""
+    """A method whose term is not finite."""
 
     def term(self, clean: Clean) -> Term:
         return Term(clean.cross_entropy.mean() / 0)

@@ -1,4 +1,4 @@
-"""Every mistake of the tables in tests/unit/mistakes ends with its exit code and its one line."""
+"""Every mistake in tests/unit/mistakes ends with the expected exit code and one line."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Networks by name, weights in, and what the attack sees of a net."""
+"""Networks by name, loading weights, and the net as the attack sees it."""
 
 import json
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
         load(tmp_path / "none.pth")
     whole = tmp_path / "whole.pth"
-    torch.save(nets.dropout_mlp(), whole)  # a pickled module would run code
+    torch.save(nets.dropout_mlp(), whole)  # loading a pickled module would run code
     with pytest.raises(UserError, match=r"holds a Python object besides tensors \(torch.nn"):
         load(whole)
     for name in ("cut.pth", "cut.safetensors"):

@@ -19,7 +19,7 @@ from pipeline.config import (
 )
 from pipeline.config.checks import OptionError, Range, Section, options
 
-# Stated here once more: options for which 0 or infinity is a valid value. -1 and NaN never are.
+# A second list of the options for which 0 or infinity is valid. -1 and NaN are never valid.
 ZERO_IS_VALID = {
     *("num_examples", "data.mean", "evaluation.attack.overshoot", "evaluation.fgs.eps"),
     *("regularizer.lam", "regularizer.c", "regularizer.d", "regularizer.attack.overshoot"),
@@ -30,7 +30,7 @@ ZERO_IS_VALID = {
 }
 INFINITY_IS_VALID = {"evaluation.attack.norm", "regularizer.attack.norm"}
 ENTRY_POINTS = [FinetuneConfig, EvaluateConfig]
-BASE = ["--data.train", "x.parquet", "--data.val", "x.parquet"]  # of defaults, not of demo.yaml
+BASE = ["--data.train", "x.parquet", "--data.val", "x.parquet"]  # selects the defaults
 
 
 def numeric_options(
@@ -47,7 +47,7 @@ def numeric_options(
 
 
 def option_argument(name: str, default: Any, number: str) -> str:
-    """The option with the number; in a list it replaces the first number."""
+    """The option's argument with this number; in a list it replaces the first number."""
     if isinstance(default, list):
         number = f"[{', '.join([number, *map(str, default[1:])])}]"
     return f"--{name}={number}"

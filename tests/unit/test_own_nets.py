@@ -1,4 +1,4 @@
-"""Nets and methods of the user's own: where they are found, and what is refused of them."""
+"""Users' nets and methods: how they are imported, and which are refused."""
 
 import sys
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class Nothing(Method):
 
 @pytest.fixture
 def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder with modules that have names of the package's own."""
+    """A working folder with modules that have the same names as modules of the package."""
     names = ("models", "data", "config")
     for name, code in zip(names, (UNUSED, LAYERS, METHOD), strict=True):
         (tmp_path / f"{name}.py").write_text(code)

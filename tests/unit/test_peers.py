@@ -1,4 +1,4 @@
-"""rho2 and FGS beside foolbox's, on real photos."""
+"""rho2 and FGS compared with foolbox's, on real photos."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def photos(ilsvrc_val: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.slow
 def test_rho2_is_near_foolbox(net: torch.nn.Module, photos: tuple) -> None:
-    images = photos[0][::5]  # thirty; foolbox takes a second an image
+    images = photos[0][::5]  # thirty, since foolbox takes a second per image
     model = foolbox.PyTorchModel(net, bounds=(-8, 8), device="cpu")
     attack = foolbox.attacks.L2DeepFoolAttack(
         steps=50, candidates=10, overshoot=0.02, loss="logits"

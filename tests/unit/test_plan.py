@@ -1,4 +1,4 @@
-"""The plan is a pure function, the same for any ranks, and draws what torchvision draws."""
+"""The plan is a pure function, the same for any ranks, with torchvision's distribution of crops."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The gradient of the regulariser: exact, on any net, on any ranks, in bounded memory."""
+"""The gradient of the regulariser: exact for any net and on any ranks, in bounded memory."""
 
 import copy
 from pathlib import Path
@@ -63,7 +63,7 @@ def plainly(
 def test_equals_a_plain_unrolling(name: str) -> None:
     net, images, labels = setting(name)
     losses = make_objective(net, CONFIG)(images, labels, use_methods=True)
-    assert losses.iterations.max() >= 2  # something was unrolled
+    assert losses.iterations.max() >= 2  # there is more than one iteration
     assert set(losses.correct.tolist()) == {True, False}
     a, b = ours(net, images, labels), plainly(net, images, labels)
     assert cosine(a, b) > 0.99999
@@ -278,10 +278,10 @@ def test_batches_of_one_kind(labels: str) -> None:
     ],
 )
 def test_torchvisions_nets_have_second_derivatives(name: str) -> None:
-    """In-place activations, fused attention and the like must not stand in the way."""
+    """In-place activations and fused attention do not prevent second derivatives."""
     torch.manual_seed(0)
     net = build(ModelConfig(name=name), 10).eval()
-    with torch.no_grad():  # some begin with a last layer of zeros, where nothing moves
+    with torch.no_grad():  # a last layer of zeros has no gradient
         for parameter in net.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     side = 224 if name == "vit_b_32" else 64

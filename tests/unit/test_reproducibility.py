@@ -1,4 +1,4 @@
-"""An image's results are the same bits in any batch, shard, rank and number of threads, on CPUs."""
+"""On CPUs an image's results have the same bits in any batch, shard, rank and number of threads."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ def threads() -> Iterator[None]:
 def test_divisions_batches_and_threads_give_the_same_bits(
     net: str, num_images: int, threads: None
 ) -> None:
-    """Digits whole and in 3, 5 and 7 parts, batches of 8, 32 and 100, 1 and 2 threads."""
+    """Digits are evaluated in 1, 3, 5 and 7 shards, batches of 8, 32 and 100, 1 and 2 threads."""
     row = batches.compare(net, None, None, num_images)
     assert row == {
         "num_images": num_images,
@@ -52,7 +52,7 @@ def test_other_kernels_give_the_same_bits_in_any_division(kernels: str) -> None:
 
 
 class _DependsOnBatch(nn.Module):
-    """A net whose rows differ in the last bits by their place, as with MKL's default mode."""
+    """A net whose rows differ in the last bits by their position, as with MKL's default mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_the_check_notices_a_net_that_depends_on_the_batch() -> None:
 
 
 class _RunsOutOfMemory(nn.Sequential):
-    """A net that takes eight images at most, and no empty batch."""
+    """A net that runs out of memory with more than eight images."""
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > 8:

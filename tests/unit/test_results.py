@@ -1,4 +1,4 @@
-"""Results on disk, shards, and what is made of them."""
+"""Results on disk, shards, and the files of a merged evaluation."""
 
 import csv
 import json
@@ -339,7 +339,7 @@ def test_resume_never_and_elsewhere(tmp_path: Path) -> None:
 
 
 def test_shards_that_begin_at_once_find_the_folder_writable(tmp_path: Path) -> None:
-    """Each looks whether it can write; none may take away what another looks at."""
+    """Each shard checks whether it can write. None removes a file that another one checks."""
     config = EvaluateConfig(output=str(tmp_path / "x"))
     with ThreadPoolExecutor(16) as pool:
         calls = [

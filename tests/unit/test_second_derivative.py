@@ -1,4 +1,4 @@
-"""Layers that are replaced because they have no second derivative."""
+"""Replacements of layers that have no second derivative."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from tests.helpers.gradients import CONFIG, gradient_by
 
 
 def small_swin() -> nn.Module:
-    """A Swin V2 whose windows of 4 x 4 do not divide feature maps of 6 x 6: they are padded."""
+    """A Swin V2 with windows of 4 x 4 and feature maps of 6 x 6, which have to be padded."""
     torch.manual_seed(0)
     return SwinTransformer(
         *([4, 4], 8, [1, 2], [2, 2], [4, 4]),
@@ -49,7 +49,7 @@ def test_logits_and_gradients_keep_their_bits(dtype: torch.dtype) -> None:
 def test_the_unrolled_gradient_of_cosine_attention_by_finite_differences() -> None:
     net = small_swin().double()
     make_twice_differentiable(net)
-    with torch.no_grad():  # biases of zero put a ReLU of the position biases at its kink
+    with torch.no_grad():  # with biases of zero a ReLU is at its kink
         for parameter in net.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     images = torch.randn(2, 3, 24, 24, dtype=torch.float64)
@@ -78,7 +78,7 @@ def test_normalisation_of_zero_and_tiny_vectors() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.normalize(x, dim=-1)
 
-    net = nn.Sequential(type("WindowAttention", (Attention,), {})())  # as timm calls it
+    net = nn.Sequential(type("WindowAttention", (Attention,), {})())  # timm's name of the class
     make_twice_differentiable(net)
     for scale in (0.0, 1e-42, 1e-30, 1e-12, 1.0):
         x = (scale * torch.randn(4, 5)).requires_grad_()

@@ -1,4 +1,4 @@
-"""Small parts: options, schedule, tally, results, monitor, checkpoints, ranks."""
+"""Small parts: options, schedule, monitor, checkpoints, ranks, signals."""
 
 import json
 import re
@@ -180,7 +180,7 @@ def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_rank_without_a_gpu_prints_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rank 0, which has one, cannot."""
+    """Rank 0 has a GPU, so it does not know of the error."""
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -237,7 +237,7 @@ def test_jobs_show_a_run_that_starts_or_evaluates(tmp_path: Path) -> None:
         monitor.start_progress("evaluating", 200, at="step 24/48")
     assert "evaluating 0/200, step 24/48" in jobs._cells(run, going)
     values = json.loads((tmp_path / "progress.json").read_text())
-    del values["at"]  # as an earlier version writes it
+    del values["at"]  # earlier versions do not write it
     (tmp_path / "progress.json").write_text(json.dumps(values))
     assert "evaluating 0/200" in jobs._cells(run, going)
 

@@ -1,4 +1,4 @@
-"""Weights in files: damage, new heads, and files that other programs read."""
+"""Weights in files: damaged files, new heads, and files for other programs."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_heads_are_found(name: str) -> None:
         assert set(head_keys(net, state, 10)) == expected
 
 
-def test_a_regnet_has_a_head() -> None:  # it cannot be built without memory
+def test_a_regnet_has_a_head() -> None:  # it cannot be built on the meta device
     net = build(ModelConfig(name="regnet_y_400mf"), 10)
     assert head_keys(net, net.state_dict(), 10) == ["fc.weight", "fc.bias"]
 

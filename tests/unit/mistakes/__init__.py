@@ -1,1 +1,1 @@
-"""Users' mistakes, one table a subject: the command, its exit code, and the line that it prints."""
+"""Users' mistakes, in tables by subject: the command, its exit code, and the line it prints."""

@@ -19,16 +19,16 @@ FINETUNE, EVALUATE = "pipeline/finetune.py", "pipeline/evaluate.py"
 
 
 class Case(NamedTuple):
-    """A mistake of a user, and what must come of it."""
+    """A mistake of a user, with the expected line and exit code."""
 
-    number: str  # of the finding, or a word for what is wrong; unique
-    argv: Callable[[Path], Sequence[object]]  # makes files in an empty folder; the command's words
-    line: str  # regular expression, found in the output
+    number: str  # unique; number of a finding, or a name for the mistake
+    argv: Callable[[Path], Sequence[object]]  # writes files to an empty folder; returns the command
+    line: str  # regular expression that the output must contain
     code: int = 2
 
 
 class CommandResult(NamedTuple):
-    """How a command ended."""
+    """Exit code and output of a command."""
 
     code: int
     stdout: str
@@ -36,7 +36,7 @@ class CommandResult(NamedTuple):
 
 
 def call(script: str, *options: object) -> CommandResult:
-    """Run an entry point or a tool in this process, as `python SCRIPT OPTIONS` would."""
+    """Run an entry point or a tool in this process, like `python SCRIPT OPTIONS`."""
     stdout, stderr = io.StringIO(), io.StringIO()
     saved_argv, path, folder = sys.argv, list(sys.path), Path.cwd()
     caught = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)

@@ -41,7 +41,7 @@ def of_index(number: str, damage: whole.Damage, line: str) -> Case:
 
 
 def of_table(number: str, change: Callable[[pa.Table], pa.Table], line: str) -> Case:
-    """The index's rows, or its metadata, changed."""
+    """A run on an index whose rows or metadata are changed."""
 
     def argv(folder: Path) -> Words:
         path = whole.index(folder)
@@ -114,7 +114,7 @@ def offset_beyond(folder: Path) -> Words:
 
 
 def broken_header(folder: Path) -> Words:
-    """Of the third member, of a tar that is to be indexed."""
+    """Damage the header of the third member of a tar."""
     whole.index(folder)
     data = bytearray((folder / "photos.tar").read_bytes())
     begin = data.index(b"a/2.jpg\0")
@@ -142,7 +142,7 @@ ARCHIVES = [
 
 
 def folder_of(folder: Path, damage: whole.Damage) -> Path:
-    """One class of one good and one damaged JPEG file; where its index belongs."""
+    """Write a class with one good and one damaged JPEG file; returns the path for its index."""
     (folder / "photos" / "a").mkdir(parents=True)
     (folder / "photos" / "a" / "good.jpg").write_bytes(whole.jpeg())
     (folder / "photos" / "a" / "bad.jpg").write_bytes(damage(whole.jpeg()))
@@ -150,7 +150,7 @@ def folder_of(folder: Path, damage: whole.Damage) -> Path:
 
 
 def indexed(number: str, damage: whole.Damage, line: str, *options: str) -> Case:
-    """A file that index.py leaves out, or takes, and names."""
+    """A file that tools/index.py leaves out or indexes, and names."""
 
     def argv(folder: Path) -> Words:
         out = folder_of(folder, damage)
@@ -160,7 +160,7 @@ def indexed(number: str, damage: whole.Damage, line: str, *options: str) -> Case
 
 
 def changed_since(number: str, damage: whole.Damage, line: str) -> Case:
-    """A file that was whole when it was indexed."""
+    """A file that was damaged after it was indexed."""
 
     def argv(folder: Path) -> Words:
         members = {f"{'ab'[k % 2]}/{k}.jpg": whole.jpeg() for k in range(8)}
@@ -181,7 +181,7 @@ IMAGES = [
     indexed("image: cut", whole.half, r"left out .*bad\.jpg: .*truncated"),
     indexed("image: empty", whole.empty, r"left out .*bad\.jpg: empty"),
     indexed("image: garbage", whole.garbage, r"left out .*bad\.jpg: not an image"),
-    # libjpeg decodes it, with grey in place of what is lost: accepted, as by other readers.
+    # libjpeg decodes it, with grey instead of the lost part. It is accepted, as by other readers.
     indexed("image: zeros in its middle", whole.zeros_in_the_middle, "2 images of 1 class"),
     changed_since("image: another size than indexed", lambda _: whole.jpeg(24, 30), "a/2.jpg"),
     changed_since("image: emptied since", whole.empty, r"photos\.parquet do not decode: a/2\.jpg"),

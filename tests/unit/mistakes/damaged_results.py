@@ -21,7 +21,7 @@ SHARD = "results/0-of-1"
 
 
 def of_results(number: str, name: str, damage: whole.Damage, line: str) -> Case:
-    """report.py merge, which reads what evaluate.py reads when it resumes."""
+    """A call of report.py merge, which reads the same files as evaluate.py when it resumes."""
 
     def argv(folder: Path) -> Words:
         whole.write_tree(whole.evaluation(), folder / "run")
@@ -35,7 +35,7 @@ def of_results(number: str, name: str, damage: whole.Damage, line: str) -> Case:
 
 
 def with_mean(folder: Path) -> Words:
-    """Results of an evaluation with a mean image, which is cut short."""
+    """Results of an evaluation whose mean image is cut short."""
     whole.write_tree(whole.evaluation(), folder / "run")
     np.save(folder / "run" / SHARD / "mean.npy", np.zeros((1, 8, 8), np.float32))
     whole.damage_file(folder / "run" / SHARD / "mean.npy", whole.half)
@@ -144,7 +144,7 @@ def in_progress(folder: Path) -> Words:
 
 
 def another_norm(folder: Path) -> Words:
-    """Beside a run with rho2."""
+    """A run with another norm, together with a run with rho2."""
     whole.write_tree(whole.run(), folder / "one")
     whole.write_tree(whole.run(), folder / "two")
     path = folder / "two" / "summary.json"
@@ -237,7 +237,7 @@ def lone_array(path: Path) -> None:
 
 
 def renamed_layer(path: Path) -> None:
-    """With a name that is not UTF-8."""
+    """Caffe weights with the name of a layer that is not UTF-8."""
     layers = {"conv1": [np.ones((4, 3, 2, 2), np.float32), np.ones(4, np.float32)]}
     path.write_bytes(caffemodel(layers, old=True))
     whole.damage_file(path, whole.replaced(b"conv1", b"con\xff1"))

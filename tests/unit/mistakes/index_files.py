@@ -1,4 +1,4 @@
-"""Indices and images for mistakes, and the words of the commands that read them."""
+"""Indices and images for mistakes, and the commands that read them."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def tree(folder: Path, *names: str, content: bytes = PNG) -> Path:
 
 
 def mixed(good: str, bad: Sequence[str], content: bytes) -> Callable[[Path], Sequence[object]]:
-    """The words that index a tree of an image and of other files."""
+    """A command that indexes a tree with an image and other files."""
 
     def argv(folder: Path) -> Sequence[object]:
         tree(folder, *bad, content=content)
@@ -61,7 +61,7 @@ def digits(skipped: str = "") -> list[str]:
 
 
 def weights(folder: Path, classes: Sequence[str] | None) -> Path:
-    """Weights of the MLP for ten classes, which they record if these are given."""
+    """Weights of the MLP for ten classes; they record ``classes``, if set."""
     state = mlp(10).state_dict()
     path = folder / "w.pth"
     recorded = classes and Classes(list(classes), list(classes))
@@ -120,7 +120,7 @@ def metadata(**values: Any) -> Callable[[pa.Table, dict], None]:
 
 
 def folder_of(*names: str, content: bytes = PNG, more: Sequence[object] = ()) -> Any:
-    """The words that index a tree."""
+    """A command that indexes a tree."""
     return lambda folder: (INDEX, "folder", tree(folder, *names, content=content), *more)
 
 
@@ -131,7 +131,8 @@ def folder_with_link(folder: Path) -> Sequence[object]:
 
 
 def index_into_a_pipe(folder: Path) -> Sequence[object]:
-    """A pipe stands for a device, which a failing test must not replace."""
+    """A command with a pipe as output. A device is not used, because a failing test would replace
+    it."""
     os.mkfifo(folder / "pipe")
     return (INDEX, "folder", tree(folder, "a/x.png"), "--out", folder / "pipe")
 

@@ -49,7 +49,7 @@ NAN_IN_EVALUATION = SOMETIMES_NAN.replace("> 0)", "> 0) & (not self.training)")
 def with_net(
     module: str, code: str, script: str = FINETUNE, name: str = "net"
 ) -> Callable[[Path], Sequence[object]]:
-    """A dry run with a net of the user's own, in MODULE.py in the working folder."""
+    """A dry run with a user's net, in MODULE.py in the working folder."""
 
     def argv(folder: Path) -> Sequence[object]:
         (folder / f"{module}.py").write_text(IMPORTS + code)

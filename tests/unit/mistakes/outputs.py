@@ -47,7 +47,7 @@ def converted(folder: Path, out: Path | str) -> Words:
 
 
 def measured(_: Path, out: Path | str) -> Words:
-    """With images that are not there, which are looked for after the output."""
+    """A benchmark with images that do not exist. The output is checked before the images."""
     return ("tools/benchmark.py", "loader", "--data", "nowhere.parquet", "--json", out)
 
 
@@ -97,7 +97,7 @@ def a_folder(name: str) -> Case:
 
 
 def a_device(name: str) -> Case:
-    """Which was replaced by a file where the user may do so."""
+    """A device as output. Before, it was replaced by a file if the user had the permission."""
     write, remedy = WRITERS[name]
 
     def argv(folder: Path) -> Words:
@@ -109,7 +109,7 @@ def a_device(name: str) -> Case:
 
 
 def no_folder(name: str, line: str) -> Case:
-    """It is made."""
+    """An output in a folder that does not exist; the folder is created."""
     write, _ = WRITERS[name]
 
     def argv(folder: Path) -> Words:

@@ -1,4 +1,4 @@
-"""Mistakes: runs: their folders, their ends, what they leave behind."""
+"""Mistakes: the folders of runs, and their files."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ Words = Callable[[Path], Sequence[object]]
 
 
 def _into(marker: str, script: str) -> Words:
-    """A run into a folder that another kind of run has begun."""
+    """A run into a folder that another kind of run uses."""
 
     def argv(folder: Path) -> Sequence[object]:
         path = folder / "run" / marker
@@ -26,7 +26,7 @@ def _into(marker: str, script: str) -> Words:
 
 
 def _long_path(script: str) -> Words:
-    """A path that is too long, of names that are not."""
+    """A path that is too long, although its names are not."""
     return lambda folder: (script, "--output", folder / "/".join(["x" * 200] * 25))
 
 

@@ -1,4 +1,4 @@
-"""Whole files, made once or quickly, for the rows of tests/unit/mistakes that damage them."""
+"""Valid files, which the cases of tests/unit/mistakes damage."""
 
 import io
 import pickle
@@ -54,7 +54,7 @@ def zeros_in_the_middle(data: bytes) -> bytes:
 
 
 def replaced(old: bytes, new: bytes) -> Damage:
-    """Replace the first occurrence, which must be there."""
+    """Replace the first occurrence, which must exist."""
 
     def damage(data: bytes) -> bytes:
         assert old in data
@@ -109,7 +109,7 @@ def run_options(path: Path) -> tuple[object, ...]:
 
 @cache
 def weights() -> bytes:
-    """Of the embedded demonstration's net."""
+    """Weights of the net of the embedded demonstration."""
     from pipeline.models.paper_nets import mlp
 
     torch.manual_seed(0)
