@@ -63,11 +63,11 @@ def _construct(name: str, num_classes: int) -> nn.Module:
         return PAPER_NETS[name](num_classes)
     if ":" in name:
         return _import_user_net(name, num_classes)
-    known = _zoo().list_models(module=_zoo())
-    if name not in known:
-        near = did_you_mean(name, [*PAPER_NETS, *known])
+    zoo_names = _zoo().list_models(module=_zoo())
+    if name not in zoo_names:
+        near = did_you_mean(name, [*PAPER_NETS, *zoo_names])
         names = f"{', '.join(PAPER_NETS)}, package.module:callable, or one of torchvision's: "
-        names += ", ".join(known)
+        names += ", ".join(zoo_names)
         raise UserError(f"model.name: no net {name!r}{near or f'; use {names}'}")
     options = {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY else {}
     return _zoo().get_model(name, weights=None, num_classes=num_classes, **options)

@@ -1,5 +1,6 @@
 """The evaluation of a net, in batches."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -258,11 +259,11 @@ def test_images_that_do_not_decode_are_told(tmp_path: Path, photos: Index) -> No
         for row in (7, 39):
             file.seek(int(photos.offset[row]))
             file.write(bytes(200))
-    broken = Index(**(vars(photos) | {"root": tmp_path}))
+    broken = dataclasses.replace(photos, root=tmp_path)
     data = DataConfig(crop_size=32, resize_size=32, on_error="skip")
-    told: list[int] = []
+    reported: list[int] = []
     samples, skipped = Measurement(
         nets.smooth(2), broken, RunConfig(data=data), DistributedContext(0, 1, 0, 1, CPU), 1
-    ).run(np.arange(40), lambda _, rows: told.extend(rows))
-    assert told == skipped == [7, 39]
+    ).run(np.arange(40), lambda _, rows: reported.extend(rows))
+    assert reported == skipped == [7, 39]
     assert len(samples) == 38

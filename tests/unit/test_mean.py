@@ -100,7 +100,7 @@ def test_mistakes(mean: Path, tmp_path: Path) -> None:
             mean_of(dataclasses.replace(DIGITS, mean=str(path), **options))
 
     refused(tmp_path / "no.npy", r"data\.mean: no file .*tools/index\.py mean")
-    refused(mean, r"not an image of the shape \(1, 32, 32\)", crop=32, resize=32)
+    refused(mean, r"not an image of the shape \(1, 32, 32\)", crop_size=32, resize_size=32)
     (tmp_path / "text.npy").write_text("0.5")
     refused(tmp_path / "text.npy", "is not an .npy file of numbers")
     np.save(tmp_path / "objects.npy", np.array([print], dtype=object), allow_pickle=True)
