@@ -84,7 +84,7 @@ def _backward_by_recomputation(trace: AttackTrace, adjoint: Tensor) -> Gradients
 def _differentiate(
     trace: AttackTrace, points: Tensor, step: Step, adjoint: Tensor, needs_input_grad: bool
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of <adjoint, step> by the parameters, and last by the points if asked for."""
+    """Gradients of <adjoint, step> by the parameters and, if requested, by the points (last)."""
     view = trace.view
     try:
         with torch.enable_grad():
