@@ -109,9 +109,9 @@ def run() -> Run:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run that nothing cut."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     done = subprocess.run(
         command(SCRIPT, *SMALL, "--output", folder),
         capture_output=True,

@@ -105,7 +105,7 @@ def show(
     done: set[str],
     seconds: dict[str, float],
     ranks: int,
-    at_once: int,
+    max_parallel: int,
 ) -> None:
     """Print the runs with their estimated time, in an order in which they can run."""
     listing = Table("run", "state", "estimate", box=None)
@@ -117,8 +117,8 @@ def show(
             listing.add_row(planned.name, "", run.duration(seconds[planned.name]))
             seconds_left += seconds[planned.name]
     Console(soft_wrap=True).print(listing)
-    total = run.duration(seconds_left / at_once)
-    print(f"about {total} on this machine, {at_once} at a time, {ranks} rank(s) each")
+    total = run.duration(seconds_left / max_parallel)
+    print(f"about {total} on this machine, {max_parallel} at a time, {ranks} rank(s) each")
 
 
 def command_of(args: argparse.Namespace, run_argv: list[str]) -> str:
@@ -148,10 +148,11 @@ def run_here(
         SystemExit: after Ctrl-C; the runs have saved their state.
         UserError: some runs failed.
     """
-    ranks, at_once = resources.tasks_per_node, resources.max_parallel
-    seconds = estimate.RuntimeEstimator(experiment, output / "data", ranks, at_once).seconds(todo)
+    ranks, max_parallel = resources.tasks_per_node, resources.max_parallel
+    estimator = estimate.RuntimeEstimator(experiment, output / "data", ranks, max_parallel)
+    seconds = estimator.seconds(todo)
     try:
-        run.run_locally(todo, seconds, ranks, at_once)
+        run.run_locally(todo, seconds, ranks, max_parallel)
     except KeyboardInterrupt:
         print("interrupted; rerun the same command to resume", file=sys.stderr)
         raise SystemExit(STOPPED_EXIT_CODE) from None
@@ -175,14 +176,12 @@ def main() -> None:
         if args.dry_run:
             message = "timing a few steps of each kind on this machine; large nets take minutes"
             print(message, file=sys.stderr)
-            slurm = (
-                resources.cluster == "slurm"
-            )  # its machines may be faster or slower than this one
-            ranks, at_once = (1, 1) if slurm else (resources.tasks_per_node, resources.max_parallel)
-            seconds = estimate.RuntimeEstimator(
-                experiment, output / "data", ranks, at_once
-            ).seconds(planned_runs)
-            show(planned_runs, done, seconds, ranks, at_once)
+            ranks, max_parallel = resources.tasks_per_node, resources.max_parallel
+            if resources.cluster == "slurm":  # the estimate is for one run on this machine
+                ranks, max_parallel = 1, 1
+            estimator = estimate.RuntimeEstimator(experiment, output / "data", ranks, max_parallel)
+            seconds = estimator.seconds(planned_runs)
+            show(planned_runs, done, seconds, ranks, max_parallel)
             return
         check_weights(args.weights or experiment.weights)
         data.prepare(experiment.data, args.data, output / "data")

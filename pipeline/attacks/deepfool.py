@@ -57,7 +57,7 @@ def initial_state(
     Args:
         images: (N, C, H, W).
         logits: (N, K) of the images.
-        config: its num_candidates is read.
+        config: num_candidates is used.
         labels: (N,) as in `deepfool`.
         key: (N,) int64, the caller's numbers of the samples. Default: from 0.
     """

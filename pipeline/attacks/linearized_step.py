@@ -23,7 +23,7 @@ from pipeline.models.attack_view import AttackView, ForwardPass
 class PointsToLinearize:
     """A forward pass of the points where A samples linearise.
 
-    `release` hands it over once, so that its graph is freed before another one is made.
+    `release` returns it once, so that its graph is freed before another one is made.
     """
 
     forward: ForwardPass | None

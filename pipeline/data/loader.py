@@ -115,7 +115,7 @@ class Loader:
             except StopIteration:
                 return None
             except RuntimeError as error:
-                # Without its traceback, which would keep the broken pipeline alive.
+                # The traceback is removed, because it refers to the broken pipeline.
                 failure = error.with_traceback(None)
             self._recover(failure)
         self._returned = self._in_flight.popleft()

@@ -216,7 +216,7 @@ class ResultsAppender:
         os.truncate(path, data.rfind(b"\n") + 1)
 
     def append(self, samples: Samples, ids: list[str]) -> None:
-        """Write results and hand them to the operating system."""
+        """Write results and flush them to the operating system."""
         columns = {name: column.tolist() for name, column in samples.to_dict().items()}
         with name_in_errors(self._path):
             for position, image_id in enumerate(ids):

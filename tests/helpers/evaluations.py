@@ -38,7 +38,7 @@ def assert_same_results(one: Path, other: Path) -> None:
         assert summary2[key] == pytest.approx(summary[key], rel=1e-5), key
 
 
-def kill_in_the_middle(folder: Path, lines: int, *options: object) -> int:
+def kill_after_lines(folder: Path, lines: int, *options: object) -> int:
     """Start an evaluation, kill -9 all of it after ``lines`` lines; returns how many it wrote."""
     process = subprocess.Popen(
         command(EVALUATE, *options, "--output", folder),

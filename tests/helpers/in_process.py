@@ -19,7 +19,7 @@ from tests.helpers.runs import ROOT
 FINETUNE, EVALUATE = "pipeline/finetune.py", "pipeline/evaluate.py"
 
 
-class Ended(NamedTuple):
+class CommandResult(NamedTuple):
     """How a command ended."""
 
     code: int
@@ -27,7 +27,7 @@ class Ended(NamedTuple):
     stderr: str
 
 
-def call(script: str, *options: object) -> Ended:
+def call(script: str, *options: object) -> CommandResult:
     """Run an entry point or a tool in this process, as `python SCRIPT OPTIONS` would."""
     stdout, stderr = io.StringIO(), io.StringIO()
     argv, path, folder = sys.argv, list(sys.path), Path.cwd()
@@ -51,7 +51,7 @@ def call(script: str, *options: object) -> Ended:
             signal.signal(number, handler)
         if dist.is_initialized():
             dist.destroy_process_group()
-    return Ended(code, stdout.getvalue(), stderr.getvalue())
+    return CommandResult(code, stdout.getvalue(), stderr.getvalue())
 
 
 def in_process(script: str, *options: object, ranks: int = 0) -> subprocess.CompletedProcess[str]:

@@ -55,7 +55,7 @@ def log_of(folder: Path) -> str:
     return "".join(Path(path).read_text() for path in paths if Path(path).exists())
 
 
-def until(condition: Callable[[], Any], said: Callable[[], str], seconds: float = 120) -> Any:
+def wait_until(condition: Callable[[], Any], said: Callable[[], str], seconds: float = 120) -> Any:
     """Wait for something, and return it; fail with what was said."""
     begin = time.monotonic()
     while not (value := condition()):
@@ -67,15 +67,15 @@ def until(condition: Callable[[], Any], said: Callable[[], str], seconds: float 
 def finished(folder: Path, seconds: float = 120) -> dict[str, Any]:
     """The summary, once there is one."""
     path = folder / "summary.json"
-    until(path.exists, lambda: log_of(folder), seconds)
+    wait_until(path.exists, lambda: log_of(folder), seconds)
     return json.loads(path.read_text())
 
 
-def at_step(folder: Path, step: int) -> None:
+def wait_for_step(folder: Path, step: int) -> None:
     """Wait until a step is recorded."""
     path = folder / "metrics.jsonl"
     there = f'"step": {step},'
-    until(lambda: path.exists() and there in path.read_text(), lambda: log_of(folder))
+    wait_until(lambda: path.exists() and there in path.read_text(), lambda: log_of(folder))
 
 
 def processes(**variables: object) -> Iterator[tuple[int, list[str]]]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.training.trainer import Trainer
-from tests.helpers.in_process import FINETUNE, Ended, in_process
+from tests.helpers.in_process import FINETUNE, CommandResult, in_process
 
 TINY = (
     *("--model.name", "tests.helpers.nets:dropout_mlp"),
@@ -17,12 +17,12 @@ TINY = (
 )  # 6 steps an epoch, 18 in all; evaluations at 6, 12 and 18
 
 
-def finetune(folder: Path, *options: object) -> Ended:
+def finetune(folder: Path, *options: object) -> CommandResult:
     done = in_process(FINETUNE, *TINY, "--output", folder, *options)
-    return Ended(done.returncode, done.stdout, done.stderr)
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
-def finished(folder: Path, *options: object) -> Ended:
+def finished(folder: Path, *options: object) -> CommandResult:
     """As `finetune`, without an error."""
     ended = finetune(folder, *options)
     assert ended.code == 0, ended.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.shard_results import ResultsAppender
-from tests.helpers.evaluations import assert_same_results, kill_in_the_middle, results
+from tests.helpers.evaluations import assert_same_results, kill_after_lines, results
 from tests.helpers.in_process import EVALUATE, in_process, succeed
 from tests.helpers.runs import (
     Run,
@@ -26,7 +26,7 @@ def test_nothing_written_is_lost_by_a_kill(
     evaluation_options: tuple, whole_evaluation: Path, tmp_path: Path
 ) -> None:
     small = (*evaluation_options, "--evaluation.batch_size", 20)
-    num_kept = kill_in_the_middle(tmp_path, 60, *small)
+    num_kept = kill_after_lines(tmp_path, 60, *small)
     assert num_kept < 300
     with (tmp_path / "results/0-of-1/rank0.jsonl").open("a") as file:
         file.write('{"id": "torn')  # as a kill in mid-write leaves it
@@ -40,8 +40,8 @@ def test_killed_twice_and_done_in_part_by_a_shard(
     evaluation_options: tuple, whole_evaluation: Path, tmp_path: Path
 ) -> None:
     small = (*evaluation_options, "--evaluation.batch_size", 20)
-    first = kill_in_the_middle(tmp_path, 60, *small)
-    second = kill_in_the_middle(tmp_path, first + 60, *small)
+    first = kill_after_lines(tmp_path, 60, *small)
+    second = kill_after_lines(tmp_path, first + 60, *small)
     assert second >= first + 60
     assert "are missing" in succeed(EVALUATE, *small, "--output", tmp_path, "--shard", "0/2")
     output = succeed(EVALUATE, *small, "--output", tmp_path)

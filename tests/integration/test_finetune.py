@@ -34,25 +34,25 @@ def test_the_default_reaches_its_goal_on_two_ranks(run: Run, tmp_path: Path) -> 
     assert f"{after['accuracy']:.2%}" in done.stdout
 
 
-def test_what_a_run_leaves_behind(undisturbed: Path) -> None:
-    summary = json.loads((undisturbed / "summary.json").read_text())
+def test_what_a_run_leaves_behind(uninterrupted: Path) -> None:
+    summary = json.loads((uninterrupted / "summary.json").read_text())
     assert summary["steps"] == 48
     assert [entry["step"] for entry in summary["history"]] == [24, 36, 48]
     assert summary["before"] == summary["history"][0]
     assert summary["definition"]["num_candidates"] == 10
-    names = sorted(p.name for p in (undisturbed / "checkpoints").iterdir())
+    names = sorted(p.name for p in (uninterrupted / "checkpoints").iterdir())
     assert [n for n in names if n.startswith("step")] == ["step-000000045.pt", "step-000000048.pt"]
     assert "best.pt" in names
-    losses = metrics(undisturbed, "train/loss")
+    losses = metrics(uninterrupted, "train/loss")
     assert sorted(losses) == list(range(1, 49))
-    rho2 = metrics(undisturbed, "train/rho2")
+    rho2 = metrics(uninterrupted, "train/rho2")
     assert sorted(rho2) == list(range(25, 49))
-    reference = torch.load(undisturbed / "reference.pth", weights_only=True)
-    assert not torch.equal(reference["1.weight"], weights(undisturbed)["1.weight"])
+    reference = torch.load(uninterrupted / "reference.pth", weights_only=True)
+    assert not torch.equal(reference["1.weight"], weights(uninterrupted)["1.weight"])
 
 
-def test_tensorboard_shows_the_same_numbers(undisturbed: Path) -> None:
-    board = EventAccumulator(str(undisturbed / "tensorboard"), size_guidance={"scalars": 0})
+def test_tensorboard_shows_the_same_numbers(uninterrupted: Path) -> None:
+    board = EventAccumulator(str(uninterrupted / "tensorboard"), size_guidance={"scalars": 0})
     board.Reload()
     tags = board.Tags()
     wanted = {"loss", "cross_entropy", "regularizer", "rho2", "iterations", "flipped", "accuracy"}
@@ -60,7 +60,7 @@ def test_tensorboard_shows_the_same_numbers(undisturbed: Path) -> None:
     assert {f"train/{name}" for name in wanted} <= set(tags["scalars"])
     assert {"evaluation/accuracy", "evaluation/rho2"} <= set(tags["scalars"])
     shown = {event.step: event.value for event in board.Scalars("train/loss")}
-    recorded = metrics(undisturbed, "train/loss")
+    recorded = metrics(uninterrupted, "train/loss")
     assert shown.keys() == recorded.keys()
     assert all(shown[step] == pytest.approx(recorded[step], rel=1e-6) for step in shown)
     panels = board.Images("perturbations")

@@ -13,7 +13,7 @@ from launchers.options import grid, name_of, parse_minutes, split
 from pipeline.errors import UserError
 from tests.helpers.in_process import call
 from tests.helpers.runs import ROOT, Run, expect_error
-from tests.helpers.slurm import PLAIN, SCRIPT, at_step, log_of, until
+from tests.helpers.slurm import PLAIN, SCRIPT, log_of, wait_for_step, wait_until
 
 CHAIN, JOBS = "launchers/chain.py", "launchers/jobs.py"
 # 6 steps
@@ -72,7 +72,7 @@ def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None
     argv = ("--cluster", "local", "--", *PLAIN, *slower, "--output", folder)
     done = run(SCRIPT, *argv)
     assert done.returncode == 0, done.stderr
-    at_step(folder, 2)  # those with Deep Defense take a second each
+    wait_for_step(folder, 2)  # those with Deep Defense take a second each
     shown = call(JOBS, tmp_path).stdout.splitlines()
     assert len(shown) == 2
     assert re.search(r"RUNNING .* training \d+/15 .* 0:00:\d\d", shown[1])
@@ -81,8 +81,8 @@ def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None
     assert "(RUNNING) writes to" in refused.stderr
     assert "jobs.py cancel" in refused.stderr
     assert call(JOBS, "cancel", tmp_path).stdout.startswith("cancelled job ")
-    until(lambda: "interrupted after step" in log_of(folder), lambda: log_of(folder))
-    until(lambda: "ENDED" in call(JOBS, tmp_path).stdout, lambda: log_of(folder))
+    wait_until(lambda: "interrupted after step" in log_of(folder), lambda: log_of(folder))
+    wait_until(lambda: "ENDED" in call(JOBS, tmp_path).stdout, lambda: log_of(folder))
     assert "interrupted after step" in run(JOBS, "logs", folder).stdout
     assert call(JOBS, "cancel", tmp_path).stdout == ""
     assert "no runs" in expect_error(run, tmp_path / "elsewhere", script=JOBS)

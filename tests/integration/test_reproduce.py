@@ -24,7 +24,7 @@ from reproduction.experiments import EXPERIMENTS
 from reproduction.plan import PlannedRun, Planner
 from tests.helpers.in_process import call, succeed
 from tests.helpers.runs import Run, command, environment
-from tests.helpers.slurm import slurm, until
+from tests.helpers.slurm import slurm, wait_until
 
 TOOL = "tools/reproduce.py"
 SHORT = ("--train.pretrain_epochs", 1, "--train.epochs", 1, "--evaluation.num_images", 100)
@@ -290,7 +290,7 @@ def test_on_slurm(run: Run, cluster: None, downloads: Path, tmp_path: Path) -> N
     again = call(TOOL, *argv, "--", *SHORT)
     assert again.code == 2
     assert "or cancel it: python launchers/jobs.py cancel" in again.stderr
-    until(lambda: not slurm("squeue", "-h"), lambda: slurm("squeue"), seconds=240)
+    wait_until(lambda: not slurm("squeue", "-h"), lambda: slurm("squeue"), seconds=240)
     for name in ("adversarial_1", "deep_defense"):
         assert (folder / "seed0" / name / "evaluation" / "summary.json").exists()
     done = run(TOOL, *argv, "--", *SHORT)

@@ -40,7 +40,7 @@ PLAIN = (
 )
 
 
-def kill_at(folder: Path, step: int, *options: object, ranks: int = 0) -> None:
+def kill_after_step(folder: Path, step: int, *options: object, ranks: int = 0) -> None:
     """Start a run and kill -9 all of it once it has recorded ``step``."""
     process = start(folder, *options, ranks=ranks)
     try:
@@ -72,14 +72,14 @@ def assert_nearly_the_same(folder: Path, other: Path) -> None:
     "step", [pytest.param(3, marks=pytest.mark.slow), pytest.param(13, marks=pytest.mark.slow), 26]
 )
 def test_killed_and_resumed_is_the_same_bit_for_bit(
-    undisturbed: Path, tmp_path: Path, step: int
+    uninterrupted: Path, tmp_path: Path, step: int
 ) -> None:
     folder = tmp_path / "run"
-    kill_at(folder, step)
+    kill_after_step(folder, step)
     succeed(SCRIPT, *SMALL, "--output", folder)
-    assert_same_weights(folder, undisturbed)
-    assert metrics(folder, "train/loss") == metrics(undisturbed, "train/loss")
-    one, two = (json.loads((f / "summary.json").read_text()) for f in (folder, undisturbed))
+    assert_same_weights(folder, uninterrupted)
+    assert metrics(folder, "train/loss") == metrics(uninterrupted, "train/loss")
+    one, two = (json.loads((f / "summary.json").read_text()) for f in (folder, uninterrupted))
     assert one["history"] == two["history"]
 
 
@@ -116,14 +116,14 @@ def test_killed_on_one_rank_and_resumed_on_two(
 @pytest.mark.slow
 def test_killed_on_two_ranks_and_resumed_on_one(one_rank: Path, tmp_path: Path) -> None:
     options = (*PLAIN, "--train.gradient_accumulation_steps", 1)
-    kill_at(tmp_path / "two", 26, *options, ranks=2)
+    kill_after_step(tmp_path / "two", 26, *options, ranks=2)
     assert "resuming from" in succeed(SCRIPT, *SMALL, *options, "--output", tmp_path / "two")
     assert_nearly_the_same(tmp_path / "two", one_rank)
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_on_two_ranks_is_the_same_bit_for_bit(run: Run, tmp_path: Path) -> None:
-    kill_at(tmp_path / "cut", 26, ranks=2)
+    kill_after_step(tmp_path / "cut", 26, ranks=2)
     for name in ("cut", "whole"):
         done = run(SCRIPT, *SMALL, "--output", tmp_path / name, ranks=2)
         assert done.returncode == 0, done.stderr
@@ -148,8 +148,8 @@ def test_a_signal_to_one_of_two_ranks_in_an_evaluation(tmp_path: Path) -> None:
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000000024.pt"]
 
 
-def test_a_finished_run_is_shown_again(undisturbed: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(undisturbed, tmp_path / "run")
+def test_a_finished_run_is_shown_again(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(uninterrupted, tmp_path / "run")
     before = (folder / "weights.pth").read_bytes()
     output = succeed(SCRIPT, *SMALL, "--output", folder)
     assert "step 48" in output
@@ -158,18 +158,18 @@ def test_a_finished_run_is_shown_again(undisturbed: Path, tmp_path: Path) -> Non
     assert len(metrics(folder, "train/loss")) == 48
 
 
-def test_other_options_are_refused_on_resuming(undisturbed: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(undisturbed, tmp_path / "run")
+def test_other_options_are_refused_on_resuming(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(uninterrupted, tmp_path / "run")
     line = expect_error(in_process, *SMALL, "--output", folder, "--optim.lr", 0.5)
     assert "optim.lr: 0.01 -> 0.5" in line
     line = expect_error(in_process, *SMALL, "--output", folder, "--resume", "never")
     assert "holds checkpoints" in line
 
 
-def test_a_checkpoint_cut_short(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_cut_short(uninterrupted: Path, tmp_path: Path) -> None:
     cut = tmp_path / "checkpoints" / "step-000000048.pt"
     cut.parent.mkdir()
-    cut.write_bytes((undisturbed / "checkpoints" / cut.name).read_bytes()[:-2000])
+    cut.write_bytes((uninterrupted / "checkpoints" / cut.name).read_bytes()[:-2000])
     line = expect_error(in_process, *SMALL, "--output", tmp_path)
     assert f"{cut} cannot be read" in line
 

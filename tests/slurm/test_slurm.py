@@ -1,4 +1,4 @@
-"""Fine-tuning on a real SLURM of two nodes: cut in every way, and equal to the undisturbed run."""
+"""Fine-tuning on a real SLURM of two nodes: cut in every way, and equal to the uninterrupted run."""
 
 import json
 import os
@@ -17,7 +17,6 @@ from tests.helpers.slurm import (
     SBATCH,
     SCRIPT,
     TWO_NODES,
-    at_step,
     equal,
     finished,
     log_of,
@@ -25,7 +24,6 @@ from tests.helpers.slurm import (
     slurm,
     submit,
     task,
-    until,
 )
 
 pytestmark = pytest.mark.slurm
@@ -85,7 +83,7 @@ def test_preempted_and_resumed(run: Run, cluster: None, four_ranks: Path, tmp_pa
     folder = tmp_path / "run"
     where = (*TWO_NODES, "--tasks-per-node", 2)
     submit(run, folder, "--checkpoint.every_steps", 1000, *SLOW, where=where)
-    at_step(folder, 7)
+    wait_for_step(folder, 7)
     argv = ("--partition", "urgent", "--nodes", "2", "--exclusive", "--wrap", "sleep 1")
     slurm("sbatch", *argv, "--output", "/dev/null")
     assert finished(folder)["ranks"] == 4
@@ -103,11 +101,11 @@ def test_requeued_killed_and_a_node_lost(
 ) -> None:
     folder = tmp_path / "run"
     job = submit(run, folder, *SLOW)  # a checkpoint each 5 steps
-    at_step(folder, 7)
+    wait_for_step(folder, 7)
     slurm("scontrol", "requeue", job)
-    at_step(folder, 14)
+    wait_for_step(folder, 14)
     os.kill(task(folder / "jobs", SLURM_PROCID=1), signal.SIGKILL)
-    at_step(folder, 23)
+    wait_for_step(folder, 23)
     lose("127.0.0.12")
     finished(folder)
     assert log_of(folder).count("resuming from") == 3
@@ -122,7 +120,9 @@ def lose(node: str) -> None:
     for pid in [int(daemon), *parents, *there]:
         os.kill(pid, signal.SIGKILL)
     # The ranks on the other node end, and the job is requeued by its own script; or SLURM is first.
-    until(lambda: "RUNNING" not in slurm("squeue", "-h", "-o", "%T"), lambda: slurm("sinfo", "-N"))
+    wait_until(
+        lambda: "RUNNING" not in slurm("squeue", "-h", "-o", "%T"), lambda: slurm("sinfo", "-N")
+    )
     slurm("slurmd", "-N", node)
 
 
@@ -134,9 +134,9 @@ def test_without_submitit(cluster: None, two_ranks: Path, tmp_path: Path) -> Non
     options = (*PLAIN, *SLOW, "--output", folder)
     text = slurm("sbatch", *argv, "slurm/finetune.sbatch", *options, env=SBATCH)
     path = folder / "metrics.jsonl"
-    until(lambda: path.exists() and '"step": 7,' in path.read_text(), log.read_text)
+    wait_until(lambda: path.exists() and '"step": 7,' in path.read_text(), log.read_text)
     slurm("scancel", "--batch", "--signal=USR2", text.split()[-1])
-    until((folder / "summary.json").exists, log.read_text)
+    wait_until((folder / "summary.json").exists, log.read_text)
     assert json.loads((folder / "summary.json").read_text())["ranks"] == 2
     assert "resuming from" in log.read_text()
     equal(two_ranks, folder)

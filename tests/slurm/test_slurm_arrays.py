@@ -17,7 +17,6 @@ from tests.helpers.slurm import (
     SCRIPT,
     SHARDS,
     TWO_NODES,
-    at_step,
     equal,
     finished,
     job_of,
@@ -25,7 +24,6 @@ from tests.helpers.slurm import (
     slurm,
     submit,
     task,
-    until,
 )
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -60,10 +58,10 @@ def test_an_array_without_submitit(limited: Path, tmp_path: Path) -> None:
 
     slurm("sbatch", *argv, "--array=0,2", "slurm/evaluate.sbatch", *options, env=SHARDS)
     summary = folder / "summary.json"
-    until(lambda: len(list(folder.glob("results/*/runs.jsonl"))) == 2, said)
+    wait_until(lambda: len(list(folder.glob("results/*/runs.jsonl"))) == 2, said)
     assert not summary.exists()
     slurm("sbatch", *argv, "--array=1", "slurm/evaluate.sbatch", *options, env=SHARDS)
-    until(summary.exists, said)
+    wait_until(summary.exists, said)
     assert json.loads(summary.read_text())["num_samples"] == 200
 
 
@@ -75,10 +73,10 @@ def test_shards_and_the_job_that_joins_them(run: Run, cluster: None, tmp_path: P
     done = run("launchers/evaluate.py", *argv, *options, "--output", folder)
     assert done.returncode == 0, done.stderr
     second = folder / "results" / "1-of-3" / "rank0.jsonl"
-    until(second.exists, lambda: log_of(folder))
+    wait_until(second.exists, lambda: log_of(folder))
     slurm("scancel", f"{job_of(folder)}_1")
     last = Path(re.search(r"merged by .* log (.*)", done.stdout)[1])
-    until(lambda: last.exists() and "missing" in last.read_text(), lambda: log_of(folder))
+    wait_until(lambda: last.exists() and "missing" in last.read_text(), lambda: log_of(folder))
     assert re.search(r"of 120 images are missing: \d+ of shard 1/3 ", last.read_text())
     assert not (folder / "summary.json").exists()
     done = run("launchers/evaluate.py", *argv, *options, "--output", folder)
@@ -100,12 +98,12 @@ def test_a_chain_ends_with_a_report(run: Run, cluster: None, tmp_path: Path) -> 
     taken = slurm("sbatch", "--parsable", "-N2", "--exclusive", "-o/dev/null", "--wrap=sleep 300")
     done = run(CHAIN, *argv)
     assert done.returncode == 0, done.stderr
-    shown = until(lambda: _waits(folder), lambda: str(states(folder)))
+    shown = wait_until(lambda: _waits(folder), lambda: str(states(folder)))
     assert [*shown] == ["a run", "before", "after", "report"]
     assert "Dependency" not in shown["a run"]
     slurm("scancel", taken.strip())
     page = folder / "report" / "report.md"
-    until(page.exists, lambda: run(JOBS, "logs", folder).stdout)
+    wait_until(page.exists, lambda: run(JOBS, "logs", folder).stdout)
     rows = list(csv.DictReader((folder / "report" / "table.csv").open()))
     for name, row in zip(("before", "after"), rows, strict=True):
         summary = json.loads((folder / name / "summary.json").read_text())
@@ -115,7 +113,7 @@ def test_a_chain_ends_with_a_report(run: Run, cluster: None, tmp_path: Path) -> 
     assert float(rows[1]["accuracy_at_1_eps_ref"]) == 0.5
     for image in re.findall(r"\((\S+\.png)\)", page.read_text()):
         assert (page.parent / image).stat().st_size > 10_000
-    shown = until(lambda: _ended(folder), lambda: str(states(folder)))
+    shown = wait_until(lambda: _ended(folder), lambda: str(states(folder)))
     assert "training 30/30" in shown["a run"]
     assert "evaluating 100/100" in shown["after"]
     assert f"{summary['rho2']:.4g}" in shown["after"]
@@ -150,8 +148,8 @@ def test_a_first_link_that_fails_leaves_nothing_waiting(
     jobs = re.findall(r"\d+", " ".join(re.findall(r"job ([\d, ]+), log", done.stdout)))
     assert len(jobs) == 6
     list_jobs = ("squeue", "-h", "-o", "%F")
-    until(lambda: not set(jobs) & set(slurm(*list_jobs).split()), lambda: slurm("squeue"))
-    shown = until(lambda: _cut(tmp_path), lambda: str(states(tmp_path)))
+    wait_until(lambda: not set(jobs) & set(slurm(*list_jobs).split()), lambda: slurm("squeue"))
+    shown = wait_until(lambda: _cut(tmp_path), lambda: str(states(tmp_path)))
     assert "FAILED" in shown[tmp_path.name]
     assert "2 CANCELLED" in shown["before"]
     assert "2 CANCELLED" in shown["after"]
@@ -167,7 +165,7 @@ def test_a_sweep_of_which_parts_are_cut(run: Run, cluster: None, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     runs = [tmp_path / "s" / f"c={c}" for c in (5, 10, 15)]
     for folder in runs:
-        at_step(folder, 3)
+        wait_for_step(folder, 3)
     assert "RUNNING" in call(SCRIPT, *argv).stderr
     assert call(JOBS, "cancel", runs[0]).stdout.startswith("cancelled job ")
     slurm("scancel", "--signal=USR2", job_of(runs[1]))

@@ -32,16 +32,16 @@ _START = 12.0  # seconds until the first step: imports, DALI, the index
 class RuntimeEstimator:
     """Times each kind of step of the runs once."""
 
-    def __init__(self, experiment: Experiment, folder: Path, ranks: int, at_once: int) -> None:
+    def __init__(self, experiment: Experiment, folder: Path, ranks: int, max_parallel: int) -> None:
         """Read the size of the data set.
 
         Args:
             experiment: the experiment that the runs belong to.
             folder: the folder of the indices; without them, the data set's published size is used.
             ranks: number of ranks of each run.
-            at_once: number of runs at the same time.
+            max_parallel: number of runs at the same time.
         """
-        self.ranks, self.threads = ranks, threads(ranks, at_once)
+        self.ranks, self.threads = ranks, threads(ranks, max_parallel)
         exists = (folder / data.TRAIN).exists() and (folder / data.VAL).exists()
         self.sizes = data.sizes(folder) if exists else data.SIZES[experiment.data]
         self.num_classes = _NUM_CLASSES[experiment.data]
@@ -126,9 +126,9 @@ class RuntimeEstimator:
         return net.to(memory_format=layout).eval()
 
 
-def threads(ranks: int, at_once: int) -> int:
+def threads(ranks: int, max_parallel: int) -> int:
     """Threads of each rank, if parallel runs share this machine's cores."""
-    return max(1, machine.cores() // (ranks * at_once))
+    return max(1, machine.cores() // (ranks * max_parallel))
 
 
 def _fastest(step: Callable[[], object]) -> float:

@@ -30,7 +30,7 @@ _KINDS = {"pipeline.finetune": "finetune"}  # other modules count as evaluations
 
 
 def run_locally(
-    planned_runs: Sequence[PlannedRun], seconds: Mapping[str, float], ranks: int, at_once: int
+    planned_runs: Sequence[PlannedRun], seconds: Mapping[str, float], ranks: int, max_parallel: int
 ) -> None:
     """Run on this machine; a run starts as soon as the runs that it needs are done.
 
@@ -38,13 +38,13 @@ def run_locally(
         planned_runs: runs that are not done, in an order in which they can run.
         seconds: expected time of each run, by name.
         ranks: number of ranks of each run.
-        at_once: how many runs may run at the same time.
+        max_parallel: how many runs may run at the same time.
 
     Raises:
         UserError: some runs failed; all that do not need them were run.
         KeyboardInterrupt: after SIGINT or SIGTERM; the interrupted runs have saved.
     """
-    pool = _Pool(planned_runs, seconds, ranks, at_once)
+    pool = _Pool(planned_runs, seconds, ranks, max_parallel)
     # A process that the shell started in the background ignores SIGINT by default.
     signals = (signal.SIGINT, signal.SIGTERM)
     previous_handlers = {number: signal.signal(number, _interrupt) for number in signals}
@@ -75,10 +75,10 @@ class _Pool:
         planned_runs: Sequence[PlannedRun],
         seconds: Mapping[str, float],
         ranks: int,
-        at_once: int,
+        max_parallel: int,
     ) -> None:
         self.waiting, self.total = list(planned_runs), len(planned_runs)
-        self.seconds, self.ranks, self.at_once = seconds, ranks, at_once
+        self.seconds, self.ranks, self.max_parallel = seconds, ranks, max_parallel
         self.running: dict[str, tuple[PlannedRun, subprocess.Popen[bytes], float]] = {}
         self.failed: list[PlannedRun] = []
         self.ended: list[tuple[float, float]] = []  # seconds expected, and taken
@@ -93,10 +93,10 @@ class _Pool:
         self.waiting = [r for r in self.waiting if not _needs_any(r, failed)]
         unfinished = {planned.name for planned in self.waiting} | self.running.keys()
         ready = [r for r in self.waiting if not any(n.name in unfinished for n in r.needs)]
-        for planned in ready[: self.at_once - len(self.running)]:
+        for planned in ready[: self.max_parallel - len(self.running)]:
             self.waiting.remove(planned)
             print(f"starting {planned.name}", flush=True)
-            process = _start(planned, self.ranks, self.at_once)
+            process = _start(planned, self.ranks, self.max_parallel)
             self.running[planned.name] = planned, process, time.monotonic()
         return bool(self.waiting or self.running)
 
@@ -118,7 +118,7 @@ class _Pool:
         left += sum(self.seconds[r.name] for r, _, _ in self.running.values()) / 2
         expected = sum(expected for expected, _ in self.ended)
         taken = sum(taken for _, taken in self.ended)
-        left *= taken / max(expected, 1e-9) / self.at_once
+        left *= taken / max(expected, 1e-9) / self.max_parallel
         print(
             f"done     {planned.name} in {duration(seconds)}; {len(self.ended)} of {self.total}, "
             f"about {duration(left)} left",
@@ -126,14 +126,14 @@ class _Pool:
         )
 
 
-def _start(planned: PlannedRun, ranks: int, at_once: int) -> subprocess.Popen[bytes]:
+def _start(planned: PlannedRun, ranks: int, max_parallel: int) -> subprocess.Popen[bytes]:
     planned.folder.mkdir(parents=True, exist_ok=True)
     config_file.save(planned.config, planned.folder / SUBMITTED)
     command = [sys.executable, "-m"]
     if ranks > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
     command += [planned.module, "--config", str(planned.folder / SUBMITTED)]
-    threads = estimate.threads(ranks, at_once)
+    threads = estimate.threads(ranks, max_parallel)
     paths = [str(submit.PROJECT), os.environ.get("PYTHONPATH", "")]
     variables = {"OMP_NUM_THREADS": str(threads)} | os.environ
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
