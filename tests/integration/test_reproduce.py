@@ -265,7 +265,7 @@ def test_a_sweep_is_run_and_drawn(
     data.prepare(mlp.data, downloads, tmp_path / "data")
     units = Planner(mlp, tmp_path, list(map(str, SHORT))).sweep(0, 3)
     expected = estimate.RuntimeEstimator(mlp, tmp_path / "data", 1, 2).seconds(units)
-    start.run_locally(units, expected, ranks=1, at_once=2)
+    start.run_locally(units, expected, ranks=1, max_parallel=2)
     assert all(unit.done() for unit in units)
     page = report.Report(mlp, tmp_path, [0], units, "the command", 3).write()
     assert "`the command`" in page.read_text()

@@ -1,4 +1,4 @@
-"""Fine-tuning on a real SLURM of two nodes: cut in every way, and equal to the uninterrupted run."""
+"""Fine-tuning on a real SLURM of two nodes: a run cut in every way equals an uninterrupted one."""
 
 import json
 import os
@@ -24,6 +24,8 @@ from tests.helpers.slurm import (
     slurm,
     submit,
     task,
+    wait_for_step,
+    wait_until,
 )
 
 pytestmark = pytest.mark.slurm

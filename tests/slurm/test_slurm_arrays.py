@@ -24,6 +24,8 @@ from tests.helpers.slurm import (
     slurm,
     submit,
     task,
+    wait_for_step,
+    wait_until,
 )
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
