@@ -1,5 +1,6 @@
 """Fixtures: where the real data is, a cache for generated data, and entry points as processes."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow_items = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow_items)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the objects of torch and DALI, about a million, out of garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,7 @@ def test_other_examples_or_another_space_are_refused(
     assert "contains other examples (input.mean" in line
 
 
+@pytest.mark.slow
 def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Path) -> None:
     both, source = tmp_path / "both.parquet", demo.prepare()["train"]
     argv = ("join", source, made / "index.parquet", "--out", both)

@@ -111,5 +111,6 @@ def test_mistakes_are_one_line(options: tuple, said: str) -> None:
     assert said in ended.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_mistake_of_a_process(run: Run) -> None:
     assert "--data" in expect_error(run, "evaluation", script=TOOL)

@@ -9,9 +9,8 @@ import pytest
 from tests.helpers.runs import environment
 
 
-@pytest.mark.parametrize(
-    "keep", [0, pytest.param(30, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [0, 30, 300])
 def test_breaking_again_and_again_does_not_crash(tmp_path: Path, keep: int) -> None:
     """DALI's decoder alone would take the process down now and then: see `Loader._source`."""
     script = (

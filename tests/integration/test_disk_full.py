@@ -57,13 +57,8 @@ def test_an_evaluation_without_disk_space(tmp_path: Path, size: int, name: str) 
     assert len(after.splitlines()) == 100
 
 
-@pytest.mark.parametrize(
-    ("size", "name"),
-    [
-        pytest.param(3000, "samples.parquet", marks=pytest.mark.slow),
-        (20_000, "tensorboard"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "name"), [(3000, "samples.parquet"), (20_000, "tensorboard")])
 def test_joining_an_evaluation_without_disk_space(tmp_path: Path, size: int, name: str) -> None:
     evaluate = (EVALUATE, "--evaluation.num_images", 100, "--output", tmp_path)
     assert call(*evaluate).code == 0

@@ -131,7 +131,8 @@ def on_broken(path: str) -> tuple:
     )
 
 
-@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
 def test_an_image_that_breaks_during_training(
     run: Run, broken: tuple[str, str], tmp_path: Path, ranks: int
 ) -> None:

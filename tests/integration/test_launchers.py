@@ -66,6 +66,7 @@ def test_a_run_that_fails_on_this_machine(run: Run, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: job ")
 
 
+@pytest.mark.slow
 def test_watched_and_cancelled_on_this_machine(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     slower = ("--train.pretrain_epochs", 0, "--model.name", "tests.helpers.nets:slower_mlp")

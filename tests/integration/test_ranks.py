@@ -34,7 +34,8 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(run: Run, tmp_path: Path) -> 
     assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_that_do_not_find_one_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:

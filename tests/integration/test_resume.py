@@ -68,9 +68,8 @@ def assert_nearly_the_same(folder: Path, other: Path) -> None:
         assert torch.allclose(value, whole[key], atol=2e-4), key
 
 
-@pytest.mark.parametrize(
-    "step", [pytest.param(3, marks=pytest.mark.slow), pytest.param(13, marks=pytest.mark.slow), 26]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 13, 26])
 def test_killed_and_resumed_is_the_same_bit_for_bit(
     uninterrupted: Path, tmp_path: Path, step: int
 ) -> None:

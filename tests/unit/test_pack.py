@@ -77,6 +77,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_real_cifar10(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "cifar10-subset" / "cifar-10-batches-py"
     done = in_process("tools/pack.py", "cifar10", folder, "--out", tmp_path)
