@@ -36,7 +36,8 @@ def test_the_ways_for_any_net_and_for_piecewise_linear_nets_agree(name: str) -> 
     fast = gradient_by(net, images, labels, CONFIG)
     objective = make_objective(net, CONFIG)
     assert objective.view.is_piecewise_linear(images)
-    objective.view._piecewise_linear = False
+    objective.view._checked["piecewise_linear"] = False
+    assert not objective.view.is_piecewise_linear(images)
     net.eval().zero_grad()
     objective(images, labels, use_methods=True).loss.backward()
     assert (gradient(net) - fast).norm() < 1e-9 * fast.norm()

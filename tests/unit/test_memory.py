@@ -17,10 +17,19 @@ from tests.helpers.gradients import gradient, gradient_by, setting, with_attack
 from tests.helpers.in_process import FINETUNE, succeed
 
 
-@pytest.mark.parametrize("kind", ["unrolled", "boundary"])
-@pytest.mark.parametrize("start", ["current", "overshot"])
 @pytest.mark.parametrize(
-    "name", ["lenet", pytest.param("resnet18", marks=pytest.mark.slow), "tests.helpers.nets:smooth"]
+    ("name", "start", "kind"),
+    [
+        ("lenet", "current", "unrolled"),
+        ("lenet", "overshot", "unrolled"),
+        ("lenet", "current", "boundary"),
+        ("lenet", "overshot", "boundary"),
+        ("tests.helpers.nets:smooth", "current", "unrolled"),
+        ("tests.helpers.nets:smooth", "overshot", "unrolled"),
+        ("tests.helpers.nets:smooth", "current", "boundary"),
+        ("tests.helpers.nets:smooth", "overshot", "boundary"),
+        pytest.param("resnet18", "overshot", "unrolled", marks=pytest.mark.slow),
+    ],
 )
 def test_parts_change_nothing(name: str, start: str, kind: str) -> None:
     net, images, labels = setting(name, count=7)
