@@ -48,7 +48,6 @@ def rank_gradient(
         pytest.param("mlp", marks=pytest.mark.slow),
         "lenet",
         pytest.param("squeezenet1_1", marks=pytest.mark.slow),
-        pytest.param("resnet18", marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_with_accumulation_equal_one_plain_unrolling(tmp_path: Path, name: str) -> None:

@@ -28,7 +28,6 @@ from tests.helpers.gradients import (
         "mlp",
         "lenet",
         pytest.param("squeezenet1_1", marks=pytest.mark.slow),
-        pytest.param("resnet18", marks=pytest.mark.slow),
     ],
 )
 def test_the_ways_for_any_net_and_for_piecewise_linear_nets_agree(name: str) -> None:
@@ -58,9 +57,7 @@ def test_smooth_nets_are_known_as_such() -> None:
         assert make_objective(net, CONFIG).view.is_piecewise_linear(images) is expected, name
 
 
-@pytest.mark.parametrize(
-    "name", ["lenet", pytest.param("resnet18", marks=pytest.mark.slow), "tests.helpers.nets:smooth"]
-)
+@pytest.mark.parametrize("name", ["lenet", "tests.helpers.nets:smooth"])
 def test_lazy_candidates_with_a_large_safety_factor_are_all_candidates(name: str) -> None:
     net, images, labels = setting(name)
     lazy = gradient_by(

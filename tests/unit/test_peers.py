@@ -63,7 +63,7 @@ def test_a_small_net_beside_foolbox() -> None:
 
 @pytest.mark.slow
 def test_rho2_is_near_foolbox(net: torch.nn.Module, photos: tuple) -> None:
-    images = photos[0][::5]  # thirty; foolbox takes a second an image
+    images = photos[0][::10]  # fifteen; foolbox takes a second an image
     model = foolbox.PyTorchModel(net, bounds=(-8, 8), device="cpu")
     attack = foolbox.attacks.L2DeepFoolAttack(
         steps=50, candidates=10, overshoot=0.02, loss="logits"
@@ -81,7 +81,7 @@ def test_rho2_is_near_foolbox(net: torch.nn.Module, photos: tuple) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("space", ["input", "pixels"])
 def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, space: str) -> None:
-    images, labels = (part[::2] for part in photos)
+    images, labels = (part[::5] for part in photos)
     config = RunConfig(
         evaluation=EvaluationConfig(
             fgs=FgsConfig(eps=EPS),
@@ -93,7 +93,7 @@ def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, s
     )
     photos_index = index.read(str(ilsvrc_val))
     alone = DistributedContext(0, 1, 0, 1, torch.device("cpu"))
-    samples, _ = Measurement(net, photos_index, config, alone, 2).run(np.arange(0, 150, 2))
+    samples, _ = Measurement(net, photos_index, config, alone, 2).run(np.arange(0, 150, 5))
     if space == "pixels":
         mean, std = config.data.mean, config.data.std
         columns = [torch.tensor(v).view(-1, 1, 1) for v in (mean, std)]
@@ -111,7 +111,7 @@ def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, s
 
 @pytest.mark.slow
 def test_the_curve_of_smallest_eps_is_what_is_measured(net: torch.nn.Module, photos: tuple) -> None:
-    images, labels = photos
+    images, labels = (part[::3] for part in photos)
     view = AttackView(net)
     graph = view.forward_with_grad(images)
     direction = fgs.fgs_direction(graph, labels)
