@@ -1,5 +1,7 @@
 """What the tests of the gradient share."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,11 @@ SMALL_NETS = [  # all but caffe_alexnet, which takes minutes
     for name in SHAPES
     if name != "caffe_alexnet"
 ]
+
+
+def every_gradient(*names: str) -> list[tuple[str, str, str]]:
+    """(net, linearize_at, gradient) for every kind of gradient of these nets."""
+    return list(itertools.product(names, ("current", "overshot"), ("unrolled", "boundary")))
 
 
 def setting(name: str, count: int = 6) -> tuple[nn.Module, Tensor, Tensor]:

@@ -13,21 +13,14 @@ from pipeline.models.build import build
 from pipeline.runtime.distributed import distributed_session
 from pipeline.training import memory_budget
 from pipeline.training.objective import make_objective
-from tests.helpers.gradients import gradient, gradient_by, setting, with_attack
+from tests.helpers.gradients import every_gradient, gradient, gradient_by, setting, with_attack
 from tests.helpers.in_process import FINETUNE, succeed
 
 
 @pytest.mark.parametrize(
     ("name", "start", "kind"),
     [
-        ("lenet", "current", "unrolled"),
-        ("lenet", "overshot", "unrolled"),
-        ("lenet", "current", "boundary"),
-        ("lenet", "overshot", "boundary"),
-        ("tests.helpers.nets:smooth", "current", "unrolled"),
-        ("tests.helpers.nets:smooth", "overshot", "unrolled"),
-        ("tests.helpers.nets:smooth", "current", "boundary"),
-        ("tests.helpers.nets:smooth", "overshot", "boundary"),
+        *every_gradient("lenet", "tests.helpers.nets:smooth"),
         pytest.param("resnet18", "overshot", "unrolled", marks=pytest.mark.slow),
     ],
 )

@@ -25,6 +25,7 @@ from tests.helpers import nets
 from tests.helpers.gradients import (
     CONFIG,
     cosine,
+    every_gradient,
     gradient,
     gradient_by,
     setting,
@@ -94,10 +95,7 @@ def test_finite_differences(name: str, members: str) -> None:
 @pytest.mark.parametrize(
     ("name", "start", "kind"),
     [
-        ("lenet", "current", "unrolled"),
-        ("lenet", "overshot", "unrolled"),
-        ("lenet", "current", "boundary"),
-        ("lenet", "overshot", "boundary"),
+        *every_gradient("lenet"),
         pytest.param("squeezenet1_1", "overshot", "unrolled", marks=pytest.mark.slow),
         pytest.param("squeezenet1_1", "overshot", "boundary", marks=pytest.mark.slow),
         pytest.param("resnet18", "overshot", "unrolled", marks=pytest.mark.slow),
