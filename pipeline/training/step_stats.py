@@ -1,6 +1,7 @@
 """Sums over samples, ranks and steps, from which the logged means are made."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
@@ -157,14 +158,13 @@ def sum_batches(batches: Iterable[Losses], device: torch.device, stop: bool) -> 
     """The sums of this rank over the batches of a step, stacked.
 
     Args:
-        batches: the losses of each batch.
+        batches: the losses of each batch, at least one.
         device: device of the result.
         stop: whether this rank has received a signal to stop.
     """
-    total = stack_sums({"num_stopped": float(stop)}, device)
-    for losses in batches:
-        total += stack_sums(batch_sums(losses), device)
-    return total
+    parts = [batch_sums(losses) for losses in batches]
+    parts[0]["num_stopped"] = float(stop)  # with a batch: one tensor less to make in each step
+    return functools.reduce(torch.add, (stack_sums(part, device) for part in parts))
 
 
 def is_nonfinite(losses: Losses) -> Tensor:
