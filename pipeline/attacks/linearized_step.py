@@ -31,16 +31,17 @@ class PointsToLinearize:
 
     def current_classes(self) -> Tensor:
         """(A,) int64, classes of highest logit at the points."""
-        if self.forward is None:
-            raise RuntimeError("the forward pass has been released before")
-        return self.forward.logits.detach()[self.rows].argmax(dim=1)
+        return self._present().logits.detach()[self.rows].argmax(dim=1)
 
     def release(self) -> ForwardPass:
         """The forward pass, which this object no longer refers to."""
-        forward, self.forward = self.forward, None
-        if forward is None:
-            raise RuntimeError("the forward pass has been released before")
+        forward, self.forward = self._present(), None
         return forward
+
+    def _present(self) -> ForwardPass:
+        if self.forward is None:
+            raise RuntimeError("the forward pass has been released before")
+        return self.forward
 
 
 class Candidates(NamedTuple):

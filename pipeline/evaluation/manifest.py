@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config.parse import differences
 from pipeline.errors import UserError
-from pipeline.evaluation.protocol import Preprocessing, Protocol
+from pipeline.evaluation.protocol import PREPROCESSING_KINDS, Preprocessing, Protocol
 from pipeline.runtime.json_checks import (
     LIST,
     NOTHING,
@@ -60,7 +60,7 @@ class Identity:
         plain = {name: values[name] for name in values if name not in ("input", "definition")}
         return cls(
             **plain,
-            input=Preprocessing.from_dict(values["input"]),
+            input=Preprocessing(**check_object(values["input"], PREPROCESSING_KINDS)),
             protocol=Protocol.from_dict(values["definition"]),
         )
 

@@ -37,7 +37,7 @@ SPACES = {
     "pixels": "pixels in [0, 1], normalisation inside the model",
 }
 
-_PREPROCESSING_KINDS: Kinds = {
+PREPROCESSING_KINDS: Kinds = {
     "mean": LIST + TEXT,
     "crop": WHOLE_NUMBER,
     "resize": WHOLE_NUMBER,
@@ -71,16 +71,6 @@ class Preprocessing:
         """The values that manifest.json stores."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: Any) -> "Preprocessing":
-        """Create it from the values of a file.
-
-        Raises:
-            ValueError: the message is a phrase about what is wrong with them.
-        """
-        check_object(values, _PREPROCESSING_KINDS)
-        return cls(**values)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FgsProtocol:
@@ -89,16 +79,6 @@ class FgsProtocol:
     eps: list[float]  # the accuracy was measured after FGS with each of these
     reference: float | None  # eps_ref of another model, whose fractions are in ``eps``
     search: bool  # whether the smallest eps of each image was searched for
-
-    @classmethod
-    def from_dict(cls, values: Any) -> "FgsProtocol":
-        """Create it from the values of a file.
-
-        Raises:
-            ValueError: the message is a phrase about what is wrong with them.
-        """
-        check_object(values, _FGS_KINDS)
-        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +128,10 @@ class Protocol:
             check_object(values, _PROTOCOL_KINDS)
         except ValueError as error:
             raise ValueError(f"{error} of its definition") from None
-        fgs = None if values["fgs"] is None else FgsProtocol.from_dict(values["fgs"])
-        return cls(**{**values, "fgs": fgs})
+        if values["fgs"] is not None:
+            fgs = FgsProtocol(**check_object(values["fgs"], _FGS_KINDS))
+            values = {**values, "fgs": fgs}
+        return cls(**values)
 
 
 def evaluation_protocol(

@@ -73,15 +73,14 @@ class Summary:
         problem = lacking(values, {"definition": OBJECT})
         if problem:
             raise ValueError(problem)
-        protocol = Protocol.from_dict(values["definition"])
-        statistics = Statistics.from_dict(values, protocol.rho_name)
         values = {"batch_difference": 0.0, **values}
         problem = lacking(values, {**IDENTITY_KINDS, **_KINDS})
         if problem:
             raise ValueError(problem)
+        identity = Identity.from_dict({name: values[name] for name in IDENTITY_KINDS})
         return cls(
-            statistics=statistics,
-            identity=Identity.from_dict({name: values[name] for name in IDENTITY_KINDS}),
+            statistics=Statistics.from_dict(values, identity.protocol.rho_name),
+            identity=identity,
             **{name: values[name] for name in _KINDS},
         )
 

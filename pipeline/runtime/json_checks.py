@@ -29,8 +29,11 @@ def lacking(values: Any, kinds: Kinds) -> str:
     return ""
 
 
-def check_object(values: Any, kinds: Kinds) -> None:
+def check_object(values: Any, kinds: Kinds) -> dict[str, Any]:
     """Refuse an object that lacks a key, has a value of another type, or has unknown keys.
+
+    Returns:
+        The values, for the constructor of the record that they are of.
 
     Raises:
         ValueError: a phrase to follow the file's name.
@@ -41,3 +44,4 @@ def check_object(values: Any, kinds: Kinds) -> None:
     unknown = sorted(values.keys() - kinds.keys())
     if unknown:
         raise ValueError(f"has the unknown key {unknown[0]}")
+    return values
