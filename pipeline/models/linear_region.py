@@ -6,13 +6,16 @@ takes) is recorded, and the net is evaluated at other points with that pattern. 
 of `pipeline.regularizer.piecewise_linear` needs this: f_held(z + t) = f(z) + <grad f(z), t>,
 differentiable by the parameters in one ordinary backward pass.
 
+`VisitKinks` passes on how far every unit is from its kink, for the size of the linear region.
+
 The net's own code runs under a torch function mode, which intercepts every operation. An operation
 that is not in the lists below makes a net "not piecewise linear", and the general (second-order)
 path is used.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +136,86 @@ class FixedActivationPattern(TorchFunctionMode):
             indices, _ = next(self._pattern)
             return _max_pool_at(args[0], indices)
         return func(*args, **kwargs)
+
+
+class Kinks(NamedTuple):
+    """The M kinks of one operation: the net is affine while no value crosses a threshold."""
+
+    values: Tensor  # (B, M), affine in the inputs
+    thresholds: tuple[float, ...]
+
+
+class VisitKinks(TorchFunctionMode):
+    """Runs a net with the recorded pattern of ONE image, for a batch of B inputs.
+
+    ``visit`` is called with the `Kinks` of each operation, in the order of the net: the inputs of
+    an activation; of a max-pool, the selected element minus the element at each position of its
+    window. The difference is 0 for all inputs where a position is the selected one or outside of
+    the image.
+    """
+
+    def __init__(self, pattern: list[KinkState], visit: Callable[[Kinks], None]) -> None:
+        super().__init__()
+        self._pattern = iter(pattern)
+        self._visit = visit
+
+    def __torch_function__(
+        self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _RELUS or func in _LEAKY or func in _CLAMPS:
+            slope, offset = next(self._pattern)
+            thresholds = _clamp_limits(func, *args, **kwargs) if func in _CLAMPS else (0.0,)
+            self._visit(Kinks(args[0].flatten(1), thresholds))
+            out = args[0] * slope.to(args[0].dtype)  # products with booleans are slow on a CPU
+            return out if offset is None else out + offset
+        if func in _POOLS:
+            indices, _ = next(self._pattern)
+            selected = _max_pool_at(args[0], indices.expand(len(args[0]), *indices.shape[1:]))
+            for values in _pool_differences(selected, *args, **kwargs):
+                self._visit(Kinks(values.flatten(1), (0.0,)))
+            return selected
+        return func(*args, **kwargs)
+
+
+def _clamp_limits(
+    func: Callable,
+    _x: Tensor,
+    min_val: float = -1.0,
+    max_val: float = 1.0,
+    *_: bool,
+    **_inplace: bool,
+) -> tuple[float, float]:
+    """The two kinks of a call of F.relu6 or F.hardtanh."""
+    return (0.0, 6.0) if func is F.relu6 else (min_val, max_val)
+
+
+def _pool_differences(
+    selected: Tensor,
+    x: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    **_: bool,
+) -> Iterator[Tensor]:
+    """``selected`` (B, C, h, w) minus the elements of x (B, C, H, W) at each window position."""
+    (kh, kw), (sh, sw) = _pair(kernel_size), _pair(stride or kernel_size)
+    (ph, pw), (dh, dw) = _pair(padding), _pair(dilation)
+    h, w = selected.shape[2:]
+    # Windows may reach over the lower right edge with ceil_mode.
+    below = max((h - 1) * sh + (kh - 1) * dh + 1 - ph - x.shape[2], 0)
+    right = max((w - 1) * sw + (kw - 1) * dw + 1 - pw - x.shape[3], 0)
+    padded = F.pad(x, (pw, right, ph, below)) if max(ph, pw, below, right) else x
+    inside = F.pad(torch.ones_like(x[:1, :1]), (pw, right, ph, below))
+    for top, left in itertools.product(range(0, kh * dh, dh), range(0, kw * dw, dw)):
+        rows, columns = slice(top, top + h * sh, sh), slice(left, left + w * sw, sw)
+        differences = selected - padded[:, :, rows, columns]
+        yield differences * inside[:, :, rows, columns]
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
 class _Gate(torch.autograd.Function):

@@ -39,8 +39,8 @@ def exact_distance(net: nn.Module, image: Tensor, p: float = 2.0) -> ExactDistan
     """The distance of an image to the nearest point where another class's logit is as large.
 
     A net of H hidden units has 2^H patterns; those behind a hyperplane that is farther away than
-    the best point so far are skipped. With H of 8 to 10, D of 10 to 20 and K of 3 to 5 an image takes
-    2 to 20 ms (p = 2) or 40 to 300 ms (p = inf) on one core (AMD EPYC, Zen 4).
+    the best point so far are skipped. With H of 8 to 10, D of 10 to 20 and K of 3 to 5 an image
+    takes 2 to 20 ms (p = 2) or 40 to 300 ms (p = inf) on one core (AMD EPYC, Zen 4).
 
     Args:
         net: nn.Sequential of Flatten (optional), Linear, ReLU, Linear, with at most `MAX_HIDDEN`
@@ -75,9 +75,10 @@ def _layers_of(net: nn.Module) -> _TwoLayers:
     layers = [layer for layer in net.children() if not isinstance(layer, nn.Flatten)]
     kinds = [type(layer) for layer in layers]
     assert kinds == [nn.Linear, nn.ReLU, nn.Linear], f"not a two-layer ReLU net: {kinds}"
-    assert len(layers[0].weight) <= MAX_HIDDEN, f"more than {MAX_HIDDEN} hidden units"
-    first, second = ([t.detach().double().numpy() for t in layers[i].parameters()] for i in (0, 2))
-    return _TwoLayers(*first, *second)
+    arrays = [parameter.detach().double().numpy() for parameter in net.parameters()]
+    assert len(arrays) == 4, "a layer without a bias"
+    assert len(arrays[0]) <= MAX_HIDDEN, f"more than {MAX_HIDDEN} hidden units"
+    return _TwoLayers(*arrays)
 
 
 def _patterns(layers: _TwoLayers, a: np.ndarray, p: float) -> list[tuple[float, np.ndarray]]:

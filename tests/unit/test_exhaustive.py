@@ -59,7 +59,7 @@ def test_its_point_is_on_the_boundary(p: float) -> None:
 def test_one_class_everywhere_has_no_boundary() -> None:
     net = net_of(2, 3, 2, seed=0)
     with torch.no_grad():
-        net[3].weight.zero_()
+        list(net.parameters())[2].zero_()
     assert exact_distance(net, torch.zeros(1, 1, 2)).distance == math.inf
 
 
