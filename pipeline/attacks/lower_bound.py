@@ -17,7 +17,8 @@ norm is kept, so the Jacobian is never in memory.
 
 Rounding. Norms are enlarged by `_NORM_MARGIN`. Rounding that moves a kink changes the logits by no
 more than their own rounding error, because the net is continuous. So it is enough that f_c - f_k
-stays above the rounding error of the logits, taken as `_LOGIT_MARGIN` of the largest logit.
+stays above the rounding error of the logits, taken as `_LOGIT_MARGIN` of the largest logit: L has
+f_c - f_k less this margin in place of f_c - f_k.
 """
 
 import math
@@ -39,10 +40,10 @@ from pipeline.models.linear_region import (
 MAX_JACOBIAN_ENTRIES = 200_000_000
 """Largest number of kinks times input values; the paper's CIFAR-10 ConvNet has 163 million."""
 
-# Factors of the dtype's eps: 7.6e-6 in fp32. On trained nets (MNIST MLP and LeNet) the errors of
-# norms were at most 2.6 eps, those of logits 3.5 eps of the largest logit.
+# Factors of the dtype's eps: 7.6e-6 and 1.9e-6 in fp32. On trained nets (MNIST MLP and LeNet) the
+# errors of norms were at most 2.6 eps, those of logits 3.5 eps of the largest logit.
 _NORM_MARGIN = 64
-_LOGIT_MARGIN = 64
+_LOGIT_MARGIN = 16
 _VECTORS_AT_ONCE = 112  # fixed: the batch size decides which kernels run, and so the last bits
 
 
@@ -56,8 +57,8 @@ class LowerBound:
 
     radius: Tensor  # (N,) R; inf where the net is affine
     nearest: Tensor  # (N,) d; inf where no class can be reached in the affine function
-    bound: Tensor  # (N,) min(R, d)
-    exact: Tensor  # (N,) bool, whether the bound is the distance, but for rounding
+    bound: Tensor  # (N,) min(R, d), less a margin for the rounding of the logits
+    exact: Tensor  # (N,) bool, whether d is at most R, so that it is the distance
 
 
 @torch.no_grad()
@@ -82,10 +83,11 @@ def lower_bound(view: AttackView, images: Tensor, p: float = 2.0) -> LowerBound:
         return LowerBound(empty, empty, empty, empty.bool())
     require_lower_bound(view, images)
     nets = (_HeldNet(view, images, number) for number in range(len(images)))
-    radius, nearest, exact = zip(*(_bound_of_image(net, p) for net in nets), strict=True)
-    distances = torch.stack([torch.stack(radius), torch.stack(nearest)])
-    distances.nan_to_num_(0.0, torch.inf)  # where logits overflow, nothing is known
-    return LowerBound(distances[0], distances[1], distances.amin(dim=0), torch.stack(exact))
+    columns = zip(*(_bound_of_image(net, p) for net in nets), strict=True)
+    radius, nearest, bound, exact = (torch.stack(column) for column in columns)
+    for values in (radius, nearest, bound):
+        values.nan_to_num_(0.0, torch.inf)  # where logits overflow, nothing is known
+    return LowerBound(radius, nearest, bound, exact)
 
 
 @torch.no_grad()
@@ -150,29 +152,29 @@ class _HeldNet:
         return norms, torch.cat(logits)
 
 
-def _bound_of_image(net: _HeldNet, p: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The radius, the distance to the nearest boundary, and whether it is exact; scalars."""
+def _bound_of_image(net: _HeldNet, p: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `LowerBound`, of one image; scalars."""
     q = dual_exponent(p)
     norms, gradients = net.jacobian(q)
     eps = torch.finfo(gradients.dtype).eps
+    enlarge = 1.0 + _NORM_MARGIN * eps
     infinite = net.logits.new_tensor([torch.inf])  # for a net without kinks
     distances = [_ratio(gap, norm) for gap, norm in zip(net.gaps, norms, strict=True)]
-    radius = torch.cat([infinite, *distances]).amin() / (1.0 + _NORM_MARGIN * eps)
+    radius = torch.cat([infinite, *distances]).amin() / enlarge
 
     clean = net.logits.argmax()
     differences = net.logits[clean] - net.logits  # (K,)
     w = gradients - gradients[:, clean, None]  # (D, K), towards each class
     w_norms = _column_norms(w, q)  # 0 for the predicted class
-    margin = _LOGIT_MARGIN * eps * net.logits.abs().amax()
-    nearest = _ratio((differences - margin).clamp(min=0.0), w_norms).amin()
-    nearest = nearest / (1.0 + _NORM_MARGIN * eps)
     distance, target = _ratio(differences, w_norms).min(dim=0)
+    margin = _LOGIT_MARGIN * eps * net.logits.abs().amax()
+    certain = _ratio((differences - margin).clamp(min=0.0), w_norms).amin() / enlarge
     exact = distance <= radius
     if net.view.bounds is not None and exact:
         direction = w[:, target].reshape(net.image.shape)
         step = steepest_step(direction, w_norms[target][None], distance[None], p)
         exact = (net.view.clip_(net.image + step) == net.image + step).all()
-    return radius, nearest, exact
+    return radius, distance / enlarge, radius.minimum(certain), exact
 
 
 def _ratio(gap: Tensor, norm: Tensor) -> Tensor:
