@@ -18,10 +18,10 @@ def net_of(inputs: int, hidden: int, classes: int, seed: int) -> nn.Module:
 
 def nearest_on_rays(net: nn.Module, image: Tensor, p: float) -> float:
     """The smallest p-norm on a fine polar grid of a point of another class."""
-    angles = torch.linspace(0, 2 * math.pi, 1441, dtype=torch.float64)[:-1]
+    angles = torch.linspace(0, 2 * math.pi, 721, dtype=torch.float64)[:-1]
     rays = torch.stack([angles.cos(), angles.sin()], dim=1)
     rays = rays / torch.linalg.vector_norm(rays, p, dim=1, keepdim=True)
-    lengths = torch.linspace(0, 20, 2001, dtype=torch.float64)
+    lengths = torch.linspace(0, 20, 1001, dtype=torch.float64)
     points = image.flatten() + lengths[:, None, None] * rays  # (L, A, 2)
     with torch.no_grad():
         other = net(points.flatten(0, 1)).argmax(dim=1) != net(image[None]).argmax()
@@ -30,7 +30,7 @@ def nearest_on_rays(net: nn.Module, image: Tensor, p: float) -> float:
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_it_agrees_with_brute_force(p: float, seed: int) -> None:
     net = net_of(2, 6, 3, seed)
     image = torch.randn(1, 1, 2, dtype=torch.float64)
@@ -39,13 +39,13 @@ def test_it_agrees_with_brute_force(p: float, seed: int) -> None:
         assert exact.distance > 19
         return
     assert exact.distance <= sampled + 1e-9
-    assert exact.distance >= 0.99 * sampled - 0.02  # the grid's steps
+    assert exact.distance >= 0.98 * sampled - 0.03  # the grid's steps
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
 def test_its_point_is_on_the_boundary(p: float) -> None:
     net = net_of(12, 8, 4, seed=1)
-    for image in torch.randn(10, 1, 3, 4, dtype=torch.float64):
+    for image in torch.randn(4, 1, 3, 4, dtype=torch.float64):
         distance, delta, target = exact_distance(net, image, p)
         assert torch.linalg.vector_norm(delta, p) == pytest.approx(distance)
         with torch.no_grad():
