@@ -1,7 +1,7 @@
 """The files of a merged evaluation: its summary, tables of images and classes, TensorBoard.
 
 In: what `pipeline.evaluation.merge.merge_shards` returns. Out: OUTPUT/summary.json,
-samples.parquet, classes.csv, tensorboard/.
+samples.parquet, classes.csv, curve.csv, curve_relative.csv, tensorboard/.
 """
 
 import json
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError, first_line
-from pipeline.evaluation import contact_sheet
+from pipeline.evaluation import contact_sheet, curves
 from pipeline.evaluation.manifest import IDENTITY_KINDS, Identity
 from pipeline.evaluation.merge import Merged
 from pipeline.evaluation.protocol import Protocol
@@ -117,6 +117,7 @@ def write_outputs(folder: Path, merged: Merged) -> Summary:
         classes = by_class(stored.samples, stored.manifest.about["class_names"])
         lines = [list(row.values()) for row in classes]
         write_csv(folder / "classes.csv", list(classes[0]), lines)
+        curves.write(folder, stored.samples)
         _log_to_tensorboard(folder, merged, summary)
         write_json(folder / "summary.json", summary.to_dict())
     return summary
@@ -162,6 +163,8 @@ def _log_to_tensorboard(folder: Path, merged: Merged, summary: Summary) -> None:
         # Training runs use other names; with equal names TensorBoard would show both in one plot.
         monitor.scalars(0, "evaluate", numbers)
         monitor.histogram(0, "evaluate/ratio", merged.stored.samples.ratio)
+        accuracy_curves = curves.draw(merged.stored.samples, summary.protocol.norm)
+        monitor.figure(0, "evaluate/accuracy_under_budget", accuracy_curves)
         figure = contact_sheet.draw_stored(folder, merged.stored.manifest)
         if figure is not None:
             monitor.figure(0, "evaluate/perturbations", figure)
