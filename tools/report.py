@@ -1,29 +1,34 @@
-"""Merge the shards of an evaluation; make tables and figures of runs.
+"""Merge the shards of an evaluation; make tables and figures of runs; compare two evaluations.
 
     python tools/report.py merge runs/r18    # summary.json, samples.parquet, ...
     python tools/report.py table "ResNet-18:Reference=runs/ref" "ResNet-18:Deep Defense=runs/dd"
     python tools/report.py figures epochs "Deep Defense=runs/ft" "clean=runs/ft0" --out fig2
     python tools/report.py figures sweep runs/c5 runs/c10 runs/c15 --by regularizer.lam --out fig3
     python tools/report.py figures ratios before=runs/ref after=runs/dd --out ratios
+    python tools/report.py figures curves before=runs/ref after=runs/dd --out curves
     python tools/report.py figures sheet runs/dd --out sheet
+    python tools/report.py compare runs/ref runs/dd    # intervals, tests, images that got worse
     python tools/report.py chain runs/r18    # tables and figures of a run of launchers/chain.py
 
 A run is a folder that pipeline/finetune.py or pipeline/evaluate.py wrote; its label is optional.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import arguments
 from pipeline.config.checks import Range
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.evaluation import merge
 from pipeline.evaluation.summary import format_summary, write_outputs
-from pipeline.reports import chain_report, figures, runs, table
-from pipeline.runtime.files import atomic_write, writable
+from pipeline.reports import chain_report, compare, figures, pairs, runs, table
+from pipeline.reports.paired_statistics import Resampling
+from pipeline.runtime.files import atomic_write, check_writable, writable
 
-FIGURES = ("epochs", "sweep", "ratios", "sheet")
+FIGURES = ("epochs", "sweep", "ratios", "curves", "sheet")
 
 
 def parser() -> arguments.Parser:
@@ -54,8 +59,8 @@ def parser() -> arguments.Parser:
         "kind",
         choices=FIGURES,
         help="epochs: accuracy and rho2 by epoch (Figure 2); sweep: accuracy against rho2 "
-        "(Figures 3 and 4); ratios: distribution of per-image ratios; sheet: images, "
-        "perturbations and perturbed images",
+        "(Figures 3 and 4); ratios: distribution of per-image ratios; curves: accuracy under "
+        "every budget of the perturbation; sheet: images, perturbations and perturbed images",
     )
     figures_parser.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER")
     figures_parser.add_argument(
@@ -71,11 +76,44 @@ def parser() -> arguments.Parser:
         default="regularizer.c",
         help="sweep: option whose values are the points of a line (%(default)s)",
     )
+    _add_compare(commands)
     chain_parser = commands.add_parser(
         "chain", help="tables and figures of a run, before and after"
     )
     chain_parser.add_argument("folder", type=Path, help="the OUTPUT of launchers/chain.py")
     return top
+
+
+def _add_compare(commands: Any) -> None:
+    default = Resampling()
+    compare_parser = commands.add_parser(
+        "compare", help="two evaluations of the same images, image by image"
+    )
+    compare_parser.add_argument("a", metavar="A", help="[LABEL=]FOLDER of the reference")
+    compare_parser.add_argument("b", metavar="B", help="[LABEL=]FOLDER that is compared with it")
+    compare_parser.add_argument(
+        "--level",
+        type=arguments.Number(float, Range(above=0, below=1)),
+        default=default.level,
+        help="confidence level of the intervals (%(default)s)",
+    )
+    compare_parser.add_argument(
+        "--resamples",
+        type=arguments.POSITIVE,
+        default=default.num_resamples,
+        help="resamples of the bootstrap (%(default)s)",
+    )
+    compare_parser.add_argument(
+        "--seed", type=arguments.SEED, default=default.seed, help="(%(default)s)"
+    )
+    compare_parser.add_argument(
+        "--worst",
+        type=arguments.Number(int, Range(minimum=0)),
+        default=10,
+        help="number of images to list whose distance decreased most (%(default)s)",
+    )
+    compare_parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    compare_parser.add_argument("--out", type=Path, help="CSV file of all images to write")
 
 
 def merge_shards(options: argparse.Namespace) -> None:
@@ -96,9 +134,8 @@ def tabulate(options: argparse.Namespace) -> None:
     text = table.FORMATS[options.format](table.rows_of(selected, options.eps_ref))
     if options.out is None:
         sys.stdout.write(text)
-        return
-    with writable(options.out), atomic_write(options.out) as partial:
-        partial.write_text(text)
+    else:
+        _write(options.out, text)
 
 
 def draw(options: argparse.Namespace) -> None:
@@ -112,10 +149,31 @@ def draw(options: argparse.Namespace) -> None:
         figure = figures.sweep(selected, options.by, options.along)
     elif options.kind == "epochs":
         figure = figures.epochs(selected)
+    elif options.kind == "curves":
+        table.warn_of_differences(selected)
+        figure = figures.curves(selected)
     else:
         table.warn_of_data_sets(selected)
         figure = figures.ratios(selected)
     print(*figures.save(figure, options.out), sep="\n")
+
+
+def compare_evaluations(options: argparse.Namespace) -> None:
+    """The command ``compare``."""
+    a, b = (pairs.read(runs.run_of_argument(folder)) for folder in (options.a, options.b))
+    resampling = Resampling(level=options.level, num_resamples=options.resamples, seed=options.seed)
+    if options.out is not None:
+        check_writable(options.out)
+    common = pairs.pair(a, b)
+    result = compare.compare(common, resampling, options.worst)
+    if options.out is not None:
+        _write(options.out, pairs.as_csv(common))
+    print(json.dumps(result.to_dict(), indent=2) if options.json else compare.as_text(result))
+
+
+def _write(path: Path, text: str) -> None:
+    with writable(path), atomic_write(path) as partial:
+        partial.write_text(text)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -125,7 +183,13 @@ def report(options: argparse.Namespace) -> None:
     print(page)
 
 
-COMMANDS = {"merge": merge_shards, "table": tabulate, "figures": draw, "chain": report}
+COMMANDS = {
+    "merge": merge_shards,
+    "table": tabulate,
+    "figures": draw,
+    "compare": compare_evaluations,
+    "chain": report,
+}
 
 if __name__ == "__main__":
     args = parser().parse_args()

@@ -1,4 +1,5 @@
-"""Figures of runs: by epoch (the paper's Figure 2), over a sweep (3 and 4), ratios, sheets.
+"""Figures of runs: by epoch (the paper's Figure 2), over a sweep (3 and 4), ratios, accuracy
+under budgets, sheets.
 
 In: `Run`s. Out: matplotlib figures, saved as PNG and SVG. Lines differ in dashes and markers as
 well as in colour, so that they can be distinguished in greyscale.
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 
 from pipeline.errors import UserError
 from pipeline.evaluation.contact_sheet import draw_stored
+from pipeline.evaluation.curves import FILES, curve_of, draw_panel, label_panel
 from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.runtime.files import atomic_write, writable
 
@@ -131,6 +133,42 @@ def ratios(runs: list[Run]) -> Figure:
     _label_axes(axis, r"$\|\Delta x\| \; / \; \|x\|$", "images, %")
     axis.legend(fontsize=8)
     return figure
+
+
+def curves(runs: list[Run]) -> Figure:
+    """The accuracy of each evaluation under every budget, absolute to the left, relative to the
+    right.
+
+    Raises:
+        UserError: a run is no evaluation, or their norms or spaces differ.
+    """
+    _rho_of_all(runs)
+    for run in runs:
+        if run.protocol.space != runs[0].protocol.space:
+            raise UserError(
+                f"{run.folder} measures in {run.protocol.space}, and {runs[0].folder} in "
+                f"{runs[0].protocol.space}: budgets need one evaluation.space"
+            )
+    figure, axes = _figure(2)
+    styles = [{k: style[k] for k in ("color", "linestyle")} for style in _STYLES]
+    for relative, axis in zip(FILES, axes, strict=True):
+        lines = {
+            _label_of_curve(run, runs): (curve_of(run.samples, relative=relative), style)
+            for run, style in zip(runs, cycle(styles), strict=False)
+        }
+        label_panel(axis, runs[0].protocol.norm, relative=relative)
+        draw_panel(axis, lines)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def _label_of_curve(run: Run, runs: list[Run]) -> str:
+    """The run's label, or its folder where labels are equal; with the number of images that no
+    budget misclassifies."""
+    is_unique = [other.label for other in runs].count(run.label) == 1
+    name = run.label if is_unique else str(run.folder)
+    num_unbounded = curve_of(run.samples).num_unbounded
+    return f"{name} ({num_unbounded} never flipped)" if num_unbounded else name
 
 
 def sheet(run: Run) -> Figure:

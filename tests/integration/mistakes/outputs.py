@@ -22,6 +22,11 @@ def drawn(folder: Path, out: Path | str) -> Argv:
     return (REPORT, "figures", "ratios", run, "--out", out)
 
 
+def compared(folder: Path, out: Path | str) -> Argv:
+    run = whole.write_tree(whole.evaluation(), folder / "run")
+    return (REPORT, "compare", run, run, "--resamples", 10, "--out", out)
+
+
 def joined(folder: Path, out: Path | str) -> Argv:
     return (INDEX, "join", whole.index(folder), "--out", out)
 
@@ -58,6 +63,7 @@ def reproduced(folder: Path, out: Path | str) -> Argv:
 WRITERS: dict[str, tuple[Callable[[Path, Path | str], Argv], str]] = {
     "report.py table": (tabulated, "give another --out"),
     "report.py figures": (drawn, "give another --out"),
+    "report.py compare": (compared, "give another --out"),
     "index.py join": (joined, "give another --out"),
     "index.py tar": (indexed, "give another --out"),
     "index.py mean": (averaged, "give another --out"),
@@ -127,6 +133,7 @@ CASES: list[Case] = [
     *map(a_device, OF_FILES),
     no_folder("report.py table", "^$"),
     no_folder("report.py figures", r"new/folder/x\.y\.svg"),
+    no_folder("report.py compare", "40 images in both"),
     no_folder("index.py join", r"x\.y: 8 images"),
     no_folder("caffe.py", r"new/folder/x\.y"),
     Case(
