@@ -4,9 +4,9 @@ In: the distances ||dx||_p of one evaluation by one attack. Out: `Curve`, its CS
 
 An adversary with the budget eps changes the class of an image if and only if its smallest
 perturbation is at most eps. So the accuracy under the budget eps is the share of the images that
-are classified correctly and whose distance exceeds eps (RobustBench, AttackBench: the robust
-accuracy curve). An attack measures an upper bound of the smallest distance, so the curve is an
-upper bound of the accuracy under the best attack.
+are classified correctly and whose distance exceeds eps: the curve of accuracy against budget of
+Dong et al., Benchmarking Adversarial Robustness, CVPR 2020. An attack measures an upper bound of
+the smallest distance, so the curve is an upper bound of the accuracy under the best attack.
 """
 
 from collections.abc import Mapping

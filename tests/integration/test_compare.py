@@ -33,9 +33,9 @@ def rows_by_id(folder: Path) -> dict[str, dict]:
 def test_two_evaluations_are_compared(
     whole_evaluation: Path, untrained_evaluation: Path, tmp_path: Path
 ) -> None:
-    runs_ = (f"trained={whole_evaluation}", f"initial={untrained_evaluation}")
+    evaluations = (f"trained={whole_evaluation}", f"initial={untrained_evaluation}")
     table = tmp_path / "new" / "pairs.csv"
-    output = succeed(SCRIPT, "compare", *runs_, "--json", "--worst", 3, "--out", table)
+    output = succeed(SCRIPT, "compare", *evaluations, "--json", "--worst", 3, "--out", table)
     values = json.loads(output)
     a, b = rows_by_id(whole_evaluation), rows_by_id(untrained_evaluation)
     assert a.keys() == b.keys()
@@ -62,7 +62,7 @@ def test_two_evaluations_are_compared(
     lost = [name for name, row in a.items() if row["prediction"] == row["label"]]
     lost = [name for name in lost if b[name]["prediction"] != b[name]["label"]]
     assert sorted(values["accuracy"]["only_a_correct"]) == sorted(lost)
-    text = succeed(SCRIPT, "compare", *runs_, "--level", 0.9, "--resamples", 50, "--seed", 3)
+    text = succeed(SCRIPT, "compare", *evaluations, "--level", 0.9, "--resamples", 50, "--seed", 3)
     assert "(90 % bootstrap intervals, 50 resamples, seed 3)" in text
     assert f"  correct only in trained: {len(lost)} (" in text
 
@@ -83,11 +83,11 @@ def test_curves_of_evaluations(
     board.Reload()
     assert board.Images("evaluate/accuracy_under_budget")[0].width > 300
     out = tmp_path / "curves"
-    runs_ = (f"trained={whole_evaluation}", untrained_evaluation)
-    printed = succeed(SCRIPT, "figures", "curves", *runs_, "--out", out)
+    evaluations = (f"trained={whole_evaluation}", untrained_evaluation)
+    printed = succeed(SCRIPT, "figures", "curves", *evaluations, "--out", out)
     assert printed.split() == [f"{out}.png", f"{out}.svg"]
     assert 'id="curve: initial"' in Path(f"{out}.svg").read_text()
-    drawn = figures.curves([runs.run_of_argument(str(run)) for run in runs_])
+    drawn = figures.curves([runs.run_of_argument(str(run)) for run in evaluations])
     line = drawn.axes[0].lines[0]
     assert line.get_label() == "trained"
     assert line.get_xydata()[0] == pytest.approx([0, 100 * points[0][1]])
