@@ -6,7 +6,6 @@ adversarial-library is tested where it is installed; pyproject.toml says how to 
 import importlib.util
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import foolbox
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 
 from pipeline.attacks.counting_model import UnitRange, unbounded_widths
 from pipeline.attacks.external import ExternalAttack, ExternalResult
-from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView
 from tests.helpers import nets
+from tests.helpers.attack_runs import linear
 
 needs_adv_lib = pytest.mark.skipif(
     importlib.util.find_spec("adv_lib") is None, reason="needs adversarial-library (adv-lib)"
@@ -33,27 +32,6 @@ NOISE = ("foolbox.attacks:LinearSearchBlendedUniformNoiseAttack", {"steps": 20})
 
 def from_adv_lib(path: str, **options: Any) -> Any:
     return pytest.param((path, options), marks=needs_adv_lib, id=f"{path}-{options}")
-
-
-def linear(space: str) -> tuple[AttackView, Tensor, Tensor, Tensor]:
-    """A linear net, images, their classes, and their distances from the nearest boundary in L2."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(5, 64, generator=generator)
-    images = torch.randn(40, 1, 8, 8, generator=generator)
-    bounds = None
-    if space == "bounded":
-        # Weights 8 times as large keep the logits: in nearly equal ones DDN's direction, which is
-        # the cross-entropy's, is far from the normal of the nearest boundary.
-        images, weight, bounds = (images / 8 + 0.5).clamp(0.2, 0.8), 8 * weight, (0.0, 1.0)
-    bias = -weight @ images.mean(dim=0).flatten()
-    logits = images.flatten(1) @ weight.T + bias
-    labels = logits.argmax(dim=1)
-    margins = logits.gather(1, labels[:, None]) - logits
-    distance = margins / (weight[labels][:, None] - weight).norm(dim=2)
-    distance = distance.scatter(1, labels[:, None], torch.inf).amin(dim=1)
-    view = AttackView(nets.linear(weight, bias), bounds=bounds, min_batch_size=16)
-    far = distance.argsort()[-20:]  # DDN starts at a distance of 1, and takes long to a tiny one
-    return view, images[far], labels[far], distance[far]
 
 
 def curved(space: str) -> tuple[AttackView, Tensor, Tensor]:
@@ -302,104 +280,3 @@ def test_the_net_and_random_numbers_are_left_as_they_were() -> None:
     assert all(p.grad is None for p in view.net.parameters())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (str(np.random.get_state()), random.getstate()) == states[1:]
-
-
-OWN = """
-import torch
-
-def halfway(model, inputs, labels, *, μ_first=0.5, size: float = 0.0):
-    return inputs + μ_first * size
-
-def needs_eps(model, inputs, labels, eps):
-    return inputs
-
-def needs_size(model, inputs, labels, size, **others):
-    return inputs
-
-def fails(model, inputs, labels):
-    raise ValueError("no such thing")
-
-def of_another_shape(model, inputs, labels):
-    return inputs.flatten(1)
-
-def out_of_memory(model, inputs, labels):
-    raise torch.OutOfMemoryError("out of memory")
-
-def two(model, inputs):
-    return inputs
-
-class Attack:
-    pass
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_attacks.py").write_text(OWN, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-
-
-@pytest.mark.usefixtures("own")
-@pytest.mark.parametrize("name", ["mu_first", "μ_first"])
-def test_a_function_of_the_user(name: str) -> None:
-    """It gets one image at a time; Greek letters may be spelled out."""
-    view, images, labels, _ = linear("bounded")
-    attack = ExternalAttack("own_attacks:halfway", {name: 0.25, "size": 0.5})
-    result = attack.perturb(view, images, labels)
-    assert torch.allclose(result.delta, torch.tensor(0.125))
-    assert torch.equal(result.flipped, view(images + 0.125).argmax(dim=1) != labels)
-    assert (result.num_forwards == 0).all()
-
-
-@pytest.mark.usefixtures("own")
-@pytest.mark.parametrize(
-    ("path", "options", "message"),
-    [
-        ("own_attacks", {}, "attack.method must be package.module:name"),
-        ("foolbox.attacks:L2DeepFol", {}, "has no L2DeepFol"),
-        ("foolbox.attack:DDNAttack", {}, "attack.method: foolbox.attack:DDNAttack cannot be"),
-        (
-            "foolbox.attacks:L2DeepFoolAttack",
-            {"step": 3},
-            "takes no option 'step' here; its options: steps, candidates, overshoot, loss; did "
-            "you mean steps?",
-        ),
-        ("foolbox.attacks:L2PGD", {}, "searches no smallest perturbation; use"),
-        ("foolbox.attacks:L2PGD", {"epsilon": 1.0}, "searches no smallest perturbation; use"),
-        ("foolbox.attacks:SpatialAttack", {}, "nor a subclass of foolbox's MinimizationAttack"),
-        ("own_attacks:needs_eps", {"eps": 1.0}, "searches no smallest perturbation; use"),
-        ("own_attacks:needs_size", {}, "own_attacks:needs_size needs size; set it in attack.op"),
-        ("own_attacks:halfway", {"targeted": True}, "takes no option 'targeted' here"),
-        ("own_attacks:two", {}, "neither a function (model, inputs, labels, **options) nor"),
-        ("own_attacks:Attack", {}, "neither a function (model, inputs, labels, **options) nor"),
-    ],
-)
-def test_mistakes(path: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as error:
-        ExternalAttack(path, options)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("path", "package"),
-    [("adv_lib.attacks:ddn", "adv-lib"), ("foolbox.attacks:DDNAttack", "foolbox")],
-)
-def test_a_library_that_is_not_installed(
-    path: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=f"is not installed; .*pip install {package}"):
-        ExternalAttack(path, {})
-
-
-@pytest.mark.usefixtures("own")
-def test_an_exception_of_the_attack_is_one_line() -> None:
-    view, images, labels, _ = linear("bounded")
-    with pytest.raises(UserError, match="own_attacks:fails failed: ValueError: no such thing"):
-        ExternalAttack("own_attacks:fails", {}).perturb(view, images, labels)
-    with pytest.raises(UserError, match=r"of the shape \(1, 1, 8, 8\), got \(1, 64\)"):
-        ExternalAttack("own_attacks:of_another_shape", {}).perturb(view, images, labels)
-    with pytest.raises(torch.OutOfMemoryError):
-        ExternalAttack("own_attacks:out_of_memory", {}).perturb(view, images, labels)
-    assert view.net[1].weight.requires_grad
