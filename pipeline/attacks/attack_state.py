@@ -24,6 +24,7 @@ class Step:
     logit_diff: Tensor  # (A,) f before the step
     gradient_norm: Tensor  # (A,) ||w||_q; infinite where w vanished
     toward_label: Tensor  # (A,) bool, samples that move toward their label
+    num_queries: Tensor  # (A,) int64, number of gradients
     iteration: int  # from 0
 
 
@@ -94,6 +95,7 @@ class AttackState:
     toward_label: Tensor  # (A,) bool
     choices: Tensor  # (A, M) int64, candidate classes
     iteration: Tensor  # (A,) int64, steps taken
+    num_queries: Tensor  # (A,) int64, forward passes and gradients, with the clean forward
 
     def __len__(self) -> int:
         return len(self.key)
@@ -119,6 +121,17 @@ class IterationResult(NamedTuple):
     flipped: Tensor  # (A,) bool, whether it is the wanted one
     no_gradient: Tensor  # (A,) bool, there was no finite step
     forward: ForwardPass | None  # at the tested points, with ``keep_graph``
+
+    def take(self, rows: Tensor) -> "IterationResult":
+        """Some of the samples, without the step and the forward pass of all."""
+        return IterationResult(
+            self.state.take(rows),
+            self.step,
+            self.prediction[rows],
+            self.flipped[rows],
+            self.no_gradient[rows],
+            None,
+        )
 
     @property
     def ended(self) -> Tensor:

@@ -75,6 +75,7 @@ def initial_state(
         toward_label=toward_label,
         choices=choices,
         iteration=torch.zeros_like(labels),
+        num_queries=torch.ones_like(labels),
     )
 
 
@@ -98,7 +99,9 @@ def deepfool_iteration(
         iteration: number of the recorded step.
         keep_graph: test by a forward with a graph, and return it.
     """
+    num_forwards = 1  # the test
     if points is None:
+        num_forwards = 2
         inputs = torch.add(state.images, state.total_step, alpha=config.reach)
         forward = view.forward_with_grad(view.clip_(inputs), state.key)
         points = PointsToLinearize(forward, torch.arange(len(state), device=inputs.device))
@@ -118,6 +121,7 @@ def deepfool_iteration(
             total_step=total_step,
             choices=step.target[:, None] if config.target_class == "fixed" else state.choices,
             iteration=state.iteration + 1,
+            num_queries=state.num_queries + step.num_queries + num_forwards,
         ),
         step=Step(
             state.key, **step._asdict(), toward_label=state.toward_label, iteration=iteration

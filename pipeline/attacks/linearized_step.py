@@ -61,6 +61,7 @@ class LinearizedStep(NamedTuple):
     target: Tensor
     logit_diff: Tensor
     gradient_norm: Tensor
+    num_queries: Tensor
 
 
 def candidate_classes(logits: Tensor, labels: Tensor, number: int) -> Tensor:
@@ -90,6 +91,7 @@ class _Nearest:
     gradient_norm: Tensor  # (A,) ||w||_q
     position: Tensor  # (A,) int64, among the candidates
     largest_slope: Tensor  # (A,) the largest ||w||_q / weight distance of any candidate so far
+    num_queries: Tensor  # (A,) int64, gradients so far
     gradient: Tensor | None = None  # (A, C, H, W), w
 
     @classmethod
@@ -97,7 +99,8 @@ class _Nearest:
         """Without any boundary, for logit differences ``like`` (A,)."""
         distance = torch.full_like(like, torch.inf)
         position = torch.zeros_like(like, dtype=torch.int64)
-        return cls(distance, distance.clone(), position, torch.zeros_like(distance))
+        slope = torch.zeros_like(distance)
+        return cls(distance, distance.clone(), position, slope, torch.zeros_like(position))
 
     def update(
         self, position: int, samples: Tensor, distance: Tensor, gradient: Tensor, norm: Tensor
@@ -126,6 +129,7 @@ class _Nearest:
             candidates.classes.gather(1, column)[:, 0],
             logit_diffs.gather(1, column)[:, 0],
             self.gradient_norm,
+            self.num_queries,
         )
 
 
@@ -171,6 +175,7 @@ def nearest_boundary(
         gradient, logit_diff = _gradient(view, forward, forward_rows, candidates, samples, m)
         norm = per_sample_norm(gradient, dual_exponent(p))
         nearest.update(m, samples, logit_diff.abs() / norm, gradient, norm)
+        nearest.num_queries[samples] += 1
         slope = torch.maximum(nearest.largest_slope[samples], norm / spread[samples, m])
         nearest.largest_slope[samples] = slope
     return nearest.step(candidates, logit_diffs, p)
@@ -275,7 +280,14 @@ def loss_step(
     slope = (w * unit).flatten(1).sum(dim=1)
     norm = slope.where(slope > 0, torch.inf)
     displacement = unit * expand_to_images(logit_diff.abs() / norm)
-    return LinearizedStep(displacement, source, target, logit_diff.detach(), norm.detach())
+    return LinearizedStep(
+        displacement,
+        source,
+        target,
+        logit_diff.detach(),
+        norm.detach(),
+        num_queries=torch.full_like(target, 2),  # of f and of the loss
+    )
 
 
 def logit_differences(logits: Tensor, source: Tensor, classes: Tensor) -> Tensor:
