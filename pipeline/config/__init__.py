@@ -7,7 +7,7 @@ ignores the sections that only the other one has.
 from pathlib import Path
 
 from .data import DataConfig
-from .evaluation import EPS_REF_FRACTIONS, AttackConfig, EvaluationConfig, FgsConfig
+from .evaluation import BEST, EPS_REF_FRACTIONS, AttackConfig, EvaluationConfig, FgsConfig
 from .ignored import warn_ignored
 from .model import ModelConfig
 from .runs import EvaluateConfig, FinetuneConfig, RunConfig, Shard
@@ -30,6 +30,7 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _ROOT / "configs"
 DEFAULT_CONFIG = CONFIGS / "demo.yaml"
 
 __all__ = [
+    "BEST",
     "CONFIGS",
     "DEFAULT_CONFIG",
     "EPS_REF_FRACTIONS",

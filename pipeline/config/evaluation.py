@@ -1,18 +1,37 @@
 """Options of the attacks and of what is measured."""
 
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from .checks import Range, Section, number, require
 
 # The fractions of eps_ref at which the paper's Table 1 states accuracies.
 EPS_REF_FRACTIONS = (0.2, 0.5, 1.0)
+# The attacks of attack.method best, in the order in which they run.
+BEST = ("deepfool", "superdeepfool", "ddn", "fmn")
 
 
 @dataclass(kw_only=True)
 class AttackConfig(Section):
-    """DeepFool."""
+    """The attack that measures the smallest perturbation of each image."""
 
+    method: str = "deepfool"
+    """deepfool (the paper's); superdeepfool: DeepFool, then projections onto the boundary's normal
+    and a line search; ddn; fmn; several joined by +: the smallest for each image; best:
+    deepfool+superdeepfool+ddn+fmn. In evaluations also one minimal-norm attack of foolbox or
+    adversarial-library by import path, such as foolbox.attacks:DDNAttack. The regulariser takes
+    deepfool and superdeepfool."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of an attack that method names by import path."""
+    max_projections: int = number(14, Range(minimum=1, unit="projections"))
+    """For superdeepfool: largest number of projections, each of one forward pass and one
+    gradient."""
+    restarts: int = number(0, Range(minimum=0, maximum=1000, unit="starts"))
+    """For superdeepfool, in evaluations: number of further starts, in random directions. They reach
+    other parts of the boundary, each at the price of max_projections."""
+    descent_steps: int = number(200, Range(minimum=1, unit="steps"))
+    """For ddn and fmn: number of steps, each of one forward pass and one gradient."""
     num_candidates: int = number(10, Range(minimum=2, unit="classes"))
     """q: number of classes that are considered: those with the highest logits at the clean image,
     including its predicted class."""
@@ -46,6 +65,37 @@ class AttackConfig(Section):
     def __post_init__(self) -> None:
         self.norm = float(self.norm)
         super().__post_init__()
+
+    def check(self) -> None:
+        """Check the names of the attacks."""
+        names = " or ".join([", ".join((*BEST[:-1], BEST[-1])), "best"])
+        paths = [name for name in self.methods if ":" in name]
+        unknown = any(name not in (*BEST, *paths) for name in self.methods) or len(paths) > 1
+        rule = f"{names}, package.module:name of one attack, or several joined by +"
+        require(not unknown, "method", rule, self.method)
+
+    @property
+    def methods(self) -> list[str]:
+        """The attacks of ``method``, without duplicates, in the order in which they run."""
+        names = BEST if self.method == "best" else tuple(self.method.split("+"))
+        known = [name for name in BEST if name in names]
+        return known + [name for name in dict.fromkeys(names) if name not in BEST]
+
+    def describe(self, method: str) -> str:
+        """A method with the options that only it has, for the protocol."""
+        if method == "superdeepfool":
+            starts = f", {self.restarts} random starts" if self.restarts else ""
+            return f"{method}, at most {self.max_projections} projections{starts}"
+        if method in ("ddn", "fmn"):
+            return f"{method}, {self.descent_steps} steps"
+        if ":" in method and self.options:
+            return f"{method}, {json.dumps(self.options, sort_keys=True)}"
+        return method
+
+    @property
+    def num_distances(self) -> int:
+        """Number of distances that are stored for each image, beside the smallest."""
+        return len(self.methods) if len(self.methods) > 1 else 0
 
     @property
     def reach(self) -> float:
@@ -90,7 +140,7 @@ class EvaluationConfig(Section):
     """Accuracy and rho2, in training and in evaluate.py."""
 
     attack: AttackConfig = field(default_factory=AttackConfig)
-    """DeepFool, for rho2."""
+    """The attack, for rho2."""
     fgs: FgsConfig = field(default_factory=FgsConfig)
     """FGS, which is measured in addition."""
     space: Literal["input", "pixels"] = "input"
@@ -102,6 +152,10 @@ class EvaluationConfig(Section):
     """Number of images in a batch of one rank."""
     num_images: int | None = number(None, Range(minimum=1, unit="images"))
     """Evaluate on this many images, evenly spaced in the index. Default: all."""
+    diagnostics: bool = True
+    """Measure for each image, in addition, how close its perturbation is to a smallest one (the
+    cosine with the boundary's normal) and an upper bound of its distance (the line to an image of
+    another class), and warn where they contradict the attack."""
     every_epochs: int = number(1, Range(minimum=1, unit="epochs"))
     """Fine-tuning: number of epochs between evaluations. The net is always evaluated before and
     after fine-tuning too."""

@@ -59,11 +59,26 @@ def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str
 
 
 def _of_attack(section: str, attack: AttackConfig) -> Iterator[tuple[str, str]]:
+    yield from _of_methods_of_attack(section, attack)
     if attack.step_direction == "loss_gradient":
         for name in ("candidate_search", "pruning_factor"):
             yield f"{section}.{name}", f"{section}.step_direction is loss_gradient"
     elif attack.candidate_search == "exhaustive":
         yield f"{section}.pruning_factor", f"it is for {section}.candidate_search pruned"
+
+
+def _of_methods_of_attack(section: str, attack: AttackConfig) -> Iterator[tuple[str, str]]:
+    """Options of attacks that ``method`` does not name."""
+    reason = f"{section}.method is {attack.method}"
+    if "superdeepfool" not in attack.methods:
+        for name in ("max_projections", "restarts"):
+            yield f"{section}.{name}", reason
+    elif section == "regularizer.attack":
+        yield f"{section}.restarts", "it is for evaluations"
+    if {"ddn", "fmn"}.isdisjoint(attack.methods):
+        yield f"{section}.descent_steps", reason
+    if not any(":" in name for name in attack.methods):
+        yield f"{section}.options", reason
 
 
 def _of_schedule(schedule: ScheduleConfig) -> Iterator[tuple[str, str]]:

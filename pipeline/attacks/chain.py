@@ -1,0 +1,48 @@
+"""The stages of the attacks that `AttackConfig.method` names."""
+
+from torch import Tensor
+
+from pipeline.attacks.external import ExternalAttack
+from pipeline.attacks.external_stage import ExternalStage
+from pipeline.attacks.line_search import LineSearch, Optimality, Record, ReferenceLine
+from pipeline.attacks.search import Stage
+from pipeline.attacks.stages import FirstStep, NormDescent, Projections, RandomStart
+from pipeline.config import AttackConfig
+
+
+def starts_with_deepfool(attack: AttackConfig) -> bool:
+    """Whether images pass through DeepFool before the stages."""
+    return not {"deepfool", "superdeepfool"}.isdisjoint(attack.methods)
+
+
+def stages_of(attack: AttackConfig, references: Tensor | None) -> list[Stage]:
+    """The stages after DeepFool, in the order in which images pass through them.
+
+    Args:
+        attack: its method, norm and numbers of steps are used.
+        references: (R, C, H, W) reference images for the upper bound; None: neither the bound nor
+            the cosine is measured.
+
+    Raises:
+        UserError: an attack of another library cannot be imported, or does not take its options.
+    """
+    p = float(attack.norm)
+    stages: list[Stage] = []
+    for number, name in enumerate(attack.methods):
+        if name == "deepfool":
+            stages.append(Record(p, number))
+        elif name == "superdeepfool":
+            projections = [Projections(p, attack.max_projections), LineSearch(p, number)]
+            stages += projections
+            for start in range(1, attack.restarts + 1):
+                stages += [RandomStart(number, start), *projections]
+        elif ":" in name:
+            stages.append(ExternalStage(ExternalAttack(name, attack.options), p, number))
+        else:
+            descent = NormDescent(name, p, attack.descent_steps)
+            stages += [FirstStep(attack), descent, LineSearch(p, number)]
+    if references is not None:
+        # DeepFool alone reports the paper's number, whatever the bound says.
+        takes_part = attack.methods != ["deepfool"]
+        stages += [ReferenceLine(p, references, takes_part), Optimality(p)]
+    return stages

@@ -1,0 +1,174 @@
+"""The stages of the search that need no gradient, and the check at the end.
+
+In and out: `SearchState`. The classes follow `pipeline.attacks.search.Stage`.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pipeline.attacks.norms import expand_to_images, per_sample_norm
+from pipeline.attacks.projection import deciding_classes, linearize_boundary
+from pipeline.attacks.search import BY_BOUND, Advanced, SearchState, clipped, shifted
+from pipeline.models.attack_view import AttackView
+
+
+@dataclass(frozen=True)
+class Record:
+    """Records the distance of the method that has just ended, without a query."""
+
+    p: float
+    method: int  # number of the method in `SearchState.distances`
+
+    def start(self, state: SearchState) -> Advanced:
+        """All images leave at once."""
+        return Advanced(state, torch.ones_like(state.flipped))
+
+    def advance(self, view: AttackView, state: SearchState) -> Advanced:
+        """Never called: no image stays."""
+        raise NotImplementedError
+
+    def finish(self, state: SearchState) -> SearchState:
+        """Record the distance."""
+        return state.recorded(self.method, self.p)
+
+
+@dataclass(frozen=True)
+class LineSearch:
+    """Shortens ``best`` along its direction to where the class changes, and records it.
+
+    ``best`` is usually beyond the boundary by no more than an overshoot, so the first trials are at
+    1 - s, 1 - 3 s, 1 - 9 s, ... of it, with s = ``first_cut``. Once one fails, the interval is
+    bisected.
+    """
+
+    p: float
+    method: int  # number of the method in `SearchState.distances`
+    num_trials: int = 7
+    first_cut: float = 0.02
+
+    def start(self, state: SearchState) -> Advanced:
+        """Search along the shortest perturbation of the method, if there is one."""
+        missing = state.best_norm.isinf()
+        state = state.at_stage_start()
+        trial = state.best * expand_to_images(self._factor(state))
+        return Advanced(
+            replace(state, delta=torch.where(expand_to_images(missing), state.delta, trial)),
+            missing,
+        )
+
+    @torch.no_grad()
+    def advance(self, view: AttackView, state: SearchState) -> Advanced:
+        """Test one point of the line."""
+        factor = self._factor(state)
+        state = _test_trial(view, state, factor, self.p)
+        trial = state.best * expand_to_images(self._factor(state))
+        ended = state.iteration >= self.num_trials
+        return Advanced(replace(state, delta=trial), ended)
+
+    def finish(self, state: SearchState) -> SearchState:
+        """Record the distance of the method."""
+        return state.recorded(self.method, self.p)
+
+    def _factor(self, state: SearchState) -> Tensor:
+        """The next factor (A,) on ``best``."""
+        # Not by a power of tensors, whose last bits depend on the size of the batch.
+        factors = [max(1.0 - self.first_cut * 3.0**n, 0.5) for n in range(self.num_trials + 1)]
+        table = torch.tensor(factors, dtype=state.low.dtype).to(state.low.device)
+        return torch.where(state.low > 0, (state.low + 1.0) / 2.0, table[state.iteration])
+
+
+@dataclass(frozen=True)
+class ReferenceLine:
+    """An upper bound of the distance: a bisection between the image and a reference image of
+    another class.
+
+    Only images whose perturbation is longer than ``ratio`` times the distance to the reference, or
+    does not change the class, are searched; for the others the distance itself is bound enough.
+    """
+
+    p: float
+    references: Tensor  # (R, C, H, W)
+    takes_part: bool  # whether the point on the line may become the image's perturbation
+    num_trials: int = 8
+    ratio: float = 0.25
+
+    def start(self, state: SearchState) -> Advanced:
+        """Begin at the reference image."""
+        state = state.at_stage_start()
+        missing = state.reference < 0
+        if len(self.references) == 0:
+            return Advanced(state, torch.ones_like(missing))
+        line = self.references[state.reference.clamp_min(0)] - state.images
+        norm = per_sample_norm(line, self.p)
+        norm = norm.where(~missing, torch.nan)
+        short = state.smallest_norm < self.ratio * norm
+        state = replace(
+            state,
+            best=line,
+            best_norm=norm,
+            delta=0.5 * line,
+            upper_bound=norm.double(),
+        )
+        return Advanced(state, missing | (short & state.flipped))
+
+    @torch.no_grad()
+    def advance(self, view: AttackView, state: SearchState) -> Advanced:
+        """Test the middle of the interval that contains the boundary."""
+        state = _test_trial(view, state, (state.low + 1.0) / 2.0, self.p)
+        trial = state.best * expand_to_images((state.low + 1.0) / 2.0)
+        bound = per_sample_norm(state.best.double(), self.p)
+        state = replace(state, delta=trial, upper_bound=bound)
+        return Advanced(state, state.iteration >= self.num_trials)
+
+    def finish(self, state: SearchState) -> SearchState:
+        """Use the point on the line where no method has a shorter perturbation."""
+        # NaN compares false: an image without a reference keeps its perturbation.
+        wins = (state.upper_bound < state.smallest_norm) | (
+            ~state.flipped & state.upper_bound.isfinite()
+        )
+        wins &= self.takes_part & (state.iteration > 0)
+        return replace(
+            state,
+            smallest=torch.where(expand_to_images(wins), state.best, state.smallest),
+            smallest_norm=state.upper_bound.where(wins, state.smallest_norm),
+            smallest_class=state.best_class.where(wins, state.smallest_class),
+            winner=torch.where(wins, BY_BOUND, state.winner),
+            flipped=state.flipped | wins,
+        )
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """Measures the cosine of the shortest perturbation and the boundary's normal at its end."""
+
+    p: float
+
+    def start(self, state: SearchState) -> Advanced:
+        """All images stay for one query."""
+        state = replace(state, cosine=torch.full_like(state.cosine, torch.nan))
+        return Advanced(state, ~state.flipped)
+
+    @torch.no_grad()
+    def advance(self, view: AttackView, state: SearchState) -> Advanced:
+        """One forward pass and gradient at the end of the perturbation."""
+        forward = view.forward_with_grad(shifted(view, state.images, state.smallest), state.key)
+        never = torch.zeros_like(state.flipped)
+        classes = deciding_classes(forward.logits.detach(), state.label, never)
+        boundary = linearize_boundary(view, forward, classes, self.p)
+        cosine = boundary.cosine(state.smallest, self.p)
+        return Advanced(replace(state, cosine=cosine), torch.ones_like(never))
+
+    def finish(self, state: SearchState) -> SearchState:
+        """Nothing is left to record."""
+        return state
+
+
+def _test_trial(view: AttackView, state: SearchState, factor: Tensor, p: float) -> SearchState:
+    """Test ``factor`` (A,) times ``best``; where the class changes, this becomes ``best``."""
+    state = replace(state, delta=clipped(view, state.images, state.delta))
+    logits = view(shifted(view, state.images, state.delta), state.key)
+    tested, flips = state.tested(logits, p)
+    low = torch.where(flips, state.low / factor, factor)
+    return replace(tested, low=low, iteration=state.iteration + 1)

@@ -1,0 +1,100 @@
+"""Steps towards the nearest point of a class boundary that has been reached.
+
+In: a perturbation r whose end is near a boundary. Out: a shorter one, near the same boundary or a
+nearer one. At a smallest perturbation r is parallel to the boundary's normal w (SuperDeepFool,
+Abdolpourrostam, Abroshan, Moosavi-Dezfooli, NeurIPS 2024). A step linearises once and combines two
+points of the linearised boundary <w, r'> = <w, r> - f: the nearest to x + r, which DeepFool would
+take, and the nearest to x, whose perturbation is parallel to w (as in FAB, Croce, Hein, ICML 2020).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.attacks.linearized_step import logit_differences
+from pipeline.attacks.norms import dual_exponent, expand_to_images, per_sample_norm, steepest_step
+from pipeline.models.attack_view import AttackView, ForwardPass
+
+
+class Classes(NamedTuple):
+    """The two classes whose logits decide, for A samples: f = logit of target - logit of source."""
+
+    source: Tensor  # (A,) int64
+    target: Tensor  # (A,) int64
+
+
+class LinearizedBoundary(NamedTuple):
+    """The boundary between two classes, linearised at A points."""
+
+    gradient: Tensor  # (A, C, H, W), w, the gradient of f by the image
+    dual_norm: Tensor  # (A,) ||w||_q; infinite where w is zero or not finite
+    logit_diff: Tensor  # (A,) f; positive where the class is the wanted one
+
+    def distance(self, delta: Tensor) -> Tensor:
+        """||r'||_p (A,) of the shortest r' with <w, r'> = <w, r> - f, for r = delta (A, C, H, W).
+
+        Where delta ends at the nearest boundary point, this is the distance to the boundary.
+        """
+        along = (self.gradient * delta).flatten(1).sum(dim=1)
+        return (along - self.logit_diff) / self.dual_norm
+
+    def cosine(self, delta: Tensor, p: float) -> Tensor:
+        """<w, r> / (||w||_q ||r||_p), (A,): 1 at a smallest perturbation (Hoelder's inequality)."""
+        along = (self.gradient * delta).flatten(1).sum(dim=1)
+        return along / (self.dual_norm * per_sample_norm(delta, p))
+
+
+def deciding_classes(logits: Tensor, label: Tensor, toward_label: Tensor) -> Classes:
+    """The label and the highest other class, as source and target.
+
+    Args:
+        logits: (A, K).
+        label: (A,) class to leave, or to reach where ``toward_label``.
+        toward_label: (A,) bool.
+    """
+    other = logits.scatter(1, label[:, None], -torch.inf).argmax(dim=1)
+    return Classes(other.where(toward_label, label), label.where(toward_label, other))
+
+
+def linearize_boundary(
+    view: AttackView, forward: ForwardPass, classes: Classes, p: float
+) -> LinearizedBoundary:
+    """Linearise the boundary between two classes at the points of a forward pass; its graph is
+    kept."""
+    with torch.enable_grad():
+        logit_diffs = logit_differences(forward.logits, classes.source, classes.target[:, None])
+        logit_diff = logit_diffs[:, 0]
+    gradient = view.logit_diff_gradient(forward, logit_diff)
+    norm = per_sample_norm(gradient, dual_exponent(p))
+    usable = norm.isfinite() & (norm > 0)
+    return LinearizedBoundary(
+        gradient.masked_fill(~expand_to_images(usable), 0.0),
+        norm.where(usable, torch.inf),
+        logit_diff.detach(),
+    )
+
+
+def project(
+    delta: Tensor, boundary: LinearizedBoundary, share: Tensor, overshoot: Tensor, p: float
+) -> Tensor:
+    """The next perturbation (A, C, H, W); ``delta`` where there is no gradient.
+
+    Args:
+        delta: (A, C, H, W), where ``boundary`` is linearised.
+        boundary: the linearised boundary.
+        share: (A,) weight of the point that is nearest to the image, in [0, 1]; the other point,
+            nearest to the end of ``delta``, has the rest. 1 is the full projection, which often
+            jumps past the linear region in which w is valid.
+        overshoot: (A,) how far beyond the boundary to go, relative to ||delta||. Without it the
+            steps approach a curved boundary from inside and never cross it.
+        p: norm of the perturbation, in (1, inf].
+    """
+    gradient, dual_norm, _ = boundary
+    along = (gradient * delta).flatten(1).sum(dim=1) / dual_norm
+    length = boundary.distance(delta) + overshoot * per_sample_norm(delta, p)
+    length = length.where(dual_norm.isfinite(), 0.0)
+    nearest_to_image = steepest_step(gradient, dual_norm, length, p)
+    correction = steepest_step(gradient, dual_norm, length - along, p)
+    share = expand_to_images(share.where(dual_norm.isfinite(), 0.0))
+    return (delta + correction).mul_(1.0 - share).add_(share * nearest_to_image)

@@ -1,0 +1,258 @@
+"""The stages of the search that follow gradients: projections onto the boundary, norm descent.
+
+In and out: `SearchState`. The classes follow `pipeline.attacks.search.Stage`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from pipeline.attacks.linearized_step import (
+    Candidates,
+    PointsToLinearize,
+    candidate_classes,
+    nearest_boundary,
+)
+from pipeline.attacks.norms import expand_to_images, per_sample_norm, steepest_step
+from pipeline.attacks.projection import deciding_classes, linearize_boundary, project
+from pipeline.attacks.search import Advanced, SearchState, Tested, clipped, shifted
+from pipeline.config import AttackConfig
+from pipeline.models.attack_view import AttackView
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Shortens perturbations that have reached a boundary (`pipeline.attacks.projection`).
+
+    The share of the full projection and the overshoot decrease geometrically over the steps. An
+    image leaves after ``max_steps``, or once ``patience`` steps have improved neither its distance
+    nor its cosine. One whose class has not changed yet is only moved towards the boundary.
+    """
+
+    p: float
+    max_steps: int
+    share: tuple[float, float] = (0.3, 0.05)
+    overshoot: tuple[float, float] = (0.02, 0.01)
+    patience: int = 6
+
+    def start(self, state: SearchState) -> Advanced:
+        """Continue from the perturbation that has reached the boundary."""
+        return Advanced(state.at_stage_start(), state.no_gradient)
+
+    @torch.no_grad()
+    def advance(self, view: AttackView, state: SearchState) -> Advanced:
+        """Test the perturbation, linearise there, and take a step."""
+        forward = view.forward_with_grad(shifted(view, state.images, state.delta), state.key)
+        logits = forward.logits.detach()
+        tested = state.tested(logits, self.p).state
+        never = torch.zeros_like(state.label, dtype=torch.bool)
+        classes = deciding_classes(logits, state.label, never)
+        boundary = linearize_boundary(view, forward, classes, self.p)
+        cosine = torch.nan_to_num(boundary.cosine(state.delta, self.p), -1.0)
+        share = _geometric(self.share, self.max_steps)(state.iteration, cosine)
+        share = share.where(tested.best_norm.isfinite(), 0.0)
+        overshoot = _geometric(self.overshoot, self.max_steps)(state.iteration, cosine)
+        delta = project(state.delta, boundary, share, overshoot, self.p)
+        shorter = tested.best_norm < 0.9999 * state.best_norm
+        improved = shorter | (cosine > state.cosine + 1e-3)
+        stale = torch.where(improved, 0, state.stale + 1)
+        iteration = state.iteration + 1
+        at_optimum = (cosine > 0.9999) & tested.best_norm.isfinite()
+        vanished = boundary.dual_norm.isinf()
+        ended = at_optimum | vanished | (stale > self.patience) | (iteration > self.max_steps)
+        state = replace(
+            tested,
+            delta=clipped(view, state.images, delta),
+            iteration=iteration,
+            stale=stale,
+            cosine=torch.maximum(cosine, state.cosine),
+            num_queries=tested.num_queries + 1,
+            num_steps=tested.num_steps + 1,
+            no_gradient=state.no_gradient | (vanished & tested.best_norm.isinf()),
+        )
+        return Advanced(state, ended)
+
+    def finish(self, state: SearchState) -> SearchState:
+        """Nothing is recorded before the line search."""
+        return state
+
+
+@dataclass(frozen=True)
+class RandomStart:
+    """Starts the method again, in a random direction, at ``length`` times its distance so far.
+
+    Another start may reach another part of the boundary. The direction is a function of the image's
+    number and of the start alone.
+    """
+
+    method: int  # number of the method in `SearchState.distances`
+    number: int  # of the start, from 1
+    length: float = 0.7
+
+    def start(self, state: SearchState) -> Advanced:
+        """All images leave at once, with their new start."""
+        signs = torch.stack([self._signs(key, state.images[0]) for key in state.key.tolist()])
+        size = self.length / math.sqrt(state.images[0].numel())
+        distance = state.distances[:, self.method].to(state.images.dtype)
+        delta = signs * expand_to_images(size * distance.where(distance.isfinite(), 0.0))
+        return Advanced(replace(state.restarted(), delta=delta), torch.ones_like(state.flipped))
+
+    def advance(self, view: AttackView, state: SearchState) -> Advanced:
+        """Never called: no image stays."""
+        raise NotImplementedError
+
+    def finish(self, state: SearchState) -> SearchState:
+        """Nothing is recorded."""
+        return state
+
+    def _signs(self, key: int, like: Tensor) -> Tensor:
+        """(C, H, W) of random signs."""
+        generator = torch.Generator().manual_seed((key << 10) + self.number)
+        bits = torch.randint(2, like.shape, generator=generator, dtype=torch.int8)
+        return (2 * bits - 1).to(like.device, like.dtype)
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """DeepFool's first step from the clean image, towards the nearest linearised boundary.
+
+    A descent that starts without it goes to the class of the second highest logit, which need not
+    be the nearest.
+    """
+
+    config: AttackConfig  # num_candidates, candidate_search, pruning_factor and norm are used
+
+    def start(self, state: SearchState) -> Advanced:
+        """Start from the clean image."""
+        return Advanced(state.restarted(), torch.zeros_like(state.flipped))
+
+    @torch.no_grad()
+    def advance(self, view: AttackView, state: SearchState) -> Advanced:
+        """Linearise at the image; all images leave."""
+        forward = view.forward_with_grad(state.images, state.key)
+        rows = torch.arange(len(state), device=state.key.device)
+        choices = candidate_classes(
+            forward.logits.detach(), state.label, self.config.num_candidates
+        )
+        never = torch.zeros_like(state.flipped)
+        candidates = Candidates(state.key, state.label, choices, never)
+        points = PointsToLinearize(forward, rows)
+        del forward  # `points` alone refers to it
+        step = nearest_boundary(view, points, candidates, self.config)
+        vanished = step.gradient_norm.isinf()
+        state = replace(
+            state,
+            delta=clipped(view, state.images, step.displacement),
+            radius=per_sample_norm(step.displacement, float(self.config.norm)),
+            num_queries=state.num_queries + step.num_queries + 1,
+            no_gradient=state.no_gradient | vanished,
+        )
+        return Advanced(state, torch.ones_like(never))
+
+    def finish(self, state: SearchState) -> SearchState:
+        """Nothing is recorded."""
+        return state
+
+
+@dataclass(frozen=True)
+class NormDescent:
+    """Gradient steps at a norm that shrinks while the class is changed and grows while it is not.
+
+    ddn: Rony et al., CVPR 2019; fmn: Pintor et al., NeurIPS 2021. Two things differ from the
+    papers: lengths are relative to the first linearised distance, so that they suit any space and
+    net, and the loss is the highest other logit minus the label's, for ddn too: the cross-entropy's
+    gradient vanishes where the net is sure, and beside a boundary it mixes in further classes.
+    """
+
+    kind: str  # ddn or fmn
+    p: float
+    num_steps: int
+    step_size: tuple[float, float] = (1.0, 0.02)  # relative to the radius, by a cosine schedule
+    gamma: tuple[float, float] = (0.05, 0.001)  # relative change of the radius, the same
+
+    def start(self, state: SearchState) -> Advanced:
+        """Continue from the first step; an image without a gradient leaves."""
+        return Advanced(state.at_stage_start(), state.radius == 0)
+
+    @torch.no_grad()
+    def advance(self, view: AttackView, state: SearchState) -> Advanced:
+        """Test the perturbation, take a gradient step, and set its norm."""
+        forward = view.forward_with_grad(shifted(view, state.images, state.delta), state.key)
+        tested, flips = state.tested(forward.logits.detach(), self.p)
+        never = torch.zeros_like(state.flipped)
+        classes = deciding_classes(forward.logits.detach(), state.label, never)
+        gradient, dual_norm, logit_diff = linearize_boundary(view, forward, classes, self.p)
+        step_size = _annealed(self.step_size, self.num_steps)(state.iteration, logit_diff)
+        gamma = _annealed(self.gamma, self.num_steps)(state.iteration, logit_diff)
+        radius = self._radius(
+            Tested(tested, flips), state.delta, logit_diff.abs() / dual_norm, gamma
+        )
+        size = radius * step_size
+        delta = state.delta + steepest_step(gradient, dual_norm, size, self.p)
+        delta = clipped(view, state.images, self._at_norm(delta, radius))
+        iteration = state.iteration + 1
+        state = replace(
+            tested,
+            delta=delta,
+            radius=radius,
+            iteration=iteration,
+            num_queries=tested.num_queries + 1,
+            num_steps=tested.num_steps + 1,
+        )
+        return Advanced(state, iteration > self.num_steps)
+
+    def finish(self, state: SearchState) -> SearchState:
+        """Nothing is recorded before the line search."""
+        return state
+
+    def _radius(self, tested: Tested, delta: Tensor, linearized: Tensor, gamma: Tensor) -> Tensor:
+        """The norm (A,) of the next perturbation; ``linearized`` (A,) is the linearised distance
+        from images + delta."""
+        state, flips = tested
+        shrunk = state.radius * (1.0 - gamma)
+        grown = state.radius * (1.0 + gamma)
+        if self.kind == "fmn":
+            shrunk = torch.minimum(shrunk, state.best_norm)
+            # Slightly beyond the linearised boundary, which would only be approached otherwise.
+            reached = 1.01 * (per_sample_norm(delta, self.p) + linearized)
+            grown = grown.where(state.best_norm.isfinite(), reached)
+        return shrunk.where(flips, grown)
+
+    def _at_norm(self, delta: Tensor, radius: Tensor) -> Tensor:
+        """ddn: scaled to the radius; fmn: projected onto the ball of this radius."""
+        if self.kind == "fmn" and math.isinf(self.p):
+            bound = expand_to_images(radius)
+            return torch.minimum(torch.maximum(delta, -bound), bound)
+        norm = per_sample_norm(delta, self.p)
+        factor = radius / norm.where(norm > 0, torch.inf)
+        return delta * expand_to_images(factor.clamp_max(1.0) if self.kind == "fmn" else factor)
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """A value for each iteration, computed in advance: powers and cosines of tensors differ in the
+    last bits between small and large batches."""
+
+    values: tuple[float, ...]
+
+    def __call__(self, iteration: Tensor, like: Tensor) -> Tensor:
+        """The values (A,) at iterations (A,), of the type and device of ``like``."""
+        table = torch.tensor(self.values, dtype=like.dtype).to(like.device)
+        return table[iteration.clamp_max(len(self.values) - 1)]
+
+
+@cache
+def _geometric(ends: tuple[float, float], num_steps: int) -> _Schedule:
+    """From ends[0] to ends[1] in ``num_steps`` steps, geometrically."""
+    ratio = ends[1] / ends[0]
+    return _Schedule(tuple(ends[0] * ratio ** (n / num_steps) for n in range(num_steps + 1)))
+
+
+@cache
+def _annealed(ends: tuple[float, float], num_steps: int) -> _Schedule:
+    """From ends[0] to ends[1] in ``num_steps`` steps, as a cosine."""
+    shares = ((1.0 + math.cos(math.pi * n / num_steps)) / 2.0 for n in range(num_steps + 1))
+    return _Schedule(tuple(ends[1] + (ends[0] - ends[1]) * share for share in shares))
