@@ -23,10 +23,14 @@ class RegularizerConfig(Section):
     boundary: by the implicit function theorem at the boundary point (cheaper, approximate)."""
     attack: AttackConfig = field(
         default_factory=lambda: AttackConfig(
-            linearize_at="overshot", target_class="fixed", candidate_search="pruned"
+            linearize_at="overshot",
+            target_class="fixed",
+            candidate_search="pruned",
+            max_projections=1,
         )
     )
-    """DeepFool, for the regulariser."""
+    """The attack, for the regulariser: deepfool, or superdeepfool, which trains on the true
+    distance (gradient boundary)."""
     layers: list[str] = field(default_factory=list)
     """Patterns of parameter names (7.*, layer4.*). The term's gradient is restricted to these
     parameters, as in the paper's Figure 4; the cross-entropy's gradient is not. Default: all
@@ -35,6 +39,15 @@ class RegularizerConfig(Section):
     """Largest number of images that are in the net at the same time. A larger pass is split: the
     attack, its gradient and, if batch norm is frozen, the cross-entropy. This limits memory. auto:
     computed from free memory. Default: all images of a pass."""
+
+    def check(self) -> None:
+        """Check that the attack has a gradient of this kind."""
+        method = self.attack.method
+        names = "deepfool or superdeepfool in regularizer"
+        require(method in ("deepfool", "superdeepfool"), "attack.method", names, method)
+        fits = method == "deepfool" or self.gradient == "boundary"
+        rule = "boundary where regularizer.attack.method is superdeepfool"
+        require(fits, "gradient", rule, self.gradient)
 
 
 @dataclass(kw_only=True)

@@ -15,6 +15,7 @@ from pipeline.config import RegularizerConfig
 from pipeline.models.attack_view import AttackView, ForwardPass, upcast
 from pipeline.regularizer.boundary import boundary
 from pipeline.regularizer.trace import AttackTrace
+from pipeline.regularizer.true_distance import true_distance
 from pipeline.regularizer.unrolled import unrolled
 
 
@@ -49,26 +50,22 @@ def robustness(
         at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
-    perturbation = deepfool(
-        view,
-        images,
-        config.attack,
-        labels,
-        forward=forward,
-        options=AttackOptions(
-            record=True, keep_graph=config.gradient == "boundary", at_once=at_once
-        ),
+    projects = config.attack.method == "superdeepfool"
+    options = AttackOptions(
+        record=not projects,
+        keep_graph=config.gradient == "boundary" and not projects,
+        at_once=at_once,
     )
-    trace = AttackTrace(
-        view.with_current_masks(),
-        images,
-        perturbation,
-        config.attack,
-        len(images) if at_once is None else at_once,
-    )
-    p = float(config.attack.norm)
-    by_steps = config.gradient == "unrolled"
-    norm = per_sample_norm(unrolled(trace), p) if by_steps else boundary(trace)
+    perturbation = deepfool(view, images, config.attack, labels, forward=forward, options=options)
+    held, attack = view.with_current_masks(), config.attack
+    size = len(images) if at_once is None else at_once
+    p = float(attack.norm)
+    if projects:
+        norm = true_distance(held, images, labels, perturbation, attack, size)
+    elif config.gradient == "unrolled":
+        norm = per_sample_norm(unrolled(AttackTrace(held, images, perturbation, attack, size)), p)
+    else:
+        norm = boundary(AttackTrace(held, images, perturbation, attack, size))
     return Robustness(
         ratio=norm / per_sample_norm(images, p),
         correct=perturbation.clean == labels,
