@@ -24,6 +24,7 @@ if __name__ == "__main__":  # a mistake in an option is reported before the slow
 import numpy as np
 import torch
 
+from pipeline.attacks import chain
 from pipeline.data import source
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
@@ -59,6 +60,7 @@ def main() -> None:
     ):
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every shard
         config = reference.resolve_reference(config)
+        chain.stages_of(config.evaluation.attack, None)  # reports a mistake in an attack's options
         run_folder.check_folder(config, "evaluation")
         index = source.open_index(config, "val")
         net = prepare.build_net(config, index)
@@ -168,9 +170,12 @@ def announce(
     config: EvaluateConfig, protocol: Protocol, rows: np.ndarray, ranks: DistributedContext
 ) -> str:
     """Describes the evaluation in two lines."""
-    fgs = config.evaluation.fgs
+    fgs, attack = config.evaluation.fgs, config.evaluation.attack
+    names = " + ".join(
+        "DeepFool" if m == "deepfool" else attack.describe(m) for m in attack.methods
+    )
     measures = (
-        f"accuracy, DeepFool (p {protocol.norm}, q {protocol.num_candidates}, at most "
+        f"accuracy, {names} (p {protocol.norm}, q {protocol.num_candidates}, at most "
         f"{protocol.max_iterations} iterations, {protocol.space})"
     )
     if fgs.measured:

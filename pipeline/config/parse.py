@@ -277,7 +277,10 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def stored_differences(stored: Any, config: RunConfig, free: Sequence[str]) -> list[str]:
     """`differences` between the options that a run stored and those of ``config``. The stored ones
     may have earlier names."""
-    return differences(translate(type(config), stored).values, to_dict(config), free)
+    # Options that the version of the stored run did not have yet: their defaults do what it did.
+    defaults = flatten(to_dict(type(config)()))
+    before = {**defaults, **flatten(translate(type(config), stored).values)}
+    return differences(before, to_dict(config), free)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], free: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Evaluates batches of images, with a pool of unfinished images.
+"""Evaluates batches of images, with pools of unfinished images.
 
 In: batches of images. Out: `Samples` of those that have finished. Every image starts with one clean
-forward pass; images that need more iterations of DeepFool wait in a pool until they fill a batch.
+forward pass; images that need more iterations of an attack wait in a pool until they fill a batch.
 """
 
 import sys
@@ -12,15 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.attacks import chain
 from pipeline.attacks.attack_state import AttackState, IterationResult
 from pipeline.attacks.deepfool import deepfool_iteration, initial_state, perturbation
 from pipeline.attacks.fgs import FgsDirection, correct_after_fgs, fgs_direction, smallest_eps
 from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.attacks.norms import per_sample_norm
+from pipeline.attacks.search import SearchState
 from pipeline.config import EvaluationConfig
 from pipeline.data.loader import Batch
 from pipeline.errors import UserError
+from pipeline.evaluation.references import References, hash_images
 from pipeline.evaluation.samples import Example, Samples
+from pipeline.evaluation.search_pools import SearchPools
 from pipeline.models.attack_view import AttackView, upcast
 from pipeline.runtime import allocator
 
@@ -38,49 +42,77 @@ class _FirstPass(NamedTuple):
     """A part of a batch after its clean forward pass and first iteration."""
 
     samples: Samples  # all images of the part; the columns of the perturbation are not filled yet
-    iteration: IterationResult
+    search: SearchState  # all images of the part, before the attack
+    iteration: IterationResult | None  # of DeepFool; None: the attack does not start with it
 
 
 class Evaluator:
     """Takes batches, and yields samples as they finish.
 
-    Unfinished images of all batches are in one pool, so the net gets full batches in every
-    iteration. When memory runs out, the batch size is halved.
+    Unfinished images of all batches are in one pool for each stage of the attack, so the net gets
+    full batches in every iteration. When memory runs out, the batch size is halved.
     """
 
     def __init__(
-        self, view: AttackView, config: EvaluationConfig, size: int, examples: frozenset[int]
+        self,
+        view: AttackView,
+        config: EvaluationConfig,
+        size: int,
+        examples: frozenset[int] = frozenset(),
+        references: References | None = None,
     ) -> None:
-        """Start with an empty pool.
+        """Start with empty pools.
 
         Args:
             view: the net.
             config: the options of the evaluation.
             size: number of images per forward pass.
             examples: rows whose perturbations are returned as well.
+            references: images for the upper bound; None: neither it nor the cosine is measured.
         """
         self.view, self.config, self.at_once = view, config, size
         self._attack = config.attack
         self._example_rows = examples
-        self._pool: list[AttackState] = []
-        self._unfinished = Samples.empty(len(config.fgs.measured))
+        self._references = references
+        self._num_methods = len(self._attack.methods)
+        self._deepfool_pool: list[tuple[AttackState, SearchState]] = []
+        images = None if references is None else references.images
+        self._pools = SearchPools(chain.stages_of(self._attack, images))
+        self._unfinished = self._no_samples()
+
+    def _no_samples(self) -> Samples:
+        return Samples.empty(len(self.config.fgs.measured), self._attack.num_distances)
 
     def add_batch(self, batch: Batch) -> Iterator[Finished]:
         """Add a batch; yields the images that finish, of this batch or of earlier ones."""
         first_passes = self._in_parts(len(batch.rows), lambda part: self._first_pass(batch, part))
         for first in first_passes:
             self._unfinished = Samples.concatenate([self._unfinished, first.samples])
-            yield self._split_finished(first.iteration)
-        while self._num_waiting() >= self.at_once:
-            yield from self._advance_pool()
+            if first.iteration is None:
+                yield from self._finish(self._pools.enter(first.search))
+            else:
+                yield from self._split_finished(first.iteration, first.search)
+        yield from self._advance(draining=False)
 
     def drain(self) -> Iterator[Finished]:
-        """Finish the images that are left in the pool."""
-        while self._num_waiting() > 0:
-            yield from self._advance_pool()
+        """Finish the images that are left in the pools."""
+        yield from self._advance(draining=True)
 
-    def _num_waiting(self) -> int:
-        return sum(len(state) for state in self._pool)
+    def _advance(self, draining: bool) -> Iterator[Finished]:
+        """Advance pools that fill a batch, until none does; or all of them, until they are empty.
+
+        Later stages come first, so that images leave early; at the end the earlier ones do, so that
+        images gather in the later ones.
+        """
+        while True:
+            waiting = sum(len(state) for state, _ in self._deepfool_pool)
+            stage = self._pools.earliest() if draining else self._pools.fullest(self.at_once)
+            if waiting > 0 if draining else stage is None and waiting >= self.at_once:
+                yield from self._advance_deepfool()
+            elif stage is not None:
+                yield from self._advance_stage(stage)
+            else:
+                return
 
     def _first_pass(self, batch: Batch, part: slice) -> _FirstPass:
         """The clean forward pass, what is computed from it, and DeepFool's first iteration."""
@@ -90,9 +122,15 @@ class Evaluator:
         direction = fgs_direction(forward, labels) if self.config.fgs.enabled else None
         key = torch.from_numpy(batch.rows[part]).to(images.device)
         state = initial_state(images, logits, self._attack, key=key)
-        points = PointsToLinearize(forward, torch.arange(len(images), device=images.device))
-        del forward  # only `points` refers to it now, and frees its graph early
-        iteration = deepfool_iteration(self.view, state, self._attack, points)
+        reference = torch.full_like(key, -1)
+        if self._references is not None:
+            reference = self._references.nearest(images, state.label, float(self._attack.norm))
+        search = SearchState.before_attack(key, images, state.label, reference, self._num_methods)
+        iteration = None
+        if chain.starts_with_deepfool(self._attack):
+            points = PointsToLinearize(forward, torch.arange(len(images), device=images.device))
+            del forward  # only `points` refers to it now, and frees its graph early
+            iteration = deepfool_iteration(self.view, state, self._attack, points)
         after_fgs, fgs_eps = self._fgs(images, labels, logits, direction)
         finite = logits.isfinite().all(dim=1)
         rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
@@ -102,9 +140,11 @@ class Evaluator:
             label_rank=torch.where(finite, rank, logits.shape[1]),
             image_norm=per_sample_norm(images.double(), float(self._attack.norm)),
             fgs_eps=fgs_eps,
+            image_hash=hash_images(images),
         )
         columns |= {"row": batch.rows[part], "fgs_correct": after_fgs.cpu().numpy()}
-        return _FirstPass(Samples.from_dict(columns, after_fgs.shape[1]), iteration)
+        samples = Samples.from_dict(columns, after_fgs.shape[1], self._attack.num_distances)
+        return _FirstPass(samples, search, iteration)
 
     def _fgs(
         self, images: Tensor, labels: Tensor, logits: Tensor, direction: FgsDirection | None
@@ -120,53 +160,83 @@ class Evaluator:
             eps = smallest_eps(self.view, images, direction, labels, logits)
         return after_fgs, eps
 
-    def _advance_pool(self) -> Iterator[Finished]:
-        """One iteration for a batch of the images that have waited longest."""
-        pool = AttackState.concatenate(self._pool)
-        first, rest = pool.take(slice(self.at_once)), pool.take(slice(self.at_once, None))
-        self._pool = [rest] if len(rest) else []
+    def _advance_deepfool(self) -> Iterator[Finished]:
+        """One iteration of DeepFool for a batch of the images that have waited longest."""
+        pool = AttackState.concatenate([state for state, _ in self._deepfool_pool])
+        searches = SearchState.concatenate(search for _, search in self._deepfool_pool)
+        first, rest = slice(self.at_once), slice(self.at_once, None)
+        self._deepfool_pool = []
+        if len(pool) > self.at_once:
+            self._deepfool_pool = [(pool.take(rest), searches.take(rest))]
+        state, search = pool.take(first), searches.take(first)
         results = self._in_parts(
-            len(first), lambda part: deepfool_iteration(self.view, first.take(part), self._attack)
+            len(state),
+            lambda part: (
+                deepfool_iteration(self.view, state.take(part), self._attack),
+                search.take(part),
+            ),
         )
-        for iteration in results:
-            yield self._split_finished(iteration)
+        for iteration, search_part in results:
+            yield from self._split_finished(iteration, search_part)
 
-    def _split_finished(self, done: IterationResult) -> Finished:
-        """Results of the images that have finished; the others go back into the pool."""
+    def _advance_stage(self, stage: int) -> Iterator[Finished]:
+        """One iteration of a stage for a batch of the images that have waited longest."""
+        state = self._pools.take(stage, self.at_once)
+        results = self._in_parts(
+            len(state), lambda part: self._pools.advance(self.view, state.take(part), stage)
+        )
+        for advanced in results:
+            yield from self._finish(self._pools.put_back(advanced))
+
+    def _split_finished(self, done: IterationResult, search: SearchState) -> Iterator[Finished]:
+        """Move the images that have finished DeepFool on; the others go back into its pool."""
         last = done.state.iteration >= self._attack.max_iterations
         ended = done.ended | last
         unfinished = (~ended).nonzero().squeeze(1)
         if len(unfinished):
-            self._pool.append(done.state.take(unfinished))
+            self._deepfool_pool.append((done.state.take(unfinished), search.take(unfinished)))
         rows = ended.nonzero().squeeze(1)
-        running = done.state.take(rows)
-        delta = perturbation(self.view, running, self._attack)
-        columns = _to_numpy(
-            row=running.key,
-            adversarial=done.prediction[rows],
-            steps=running.iteration,
-            flipped=done.flipped[rows],
-            stuck=done.no_gradient[rows],
-            perturbation_norm=per_sample_norm(delta.double(), float(self._attack.norm)),
-        )
-        finished = np.isin(self._unfinished.row, columns["row"])
-        order = np.argsort(columns["row"])  # _unfinished is sorted by row
-        ordered = {name: column[order] for name, column in columns.items()}
-        samples = self._unfinished.take(finished).with_columns(ordered)
-        self._unfinished = self._unfinished.take(~finished)
-        return Finished(samples, self._examples(running, delta, samples))
+        if len(rows):
+            done = done.take(rows)
+            delta = perturbation(self.view, done.state, self._attack)
+            after = search.take(rows).after_deepfool(done, delta, float(self._attack.norm))
+            yield from self._finish(self._pools.enter(after))
 
-    def _examples(self, running: AttackState, delta: Tensor, samples: Samples) -> list[Example]:
+    def _finish(self, parts: list[SearchState]) -> Iterator[Finished]:
+        """The results of images that have left the last stage."""
+        for state in parts:
+            columns = _to_numpy(
+                row=state.key,
+                adversarial=state.smallest_class,
+                steps=state.num_steps,
+                flipped=state.flipped,
+                stuck=state.no_gradient & ~state.flipped,
+                perturbation_norm=state.smallest_norm,
+                queries=state.num_queries,
+                cosine=state.cosine,
+                upper_bound=state.upper_bound,
+                winner=state.winner,
+            )
+            if self._attack.num_distances:
+                columns["distances"] = state.distances.cpu().numpy()
+            finished = np.isin(self._unfinished.row, columns["row"])
+            order = np.argsort(columns["row"])  # _unfinished is sorted by row
+            ordered = {name: column[order] for name, column in columns.items()}
+            samples = self._unfinished.take(finished).with_columns(ordered)
+            self._unfinished = self._unfinished.take(~finished)
+            yield Finished(samples, self._examples(state, samples))
+
+    def _examples(self, state: SearchState, samples: Samples) -> list[Example]:
         if self._example_rows.isdisjoint(samples.row.tolist()):
             return []
         examples = []
-        for position, row in enumerate(running.key.tolist()):
+        for position, row in enumerate(state.key.tolist()):
             if row in self._example_rows:
                 at = int(np.searchsorted(samples.row, row))
                 example = Example(
                     row,
-                    image=running.images[position].float().cpu().numpy(),
-                    delta=delta[position].float().cpu().numpy(),
+                    image=state.images[position].float().cpu().numpy(),
+                    delta=state.smallest[position].float().cpu().numpy(),
                     before=int(samples.prediction[at]),
                     after=int(samples.adversarial[at]),
                 )

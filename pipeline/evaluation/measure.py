@@ -8,16 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 
-from pipeline.config import RunConfig
+from pipeline.config import DataConfig, RunConfig
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader
 from pipeline.errors import Stopped
 from pipeline.evaluation import attack_space
 from pipeline.evaluation.evaluator import Evaluator, Finished
+from pipeline.evaluation.references import NUM_REFERENCES, References
 from pipeline.evaluation.samples import Samples
+from pipeline.models.attack_view import AttackView, upcast
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.reproducibility import images_at_once
 from pipeline.runtime.signals import StopRequest
@@ -84,8 +87,8 @@ class Measurement:
         view = attack_space.attack_view_of(self.net, self.config.data, evaluation, device)
         specs = evaluation_specs(self.index, share, data, size)
         loader = Loader(self.index, specs, data, device, size, self.threads)
-        evaluator = Evaluator(view, evaluation, size, examples)
-        no_samples = Samples.empty(len(evaluation.fgs.measured))
+        evaluator = Evaluator(view, evaluation, size, examples, self._references(view, data))
+        no_samples = Samples.empty(len(evaluation.fgs.measured), evaluation.attack.num_distances)
         parts, num_reported = [no_samples], 0
 
         def report(finished: Finished) -> None:
@@ -103,6 +106,16 @@ class Measurement:
         if num_reported < len(loader.skipped):
             report(Finished(no_samples, []))
         return Samples.concatenate(parts), loader.skipped
+
+    def _references(self, view: AttackView, data: DataConfig) -> References | None:
+        """The images for the upper bounds, the same on every rank and in every shard."""
+        if not self.config.evaluation.diagnostics:
+            return None
+        rows = self.index.subset(NUM_REFERENCES)
+        specs = evaluation_specs(self.index, rows, data, len(rows))
+        loader = Loader(self.index, specs, data, self.ranks.device, len(rows), self.threads)
+        images = torch.cat([upcast(batch.images) for batch in loader])
+        return References.of(view, images)
 
 
 def gather_samples(

@@ -32,6 +32,8 @@ LINEARISED_AT = {
     "overshot": "the point where the class was tested, with overshoot",
 }
 
+_NAMES = {"deepfool": "DeepFool", "superdeepfool": "SuperDeepFool", "ddn": "DDN", "fmn": "FMN"}
+
 SPACES = {
     "input": "network input, after normalisation",
     "pixels": "pixels in [0, 1], normalisation inside the model",
@@ -52,6 +54,7 @@ _PROTOCOL_KINDS: Kinds = {
     **dict.fromkeys(("num_candidates", "max_iterations"), WHOLE_NUMBER),
     "overshoot": NUMBER,
     "direction": TEXT + NOTHING,
+    "methods": LIST + NOTHING,
     "fgs": OBJECT + NOTHING,
 }
 
@@ -93,6 +96,7 @@ class Protocol:
     classes: str  # how the class that a step moves to is chosen
     visit: str  # which candidates' gradients are computed
     direction: str | None = None  # direction of steps; None: the normal of the nearest boundary
+    methods: list[str] | None = None  # attacks with their options; None: DeepFool
     linearised_at: str
     space: str  # space of the perturbations
     precision: str
@@ -104,15 +108,22 @@ class Protocol:
         return f"rho_{self.norm}" if self.norm == "inf" else f"rho{self.norm}"
 
     @property
+    def num_distances(self) -> int:
+        """Number of methods whose distances are stored beside the smallest."""
+        return len(self.methods) if self.methods and len(self.methods) > 1 else 0
+
+    @property
     def num_eps(self) -> int:
         """Number of eps with which the accuracy after FGS was measured."""
         return len(self.fgs.eps) if self.fgs else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The stored values. A direction of None is left out, as in files of earlier versions."""
+        """The stored values. None of direction and methods is left out, as in files of earlier
+        versions."""
         values = asdict(self)
-        if self.direction is None:
-            del values["direction"]
+        for name in ("direction", "methods"):
+            if values[name] is None:
+                del values[name]
         return values
 
     @classmethod
@@ -123,7 +134,7 @@ class Protocol:
             ValueError: the message is a phrase about what is wrong with them.
         """
         if isinstance(values, dict):
-            values = {"direction": None, **values}
+            values = {"direction": None, "methods": None, **values}
         try:
             check_object(values, _PROTOCOL_KINDS)
         except ValueError as error:
@@ -143,8 +154,7 @@ def evaluation_protocol(
     by_loss = attack.step_direction == "loss_gradient"
     clipped = ", perturbed images cut to it" if evaluation.clip else ""
     return Protocol(
-        measure=f"mean of ||dx||_{p} / ||x||_{p}, DeepFool from the predicted class; over all "
-        "samples, never flipped ones with their perturbation so far, but those without a gradient",
+        measure=_measure(attack, p),
         norm=p,
         num_candidates=min(attack.num_candidates, num_classes),
         max_iterations=attack.max_iterations,
@@ -152,10 +162,20 @@ def evaluation_protocol(
         classes=_TARGET_CLASS[attack.target_class],
         visit=_visit(attack),
         direction="gradient of the cross-entropy" if by_loss else None,
+        methods=None if attack.methods == ["deepfool"] else [*map(attack.describe, attack.methods)],
         linearised_at=LINEARISED_AT[attack.linearize_at],
         space=SPACES[evaluation.space] + clipped,
         precision="tf32" if runtime.tf32 else "fp32",
         fgs=_fgs_protocol(fgs) if fgs.enabled else None,
+    )
+
+
+def _measure(attack: AttackConfig, p: str) -> str:
+    one, several = attack.methods[0], len(attack.methods) > 1
+    name = "the smallest of several attacks" if several else _NAMES.get(one, one)
+    return (
+        f"mean of ||dx||_{p} / ||x||_{p}, {name} from the predicted class; over all samples, "
+        "never flipped ones with their perturbation so far, but those without a gradient"
     )
 
 

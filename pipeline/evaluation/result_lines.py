@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.evaluation.manifest import Manifest
-from pipeline.evaluation.samples import COLUMNS, column_type
+from pipeline.evaluation.samples import COLUMNS, EARLIER_VALUES, column_type
 from pipeline.runtime.json_checks import LIST, NUMBER, TEXT, WHOLE_NUMBER, Kinds, lacking
 
 ResultRow = dict[str, Any]
@@ -19,7 +19,7 @@ _JSON_TYPES = {float: NUMBER, bool: (bool,), np.int64: WHOLE_NUMBER}
 _MEASURED: Kinds = {
     **_SKIPPED,
     **{name: _JSON_TYPES[column_type(name)] for name in COLUMNS},
-    "fgs_correct": LIST,
+    **dict.fromkeys(("fgs_correct", "distances"), LIST),
 }
 
 
@@ -29,10 +29,13 @@ def read_rows(path: Path, manifest: Manifest) -> Iterator[ResultRow]:
     Raises:
         UserError: a line is damaged, or is not a result of this evaluation.
     """
-    num_images, num_eps = manifest.identity.num_indexed, manifest.identity.protocol.num_eps
+    num_images, protocol = manifest.identity.num_indexed, manifest.identity.protocol
+    num_eps, num_distances = protocol.num_eps, protocol.num_distances
 
     def problem(values: Any) -> str:
         skipped = isinstance(values, dict) and values.get("skipped")
+        if isinstance(values, dict):
+            values = {**EARLIER_VALUES, **values}
         text = lacking(values, _SKIPPED if skipped else _MEASURED)
         if text:
             return text
@@ -40,6 +43,8 @@ def read_rows(path: Path, manifest: Manifest) -> Iterator[ResultRow]:
             return f"has row {values['row']}, of {num_images} images"
         if not skipped and not _are_booleans(values["fgs_correct"], num_eps):
             return f"has another kind of value for fgs_correct than {num_eps} times true or false"
+        if not skipped and not _are_numbers(values["distances"], num_distances):
+            return f"has another kind of value for distances than {num_distances} numbers"
         return ""
 
     return read_lines(path, problem)
@@ -74,3 +79,7 @@ def read_lines(path: Path, problem: Callable[[Any], str] = lambda _: "") -> Iter
 
 def _are_booleans(values: list[Any], number: int) -> bool:
     return len(values) == number and all(isinstance(value, bool) for value in values)
+
+
+def _are_numbers(values: list[Any], number: int) -> bool:
+    return len(values) == number and all(isinstance(value, int | float) for value in values)

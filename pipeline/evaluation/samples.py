@@ -1,5 +1,6 @@
 """Per-image results, in columns."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -23,27 +24,45 @@ class Samples:
     stuck: np.ndarray  # (N,) bool, the gradient vanished or was not finite
     fgs_correct: np.ndarray  # (N, E) bool, after FGS with each eps of the protocol
     fgs_eps: np.ndarray  # (N,) float64, smallest eps that FGS needs; NaN: not searched for
+    # Columns that results of earlier versions lack:
+    queries: np.ndarray  # (N,) int64, forward passes and gradients; 0: not counted
+    cosine: np.ndarray  # (N,) float64, of dx and the boundary's normal at x + dx; NaN: not measured
+    upper_bound: np.ndarray  # (N,) float64, of ||dx||_p, by a line to another image; NaN: none
+    winner: np.ndarray  # (N,) int64, number of the method with the shortest dx; -1: the line's
+    distances: np.ndarray  # (N, M) float64, ||dx||_p by each of several methods; infinite: none
+    image_hash: np.ndarray  # (N,) int64, hash of the decoded image; 0: none
 
     @classmethod
-    def empty(cls, num_eps: int = 0) -> "Samples":
+    def empty(cls, num_eps: int = 0, num_methods: int = 0) -> "Samples":
         """Results of no image."""
-        return cls.from_dict({}, num_eps)
+        return cls.from_dict({}, num_eps, num_methods)
 
     @classmethod
-    def from_dict(cls, columns: Mapping[str, Any], num_eps: int) -> "Samples":
-        """Results from columns of numbers or arrays of any type; missing columns become zeros."""
+    def from_dict(cls, columns: Mapping[str, Any], num_eps: int, num_methods: int = 0) -> "Samples":
+        """Results from columns of numbers or arrays of any type; missing columns become zeros, or
+        NaN in those of `EARLIER_VALUES`."""
         num_samples = len(columns.get("row", ()))
+        widths = {"fgs_correct": num_eps, "distances": num_methods}
         arrays = {}
         for name in COLUMNS:
-            shape = (num_samples, num_eps) if name == "fgs_correct" else (num_samples,)
-            values = columns.get(name, np.zeros(shape))
+            shape = (num_samples, *([widths[name]] if name in widths else []))
+            values = columns.get(name, np.full(shape, _missing(name)))
             arrays[name] = np.asarray(values, column_type(name)).reshape(shape)
         return cls(**arrays)
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Mapping[str, Any]], num_eps: int) -> "Samples":
-        """Results from the values of each image."""
-        return cls.from_dict({name: [row[name] for row in rows] for name in COLUMNS}, num_eps)
+    def from_rows(
+        cls, rows: Sequence[Mapping[str, Any]], num_eps: int, num_methods: int = 0
+    ) -> "Samples":
+        """Results from the values of each image; rows of earlier versions lack some columns."""
+        columns = {
+            name: [row.get(name, EARLIER_VALUES[name]) for row in rows]
+            if name in EARLIER_VALUES and name != "distances"
+            else [row[name] for row in rows]
+            for name in COLUMNS
+            if name != "distances" or num_methods
+        }
+        return cls.from_dict(columns, num_eps, num_methods)
 
     @classmethod
     def concatenate(cls, parts: Iterable["Samples"]) -> "Samples":
@@ -93,10 +112,28 @@ class Samples:
         selection = self.in_rho
         return self.perturbation_norm[selection] / self.image_norm[selection]
 
+    @property
+    def best_norm(self) -> np.ndarray:
+        """(N,) float64: the best that is known of the distance. The perturbation's norm, or the
+        upper bound where that is smaller or no perturbation changes the class."""
+        bound = np.nan_to_num(self.upper_bound, nan=np.inf)
+        smaller = np.minimum(bound, np.where(self.flipped, self.perturbation_norm, np.inf))
+        return np.where(np.isinf(smaller), self.perturbation_norm, smaller)
+
 
 COLUMNS = tuple(field.name for field in fields(Samples))
+# Values of the columns that results of earlier versions lack.
+EARLIER_VALUES: dict[str, Any] = {
+    "queries": 0,
+    "cosine": math.nan,
+    "upper_bound": math.nan,
+    "winner": 0,
+    "distances": [],
+    "image_hash": 0,
+}
+_FLOATS = ("image_norm", "perturbation_norm", "fgs_eps", "cosine", "upper_bound", "distances")
 _TYPES: dict[str, type] = {
-    **dict.fromkeys(("image_norm", "perturbation_norm", "fgs_eps"), float),
+    **dict.fromkeys(_FLOATS, float),
     **dict.fromkeys(("flipped", "stuck", "fgs_correct"), bool),
 }
 
@@ -114,3 +151,9 @@ class Example(NamedTuple):
     delta: np.ndarray  # (C, H, W) float32
     before: int  # class at x
     after: int  # class at x + dx
+
+
+def _missing(name: str) -> float:
+    """The value of a column that is missing."""
+    value = EARLIER_VALUES.get(name, 0)
+    return math.inf if name == "distances" else value

@@ -111,8 +111,9 @@ class ResultsFolder:
         paths = _manifests(self.folder)
         manifests = self._read_manifests(paths)
         done, skipped = self._read_rows(manifests)
-        num_eps = manifests[0].identity.protocol.num_eps
-        samples = Samples.from_rows(list(done.values()), num_eps)
+        protocol = manifests[0].identity.protocol
+        rows = list(done.values())
+        samples = Samples.from_rows(rows, protocol.num_eps, protocol.num_distances)
         logs = sorted(self.folder.glob("*/runs.jsonl"))
         return StoredResults(
             manifest=manifests[0],

@@ -4,12 +4,14 @@ In: `Samples`, and the protocol by which they were measured. Out: `Statistics`.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.config import EPS_REF_FRACTIONS
+from pipeline.evaluation.diagnostics import QUANTILES, Diagnostics, diagnose
 from pipeline.evaluation.protocol import FgsProtocol, Protocol
 from pipeline.evaluation.samples import Samples
 from pipeline.runtime.json_checks import (
@@ -22,8 +24,8 @@ from pipeline.runtime.json_checks import (
     lacking,
 )
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
+_SHARE_TO_WARN_OF = 0.01
+_SHORTENING_TO_WARN_OF = 0.2
 _FGS_KINDS: Kinds = {
     "accuracy": LIST,
     "reference": NUMBER + NOTHING,
@@ -108,6 +110,7 @@ class Statistics:
     num_nonfinite: int
     mean_steps: float
     fgs: FgsStatistics | None
+    diagnostics: Diagnostics | None
 
     def to_dict(self) -> dict[str, Any]:
         """The values that summary.json and the history of a fine-tuning store."""
@@ -115,10 +118,12 @@ class Statistics:
         for name, value in asdict(self).items():
             if name == "rho":
                 values[self.rho_name] = value
-            elif name not in ("rho_name", "fgs"):
+            elif name not in ("rho_name", "fgs", "diagnostics"):
                 values[name] = value
         if self.fgs is not None:
             values["fgs"] = self.fgs.to_dict()
+        if self.diagnostics is not None:
+            values["diagnostics"] = self.diagnostics.to_dict()
         return values
 
     @classmethod
@@ -134,19 +139,21 @@ class Statistics:
             **dict.fromkeys(("top5_accuracy", "ratio_median", "mean_steps"), NUMBER),
             "ratio_quantiles": OBJECT,
             **dict.fromkeys(_COUNTS, WHOLE_NUMBER),
-            "fgs": OBJECT + NOTHING,
+            **dict.fromkeys(("fgs", "diagnostics"), OBJECT + NOTHING),
         }
         if isinstance(values, dict):
-            values = {"num_nonfinite": 0, "fgs": None, **values}
+            values = {"num_nonfinite": 0, "fgs": None, "diagnostics": None, **values}
         problem = lacking(values, kinds)
         if problem:
             raise ValueError(problem)
-        names = {field.name for field in fields(cls)} - {"rho", "rho_name", "fgs"}
+        names = {field.name for field in fields(cls)} - {"rho", "rho_name", "fgs", "diagnostics"}
+        fgs, diagnostics = values["fgs"], values["diagnostics"]
         return cls(
             **{name: values[name] for name in names},
             rho=values[rho_name],
             rho_name=rho_name,
-            fgs=None if values["fgs"] is None else FgsStatistics.from_dict(values["fgs"]),
+            fgs=None if fgs is None else FgsStatistics.from_dict(fgs),
+            diagnostics=None if diagnostics is None else Diagnostics.from_dict(diagnostics),
         )
 
 
@@ -168,6 +175,7 @@ def summarize(samples: Samples, protocol: Protocol) -> Statistics:
         num_nonfinite=int(np.sum(nonfinite)),
         mean_steps=float(np.mean(samples.steps)),
         fgs=None if protocol.fgs is None else _fgs_statistics(samples, protocol.fgs),
+        diagnostics=diagnose(samples, protocol),
     )
 
 
@@ -199,6 +207,37 @@ def nonfinite_warning(statistics: Statistics) -> str:
         "perturbations that are not finite (NaN or infinity) and are not in the mean; try a lower "
         "optim.lr"
     )
+
+
+def distance_warnings(statistics: Statistics) -> Iterator[str]:
+    """Signs that distances are overstated: of masked gradients, or of a curved boundary."""
+    diagnostics, total = statistics.diagnostics, statistics.num_samples
+    if diagnostics is None:
+        return
+    remedy = (
+        "their distances are too large or missing, as with masked gradients; measure with "
+        "evaluation.attack.method best, and see docs/evaluation.md"
+    )
+    if statistics.num_without_gradient > _SHARE_TO_WARN_OF * total:
+        number = statistics.num_without_gradient
+        yield f"{number} of {total} images had no gradient to follow: {remedy}"
+    if statistics.num_unflipped > _SHARE_TO_WARN_OF * total:
+        number = statistics.num_unflipped
+        yield (
+            f"the class of {number} of {total} images did not change within the attack's "
+            f"iterations: {remedy}"
+        )
+    if diagnostics.num_above_bound:
+        yield (
+            f"the perturbations of {diagnostics.num_above_bound} of {total} images are longer than "
+            f"the way to the boundary on the line to another image: {remedy}"
+        )
+    over = diagnostics.deepfool_over_best
+    if over is not None and over > 0 and 1.0 - 1.0 / over > _SHORTENING_TO_WARN_OF:
+        yield (
+            f"DeepFool's mean distance is {over:.3g} times the best known; quote the best, and see "
+            "docs/evaluation.md for the causes"
+        )
 
 
 def eps_ref(samples: Samples) -> float | None:

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError, first_line
 from pipeline.evaluation import contact_sheet, curves
+from pipeline.evaluation.diagnostics import LOW_COSINE
 from pipeline.evaluation.manifest import IDENTITY_KINDS, Identity
 from pipeline.evaluation.merge import Merged
 from pipeline.evaluation.protocol import Protocol
-from pipeline.evaluation.samples import COLUMNS, Samples
+from pipeline.evaluation.samples import COLUMNS, EARLIER_VALUES, Samples
 from pipeline.evaluation.shard_results import StoredResults
-from pipeline.evaluation.statistics import Statistics, by_class, summarize
+from pipeline.evaluation.statistics import Statistics, by_class, distance_warnings, summarize
 from pipeline.runtime import lock
 from pipeline.runtime.files import atomic_write, report_unwritable, write_json
 from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, WHOLE_NUMBER, Kinds, lacking
@@ -136,6 +137,7 @@ def format_summary(summary: Summary) -> str:
         f"ratio: median {statistics.ratio_median:.4g}, 5 % below {quantiles['0.05']:.4g}, "
         f"5 % above {quantiles['0.95']:.4g}",
     ]
+    lines += _format_diagnostics(summary)
     fgs = statistics.fgs
     if fgs is not None and fgs.accuracy:
         accuracies = ", ".join(f"{e.accuracy:.2%} at {e.eps:.4g}" for e in fgs.accuracy)
@@ -152,7 +154,27 @@ def format_summary(summary: Summary) -> str:
         "are missing": summary.num_missing,
     }
     lines += [f"{count} images {text}" for text, count in counts.items() if count]
+    lines += [f"warning: {text}" for text in distance_warnings(statistics)]
     return "\n".join(lines)
+
+
+def _format_diagnostics(summary: Summary) -> list[str]:
+    """How good the distances are, in at most two lines."""
+    diagnostics, name = summary.statistics.diagnostics, summary.statistics.rho_name
+    if diagnostics is None:
+        return []
+    text = f"{diagnostics.mean_queries:.1f} queries an image"
+    if diagnostics.mean_cosine is not None and diagnostics.share_below_cosine is not None:
+        text += (
+            f"; cosine with the boundary's normal {diagnostics.mean_cosine:.3f} in the mean, below "
+            f"{LOW_COSINE} for {diagnostics.share_below_cosine:.1%} (1: a smallest perturbation)"
+        )
+    if not diagnostics.methods:
+        return [text]
+    methods = ", ".join(f"{m} {v['mean']:.4g}" for m, v in diagnostics.methods.items())
+    over = diagnostics.deepfool_over_best
+    ratio = "" if over is None else f"; DeepFool / best {over:.3f}"
+    return [f"{name} by method: {methods}{ratio}", text]
 
 
 def _log_to_tensorboard(folder: Path, merged: Merged, summary: Summary) -> None:
@@ -174,7 +196,8 @@ def write_samples(path: Path, stored: StoredResults) -> None:
     """Write samples.parquet: id and the columns of `Samples`; as metadata, the identity."""
     samples = stored.samples
     columns: dict[str, Any] = dict(samples.to_dict())
-    columns["fgs_correct"] = list(samples.fgs_correct)
+    for name in ("fgs_correct", "distances"):
+        columns[name] = list(columns[name])
     table = pa.table({"id": [stored.ids[row] for row in samples.row.tolist()], **columns})
     metadata = {_METADATA_KEY: json.dumps(stored.manifest.identity.to_dict()).encode()}
     with atomic_write(path) as partial:
@@ -196,8 +219,10 @@ def read_samples(path: Path) -> tuple[Samples, Identity]:
         for name in table.column_names:
             if table[name].null_count:
                 raise ValueError(f"values of {name} are missing")
-        columns = {name: table[name].to_pylist() for name in COLUMNS}
-        samples = Samples.from_dict(columns, identity.protocol.num_eps)
+        names = [n for n in COLUMNS if n in table.column_names or n not in EARLIER_VALUES]
+        columns = {name: table[name].to_pylist() for name in names}
+        protocol = identity.protocol
+        samples = Samples.from_dict(columns, protocol.num_eps, protocol.num_distances)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({first_line(error)}); make it again with tools/report.py "

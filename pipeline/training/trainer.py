@@ -21,7 +21,7 @@ from pipeline.errors import Stopped, first_line, warn
 from pipeline.evaluation.measure import Measurement
 from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.evaluation.samples import Samples
-from pipeline.evaluation.statistics import nonfinite_warning, summarize
+from pipeline.evaluation.statistics import distance_warnings, nonfinite_warning, summarize
 from pipeline.models import prepare
 from pipeline.models.build import portable_state
 from pipeline.models.weight_classes import with_classes
@@ -218,7 +218,7 @@ class Trainer:
         entry = HistoryEntry(self.step, epoch, summary)
         is_best = self.history.append(entry)
         monitor.evaluation(entry.to_dict(), self.rho)
-        warn(nonfinite_warning(statistics))
+        warn(nonfinite_warning(statistics), *distance_warnings(statistics))
         if len(self.history) == 1:
             self.export("reference.pth")
         self._save(best=is_best)

@@ -22,6 +22,7 @@ from pipeline.config.checks import OptionError, Range, Section, options
 # Stated here once more: options for which 0 or infinity is a valid value. -1 and NaN never are.
 ZERO_IS_VALID = {
     *("num_examples", "data.mean", "evaluation.attack.overshoot", "evaluation.fgs.eps"),
+    *("evaluation.attack.restarts", "regularizer.attack.restarts"),
     *("regularizer.lam", "regularizer.c", "regularizer.d", "regularizer.attack.overshoot"),
     *("objective.adversarial.weight", "objective.parseval.beta"),
     *("optim.lr", "optim.momentum", "optim.weight_decay"),

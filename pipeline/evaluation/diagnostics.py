@@ -1,0 +1,111 @@
+"""How far the distances of an evaluation can be trusted.
+
+In: `Samples`, and the protocol by which they were measured. Out: `Diagnostics`.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.samples import Samples
+from pipeline.runtime.json_checks import NOTHING, NUMBER, OBJECT, WHOLE_NUMBER, Kinds, lacking
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LOW_COSINE = 0.9
+
+_KINDS: Kinds = {
+    **dict.fromkeys(("mean_queries", "best"), NUMBER),
+    **dict.fromkeys(("mean_cosine", "share_below_cosine", "deepfool_over_best"), NUMBER + NOTHING),
+    "num_above_bound": WHOLE_NUMBER,
+    "methods": OBJECT,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostics:
+    """How good the distances are. Ratios are ||dx||_p / ||x||_p."""
+
+    mean_queries: float  # forward passes and gradients of an image
+    mean_cosine: float | None  # of dx and the boundary's normal at its end; 1: a smallest dx
+    share_below_cosine: float | None  # images with a cosine below `LOW_COSINE`
+    best: float  # mean of the smallest known ratio: by any method, or by the line to another image
+    num_above_bound: int  # images whose dx is longer than the point on that line
+    deepfool_over_best: float | None  # DeepFool's mean ratio over the best, on images it flips
+    methods: dict[str, dict[str, Any]]  # ratios by each of several methods
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that summary.json stores."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Diagnostics":
+        """Create it from the values of a file.
+
+        Raises:
+            ValueError: the message is a phrase about what is wrong with them.
+        """
+        problem = lacking(values, _KINDS)
+        if problem:
+            raise ValueError(f"{problem} of its diagnostics")
+        return cls(**{name: values[name] for name in _KINDS})
+
+
+def diagnose(samples: Samples, protocol: Protocol) -> Diagnostics | None:
+    """Diagnostics of at least one sample; None for results of versions without them."""
+    if not samples.queries.any():
+        return None
+    cosine = samples.cosine[~np.isnan(samples.cosine)]
+    usable = ~samples.nonfinite & (samples.image_norm > 0)
+    known = usable & (samples.in_rho | np.isfinite(samples.upper_bound))
+    above = samples.flipped & (samples.perturbation_norm > samples.upper_bound)
+    names = [name.partition(",")[0] for name in protocol.methods or ["deepfool"]]
+    deepfool = samples.perturbation_norm if not protocol.num_distances else None
+    if protocol.num_distances and "deepfool" in names:
+        deepfool = samples.distances[:, names.index("deepfool")]
+    elif "deepfool" not in names:
+        deepfool = None
+    return Diagnostics(
+        mean_queries=float(np.mean(samples.queries)),
+        mean_cosine=float(np.mean(cosine)) if len(cosine) else None,
+        share_below_cosine=float(np.mean(cosine < LOW_COSINE)) if len(cosine) else None,
+        best=_mean(samples.best_norm[known] / samples.image_norm[known]),
+        num_above_bound=int(np.sum(above & usable)),
+        deepfool_over_best=None if deepfool is None else _over_best(samples, deepfool),
+        methods={
+            name: _of_method(samples, column)
+            for name, column in zip(names, samples.distances.T, strict=False)
+        },
+    )
+
+
+def _over_best(samples: Samples, distance: np.ndarray) -> float | None:
+    """The mean ratio by a method, over that of the best, on the images that it flips."""
+    flips = samples.in_rho & samples.flipped & np.isfinite(distance)
+    best = _mean(samples.best_norm[flips] / samples.image_norm[flips])
+    return _mean(distance[flips] / samples.image_norm[flips]) / best if best > 0 else None
+
+
+def _of_method(samples: Samples, distance: np.ndarray) -> dict[str, Any]:
+    """Mean, median and quantiles of the ratios by one method, over the images that it flips."""
+    usable = ~samples.nonfinite & (samples.image_norm > 0)
+    flips = usable & np.isfinite(distance)
+    ratio = distance[flips] / samples.image_norm[flips]
+    smallest = distance[usable] <= samples.best_norm[usable]
+    return {
+        "mean": _mean(ratio),
+        "median": _quantile(ratio, 0.5),
+        "quantiles": {f"{q:g}": _quantile(ratio, q) for q in QUANTILES},
+        "num_unflipped": int(np.sum(usable & ~flips)),
+        "share_smallest": _mean(smallest),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean; 0 if there are no values."""
+    return float(np.mean(values)) if len(values) else 0.0
+
+
+def _quantile(values: np.ndarray, q: float) -> float:
+    return float(np.quantile(values, q)) if len(values) else 0.0

@@ -1,0 +1,63 @@
+"""Reference images for upper bounds of distances, and hashes of decoded images.
+
+The reference images are a few rows of the index, evenly spaced, whatever the shard: an image's
+bound does not depend on the images that are evaluated with it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.attacks.norms import per_sample_norm
+from pipeline.models.attack_view import AttackView
+
+NUM_REFERENCES = 16
+_HASH_BITS = 52  # float64 holds such integers exactly
+
+
+@dataclass(frozen=True)
+class References:
+    """R images and the classes that the net sees in them."""
+
+    images: Tensor  # (R, C, H, W)
+    classes: Tensor  # (R,) int64
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, view: AttackView, images: Tensor) -> "References":
+        """Classify reference images (R, C, H, W); those with logits that are not finite are left
+        out."""
+        logits = view(images)
+        finite = logits.isfinite().all(dim=1)
+        return cls(images[finite], logits.argmax(dim=1)[finite])
+
+    def nearest(self, images: Tensor, label: Tensor, p: float) -> Tensor:
+        """The nearest reference of another class, (A,) int64; -1: there is none.
+
+        Args:
+            images: (A, C, H, W).
+            label: (A,) classes of the images.
+            p: norm of the distance.
+        """
+        smallest = torch.full_like(label, torch.inf, dtype=images.dtype)
+        nearest = torch.full_like(label, -1)
+        for number, (image, reference_class) in enumerate(
+            zip(self.images, self.classes, strict=True)
+        ):
+            distance = per_sample_norm(images - image, p)
+            nearer = (label != reference_class) & (distance < smallest)
+            smallest = distance.where(nearer, smallest)
+            nearest = torch.where(nearer, number, nearest)
+        return nearest
+
+
+def hash_images(images: Tensor) -> Tensor:
+    """A hash (A,) int64 of each image (A, C, H, W), below 2^52, equal on every device.
+
+    The sum of the values' fp32 bits times odd numbers, modulo 2^64.
+    """
+    bits = images.float().contiguous().flatten(1).view(torch.int32).long()
+    position = torch.arange(bits.shape[1], device=images.device)
+    factors = (position * 0x5851F42D4C957F2D + 0x14057B7EF767814F) | 1
+    return ((bits * factors).sum(dim=1) >> 12) & ((1 << _HASH_BITS) - 1)
