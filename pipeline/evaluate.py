@@ -60,7 +60,7 @@ def main() -> None:
     ):
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every shard
         config = reference.resolve_reference(config)
-        chain.stages_of(config.evaluation.attack, None)  # reports a mistake in an attack's options
+        chain.stages_of(config.evaluation.attack)  # reports a mistake in an attack's options
         run_folder.check_folder(config, "evaluation")
         index = source.open_index(config, "val")
         net = prepare.build_net(config, index)

@@ -15,13 +15,16 @@ def starts_with_deepfool(attack: AttackConfig) -> bool:
     return not {"deepfool", "superdeepfool"}.isdisjoint(attack.methods)
 
 
-def stages_of(attack: AttackConfig, references: Tensor | None) -> list[Stage]:
+def stages_of(
+    attack: AttackConfig, references: Tensor | None = None, classes: Tensor | None = None
+) -> list[Stage]:
     """The stages after DeepFool, in the order in which images pass through them.
 
     Args:
         attack: its method, norm and numbers of steps are used.
         references: (R, C, H, W) reference images for the upper bound; None: neither the bound nor
             the cosine is measured.
+        classes: (R,) classes that the net sees in them.
 
     Raises:
         UserError: an attack of another library cannot be imported, or does not take its options.
@@ -35,14 +38,14 @@ def stages_of(attack: AttackConfig, references: Tensor | None) -> list[Stage]:
             projections = [Projections(p, attack.max_projections), LineSearch(p, number)]
             stages += projections
             for start in range(1, attack.restarts + 1):
-                stages += [RandomStart(number, start), *projections]
+                stages += [RandomStart(p, number, start), *projections]
         elif ":" in name:
             stages.append(ExternalStage(ExternalAttack(name, attack.options), p, number))
         else:
             descent = NormDescent(name, p, attack.descent_steps)
             stages += [FirstStep(attack), descent, LineSearch(p, number)]
-    if references is not None:
+    if references is not None and classes is not None:
         # DeepFool alone reports the paper's number, whatever the bound says.
         takes_part = attack.methods != ["deepfool"]
-        stages += [ReferenceLine(p, references, takes_part), Optimality(p)]
+        stages += [ReferenceLine(p, references, classes, takes_part), Optimality(p)]
     return stages

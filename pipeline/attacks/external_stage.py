@@ -33,6 +33,8 @@ class ExternalStage:
             best=delta,
             best_norm=norm.where(result.flipped, torch.inf),
             best_class=result.prediction,
+            # Without any perturbation, the image is left out of rho instead of counting as 0.
+            no_gradient=state.no_gradient | (~result.flipped & (state.smallest_norm == 0)),
             num_queries=state.num_queries + result.num_forwards + result.num_gradients,
         )
         return Advanced(state, torch.ones_like(state.flipped))

@@ -90,6 +90,7 @@ class ReferenceLine:
 
     p: float
     references: Tensor  # (R, C, H, W)
+    classes: Tensor  # (R,) int64, the classes that the net sees in them
     takes_part: bool  # whether the point on the line may become the image's perturbation
     num_trials: int = 8
     ratio: float = 0.25
@@ -108,6 +109,7 @@ class ReferenceLine:
             state,
             best=line,
             best_norm=norm,
+            best_class=self.classes[state.reference.clamp_min(0)],
             delta=0.5 * line,
             upper_bound=norm.double(),
         )
@@ -116,7 +118,10 @@ class ReferenceLine:
     @torch.no_grad()
     def advance(self, view: AttackView, state: SearchState) -> Advanced:
         """Test the middle of the interval that contains the boundary."""
+        before = state.num_queries
         state = _test_trial(view, state, (state.low + 1.0) / 2.0, self.p)
+        if not self.takes_part:  # queries are those of the attack
+            state = replace(state, num_queries=before)
         trial = state.best * expand_to_images((state.low + 1.0) / 2.0)
         bound = per_sample_norm(state.best.double(), self.p)
         state = replace(state, delta=trial, upper_bound=bound)

@@ -28,6 +28,15 @@ def per_sample_norm(images: Tensor, p: float = 2.0) -> Tensor:
     return scale * torch.linalg.vector_norm(images / expand_to_images(scale), p, dim=dims)
 
 
+def per_sample_dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> (A,) of images (A, C, H, W).
+
+    Row by row first: the sum over all values of a single image would be split over threads, and
+    differ in the last bits from that of the image in a batch.
+    """
+    return (a * b).sum(dim=3).flatten(1).sum(dim=1)
+
+
 def steepest_step(w: Tensor, dual_norm: Tensor, length: Tensor, p: float) -> Tensor:
     """The step (A, C, H, W) of a given p-norm with the largest <w, step>; differentiable.
 

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from pipeline.attacks.linearized_step import logit_differences
-from pipeline.attacks.norms import dual_exponent, expand_to_images, per_sample_norm, steepest_step
+from pipeline.attacks.norms import (
+    dual_exponent,
+    expand_to_images,
+    per_sample_dot,
+    per_sample_norm,
+    steepest_step,
+)
 from pipeline.models.attack_view import AttackView, ForwardPass
 
 
@@ -36,12 +42,12 @@ class LinearizedBoundary(NamedTuple):
 
         Where delta ends at the nearest boundary point, this is the distance to the boundary.
         """
-        along = (self.gradient * delta).flatten(1).sum(dim=1)
+        along = per_sample_dot(self.gradient, delta)
         return (along - self.logit_diff) / self.dual_norm
 
     def cosine(self, delta: Tensor, p: float) -> Tensor:
         """<w, r> / (||w||_q ||r||_p), (A,): 1 at a smallest perturbation (Hoelder's inequality)."""
-        along = (self.gradient * delta).flatten(1).sum(dim=1)
+        along = per_sample_dot(self.gradient, delta)
         return along / (self.dual_norm * per_sample_norm(delta, p))
 
 
@@ -91,7 +97,7 @@ def project(
         p: norm of the perturbation, in (1, inf].
     """
     gradient, dual_norm, _ = boundary
-    along = (gradient * delta).flatten(1).sum(dim=1) / dual_norm
+    along = per_sample_dot(gradient, delta) / dual_norm
     length = boundary.distance(delta) + overshoot * per_sample_norm(delta, p)
     length = length.where(dual_norm.isfinite(), 0.0)
     nearest_to_image = steepest_step(gradient, dual_norm, length, p)

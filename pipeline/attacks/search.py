@@ -38,12 +38,14 @@ class SearchState:
     stale: Tensor  # (A,) int64, iterations since best_norm or the cosine has improved
     cosine: Tensor  # (A,) largest cosine in the stage; at the end that of ``smallest``
     # Of all methods so far:
-    smallest: Tensor  # (A, C, H, W), the shortest perturbation; if none changes the class, the last
+    smallest: (
+        Tensor  # (A, C, H, W), the shortest perturbation; if none changes the class, the first
+    )
     smallest_norm: Tensor  # (A,) float64, its norm
     smallest_class: Tensor  # (A,) int64, class at images + smallest
     winner: Tensor  # (A,) int64, the method that has found ``smallest``, or BY_BOUND
     flipped: Tensor  # (A,) bool, whether ``smallest`` changes the class
-    no_gradient: Tensor  # (A,) bool, no method had a gradient to follow
+    no_gradient: Tensor  # (A,) bool, a method had no gradient to follow
     distances: Tensor  # (A, M) float64, norm by each method; infinite: none
     num_queries: Tensor  # (A,) int64, forward passes and gradients
     num_steps: Tensor  # (A,) int64, iterations of the attacks
@@ -152,7 +154,7 @@ class SearchState:
         """
         prediction = logits.argmax(dim=1)
         norm = per_sample_norm(self.delta, p)
-        flips = prediction != self.label
+        flips = (prediction != self.label) & logits.isfinite().all(dim=1)
         shorter = flips & (norm < self.best_norm)
         state = replace(
             self,
@@ -170,7 +172,8 @@ class SearchState:
         distances = self.distances.clone()
         distances[:, method] = torch.minimum(distances[:, method], norm.where(flips, torch.inf))
         wins = flips & (~self.flipped | (norm < self.smallest_norm))
-        last = ~flips & ~self.flipped  # nothing changes the class: keep the last perturbation
+        # Nothing changes the class: keep the first perturbation, so that rho has a value.
+        last = ~flips & ~self.flipped & (self.smallest_norm == 0)
         norm = norm.where(flips, per_sample_norm(self.delta.double(), p))
         perturbation = torch.where(expand_to_images(wins), self.best, self.delta)
         return replace(

@@ -40,11 +40,12 @@ class Projections:
 
     def start(self, state: SearchState) -> Advanced:
         """Continue from the perturbation that has reached the boundary."""
-        return Advanced(state.at_stage_start(), state.no_gradient)
+        return Advanced(state.at_stage_start(), torch.zeros_like(state.flipped))
 
     @torch.no_grad()
     def advance(self, view: AttackView, state: SearchState) -> Advanced:
         """Test the perturbation, linearise there, and take a step."""
+        state = replace(state, delta=clipped(view, state.images, state.delta))
         forward = view.forward_with_grad(shifted(view, state.images, state.delta), state.key)
         logits = forward.logits.detach()
         tested = state.tested(logits, self.p).state
@@ -88,17 +89,21 @@ class RandomStart:
     number and of the start alone.
     """
 
+    p: float
     method: int  # number of the method in `SearchState.distances`
     number: int  # of the start, from 1
     length: float = 0.7
+    length_without_distance: float = 0.1  # relative to the image's norm
 
     def start(self, state: SearchState) -> Advanced:
         """All images leave at once, with their new start."""
         signs = torch.stack([self._signs(key, state.images[0]) for key in state.key.tolist()])
-        size = self.length / math.sqrt(state.images[0].numel())
         distance = state.distances[:, self.method].to(state.images.dtype)
-        delta = signs * expand_to_images(size * distance.where(distance.isfinite(), 0.0))
-        return Advanced(replace(state.restarted(), delta=delta), torch.ones_like(state.flipped))
+        fallback = self.length_without_distance * per_sample_norm(state.images, self.p)
+        norm = (self.length * distance).where(distance.isfinite(), fallback)
+        size = norm / state.images[0].numel() ** (1.0 / self.p)
+        state = replace(state.restarted(), delta=signs * expand_to_images(size))
+        return Advanced(state, torch.ones_like(state.flipped))
 
     def advance(self, view: AttackView, state: SearchState) -> Advanced:
         """Never called: no image stays."""

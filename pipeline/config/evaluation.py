@@ -155,7 +155,8 @@ class EvaluationConfig(Section):
     diagnostics: bool = True
     """Measure for each image, in addition, how close its perturbation is to a smallest one (the
     cosine with the boundary's normal) and an upper bound of its distance (the line to an image of
-    another class), and warn where they contradict the attack."""
+    another class), and warn where they contradict the attack. Other attacks than deepfool always
+    do, because the point on that line takes part."""
     every_epochs: int = number(1, Range(minimum=1, unit="epochs"))
     """Fine-tuning: number of epochs between evaluations. The net is always evaluated before and
     after fine-tuning too."""

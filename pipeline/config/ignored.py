@@ -60,7 +60,8 @@ def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str
 
 def _of_attack(section: str, attack: AttackConfig) -> Iterator[tuple[str, str]]:
     yield from _of_methods_of_attack(section, attack)
-    if attack.step_direction == "loss_gradient":
+    descends = not {"ddn", "fmn"}.isdisjoint(attack.methods)
+    if attack.step_direction == "loss_gradient" and not descends:
         for name in ("candidate_search", "pruning_factor"):
             yield f"{section}.{name}", f"{section}.step_direction is loss_gradient"
     elif attack.candidate_search == "exhaustive":
@@ -79,6 +80,10 @@ def _of_methods_of_attack(section: str, attack: AttackConfig) -> Iterator[tuple[
         yield f"{section}.descent_steps", reason
     if not any(":" in name for name in attack.methods):
         yield f"{section}.options", reason
+    if {"deepfool", "superdeepfool"}.isdisjoint(attack.methods):
+        deepfool_options = ("max_iterations", "overshoot", "target_class", "linearize_at")
+        for name in (*deepfool_options, "step_direction"):
+            yield f"{section}.{name}", reason
 
 
 def _of_schedule(schedule: ScheduleConfig) -> Iterator[tuple[str, str]]:

@@ -67,7 +67,7 @@ def diagnose(samples: Samples, protocol: Protocol) -> Diagnostics | None:
     elif "deepfool" not in names:
         deepfool = None
     return Diagnostics(
-        mean_queries=float(np.mean(samples.queries)),
+        mean_queries=float(np.mean(samples.queries[samples.queries > 0])),
         mean_cosine=float(np.mean(cosine)) if len(cosine) else None,
         share_below_cosine=float(np.mean(cosine < LOW_COSINE)) if len(cosine) else None,
         best=_mean(samples.best_norm[known] / samples.image_norm[known]),

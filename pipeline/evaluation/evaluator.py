@@ -76,8 +76,8 @@ class Evaluator:
         self._references = references
         self._num_methods = len(self._attack.methods)
         self._deepfool_pool: list[tuple[AttackState, SearchState]] = []
-        images = None if references is None else references.images
-        self._pools = SearchPools(chain.stages_of(self._attack, images))
+        known = (None, None) if references is None else (references.images, references.classes)
+        self._pools = SearchPools(chain.stages_of(self._attack, *known))
         self._unfinished = self._no_samples()
 
     def _no_samples(self) -> Samples:
@@ -127,10 +127,11 @@ class Evaluator:
             reference = self._references.nearest(images, state.label, float(self._attack.norm))
         search = SearchState.before_attack(key, images, state.label, reference, self._num_methods)
         iteration = None
+        points = PointsToLinearize(forward, torch.arange(len(images), device=images.device))
+        del forward  # only `points` refers to it now, and frees its graph early
         if chain.starts_with_deepfool(self._attack):
-            points = PointsToLinearize(forward, torch.arange(len(images), device=images.device))
-            del forward  # only `points` refers to it now, and frees its graph early
             iteration = deepfool_iteration(self.view, state, self._attack, points)
+        del points
         after_fgs, fgs_eps = self._fgs(images, labels, logits, direction)
         finite = logits.isfinite().all(dim=1)
         rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
 
 from pipeline.config import DataConfig, RunConfig
@@ -109,13 +108,14 @@ class Measurement:
 
     def _references(self, view: AttackView, data: DataConfig) -> References | None:
         """The images for the upper bounds, the same on every rank and in every shard."""
-        if not self.config.evaluation.diagnostics:
+        evaluation = self.config.evaluation
+        if not evaluation.diagnostics and evaluation.attack.methods == ["deepfool"]:
             return None
         rows = self.index.subset(NUM_REFERENCES)
-        specs = evaluation_specs(self.index, rows, data, len(rows))
-        loader = Loader(self.index, specs, data, self.ranks.device, len(rows), self.threads)
-        images = torch.cat([upcast(batch.images) for batch in loader])
-        return References.of(view, images)
+        size = min(images_at_once(evaluation.batch_size, self.ranks.device), len(rows))
+        specs = evaluation_specs(self.index, rows, data, size)
+        loader = Loader(self.index, specs, data, self.ranks.device, size, self.threads)
+        return References.of(view, [upcast(batch.images) for batch in loader])
 
 
 def gather_samples(

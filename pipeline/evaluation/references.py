@@ -4,6 +4,7 @@ The reference images are a few rows of the index, evenly spaced, whatever the sh
 bound does not depend on the images that are evaluated with it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +26,10 @@ class References:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, view: AttackView, images: Tensor) -> "References":
-        """Classify reference images (R, C, H, W); those with logits that are not finite are left
-        out."""
-        logits = view(images)
+    def of(cls, view: AttackView, batches: Sequence[Tensor]) -> "References":
+        """Classify reference images, batches of (N, C, H, W); those with logits that are not finite
+        are left out."""
+        images, logits = torch.cat([*batches]), torch.cat([view(batch) for batch in batches])
         finite = logits.isfinite().all(dim=1)
         return cls(images[finite], logits.argmax(dim=1)[finite])
 

@@ -19,7 +19,7 @@ class Samples:
     adversarial: np.ndarray  # (N,) int64, class at the perturbed image
     image_norm: np.ndarray  # (N,) float64, ||x||_p
     perturbation_norm: np.ndarray  # (N,) float64, ||dx||_p
-    steps: np.ndarray  # (N,) int64, DeepFool iterations
+    steps: np.ndarray  # (N,) int64, iterations of the attack
     flipped: np.ndarray  # (N,) bool
     stuck: np.ndarray  # (N,) bool, the gradient vanished or was not finite
     fgs_correct: np.ndarray  # (N, E) bool, after FGS with each eps of the protocol

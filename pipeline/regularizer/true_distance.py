@@ -66,10 +66,9 @@ def true_distance(
         config: norm and max_projections are used.
         at_once: largest number of images in the net at a time.
     """
-    search = _Search(view, config, at_once)
+    search = _Search(view, config, at_once, keep_graph=len(images) <= at_once)
     toward_label = perturbation.clean != labels
     rows = torch.arange(len(images), device=images.device).split(at_once)
-    keep_graph = len(rows) == 1
     ends = [
         search.run(part, images[part], perturbation.delta[part], (labels[part], toward_label[part]))
         for part in rows
@@ -81,7 +80,7 @@ def true_distance(
         torch.cat([end.distance for end in ends]),
         torch.cat([end.weight for end in ends]),
         at_once,
-        ends[0].forwards if keep_graph else [],
+        [forward for end in ends for forward in end.forwards],
     )
     return _TrueDistance.apply(joined, *view.parameters())
 
@@ -93,6 +92,7 @@ class _Search:
     view: AttackView
     config: AttackConfig
     at_once: int
+    keep_graph: bool  # of the last forward pass, for the backward pass
 
     def run(
         self, rows: Tensor, images: Tensor, delta: Tensor, wanted: tuple[Tensor, Tensor]
@@ -107,7 +107,8 @@ class _Search:
         """
         p = float(self.config.norm)
         for number in range(self.config.max_projections):
-            _, classes, boundary = self._linearize(images + delta, rows, wanted)
+            # Without a name for the forward pass, which frees its graph before the next is built.
+            boundary = self._linearize(images + delta, rows, wanted)[2]
             share = torch.full_like(boundary.dual_norm, PROJECTION_SHARES[min(number, 2)])
             delta = project(delta, boundary, share, torch.zeros_like(share), p)
         points = images + delta
@@ -121,7 +122,7 @@ class _Search:
             distance=distance.where(usable, per_sample_norm(delta, p)),
             weight=-1.0 / boundary.dual_norm.where(usable, torch.inf),
             at_once=self.at_once,
-            forwards=[forward],
+            forwards=[forward] if self.keep_graph else [],
         )
 
     def _linearize(

@@ -29,10 +29,10 @@ def finished(
     references: Tensor | None = None,
 ) -> list[Finished]:
     """What the evaluator yields; labels are the classes that the net sees."""
-    found = None if references is None else References.of(view, references)
+    reference_images = None if references is None else References.of(view, [references])
     with torch.no_grad():
         labels = view(images).argmax(dim=1)
-    evaluator = Evaluator(view, config, size, frozenset(range(len(images))), found)
+    evaluator = Evaluator(view, config, size, frozenset(range(len(images))), reference_images)
     parts = [f for batch in batches(images, labels, size) for f in evaluator.add_batch(batch)]
     return [*parts, *evaluator.drain()]
 

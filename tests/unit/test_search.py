@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.attacks.norms import dual_exponent, per_sample_norm
+from pipeline.attacks.search import SearchState
+from pipeline.attacks.stages import RandomStart
 from pipeline.config import BEST, AttackConfig, DataConfig, EvaluationConfig, RuntimeConfig
 from pipeline.config.checks import OptionError
 from pipeline.evaluation import attack_space
@@ -143,6 +145,31 @@ def test_an_image_has_the_same_bits_in_any_batch() -> None:
     for name, column in whole.to_dict().items():
         if name != "row":
             assert np.array_equal(other.to_dict()[name], column, equal_nan=True), name
+
+
+@pytest.mark.parametrize("p", [2.0, torch.inf, 1.5])
+def test_random_starts_are_at_their_distance_in_every_norm(p: float) -> None:
+    images = torch.randn(3, 3, 8, 8)
+    label, key = torch.zeros(3, dtype=torch.long), torch.arange(3)
+    state = SearchState.before_attack(key, images, label, label - 1, num_methods=1)
+    state = replace(state, distances=torch.tensor([[2.0], [4.0], [torch.inf]]).double())
+    start = RandomStart(p, method=0, number=1).start(state).state
+    norm = per_sample_norm(start.delta, p)
+    assert torch.allclose(norm[:2], 0.7 * torch.tensor([2.0, 4.0]), rtol=1e-5)
+    assert torch.allclose(norm[2], 0.1 * per_sample_norm(images, p)[2], rtol=1e-5)
+    again = RandomStart(p, method=0, number=1).start(state.take(torch.tensor([2, 1]))).state
+    assert torch.equal(again.delta, start.delta[[2, 1]])
+
+
+def test_an_attack_that_fails_keeps_the_earlier_perturbation() -> None:
+    torch.manual_seed(0)
+    images, label = torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
+    state = SearchState.before_attack(torch.arange(4), images, label, label - 1, num_methods=2)
+    first = replace(state, delta=images.clone()).recorded(0, 2.0)
+    second = first.restarted().recorded(1, 2.0)
+    assert torch.equal(second.smallest, images)
+    assert torch.equal(second.smallest_norm, per_sample_norm(images.double()))
+    assert not second.flipped.any()
 
 
 def test_queries_are_counted() -> None:

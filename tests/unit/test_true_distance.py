@@ -1,5 +1,7 @@
 """Training on the true distance: its value, and its gradient against finite differences."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -95,6 +97,27 @@ def test_more_projections_come_nearer_to_the_exact_distance(projections: int) ->
     before = robustness(AttackView(net), images, labels, deepfool).ratio * norm
     after = robustness(AttackView(net), images, labels, options(projections)).ratio * norm
     assert (after / exact - 1).abs().mean() < 0.7 * (before / exact - 1).abs().mean()
+
+
+@pytest.mark.parametrize(("at_once", "alive"), [(None, 1), (2, 1)])
+def test_one_graph_is_alive_at_a_time(at_once: int | None, alive: int) -> None:
+    net = small_net(0)
+    images = torch.randn(8, 1, 3, 4, dtype=torch.float64)
+    labels = net(images).argmax(dim=1)
+    graphs: list[weakref.ref] = []
+    most = 0
+
+    def count(_module: nn.Module, _inputs: object, logits: Tensor) -> None:
+        nonlocal most
+        graphs[:] = [graph for graph in graphs if graph() is not None]
+        if logits.grad_fn is not None:
+            graphs.append(weakref.ref(logits))
+        most = max(most, len(graphs))
+
+    net.register_forward_hook(count)
+    result = robustness(AttackView(net), images, labels, options(3), at_once=at_once)
+    result.ratio.sum().backward()
+    assert most == alive
 
 
 def test_an_image_without_a_gradient_has_none_in_the_penalty() -> None:
