@@ -17,6 +17,7 @@ if __name__ == "__main__":  # a mistake in an option is reported before the slow
 
 import torch
 
+from pipeline.attacks import chain
 from pipeline.data import source
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, exit_on_user_error, first_few, warn
 from pipeline.evaluation import reference
@@ -53,6 +54,7 @@ def make_trainer(config: FinetuneConfig, ranks: DistributedContext) -> Trainer:
     """Check the options and the data, open the output folder unless this is a dry run, and build
     the net; all ranks must call this."""
     config = reference.resolve_reference(config)
+    chain.stages_of(config.evaluation.attack)  # reports a mistake in an attack's options
     run_folder.check_folder(config, "training")
     torch.manual_seed(config.train.seed)
     indices = source.open_index(config, "train"), source.open_index(config, "val")
