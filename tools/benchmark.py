@@ -2,20 +2,32 @@
 
     python tools/benchmark.py regularizer --weights W.pth --data val.parquet
     python tools/benchmark.py deepfool --weights W.pth --data val.parquet
+    python tools/benchmark.py attacks --weights W.pth --data val.parquet --steps 1000
     python tools/benchmark.py evaluation --weights W.pth --data val.parquet
     python tools/benchmark.py loader --data train.parquet
     python tools/benchmark.py step --device cuda --model resnet18 --precision bf16 --num-images 256
     python tools/benchmark.py batches     # whether an image's last bits depend on its batch
     python tools/benchmark.py data        # index, plan and scan at ILSVRC-2012's size
 
-deepfool and evaluation also time other libraries, if they are installed: pip install -e ".[bench]".
+deepfool, attacks and evaluation also time other libraries, if they are installed: pip install -e
+".[bench]".
 Each benchmark prints a table; --json FILE writes device, versions and rows. Compare only variants
 of one run: they are interleaved, so other work on the machine changes all times equally.
 """
 
 from pathlib import Path
 
-from benchmarks import batches, common, data, deepfool, evaluation, loader, regularizer, step
+from benchmarks import (
+    attacks,
+    batches,
+    common,
+    data,
+    deepfool,
+    evaluation,
+    loader,
+    regularizer,
+    step,
+)
 from pipeline.config import arguments
 from pipeline.config.checks import Range
 from pipeline.errors import exit_on_user_error
@@ -24,6 +36,7 @@ from pipeline.runtime.files import check_writable
 BENCHMARKS = {
     "regularizer": regularizer.benchmark,
     "deepfool": deepfool.benchmark,
+    "attacks": attacks.benchmark,
     "evaluation": evaluation.benchmark,
     "loader": loader.benchmark,
     "step": step.benchmark,
@@ -31,7 +44,8 @@ BENCHMARKS = {
     "data": data.benchmark,
 }
 DEFAULT_IMAGES = (
-    "regularizer 16, deepfool 64, evaluation 100, loader 1024 per repeat, step 32 per batch"
+    "regularizer 16, deepfool 64, attacks 32, evaluation 100, loader 1024 per repeat, "
+    "step 32 per batch"
 )
 
 
@@ -57,6 +71,12 @@ def parser() -> arguments.Parser:
         "--max-images",
         type=lambda text: text if text == "auto" else arguments.POSITIVE(text),
         help="as regularizer.max_images (default: no limit)",
+    )
+    top.add_argument(
+        "--steps",
+        type=arguments.POSITIVE,
+        default=100,
+        help="attacks: steps of DDN and FMN (%(default)s)",
     )
     top.add_argument(
         "--peak-tflops",

@@ -68,6 +68,18 @@ def test_deepfool(tmp_path: Path) -> None:
     assert all(row["flipped"] == 1 for row in rows.values())
 
 
+def test_attacks(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "attacks", *SMALL, "--steps", 100)
+    names = ["deepfool", "superdeepfool", "ddn, 100 steps", "fmn, 100 steps", "foolbox DeepFool"]
+    assert list(rows)[: len(names)] == names  # and adversarial-library's, where it is installed
+    assert "foolbox DDN, 100 steps" in rows
+    assert all(row["flipped"] == 1 for row in rows.values())
+    assert rows["superdeepfool"]["rho2"] < rows["deepfool"]["rho2"]
+    assert rows["superdeepfool"]["queries"] < 70 < rows["ddn, 100 steps"]["queries"]
+    assert max(row["optimality"] for row in rows.values()) <= 1
+    assert rows["superdeepfool"]["optimality"] > rows["deepfool"]["optimality"]
+
+
 @pytest.mark.slow
 def test_evaluation(tmp_path: Path, photos: Index) -> None:
     net = ("--model", "tests.helpers.nets:first_two", "--num-images", 8)
