@@ -4,8 +4,9 @@ Letters, as in the paper: x is the image, f the logit of the class to reach minu
 to leave, w the gradient of f by the image, r the step of one iteration, for p = 2: |f| w / ||w||^2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -84,8 +85,30 @@ class Perturbation:
         )
 
 
+class SampleColumns:
+    """Base of dataclasses whose fields are tensors (A, ...) of A samples."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, self._names()[0]))
+
+    def take(self, rows: Tensor | slice) -> Self:
+        """Some of the samples."""
+        return type(self)(*(getattr(self, name)[rows] for name in self._names()))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join parts whose columns have the same shape but for A."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls._names()))
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]  # pyright: ignore[reportArgumentType]
+
+
 @dataclass(frozen=True)
-class AttackState:
+class AttackState(SampleColumns):
     """A unfinished samples, of one batch or of several."""
 
     key: Tensor  # (A,) int64, the caller's numbers of the samples
@@ -96,20 +119,6 @@ class AttackState:
     choices: Tensor  # (A, M) int64, candidate classes
     iteration: Tensor  # (A,) int64, steps taken
     num_queries: Tensor  # (A,) int64, forward passes and gradients, with the clean forward
-
-    def __len__(self) -> int:
-        return len(self.key)
-
-    def take(self, rows: Tensor | slice) -> "AttackState":
-        """Some of the samples."""
-        return AttackState(*(getattr(self, f.name)[rows] for f in fields(AttackState)))
-
-    @classmethod
-    def concatenate(cls, parts: list["AttackState"]) -> "AttackState":
-        """Concatenate parts with the same number M of candidate classes."""
-        if len(parts) == 1:
-            return parts[0]
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
 class IterationResult(NamedTuple):

@@ -4,9 +4,8 @@ In: an import path, options, an attack view and images. Out: `ExternalResult`. T
 images in [0, 1]. In a bounded space that is the interval of the bounds. An unbounded space is
 mapped to [0, 1] linearly, with room on both sides. An image whose result touches an end, or whose
 class did not change, is attacked again with a wider interval. So the result is the distance without
-bounds. Options that are
-lengths, such as DDN's init_norm, are in units of [0, 1]: multiplied by `unbounded_widths` they are
-in units of the space.
+bounds. Options that are lengths, such as DDN's init_norm, are in units of [0, 1]: multiplied by
+`unbounded_widths` they are in units of the space.
 
 An image's result does not depend on the rest of its batch, up to rounding. Attacks that are known
 to treat the images of a batch apart get the batch at once, all others one image at a time. Random

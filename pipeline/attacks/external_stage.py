@@ -6,12 +6,12 @@ import torch
 
 from pipeline.attacks.external import ExternalAttack
 from pipeline.attacks.norms import per_sample_norm
-from pipeline.attacks.search import Advanced, SearchState, clipped
+from pipeline.attacks.search import Advanced, SearchState, Stage, clipped
 from pipeline.models.attack_view import AttackView
 
 
 @dataclass(frozen=True)
-class ExternalStage:
+class ExternalStage(Stage):
     """Runs the whole attack at once, and records its distance."""
 
     attack: ExternalAttack

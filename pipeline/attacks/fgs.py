@@ -6,13 +6,14 @@ space that is attacked. The margin of an image is its label's logit minus the hi
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.attacks.attack_state import SampleColumns
 from pipeline.attacks.norms import expand_to_images, per_sample_norm
 from pipeline.models.attack_view import AttackView, ForwardPass
 
@@ -58,7 +59,7 @@ def correct_after_fgs(
 
 
 @dataclass(frozen=True)
-class _Brackets:
+class _Brackets(SampleColumns):
     """Intervals of the lattice that contain the answers of A images.
 
     An image is classified correctly at the lower end and misclassified at the upper one.
@@ -74,10 +75,6 @@ class _Brackets:
     margin_high: Tensor  # (A,) float64; minus infinity while it is unknown
     was_correct: Tensor  # (A,) bool, at the last trial
     guess: Tensor  # (A,) float64, eps for the next trial
-
-    def take(self, rows: Tensor) -> "_Brackets":
-        """Some of the images."""
-        return _Brackets(*(getattr(self, f.name)[rows] for f in fields(_Brackets)))
 
     def next_position(self, bisect: bool) -> Tensor:
         """The position (A,) of the next trial, inside the interval."""

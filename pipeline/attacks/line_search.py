@@ -9,13 +9,21 @@ import torch
 from torch import Tensor
 
 from pipeline.attacks.norms import expand_to_images, per_sample_norm
-from pipeline.attacks.projection import deciding_classes, linearize_boundary
-from pipeline.attacks.search import BY_BOUND, Advanced, SearchState, clipped, shifted
+from pipeline.attacks.projection import linearize_boundary
+from pipeline.attacks.search import (
+    BY_BOUND,
+    Advanced,
+    SearchState,
+    Stage,
+    clipped,
+    scheduled,
+    shifted,
+)
 from pipeline.models.attack_view import AttackView
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(Stage):
     """Records the distance of the method that has just ended, without a query."""
 
     p: float
@@ -25,17 +33,13 @@ class Record:
         """All images leave at once."""
         return Advanced(state, torch.ones_like(state.flipped))
 
-    def advance(self, view: AttackView, state: SearchState) -> Advanced:
-        """Never called: no image stays."""
-        raise NotImplementedError
-
     def finish(self, state: SearchState) -> SearchState:
         """Record the distance."""
         return state.recorded(self.method, self.p)
 
 
 @dataclass(frozen=True)
-class LineSearch:
+class LineSearch(Stage):
     """Shortens ``best`` along its direction to where the class changes, and records it.
 
     ``best`` is usually beyond the boundary by no more than an overshoot, so the first trials are at
@@ -73,14 +77,13 @@ class LineSearch:
 
     def _factor(self, state: SearchState) -> Tensor:
         """The next factor (A,) on ``best``."""
-        # Not by a power of tensors, whose last bits depend on the size of the batch.
-        factors = [max(1.0 - self.first_cut * 3.0**n, 0.5) for n in range(self.num_trials + 1)]
-        table = torch.tensor(factors, dtype=state.low.dtype).to(state.low.device)
-        return torch.where(state.low > 0, (state.low + 1.0) / 2.0, table[state.iteration])
+        cuts = tuple(max(1.0 - self.first_cut * 3.0**n, 0.5) for n in range(self.num_trials + 1))
+        outward = scheduled(cuts, state.iteration, state.low)
+        return torch.where(state.low > 0, (state.low + 1.0) / 2.0, outward)
 
 
 @dataclass(frozen=True)
-class ReferenceLine:
+class ReferenceLine(Stage):
     """An upper bound of the distance: a bisection between the image and a reference image of
     another class.
 
@@ -145,7 +148,7 @@ class ReferenceLine:
 
 
 @dataclass(frozen=True)
-class Optimality:
+class Optimality(Stage):
     """Measures the cosine of the shortest perturbation and the boundary's normal at its end."""
 
     p: float
@@ -159,15 +162,9 @@ class Optimality:
     def advance(self, view: AttackView, state: SearchState) -> Advanced:
         """One forward pass and gradient at the end of the perturbation."""
         forward = view.forward_with_grad(shifted(view, state.images, state.smallest), state.key)
-        never = torch.zeros_like(state.flipped)
-        classes = deciding_classes(forward.logits.detach(), state.label, never)
-        boundary = linearize_boundary(view, forward, classes, self.p)
+        boundary = linearize_boundary(view, forward, state.label, self.p)
         cosine = boundary.cosine(state.smallest, self.p)
-        return Advanced(replace(state, cosine=cosine), torch.ones_like(never))
-
-    def finish(self, state: SearchState) -> SearchState:
-        """Nothing is left to record."""
-        return state
+        return Advanced(replace(state, cosine=cosine), torch.ones_like(state.flipped))
 
 
 def _test_trial(view: AttackView, state: SearchState, factor: Tensor, p: float) -> SearchState:

@@ -23,19 +23,17 @@ from pipeline.attacks.norms import (
 from pipeline.models.attack_view import AttackView, ForwardPass
 
 
-class Classes(NamedTuple):
-    """The two classes whose logits decide, for A samples: f = logit of target - logit of source."""
-
-    source: Tensor  # (A,) int64
-    target: Tensor  # (A,) int64
-
-
 class LinearizedBoundary(NamedTuple):
-    """The boundary between two classes, linearised at A points."""
+    """The boundary between two classes, linearised at A points.
+
+    f is the logit of the target class minus that of the source class.
+    """
 
     gradient: Tensor  # (A, C, H, W), w, the gradient of f by the image
     dual_norm: Tensor  # (A,) ||w||_q; infinite where w is zero or not finite
     logit_diff: Tensor  # (A,) f; positive where the class is the wanted one
+    source: Tensor  # (A,) int64
+    target: Tensor  # (A,) int64
 
     def distance(self, delta: Tensor) -> Tensor:
         """||r'||_p (A,) of the shortest r' with <w, r'> = <w, r> - f, for r = delta (A, C, H, W).
@@ -51,26 +49,28 @@ class LinearizedBoundary(NamedTuple):
         return along / (self.dual_norm * per_sample_norm(delta, p))
 
 
-def deciding_classes(logits: Tensor, label: Tensor, toward_label: Tensor) -> Classes:
-    """The label and the highest other class, as source and target.
+def linearize_boundary(
+    view: AttackView,
+    forward: ForwardPass,
+    label: Tensor,
+    p: float,
+    toward_label: Tensor | None = None,
+) -> LinearizedBoundary:
+    """Linearise the boundary between the label and the highest other class.
 
     Args:
-        logits: (A, K).
+        view: the net.
+        forward: the points (A, C, H, W); its graph is kept.
         label: (A,) class to leave, or to reach where ``toward_label``.
-        toward_label: (A,) bool.
+        p: norm of the perturbation, in (1, inf].
+        toward_label: (A,) bool. Default: no sample.
     """
-    other = logits.scatter(1, label[:, None], -torch.inf).argmax(dim=1)
-    return Classes(other.where(toward_label, label), label.where(toward_label, other))
-
-
-def linearize_boundary(
-    view: AttackView, forward: ForwardPass, classes: Classes, p: float
-) -> LinearizedBoundary:
-    """Linearise the boundary between two classes at the points of a forward pass; its graph is
-    kept."""
+    other = forward.logits.detach().scatter(1, label[:, None], -torch.inf).argmax(dim=1)
+    source, target = label, other
+    if toward_label is not None:
+        source, target = other.where(toward_label, label), label.where(toward_label, other)
     with torch.enable_grad():
-        logit_diffs = logit_differences(forward.logits, classes.source, classes.target[:, None])
-        logit_diff = logit_diffs[:, 0]
+        logit_diff = logit_differences(forward.logits, source, target[:, None])[:, 0]
     gradient = view.logit_diff_gradient(forward, logit_diff)
     norm = per_sample_norm(gradient, dual_exponent(p))
     usable = norm.isfinite() & (norm > 0)
@@ -78,6 +78,8 @@ def linearize_boundary(
         gradient.masked_fill(~expand_to_images(usable), 0.0),
         norm.where(usable, torch.inf),
         logit_diff.detach(),
+        source,
+        target,
     )
 
 
@@ -96,7 +98,7 @@ def project(
             steps approach a curved boundary from inside and never cross it.
         p: norm of the perturbation, in (1, inf].
     """
-    gradient, dual_norm, _ = boundary
+    gradient, dual_norm = boundary.gradient, boundary.dual_norm
     along = per_sample_dot(gradient, delta) / dual_norm
     length = boundary.distance(delta) + overshoot * per_sample_norm(delta, p)
     length = length.where(dual_norm.isfinite(), 0.0)

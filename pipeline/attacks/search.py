@@ -5,14 +5,14 @@ the class, of each method and of all. A stage advances all its images by one for
 one gradient where it needs one, so that a pool can give it full batches.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.attacks.attack_state import IterationResult
+from pipeline.attacks.attack_state import IterationResult, SampleColumns
 from pipeline.attacks.norms import expand_to_images, per_sample_norm
 from pipeline.models.attack_view import AttackView
 
@@ -20,7 +20,7 @@ BY_BOUND = -1  # winner where the line to a reference image has the shortest per
 
 
 @dataclass(frozen=True)
-class SearchState:
+class SearchState(SampleColumns):
     """A images whose smallest perturbation is searched for."""
 
     key: Tensor  # (A,) int64, the caller's numbers of the images
@@ -38,9 +38,7 @@ class SearchState:
     stale: Tensor  # (A,) int64, iterations since best_norm or the cosine has improved
     cosine: Tensor  # (A,) largest cosine in the stage; at the end that of ``smallest``
     # Of all methods so far:
-    smallest: (
-        Tensor  # (A, C, H, W), the shortest perturbation; if none changes the class, the first
-    )
+    smallest: Tensor  # (A, C, H, W), the shortest; if none changes the class, the first
     smallest_norm: Tensor  # (A,) float64, its norm
     smallest_class: Tensor  # (A,) int64, class at images + smallest
     winner: Tensor  # (A,) int64, the method that has found ``smallest``, or BY_BOUND
@@ -50,21 +48,6 @@ class SearchState:
     num_queries: Tensor  # (A,) int64, forward passes and gradients
     num_steps: Tensor  # (A,) int64, iterations of the attacks
     upper_bound: Tensor  # (A,) float64, norm on the line to the reference image; NaN: none
-
-    def __len__(self) -> int:
-        return len(self.key)
-
-    def take(self, rows: Tensor | slice) -> "SearchState":
-        """Some of the images."""
-        return SearchState(*(getattr(self, f.name)[rows] for f in fields(SearchState)))
-
-    @classmethod
-    def concatenate(cls, parts: Iterable["SearchState"]) -> "SearchState":
-        """Join parts."""
-        parts = list(parts)
-        if len(parts) == 1:
-            return parts[0]
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
     @classmethod
     def before_attack(
@@ -102,24 +85,30 @@ class SearchState:
             upper_bound=torch.full_like(number, torch.nan, dtype=torch.float64),
         )
 
-    def after_deepfool(self, done: IterationResult, delta: Tensor, p: float) -> "SearchState":
-        """The same images after DeepFool's last iteration.
+    @classmethod
+    def after_deepfool(
+        cls, done: IterationResult, delta: Tensor, reference: Tensor, num_methods: int, p: float
+    ) -> "SearchState":
+        """Images after DeepFool's last iteration.
 
         Args:
             done: the iteration, of these images.
             delta: (A, C, H, W), the perturbations, with the overshoot.
+            reference: (A,) int64, as in `SearchState`.
+            num_methods: number of methods, M.
             p: the norm.
         """
+        state = done.state
         return replace(
-            self,
+            cls.before_attack(state.key, state.images, state.label, reference, num_methods),
             delta=delta,
             best=delta,
             best_norm=per_sample_norm(delta, p).where(done.flipped, torch.inf),
             best_class=done.prediction,
             smallest_class=done.prediction,
             no_gradient=done.no_gradient,
-            num_queries=done.state.num_queries,
-            num_steps=done.state.iteration,
+            num_queries=state.num_queries,
+            num_steps=state.iteration,
         )
 
     def restarted(self) -> "SearchState":
@@ -201,20 +190,35 @@ class Advanced(NamedTuple):
     ended: Tensor  # (A,) bool, the images that leave the stage
 
 
-class Stage(Protocol):
+class Stage:
     """A part of the search."""
 
     def start(self, state: SearchState) -> Advanced:
         """Prepare images that enter the stage; those that do not need it leave at once."""
-        ...
+        return Advanced(state, torch.zeros_like(state.flipped))
 
     def advance(self, view: AttackView, state: SearchState) -> Advanced:
-        """One iteration; the argument is not changed, so that it can be repeated."""
-        ...
+        """One iteration; the argument is not changed, so that it can be repeated. Only called where
+        images stay after `start`."""
+        raise NotImplementedError
 
     def finish(self, state: SearchState) -> SearchState:
         """Record the results of images that leave the stage."""
-        ...
+        return state
+
+
+@cache
+def _table(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype).to(device)
+
+
+def scheduled(values: tuple[float, ...], iteration: Tensor, like: Tensor) -> Tensor:
+    """The values (A,) at iterations (A,), of the type and device of ``like``; the last one beyond.
+
+    Schedules are computed in advance: powers and cosines of tensors differ in the last bits between
+    small and large batches.
+    """
+    return _table(values, like.dtype, like.device)[iteration.clamp_max(len(values) - 1)]
 
 
 def shifted(view: AttackView, images: Tensor, delta: Tensor) -> Tensor:

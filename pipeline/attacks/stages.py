@@ -17,14 +17,22 @@ from pipeline.attacks.linearized_step import (
     nearest_boundary,
 )
 from pipeline.attacks.norms import expand_to_images, per_sample_norm, steepest_step
-from pipeline.attacks.projection import deciding_classes, linearize_boundary, project
-from pipeline.attacks.search import Advanced, SearchState, Tested, clipped, shifted
+from pipeline.attacks.projection import linearize_boundary, project
+from pipeline.attacks.search import (
+    Advanced,
+    SearchState,
+    Stage,
+    Tested,
+    clipped,
+    scheduled,
+    shifted,
+)
 from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView
 
 
 @dataclass(frozen=True)
-class Projections:
+class Projections(Stage):
     """Shortens perturbations that have reached a boundary (`pipeline.attacks.projection`).
 
     The share of the full projection and the overshoot decrease geometrically over the steps. An
@@ -47,15 +55,12 @@ class Projections:
         """Test the perturbation, linearise there, and take a step."""
         state = replace(state, delta=clipped(view, state.images, state.delta))
         forward = view.forward_with_grad(shifted(view, state.images, state.delta), state.key)
-        logits = forward.logits.detach()
-        tested = state.tested(logits, self.p).state
-        never = torch.zeros_like(state.label, dtype=torch.bool)
-        classes = deciding_classes(logits, state.label, never)
-        boundary = linearize_boundary(view, forward, classes, self.p)
+        tested = state.tested(forward.logits.detach(), self.p).state
+        boundary = linearize_boundary(view, forward, state.label, self.p)
         cosine = torch.nan_to_num(boundary.cosine(state.delta, self.p), -1.0)
-        share = _geometric(self.share, self.max_steps)(state.iteration, cosine)
+        share = scheduled(_geometric(self.share, self.max_steps), state.iteration, cosine)
         share = share.where(tested.best_norm.isfinite(), 0.0)
-        overshoot = _geometric(self.overshoot, self.max_steps)(state.iteration, cosine)
+        overshoot = scheduled(_geometric(self.overshoot, self.max_steps), state.iteration, cosine)
         delta = project(state.delta, boundary, share, overshoot, self.p)
         shorter = tested.best_norm < 0.9999 * state.best_norm
         improved = shorter | (cosine > state.cosine + 1e-3)
@@ -76,13 +81,9 @@ class Projections:
         )
         return Advanced(state, ended)
 
-    def finish(self, state: SearchState) -> SearchState:
-        """Nothing is recorded before the line search."""
-        return state
-
 
 @dataclass(frozen=True)
-class RandomStart:
+class RandomStart(Stage):
     """Starts the method again, in a random direction, at ``length`` times its distance so far.
 
     Another start may reach another part of the boundary. The direction is a function of the image's
@@ -105,14 +106,6 @@ class RandomStart:
         state = replace(state.restarted(), delta=signs * expand_to_images(size))
         return Advanced(state, torch.ones_like(state.flipped))
 
-    def advance(self, view: AttackView, state: SearchState) -> Advanced:
-        """Never called: no image stays."""
-        raise NotImplementedError
-
-    def finish(self, state: SearchState) -> SearchState:
-        """Nothing is recorded."""
-        return state
-
     def _signs(self, key: int, like: Tensor) -> Tensor:
         """(C, H, W) of random signs."""
         generator = torch.Generator().manual_seed((key << 10) + self.number)
@@ -121,7 +114,7 @@ class RandomStart:
 
 
 @dataclass(frozen=True)
-class FirstStep:
+class FirstStep(Stage):
     """DeepFool's first step from the clean image, towards the nearest linearised boundary.
 
     A descent that starts without it goes to the class of the second highest logit, which need not
@@ -157,13 +150,9 @@ class FirstStep:
         )
         return Advanced(state, torch.ones_like(never))
 
-    def finish(self, state: SearchState) -> SearchState:
-        """Nothing is recorded."""
-        return state
-
 
 @dataclass(frozen=True)
-class NormDescent:
+class NormDescent(Stage):
     """Gradient steps at a norm that shrinks while the class is changed and grows while it is not.
 
     ddn: Rony et al., CVPR 2019; fmn: Pintor et al., NeurIPS 2021. Two things differ from the
@@ -186,32 +175,25 @@ class NormDescent:
     def advance(self, view: AttackView, state: SearchState) -> Advanced:
         """Test the perturbation, take a gradient step, and set its norm."""
         forward = view.forward_with_grad(shifted(view, state.images, state.delta), state.key)
-        tested, flips = state.tested(forward.logits.detach(), self.p)
-        never = torch.zeros_like(state.flipped)
-        classes = deciding_classes(forward.logits.detach(), state.label, never)
-        gradient, dual_norm, logit_diff = linearize_boundary(view, forward, classes, self.p)
-        step_size = _annealed(self.step_size, self.num_steps)(state.iteration, logit_diff)
-        gamma = _annealed(self.gamma, self.num_steps)(state.iteration, logit_diff)
-        radius = self._radius(
-            Tested(tested, flips), state.delta, logit_diff.abs() / dual_norm, gamma
-        )
-        size = radius * step_size
-        delta = state.delta + steepest_step(gradient, dual_norm, size, self.p)
+        tested = state.tested(forward.logits.detach(), self.p)
+        boundary = linearize_boundary(view, forward, state.label, self.p)
+        linearized = boundary.logit_diff.abs() / boundary.dual_norm
+        gamma = scheduled(_annealed(self.gamma, self.num_steps), state.iteration, linearized)
+        radius = self._radius(tested, state.delta, linearized, gamma)
+        step_size = _annealed(self.step_size, self.num_steps)
+        size = radius * scheduled(step_size, state.iteration, linearized)
+        delta = state.delta + steepest_step(boundary.gradient, boundary.dual_norm, size, self.p)
         delta = clipped(view, state.images, self._at_norm(delta, radius))
         iteration = state.iteration + 1
         state = replace(
-            tested,
+            tested.state,
             delta=delta,
             radius=radius,
             iteration=iteration,
-            num_queries=tested.num_queries + 1,
-            num_steps=tested.num_steps + 1,
+            num_queries=tested.state.num_queries + 1,
+            num_steps=state.num_steps + 1,
         )
         return Advanced(state, iteration > self.num_steps)
-
-    def finish(self, state: SearchState) -> SearchState:
-        """Nothing is recorded before the line search."""
-        return state
 
     def _radius(self, tested: Tested, delta: Tensor, linearized: Tensor, gamma: Tensor) -> Tensor:
         """The norm (A,) of the next perturbation; ``linearized`` (A,) is the linearised distance
@@ -236,28 +218,15 @@ class NormDescent:
         return delta * expand_to_images(factor.clamp_max(1.0) if self.kind == "fmn" else factor)
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    """A value for each iteration, computed in advance: powers and cosines of tensors differ in the
-    last bits between small and large batches."""
-
-    values: tuple[float, ...]
-
-    def __call__(self, iteration: Tensor, like: Tensor) -> Tensor:
-        """The values (A,) at iterations (A,), of the type and device of ``like``."""
-        table = torch.tensor(self.values, dtype=like.dtype).to(like.device)
-        return table[iteration.clamp_max(len(self.values) - 1)]
-
-
 @cache
-def _geometric(ends: tuple[float, float], num_steps: int) -> _Schedule:
+def _geometric(ends: tuple[float, float], num_steps: int) -> tuple[float, ...]:
     """From ends[0] to ends[1] in ``num_steps`` steps, geometrically."""
     ratio = ends[1] / ends[0]
-    return _Schedule(tuple(ends[0] * ratio ** (n / num_steps) for n in range(num_steps + 1)))
+    return tuple(ends[0] * ratio ** (n / num_steps) for n in range(num_steps + 1))
 
 
 @cache
-def _annealed(ends: tuple[float, float], num_steps: int) -> _Schedule:
+def _annealed(ends: tuple[float, float], num_steps: int) -> tuple[float, ...]:
     """From ends[0] to ends[1] in ``num_steps`` steps, as a cosine."""
     shares = ((1.0 + math.cos(math.pi * n / num_steps)) / 2.0 for n in range(num_steps + 1))
-    return _Schedule(tuple(ends[1] + (ends[0] - ends[1]) * share for share in shares))
+    return tuple(ends[1] + (ends[0] - ends[1]) * share for share in shares)

@@ -68,7 +68,7 @@ class AttackConfig(Section):
 
     def check(self) -> None:
         """Check the names of the attacks."""
-        names = " or ".join([", ".join((*BEST[:-1], BEST[-1])), "best"])
+        names = f"{', '.join(BEST)} or best"
         paths = [name for name in self.methods if ":" in name]
         unknown = any(name not in (*BEST, *paths) for name in self.methods) or len(paths) > 1
         rule = f"{names}, package.module:name of one attack, or several joined by +"

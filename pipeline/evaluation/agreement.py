@@ -7,9 +7,10 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.evaluation.manifest import Manifest
 from pipeline.evaluation.result_lines import ResultRow
+from pipeline.evaluation.samples import COLUMNS, column_type
 from pipeline.runtime.reproducibility import IMAGE_TOLERANCE, relative_tolerance
 
-_FLOATS = ("image_norm", "perturbation_norm", "fgs_eps", "cosine", "upper_bound", "distances")
+_FLOATS = frozenset(name for name in COLUMNS if column_type(name) is float)
 _INPUTS = ("row", "id", "label")  # equal on every machine
 _FP32_EPSILON = 2.0**-23
 

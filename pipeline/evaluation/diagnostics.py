@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.protocol import Protocol
-from pipeline.evaluation.samples import Samples
+from pipeline.evaluation.samples import Samples, mean, quantile, quantiles
 from pipeline.runtime.json_checks import NOTHING, NUMBER, OBJECT, WHOLE_NUMBER, Kinds, lacking
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LOW_COSINE = 0.9
 
 _KINDS: Kinds = {
@@ -57,21 +56,16 @@ def diagnose(samples: Samples, protocol: Protocol) -> Diagnostics | None:
     if not samples.queries.any():
         return None
     cosine = samples.cosine[~np.isnan(samples.cosine)]
-    usable = ~samples.nonfinite & (samples.image_norm > 0)
-    known = usable & (samples.in_rho | np.isfinite(samples.upper_bound))
+    known = samples.has_ratio & (samples.in_rho | np.isfinite(samples.upper_bound))
     above = samples.flipped & (samples.perturbation_norm > samples.upper_bound)
     names = [name.partition(",")[0] for name in protocol.methods or ["deepfool"]]
-    deepfool = samples.perturbation_norm if not protocol.num_distances else None
-    if protocol.num_distances and "deepfool" in names:
-        deepfool = samples.distances[:, names.index("deepfool")]
-    elif "deepfool" not in names:
-        deepfool = None
+    deepfool = _deepfool_distances(samples, names)
     return Diagnostics(
         mean_queries=float(np.mean(samples.queries[samples.queries > 0])),
         mean_cosine=float(np.mean(cosine)) if len(cosine) else None,
         share_below_cosine=float(np.mean(cosine < LOW_COSINE)) if len(cosine) else None,
-        best=_mean(samples.best_norm[known] / samples.image_norm[known]),
-        num_above_bound=int(np.sum(above & usable)),
+        best=mean(samples.best_norm[known] / samples.image_norm[known]),
+        num_above_bound=int(np.sum(above & samples.has_ratio)),
         deepfool_over_best=None if deepfool is None else _over_best(samples, deepfool),
         methods={
             name: _of_method(samples, column)
@@ -80,32 +74,31 @@ def diagnose(samples: Samples, protocol: Protocol) -> Diagnostics | None:
     )
 
 
+def _deepfool_distances(samples: Samples, names: list[str]) -> np.ndarray | None:
+    """||dx||_p (N,) by DeepFool; None if it is not one of the methods ``names``."""
+    if "deepfool" not in names:
+        return None
+    alone = len(names) == 1
+    return samples.perturbation_norm if alone else samples.distances[:, names.index("deepfool")]
+
+
 def _over_best(samples: Samples, distance: np.ndarray) -> float | None:
     """The mean ratio by a method, over that of the best, on the images that it flips."""
     flips = samples.in_rho & samples.flipped & np.isfinite(distance)
-    best = _mean(samples.best_norm[flips] / samples.image_norm[flips])
-    return _mean(distance[flips] / samples.image_norm[flips]) / best if best > 0 else None
+    best = mean(samples.best_norm[flips] / samples.image_norm[flips])
+    return mean(distance[flips] / samples.image_norm[flips]) / best if best > 0 else None
 
 
 def _of_method(samples: Samples, distance: np.ndarray) -> dict[str, Any]:
     """Mean, median and quantiles of the ratios by one method, over the images that it flips."""
-    usable = ~samples.nonfinite & (samples.image_norm > 0)
+    usable = samples.has_ratio
     flips = usable & np.isfinite(distance)
     ratio = distance[flips] / samples.image_norm[flips]
     smallest = distance[usable] <= samples.best_norm[usable]
     return {
-        "mean": _mean(ratio),
-        "median": _quantile(ratio, 0.5),
-        "quantiles": {f"{q:g}": _quantile(ratio, q) for q in QUANTILES},
+        "mean": mean(ratio),
+        "median": quantile(ratio, 0.5),
+        "quantiles": quantiles(ratio),
         "num_unflipped": int(np.sum(usable & ~flips)),
-        "share_smallest": _mean(smallest),
+        "share_smallest": mean(smallest),
     }
-
-
-def _mean(values: np.ndarray) -> float:
-    """The mean; 0 if there are no values."""
-    return float(np.mean(values)) if len(values) else 0.0
-
-
-def _quantile(values: np.ndarray, q: float) -> float:
-    return float(np.quantile(values, q)) if len(values) else 0.0

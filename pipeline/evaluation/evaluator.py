@@ -42,8 +42,9 @@ class _FirstPass(NamedTuple):
     """A part of a batch after its clean forward pass and first iteration."""
 
     samples: Samples  # all images of the part; the columns of the perturbation are not filled yet
-    search: SearchState  # all images of the part, before the attack
+    reference: Tensor  # (N,) int64, as in `SearchState`, of all images of the part
     iteration: IterationResult | None  # of DeepFool; None: the attack does not start with it
+    search: SearchState | None  # without DeepFool: all images of the part, before the attack
 
 
 class Evaluator:
@@ -75,12 +76,14 @@ class Evaluator:
         self._example_rows = examples
         self._references = references
         self._num_methods = len(self._attack.methods)
-        self._deepfool_pool: list[tuple[AttackState, SearchState]] = []
+        # Images in DeepFool, and their references.
+        self._deepfool_pool: list[tuple[AttackState, Tensor]] = []
         known = (None, None) if references is None else (references.images, references.classes)
         self._pools = SearchPools(chain.stages_of(self._attack, *known))
-        self._unfinished = self._no_samples()
+        self._unfinished = self.no_samples()
 
-    def _no_samples(self) -> Samples:
+    def no_samples(self) -> Samples:
+        """Results of no image, with the columns of this evaluation."""
         return Samples.empty(len(self.config.fgs.measured), self._attack.num_distances)
 
     def add_batch(self, batch: Batch) -> Iterator[Finished]:
@@ -88,10 +91,10 @@ class Evaluator:
         first_passes = self._in_parts(len(batch.rows), lambda part: self._first_pass(batch, part))
         for first in first_passes:
             self._unfinished = Samples.concatenate([self._unfinished, first.samples])
-            if first.iteration is None:
+            if first.search is not None:
                 yield from self._finish(self._pools.enter(first.search))
-            else:
-                yield from self._split_finished(first.iteration, first.search)
+            if first.iteration is not None:
+                yield from self._split_finished(first.iteration, first.reference)
         yield from self._advance(draining=False)
 
     def drain(self) -> Iterator[Finished]:
@@ -125,12 +128,15 @@ class Evaluator:
         reference = torch.full_like(key, -1)
         if self._references is not None:
             reference = self._references.nearest(images, state.label, float(self._attack.norm))
-        search = SearchState.before_attack(key, images, state.label, reference, self._num_methods)
-        iteration = None
+        search, iteration = None, None
         points = PointsToLinearize(forward, torch.arange(len(images), device=images.device))
         del forward  # only `points` refers to it now, and frees its graph early
         if chain.starts_with_deepfool(self._attack):
             iteration = deepfool_iteration(self.view, state, self._attack, points)
+        else:
+            search = SearchState.before_attack(
+                key, images, state.label, reference, self._num_methods
+            )
         del points
         after_fgs, fgs_eps = self._fgs(images, labels, logits, direction)
         finite = logits.isfinite().all(dim=1)
@@ -145,7 +151,7 @@ class Evaluator:
         )
         columns |= {"row": batch.rows[part], "fgs_correct": after_fgs.cpu().numpy()}
         samples = Samples.from_dict(columns, after_fgs.shape[1], self._attack.num_distances)
-        return _FirstPass(samples, search, iteration)
+        return _FirstPass(samples, reference, iteration, search)
 
     def _fgs(
         self, images: Tensor, labels: Tensor, logits: Tensor, direction: FgsDirection | None
@@ -164,21 +170,21 @@ class Evaluator:
     def _advance_deepfool(self) -> Iterator[Finished]:
         """One iteration of DeepFool for a batch of the images that have waited longest."""
         pool = AttackState.concatenate([state for state, _ in self._deepfool_pool])
-        searches = SearchState.concatenate(search for _, search in self._deepfool_pool)
+        references = torch.cat([reference for _, reference in self._deepfool_pool])
         first, rest = slice(self.at_once), slice(self.at_once, None)
         self._deepfool_pool = []
         if len(pool) > self.at_once:
-            self._deepfool_pool = [(pool.take(rest), searches.take(rest))]
-        state, search = pool.take(first), searches.take(first)
+            self._deepfool_pool = [(pool.take(rest), references[rest])]
+        state, reference = pool.take(first), references[first]
         results = self._in_parts(
             len(state),
             lambda part: (
                 deepfool_iteration(self.view, state.take(part), self._attack),
-                search.take(part),
+                reference[part],
             ),
         )
-        for iteration, search_part in results:
-            yield from self._split_finished(iteration, search_part)
+        for iteration, reference_part in results:
+            yield from self._split_finished(iteration, reference_part)
 
     def _advance_stage(self, stage: int) -> Iterator[Finished]:
         """One iteration of a stage for a batch of the images that have waited longest."""
@@ -187,20 +193,22 @@ class Evaluator:
             len(state), lambda part: self._pools.advance(self.view, state.take(part), stage)
         )
         for advanced in results:
-            yield from self._finish(self._pools.put_back(advanced))
+            yield from self._finish(self._pools.put_back(advanced, stage))
 
-    def _split_finished(self, done: IterationResult, search: SearchState) -> Iterator[Finished]:
+    def _split_finished(self, done: IterationResult, reference: Tensor) -> Iterator[Finished]:
         """Move the images that have finished DeepFool on; the others go back into its pool."""
         last = done.state.iteration >= self._attack.max_iterations
         ended = done.ended | last
         unfinished = (~ended).nonzero().squeeze(1)
         if len(unfinished):
-            self._deepfool_pool.append((done.state.take(unfinished), search.take(unfinished)))
+            self._deepfool_pool.append((done.state.take(unfinished), reference[unfinished]))
         rows = ended.nonzero().squeeze(1)
         if len(rows):
             done = done.take(rows)
             delta = perturbation(self.view, done.state, self._attack)
-            after = search.take(rows).after_deepfool(done, delta, float(self._attack.norm))
+            after = SearchState.after_deepfool(
+                done, delta, reference[rows], self._num_methods, float(self._attack.norm)
+            )
             yield from self._finish(self._pools.enter(after))
 
     def _finish(self, parts: list[SearchState]) -> Iterator[Finished]:

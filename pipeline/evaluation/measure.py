@@ -87,7 +87,7 @@ class Measurement:
         specs = evaluation_specs(self.index, share, data, size)
         loader = Loader(self.index, specs, data, device, size, self.threads)
         evaluator = Evaluator(view, evaluation, size, examples, self._references(view, data))
-        no_samples = Samples.empty(len(evaluation.fgs.measured), evaluation.attack.num_distances)
+        no_samples = evaluator.no_samples()
         parts, num_reported = [no_samples], 0
 
         def report(finished: Finished) -> None:

@@ -46,7 +46,8 @@ class Samples:
         arrays = {}
         for name in COLUMNS:
             shape = (num_samples, *([widths[name]] if name in widths else []))
-            values = columns.get(name, np.full(shape, _missing(name)))
+            missing = 0 if name in widths else EARLIER_VALUES.get(name, 0)
+            values = columns.get(name, np.full(shape, missing))
             arrays[name] = np.asarray(values, column_type(name)).reshape(shape)
         return cls(**arrays)
 
@@ -55,13 +56,8 @@ class Samples:
         cls, rows: Sequence[Mapping[str, Any]], num_eps: int, num_methods: int = 0
     ) -> "Samples":
         """Results from the values of each image; rows of earlier versions lack some columns."""
-        columns = {
-            name: [row.get(name, EARLIER_VALUES[name]) for row in rows]
-            if name in EARLIER_VALUES and name != "distances"
-            else [row[name] for row in rows]
-            for name in COLUMNS
-            if name != "distances" or num_methods
-        }
+        rows = [{**EARLIER_VALUES, **row} for row in rows]
+        columns = {name: [row[name] for row in rows] for name in COLUMNS}
         return cls.from_dict(columns, num_eps, num_methods)
 
     @classmethod
@@ -104,7 +100,12 @@ class Samples:
         Images that were never flipped are included. Left out are images without a gradient, with
         norm zero, and with numbers that are not finite.
         """
-        return ~self.stuck & ~self.nonfinite & (self.image_norm > 0)
+        return ~self.stuck & self.has_ratio
+
+    @property
+    def has_ratio(self) -> np.ndarray:
+        """(N,) bool: the images whose norm is above zero and whose numbers are finite."""
+        return ~self.nonfinite & (self.image_norm > 0)
 
     @property
     def ratio(self) -> np.ndarray:
@@ -121,6 +122,7 @@ class Samples:
         return np.where(np.isinf(smaller), self.perturbation_norm, smaller)
 
 
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = tuple(field.name for field in fields(Samples))
 # Values of the columns that results of earlier versions lack.
 EARLIER_VALUES: dict[str, Any] = {
@@ -153,7 +155,16 @@ class Example(NamedTuple):
     after: int  # class at x + dx
 
 
-def _missing(name: str) -> float:
-    """The value of a column that is missing."""
-    value = EARLIER_VALUES.get(name, 0)
-    return math.inf if name == "distances" else value
+def mean(values: np.ndarray) -> float:
+    """The mean; 0 if there are no values."""
+    return float(np.mean(values)) if len(values) else 0.0
+
+
+def quantile(values: np.ndarray, q: float) -> float:
+    """The quantile q, from 0 to 1; 0 if there are no values."""
+    return float(np.quantile(values, q)) if len(values) else 0.0
+
+
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    """The quantiles that summaries state."""
+    return {f"{q:g}": quantile(values, q) for q in QUANTILES}

@@ -4,20 +4,9 @@ In: images that enter the first stage. Out: images that have left the last one.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from torch import Tensor
-
-from pipeline.attacks.search import SearchState, Stage
+from pipeline.attacks.search import Advanced, SearchState, Stage
 from pipeline.models.attack_view import AttackView
-
-
-class AdvancedImages(NamedTuple):
-    """Images after an iteration of a stage, before they are put back."""
-
-    state: SearchState
-    ended: Tensor  # (A,) bool, the images that leave the stage
-    stage: int
 
 
 class SearchPools:
@@ -34,8 +23,7 @@ class SearchPools:
             return []
         if stage == len(self._stages):
             return [state]
-        started, ended = self._stages[stage].start(state)
-        return self._leave(started, ended, stage)
+        return self.put_back(self._stages[stage].start(state), stage)
 
     def fullest(self, at_least: int) -> int | None:
         """The last stage in which at least this many images wait, or None.
@@ -56,15 +44,13 @@ class SearchPools:
         self._pools[stage] = [rest] if len(rest) else []
         return pool.take(slice(number))
 
-    def advance(self, view: AttackView, state: SearchState, stage: int) -> AdvancedImages:
+    def advance(self, view: AttackView, state: SearchState, stage: int) -> Advanced:
         """One iteration of images that `take` has removed; does not change the pools."""
-        return AdvancedImages(*self._stages[stage].advance(view, state), stage)
+        return self._stages[stage].advance(view, state)
 
-    def put_back(self, advanced: AdvancedImages) -> list[SearchState]:
+    def put_back(self, advanced: Advanced, stage: int) -> list[SearchState]:
         """Return images to their stage or move them on; returns those that leave the last one."""
-        return self._leave(advanced.state, advanced.ended, advanced.stage)
-
-    def _leave(self, state: SearchState, ended: Tensor, stage: int) -> list[SearchState]:
+        state, ended = advanced
         staying = (~ended).nonzero().squeeze(1)
         if len(staying):
             self._pools[stage].append(state.take(staying))

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.config import EPS_REF_FRACTIONS
-from pipeline.evaluation.diagnostics import QUANTILES, Diagnostics, diagnose
+from pipeline.evaluation.diagnostics import Diagnostics, diagnose
 from pipeline.evaluation.protocol import FgsProtocol, Protocol
-from pipeline.evaluation.samples import Samples
+from pipeline.evaluation.samples import Samples, mean, quantile, quantiles
 from pipeline.runtime.json_checks import (
     LIST,
     NOTHING,
@@ -163,10 +163,10 @@ def summarize(samples: Samples, protocol: Protocol) -> Statistics:
     return Statistics(
         accuracy=float(np.mean(samples.correct)),
         top5_accuracy=float(np.mean(samples.label_rank < 5)),
-        rho=_mean(ratio),
+        rho=mean(ratio),
         rho_name=protocol.rho_name,
-        ratio_median=_quantile(ratio, 0.5),
-        ratio_quantiles={f"{q:g}": _quantile(ratio, q) for q in QUANTILES},
+        ratio_median=quantile(ratio, 0.5),
+        ratio_quantiles=quantiles(ratio),
         num_samples=len(samples),
         num_correct=int(np.sum(samples.correct)),
         num_unflipped=int(np.sum(~samples.flipped & in_rho)),
@@ -267,17 +267,8 @@ def by_class(samples: Samples, names: list[str]) -> list[dict[str, Any]]:
                 "num_samples": len(part),
                 "accuracy": float(np.mean(part.correct)),
                 "top5_accuracy": float(np.mean(part.label_rank < 5)),
-                "mean_ratio": _mean(part.ratio),
-                "median_ratio": _quantile(part.ratio, 0.5),
+                "mean_ratio": mean(part.ratio),
+                "median_ratio": quantile(part.ratio, 0.5),
             }
         )
     return rows
-
-
-def _mean(values: np.ndarray) -> float:
-    """The mean; 0 if there are no values."""
-    return float(np.mean(values)) if len(values) else 0.0
-
-
-def _quantile(values: np.ndarray, q: float) -> float:
-    return float(np.quantile(values, q)) if len(values) else 0.0

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.attacks.norms import per_sample_norm
-from pipeline.regularizer.trace import AttackTrace, Gradients, add_gradients, target_logit_diff
+from pipeline.regularizer.trace import AttackTrace, BoundaryForward, logit_diff_gradients
 
 
 def boundary(trace: AttackTrace) -> Tensor:
@@ -45,11 +45,8 @@ class _Boundary(torch.autograd.Function):
             source[step.samples] = step.source
             norm[step.samples] = step.gradient_norm
         weight = -(1.0 + trace.config.overshoot) * adjoint / norm
-        parameters = trace.view.parameters()
-        total: Gradients = [None] * len(parameters)
-        for samples, logits in trace.boundary_logits():
-            with torch.enable_grad():
-                f = target_logit_diff(logits, target[samples], source[samples])
-            terms = torch.autograd.grad(f, parameters, weight[samples], allow_unused=True)
-            total = add_gradients(total, terms)
-        return None, *total
+        forwards = (
+            BoundaryForward(logits, target[samples], source[samples], weight[samples])
+            for samples, logits in trace.boundary_logits()
+        )
+        return None, *logit_diff_gradients(trace.view.parameters(), forwards)

@@ -57,15 +57,20 @@ def robustness(
         at_once=at_once,
     )
     perturbation = deepfool(view, images, config.attack, labels, forward=forward, options=options)
-    held, attack = view.with_current_masks(), config.attack
-    size = len(images) if at_once is None else at_once
-    p = float(attack.norm)
+    trace = AttackTrace(
+        view.with_current_masks(),
+        images,
+        perturbation,
+        config.attack,
+        len(images) if at_once is None else at_once,
+    )
+    p = float(config.attack.norm)
     if projects:
-        norm = true_distance(held, images, labels, perturbation, attack, size)
+        norm = true_distance(trace, labels)
     elif config.gradient == "unrolled":
-        norm = per_sample_norm(unrolled(AttackTrace(held, images, perturbation, attack, size)), p)
+        norm = per_sample_norm(unrolled(trace), p)
     else:
-        norm = boundary(AttackTrace(held, images, perturbation, attack, size))
+        norm = boundary(trace)
     return Robustness(
         ratio=norm / per_sample_norm(images, p),
         correct=perturbation.clean == labels,

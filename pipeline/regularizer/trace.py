@@ -4,7 +4,7 @@ In: a perturbation with its steps. Out: the steps with their points, and the log
 for a backward pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,6 +59,29 @@ class AttackTrace(NamedTuple):
             with torch.enable_grad():
                 logits = self.view(points, samples)
             yield samples, logits
+
+
+class BoundaryForward(NamedTuple):
+    """Logits of A samples at the boundary, with a graph, and the weights of their f."""
+
+    logits: Tensor  # (A, K)
+    target: Tensor  # (A,) int64, class
+    source: Tensor  # (A,) int64, class
+    weight: Tensor  # (A,)
+
+
+def logit_diff_gradients(
+    parameters: Sequence[Tensor], forwards: Iterable[BoundaryForward]
+) -> Gradients:
+    """Gradients of the sum of weight * f by the parameters, one forward pass at a time."""
+    total: Gradients = [None] * len(parameters)
+    for logits, target, source, weight in forwards:
+        with torch.enable_grad():
+            f = target_logit_diff(logits, target, source)
+        terms = torch.autograd.grad(f, parameters, weight, allow_unused=True)
+        del logits, f  # and the graph, before the next is made
+        total = add_gradients(total, terms)
+    return total
 
 
 def target_logit_diff(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks.common import (
@@ -19,8 +18,7 @@ from benchmarks.common import (
     Row,
     device_of,
     in_turn,
-    load_images,
-    load_net,
+    load_attack,
     rates,
 )
 from pipeline.config import AttackConfig, EvaluationConfig
@@ -68,11 +66,7 @@ def _config(**options: Any) -> AttackConfig:
 def benchmark(options: argparse.Namespace) -> list[Row]:
     """One row for each attack: images/s, queries, rho2, share flipped, optimality."""
     device = device_of(options)
-    net = load_net(options).requires_grad_(requires_grad=False)
-    images = load_images(options, default=32)
-    view = AttackView(net)
-    with torch.no_grad():
-        labels = view(images).argmax(dim=1)
+    view, images, labels = load_attack(options, default=32)
     results: dict[str, Samples] = {}
 
     def run_of(name: str, config: AttackConfig) -> Callable[[], None]:

@@ -19,6 +19,7 @@ from pipeline.data.batches import TrainingPlan, evaluation_specs
 from pipeline.data.loader import Loader
 from pipeline.errors import UserError
 from pipeline.models import build, prepare
+from pipeline.models.attack_view import AttackView
 from pipeline.runtime import allocator, machine
 from pipeline.runtime.files import writable, write_json
 from pipeline.runtime.reproducibility import use_reproducible_kernels
@@ -90,6 +91,14 @@ def load_net(options: argparse.Namespace) -> nn.Module:
     config = ModelConfig(name=options.model, weights=options.weights)
     net = build.build(config, 1000).to(device_of(options))
     return net.to(memory_format=layout_of(options)).eval()
+
+
+def load_attack(options: argparse.Namespace, default: int) -> tuple[AttackView, Tensor, Tensor]:
+    """The net as an attack sees it, images, and the classes that the net sees in them."""
+    net = load_net(options).requires_grad_(requires_grad=False)
+    images, view = load_images(options, default), AttackView(net)
+    with torch.no_grad():
+        return view, images, view(images).argmax(dim=1)
 
 
 def training_loader(photos: index.Index, size: int, device: torch.device, half: bool) -> Loader:

@@ -14,8 +14,7 @@ from benchmarks.common import (
     Row,
     device_of,
     in_turn,
-    load_images,
-    load_net,
+    load_attack,
     rates,
 )
 from pipeline.attacks.deepfool import deepfool
@@ -104,14 +103,10 @@ def our_attack(view: AttackView, images: Tensor, config: AttackConfig) -> Attack
 def benchmark(options: argparse.Namespace) -> list[Row]:
     """One row for each variant: images/s, their ratio to foolbox's, rho2, share flipped."""
     device = device_of(options)
-    net = load_net(options).requires_grad_(requires_grad=False)
-    images = load_images(options, default=64)
-    view = AttackView(net)
-    with torch.no_grad():
-        labels = view(images).argmax(dim=1)
+    view, images, labels = load_attack(options, default=64)
     other_libraries = {
-        "foolbox": foolbox_attack(net, images, labels),
-        "adversarial-library": adversarial_library_attack(net, images, labels),
+        "foolbox": foolbox_attack(view.net, images, labels),
+        "adversarial-library": adversarial_library_attack(view.net, images, labels),
     }
     attacks = {name: run for name, run in other_libraries.items() if run is not None}
     attacks |= {name: our_attack(view, images, config) for name, config in OURS.items()}
