@@ -1,6 +1,7 @@
 r"""Repeat the paper's experiments: every method of Table 1 on one net, and Figures 2 to 4.
 
     python tools/reproduce.py mnist_mlp --data DIR --seeds 0 1 2 --max-parallel 2
+    python tools/reproduce.py mnist_mlp --data DIR --attack best
     python tools/reproduce.py mnist_lenet --data DIR --figure 3
     python tools/reproduce.py imagenet_resnet18 --data DIR --cluster slurm --nodes 4 \
         --gpus-per-node 8 --partition P --time 24h
@@ -24,7 +25,8 @@ from rich.table import Table
 
 from launchers import options, submit
 from launchers.options import Resources
-from pipeline.config import arguments
+from pipeline.config import AttackConfig, arguments
+from pipeline.config.checks import OptionError
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
 from pipeline.runtime.files import check_writable
 from reproduction import data, estimate, report, run
@@ -56,6 +58,14 @@ def parser() -> arguments.Parser:
         help="only the runs of this figure, for the first seed: 2: by epoch (the report of the "
         "table has it too), 3: lambda and c, 4: layers and c",
     )
+    top.add_argument(
+        "--attack",
+        type=_attack_method,
+        metavar="METHOD",
+        help="also evaluate every net by this evaluation.attack.method, such as best or "
+        "superdeepfool; the report then has a table of distances by each attack (default: by the "
+        "paper's DeepFool only)",
+    )
     top.add_argument("--weights", help="weights of the reference, instead of the experiment's own")
     top.add_argument(
         "--dry-run",
@@ -67,6 +77,15 @@ def parser() -> arguments.Parser:
     return top
 
 
+def _attack_method(text: str) -> str:
+    """A value of evaluation.attack.method."""
+    try:
+        AttackConfig(method=text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def plan(args: argparse.Namespace, output: Path, run_argv: list[str]) -> list[PlannedRun]:
     """The runs that the options request.
 
@@ -74,7 +93,7 @@ def plan(args: argparse.Namespace, output: Path, run_argv: list[str]) -> list[Pl
         UserError: there is no such method or figure.
     """
     experiment: Experiment = EXPERIMENTS[args.experiment]
-    planner = Planner(experiment, output, run_argv, args.weights)
+    planner = Planner(experiment, output, run_argv, args.weights, args.attack)
     names = [method.name for method in experiment.methods]
     methods = args.methods or names
     unknown = sorted(set(methods) - set(names))
@@ -127,6 +146,7 @@ def command_of(args: argparse.Namespace, run_argv: list[str]) -> str:
         "--seeds": args.seeds,
         "--methods": args.methods,
         "--figure": [args.figure],
+        "--attack": [args.attack],
         "--weights": [args.weights],
         "--tasks-per-node": [args.tasks_per_node],
     }

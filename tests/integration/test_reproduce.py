@@ -71,6 +71,11 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = {(*u.config.regularizer.layers, u.config.regularizer.c) for u in masked if u.needs}
     every = ("0.*", "2.*", "5.*", "7.*")
     assert layers == {(layer, 35) for layer in every}
+    distances = Planner(EXPERIMENTS["mnist_mlp"], tmp_path, attack="best").table([0], [])[-1]
+    assert distances.name == "seed0/reference/distances"
+    assert distances.config.evaluation.attack.method == "best"
+    assert distances.config.evaluation.attack.max_iterations == 50
+    assert not distances.config.evaluation.fgs.enabled
     with pytest.raises(UserError, match="--figure 4 exists for mnist_lenet only"):
         Planner(EXPERIMENTS["mnist_mlp"], tmp_path).sweep(0, 4)
 
@@ -144,6 +149,19 @@ def check_report(folder: Path) -> None:
     assert [float(row["epoch"]) for row in histories] == [0, 1]
 
 
+def check_distances(folder: Path) -> None:
+    """The second table of the report, by two attacks."""
+    with (folder / "report/distances.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["Reference", "Deep Defense"]
+    for row in rows.values():
+        best, superdeepfool = float(row["best"]), float(row["superdeepfool"])
+        assert best <= superdeepfool < float(row["deepfool"])
+        assert float(row["deepfool_over_best"]) == pytest.approx(float(row["deepfool"]) / best)
+    page = (folder / "report/report.md").read_text()
+    assert "| Method | by deepfool | by superdeepfool | best | DeepFool / best |" in page
+
+
 def start_in_this_process(planned: PlannedRun, ranks: int, at_once: int) -> SimpleNamespace:
     """As reproduction.run starts a run, but for the process; ended when it returns."""
     planned.folder.mkdir(parents=True, exist_ok=True)
@@ -163,6 +181,7 @@ def test_the_report_of_an_experiment(
     monkeypatch.setattr(estimate.RuntimeEstimator, "_seconds_of_one_rank", lambda *_: 1.0)
     folder = tmp_path / "mlp"
     options = ("mnist_mlp", "--data", downloads, "--output", folder, "--methods", "deep_defense")
+    options += ("--attack", "deepfool+superdeepfool")
     ended = call(TOOL, *options, "--", *SHORT, "--log.panel_images", 0)
     assert ended.code == 0, ended.stdout + ended.stderr
     assert re.findall(r"starting (.*)", ended.stdout) == [
@@ -170,11 +189,14 @@ def test_the_report_of_an_experiment(
         for name in (
             "reference",
             "reference/evaluation",
+            "reference/distances",
             "deep_defense",
             "deep_defense/evaluation",
+            "deep_defense/distances",
         )
     ]
     check_report(folder)
+    check_distances(folder)
 
 
 @pytest.mark.slow
@@ -230,6 +252,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(downloads: Path, tmp_path: Pat
     [
         (("mnist_mlp",), "has no mnist yet; give --data DIR"),
         (("mnist_mlp", "--data", "."), "there is no train-images-idx3-ubyte.gz in"),
+        (("mnist_mlp", "--attack", "x"), "--attack: method must be deepfool, superdeepfool"),
         (("mnist_mlp", "--methods", "x"), "--methods: no x; there are clean, parseval"),
         (("imagenet_alexnet",), "no file caffe_alexnet.pth; the paper's AlexNet is Caffe's"),
     ],

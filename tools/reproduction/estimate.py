@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from pipeline.attacks.deepfool import deepfool
-from pipeline.config import FinetuneConfig, RunConfig
+from pipeline.config import AttackConfig, FinetuneConfig, RunConfig
 from pipeline.models import build, prepare
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime import machine
@@ -26,6 +26,7 @@ from reproduction.plan import PlannedRun
 _NUM_CLASSES = {"mnist": 10, "cifar10": 10, "ilsvrc": 1000}
 _NUM_IMAGES = 8  # number of images timed first; a batch is timed only if they take less than _LONG
 _LONG = 1.0  # seconds after which timing stops
+_DEEPFOOL_QUERIES = 20  # forward passes and gradients of an image, roughly
 _START = 12.0  # seconds until the first step: imports, DALI, the index
 
 
@@ -65,6 +66,7 @@ class RuntimeEstimator:
             num_train, num_val = self.sizes
             num_images = num_val if planned.module == "pipeline.evaluate" else num_train
             seconds = num_images * self._seconds_to_attack(config)
+            seconds *= _queries(config.evaluation.attack) / _DEEPFOOL_QUERIES
             # The search of FGS takes six forward passes, DeepFool about eight.
             return 2 * seconds if config.evaluation.fgs.search else seconds
         train = config.train
@@ -124,6 +126,15 @@ class RuntimeEstimator:
             net = build.build(config.model, self.num_classes)
         layout = prepare.memory_format(config.runtime, torch.device("cpu"))
         return net.to(memory_format=layout).eval()
+
+
+def _queries(attack: AttackConfig) -> int:
+    """Forward passes and gradients of an image, roughly."""
+    deepfool = _DEEPFOOL_QUERIES * any("deepfool" in name for name in attack.methods)
+    projections = 2 * attack.max_projections * (1 + attack.restarts)
+    queries = {"deepfool": 0, "superdeepfool": projections}
+    steps = 2 * attack.descent_steps  # also of another library's attack
+    return deepfool + sum(queries.get(name, steps) for name in attack.methods)
 
 
 def threads(ranks: int, max_parallel: int) -> int:

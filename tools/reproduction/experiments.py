@@ -10,6 +10,8 @@ from typing import NamedTuple
 REFERENCE = "reference"
 EXAMPLES = "examples"  # DeepFool examples of the reference, for adversarial training I
 DEEP_DEFENSE = "deep_defense"  # all methods are evaluated at its eps_ref
+# Folders of a net's evaluations: by the paper's attack, and by --attack.
+EVALUATION, DISTANCES = "evaluation", "distances"
 
 
 class Numbers(NamedTuple):

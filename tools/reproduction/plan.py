@@ -12,15 +12,30 @@ from typing import Any
 import yaml
 
 from launchers.submit import SUBMITTED, with_absolute_paths
-from pipeline.config import CONFIGS, EvaluateConfig, FinetuneConfig, RunConfig, parse
+from pipeline.config import (
+    CONFIGS,
+    EvaluateConfig,
+    FgsConfig,
+    FinetuneConfig,
+    RunConfig,
+    parse,
+)
 from pipeline.errors import UserError
 from pipeline.evaluation.reference import resolve_reference
 from reproduction import data, experiments
-from reproduction.experiments import EXAMPLES, REFERENCE, Experiment, Method
+from reproduction.experiments import (
+    DISTANCES,
+    EVALUATION,
+    EXAMPLES,
+    REFERENCE,
+    Experiment,
+    Method,
+)
 
 _FINETUNE, _SUMMARY = "pipeline.finetune", "summary.json"
 # The runs of a sweep are evaluated at their end only.
 _EVALUATE_AT_THE_END = ("--evaluation.every_epochs", "1000")
+DISTANCE_ITERATIONS = 50  # largest number of DeepFool's iterations in `DISTANCES`; the paper's: 5
 # Options that do not change a run's results; and options that do not change a reference's results.
 _WITHOUT_EFFECT = ("resume", "dry_run", "runtime", "data.num_threads", "evaluation.batch_size")
 _WITHOUT_EFFECT_ON_REFERENCE = ("regularizer", "objective", "schedule")
@@ -79,6 +94,7 @@ class Planner:
         output: Path,
         options: Sequence[str] = (),
         weights: str | None = None,
+        attack: str | None = None,
     ) -> None:
         """Start without runs.
 
@@ -87,8 +103,10 @@ class Planner:
             output: folder of all runs.
             options: command line for every fine-tuning; it overrides the experiment's YAML file.
             weights: weights of the reference, instead of the experiment's own.
+            attack: `AttackConfig.method` of a second evaluation of each net; None: there is none.
         """
         self.weights = weights or experiment.weights
+        self.attack = attack
         self.experiment, self.output = experiment, output.absolute()
         self.options = list(options)
         self.data = self.output / "data"
@@ -98,10 +116,10 @@ class Planner:
         """The runs of the table: of the reference and of some methods, for each seed."""
         methods = [m for m in self.experiment.methods if m.name in names]
         for seed in seeds:
-            self.evaluation(seed, REFERENCE)
+            self._evaluations(seed, REFERENCE)
             for method in methods:
                 self._finetuning(seed, method)
-                self.evaluation(seed, method.name)
+                self._evaluations(seed, method.name)
         return self.ordered()
 
     def histories(self, seed: int, names: Sequence[str]) -> list[PlannedRun]:
@@ -141,27 +159,29 @@ class Planner:
         """All runs so far, in an order in which they can run."""
         return sorted(self.planned.values(), key=lambda planned: planned.depth)
 
-    def evaluation(self, seed: int, name: str) -> PlannedRun:
-        """The evaluation of a net, with the search for eps_ref."""
+    def _evaluations(self, seed: int, name: str) -> None:
+        """The evaluations of a net: by the paper's attack with the search for eps_ref; by
+        ``attack``, in which DeepFool takes as many iterations as it needs."""
         tuned = self._reference(seed) if name == REFERENCE else self.planned[_name(seed, name)]
         config = tuned.config if tuned else self._config(seed, REFERENCE)
-        weights = str(tuned.folder / "weights.pth") if tuned else self.weights
-        evaluation = replace(config.evaluation, fgs=replace(config.evaluation.fgs, search=True))
+        evaluation = config.evaluation
         if "--evaluation.num_images" not in self.options:
-            evaluation.num_images = None  # the YAML file's number is for evaluations in training
-        planned = PlannedRun(
-            f"{_name(seed, name)}/evaluation",
-            "pipeline.evaluate",
-            _evaluate_config(
-                config,
-                model=replace(config.model, weights=weights),
-                evaluation=evaluation,
-                output=str(config.folder / "evaluation"),
-            ),
-            _SUMMARY,
-            (tuned,) if tuned else (),
-        )
-        return self._add(planned)
+            # The YAML file's number is for evaluations in training.
+            evaluation = replace(evaluation, num_images=None)
+        fgs = replace(evaluation.fgs, search=True)
+        evaluations = {EVALUATION: replace(evaluation, fgs=fgs)}
+        if self.attack is not None:
+            attack = replace(
+                evaluation.attack, method=self.attack, max_iterations=DISTANCE_ITERATIONS
+            )
+            evaluations[DISTANCES] = replace(evaluation, attack=attack, fgs=FgsConfig())
+        model = replace(config.model, weights=_weights(tuned) or self.weights)
+        for folder, evaluation in evaluations.items():
+            output = str(config.folder / folder)
+            options = _evaluate_config(config, model=model, evaluation=evaluation, output=output)
+            name_of_run = f"{_name(seed, name)}/{folder}"
+            needs = (tuned,) if tuned else ()
+            self._add(PlannedRun(name_of_run, "pipeline.evaluate", options, _SUMMARY, needs))
 
     def _reference(self, seed: int) -> PlannedRun | None:
         """The training of the reference from scratch; None if there are weights."""
@@ -176,7 +196,7 @@ class Planner:
     def _finetuning(self, seed: int, method: Method) -> PlannedRun:
         reference = self._reference(seed)
         needs = [reference] if reference else []
-        weights = str(reference.folder / "weights.pth") if reference else self.weights
+        weights = _weights(reference) or self.weights
         assert weights is not None  # without weights there is a reference
         options = ["--train.pretrain_epochs", "0", "--model.weights", weights, *method.options]
         if method.on_examples:
@@ -217,6 +237,11 @@ def _evaluate_config(config: RunConfig, **changes: Any) -> EvaluateConfig:
     """The options that an evaluation shares with a fine-tuning, with changes."""
     common = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
     return EvaluateConfig(**common | changes)
+
+
+def _weights(trained: PlannedRun | None) -> str | None:
+    """The file of weights that a run of finetune.py writes."""
+    return str(trained.folder / "weights.pth") if trained else None
 
 
 def _name(seed: int, name: str) -> str:

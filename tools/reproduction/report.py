@@ -3,7 +3,6 @@
 In: runs that have ended. Out: OUTPUT/report/.
 """
 
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ from pipeline.reports.table import TableRow
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.text_tables import markdown_table, write_csv
 from reproduction import data, run
-from reproduction.experiments import DEEP_DEFENSE, REFERENCE, Experiment
-from reproduction.plan import PlannedRun
+from reproduction import distances as distance_table
+from reproduction.cells import mean_and_spread
+from reproduction.experiments import DEEP_DEFENSE, EVALUATION, REFERENCE, Experiment
+from reproduction.plan import DISTANCE_ITERATIONS, PlannedRun
 
 _HEAD = ("Method", "accuracy, %", "rho2", *(f"@{f:g}" for f in EPS_REF_FRACTIONS))
 
@@ -48,7 +49,7 @@ class Report:
         self.folder.mkdir(exist_ok=True)
         lines = [f"# {self.experiment.title}", "", *self._setting(), ""]
         if self.figure is None:
-            lines += self._table()
+            lines += [*self._table(), *self._distances()]
         if self.figure in (None, 2):
             lines += self._by_epoch()
         if self.figure in (3, 4):
@@ -92,6 +93,26 @@ class Report:
             "",
             text,
             "Every digit: [table.csv](table.csv)",
+            "",
+        ]
+
+    def _distances(self) -> list[str]:
+        """The table of distances; nothing without --attack."""
+        titles = titles_by_method(self.experiment)
+        distances = distance_table.distances_by_method([*titles], self.output, self.seeds)
+        if not distances:
+            return []
+        head = ["method", "seed", *distance_table.columns(distances)]
+        rows = [[titles[str(name)], *numbers] for name, *numbers in distance_table.rows(distances)]
+        write_csv(self.folder / "distances.csv", head, rows)
+        return [
+            "## By several attacks",
+            "",
+            "rho2 by each attack (DeepFool with at most "
+            f"{DISTANCE_ITERATIONS} iterations), and by the best of them for each image:",
+            "",
+            distance_table.markdown(distances, titles),
+            "Every digit: [distances.csv](distances.csv)",
             "",
         ]
 
@@ -153,7 +174,7 @@ def rows_by_method(
     titles = titles_by_method(experiment)
     rows: dict[str, RowsBySeed] = {method: {} for method in titles}
     for seed in seeds:
-        folders = {method: output / f"seed{seed}" / method / "evaluation" for method in titles}
+        folders = {method: output / f"seed{seed}" / method / EVALUATION for method in titles}
         evaluations = {
             method: runs.read(folder, f"{experiment.title}:{titles[method]}")
             for method, folder in folders.items()
@@ -194,9 +215,7 @@ def _percent(values: Iterable[float | None], paper: float | None) -> str:
 
 def _cell(values: list[float], paper: float | None, form: str, form_of_spread: str) -> str:
     """mean ± standard deviation (paper)."""
-    text = form.format(statistics.mean(values)) if values else ""
-    if len(values) > 1:
-        text += f" ± {form_of_spread.format(statistics.stdev(values))}"
+    text = mean_and_spread(values, form, form_of_spread)
     if paper is not None:
         text += f" ({form.format(paper)})"
     return text
