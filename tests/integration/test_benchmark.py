@@ -31,12 +31,14 @@ def rows_of(tmp_path: Path, *options: object) -> dict[str, dict]:
 
 def check_regularizer(rows: dict[str, dict]) -> None:
     names = ["plain", "authors", "exact", "fixed", "fixed, pruned", "unrolled", "boundary"]
-    assert list(rows) == names
+    assert list(rows) == [*names, "true distance"]
     assert rows["plain"]["flops_ratio"] == 1
     assert rows["exact"]["cosine"] > 0.9999
     assert rows["exact"]["norm_ratio"] == pytest.approx(1, abs=1e-3)
     cost = [rows[name]["flops_ratio"] for name in names[1:]]
     assert cost == sorted(cost, reverse=True)
+    projection = rows["true distance"]["flops_ratio"] - rows["boundary"]["flops_ratio"]
+    assert 0 < projection < 2
 
 
 def test_regularizer(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_loader(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_step(tmp_path: Path, ilsvrc_val: Path) -> None:
     rows = rows_of(tmp_path, "step", "--data", ilsvrc_val, *SMALL, "--max-images", "auto")
-    assert list(rows) == ["plain", "unrolled", "boundary"]
+    assert list(rows) == ["plain", "unrolled", "boundary", "true distance"]
     assert rows["unrolled"]["tflops_per_second"] > 0
     assert all(0 <= row["data_wait"] <= 1 for row in rows.values())
 

@@ -4,8 +4,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from pipeline.config import DataConfig, ModelConfig, RuntimeConfig, TrainConfig
+from pipeline.config import DataConfig, ModelConfig, RegularizerConfig, RuntimeConfig, TrainConfig
 from pipeline.data import index, source
 from pipeline.data.batches import TrainingPlan, evaluation_specs
 from pipeline.data.loader import Loader
@@ -31,6 +32,7 @@ JSON_REMEDY = "give another --json"
 # with other libraries, it has foolbox's default number.
 NUM_CANDIDATES, OVERSHOOT = 10, 0.02
 TRAINING_ITERATIONS, EVALUATION_ITERATIONS = 5, 50
+LAM, C = 5.0, 500.0  # lambda and c of the paper's ImageNet runs
 
 
 def set_up_device(options: argparse.Namespace) -> torch.device:
@@ -195,3 +197,15 @@ def _shown(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def regularizers(max_images: int | Literal["auto"] | None) -> dict[str, RegularizerConfig]:
+    """The regulariser with each gradient, by name; the paper's options for ImageNet."""
+    unrolled = RegularizerConfig(lam=LAM, c=C, max_images=max_images)
+    boundary = replace(unrolled, gradient="boundary")
+    attack = replace(boundary.attack, method="superdeepfool")
+    return {
+        "unrolled": unrolled,
+        "boundary": boundary,
+        "true distance": replace(boundary, attack=attack),
+    }

@@ -2,22 +2,26 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import (
+    LAM,
     NUM_CANDIDATES,
     OVERSHOOT,
     TRAINING_ITERATIONS,
+    C,
     Row,
     device_of,
     in_turn,
     load_images,
     load_net,
     medians,
+    regularizers,
     runtime_of,
     spread,
 )
@@ -27,8 +31,6 @@ from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView, autocast
 from pipeline.training.memory_budget import peak_bytes
 from pipeline.training.objective import PRECISIONS, make_objective
-
-LAM, C = 5.0, 500.0
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # computes a loss from images and labels
 
@@ -74,12 +76,16 @@ def variants(
     """Losses by name.
 
     ``exact`` visits every candidate in every iteration. Each of the next three adds one
-    optimisation; ``unrolled`` has the default options.
+    optimisation; ``unrolled`` has the default options. ``boundary`` and ``true distance`` are
+    gradients of other distances: at DeepFool's end point, and after one projection.
     """
 
-    def ours(gradient: Literal["unrolled", "boundary"], attack: AttackConfig | None = None) -> Loss:
-        config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=max_images)
-        config.attack = attack or config.attack
+    ours = regularizers(max_images)
+
+    def with_attack(**attack: Any) -> RegularizerConfig:
+        return replace(ours["unrolled"], attack=AttackConfig(**attack))
+
+    def loss_of(config: RegularizerConfig) -> Loss:
         objective = make_objective(net, config, runtime=runtime)
         return lambda images, labels: objective(images, labels, use_methods=True).loss
 
@@ -95,13 +101,10 @@ def variants(
     losses = {
         "plain": in_precision(lambda f, images, labels: F.cross_entropy(f(images), labels)),
         "authors": in_precision(authors),
-        "exact": ours("unrolled", AttackConfig()),
-        "fixed": ours("unrolled", AttackConfig(target_class="fixed")),
-        "fixed, pruned": ours(
-            "unrolled", AttackConfig(target_class="fixed", candidate_search="pruned")
-        ),
-        "unrolled": ours("unrolled"),
-        "boundary": ours("boundary"),
+        "exact": loss_of(with_attack()),
+        "fixed": loss_of(with_attack(target_class="fixed")),
+        "fixed, pruned": loss_of(with_attack(target_class="fixed", candidate_search="pruned")),
+        **{name: loss_of(config) for name, config in ours.items()},
     }
     net.eval()  # making an objective has switched it to training mode
     return losses

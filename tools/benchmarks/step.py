@@ -5,7 +5,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import torch
 
@@ -14,13 +13,13 @@ from benchmarks.common import (
     device_of,
     layout_of,
     load_net,
+    regularizers,
     runtime_of,
     spread,
     synchronise,
     training_loader,
 )
 from benchmarks.counters import Flops
-from benchmarks.regularizer import LAM, C
 from pipeline.config import RegularizerConfig
 from pipeline.data import index
 from pipeline.data.loader import Batch, Loader
@@ -35,9 +34,6 @@ PEAKS = {
     "H200": {"bf16": 989, "fp16": 989, "fp32": 67},
     "A100": {"bf16": 312, "fp16": 312, "fp32": 19.5},
 }
-
-
-Gradient = Literal["unrolled", "boundary"]
 
 
 class Stream:
@@ -83,8 +79,10 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     plain = make_objective(net, RegularizerConfig(), runtime=runtime_of(options))
     objectives = {
         "plain": plain,
-        "unrolled": _objective(net, "unrolled", size, options),
-        "boundary": _objective(net, "boundary", size, options),
+        **{
+            name: _objective(net, config, name, size, options)
+            for name, config in regularizers(options.max_images).items()
+        },
     }
 
     def step(name: str) -> None:
@@ -145,15 +143,17 @@ def _measure(
 
 
 def _objective(
-    net: torch.nn.Module, gradient: Gradient, size: int, options: argparse.Namespace
+    net: torch.nn.Module,
+    config: RegularizerConfig,
+    name: str,
+    size: int,
+    options: argparse.Namespace,
 ) -> Objective:
-    max_images = options.max_images
-    config = RegularizerConfig(lam=LAM, c=C, gradient=gradient, max_images=max_images)
     objective = make_objective(net, config, runtime=runtime_of(options))
-    if max_images == "auto":
+    if config.max_images == "auto":
         budget = objective.max_images_that_fit((3, 224, 224), size, device_of(options))
         objective.limit_images(budget.images)
-        print(f"max_images auto, {gradient}: {budget}")
+        print(f"max_images auto, {name}: {budget}")
     return objective
 
 
