@@ -189,17 +189,18 @@ def draw(samples: Samples, protocol: Protocol) -> "Figure":
     for relative, axis in zip(FILES, figure.subplots(1, 2), strict=True):
         lines = curves_of(samples, protocol, relative=relative)
         label_panel(axis, protocol.norm, relative=relative)
-        styled = {
-            _counts(line) if len(lines) == 1 else f"{name}: {_counts(line)}": (line, style)
+        by_label = {
+            _label(name, line, len(lines)): (line, style)
             for (name, line), style in zip(lines.items(), cycle(LINE_STYLES), strict=False)
         }
-        draw_panel(axis, styled)
+        draw_panel(axis, by_label)
         axis.legend(fontsize=8)
     return figure
 
 
-def _counts(line: Curve) -> str:
-    return f"{line.num_images} images, {line.num_unbounded} robust at every budget"
+def _label(name: str, line: Curve, num_lines: int) -> str:
+    start = f"{line.num_images} images," if num_lines == 1 else f"{name}:"
+    return f"{start} {line.num_unbounded} robust at every budget"
 
 
 def draw_panel(axis: "Axes", lines: Mapping[str, tuple[Curve, Mapping[str, Any]]]) -> None:

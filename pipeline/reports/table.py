@@ -131,7 +131,10 @@ def warn_of_differences(runs: list[Run]) -> None:
     """Warn where the rows' numbers have different meanings."""
     first = runs[0]
     for run in runs[1:]:
-        changed = differences(first.protocol.to_dict(), run.protocol.to_dict(), ("fgs",))
+        # The sentence ``measure`` follows from the methods.
+        same_methods = run.protocol.methods == first.protocol.methods
+        may_differ = ("fgs",) if same_methods else ("fgs", "measure")
+        changed = differences(first.protocol.to_dict(), run.protocol.to_dict(), may_differ)
         if changed:
             changes = "; ".join(changed)
             warn(f"{first.folder} and {run.folder} were measured differently: {changes}")

@@ -260,8 +260,8 @@ def test_files_and_figure_hold_a_curve_for_each_method(tmp_path: Path, relative:
     axis = curves.draw(stored, SEVERAL).axes[relative]
     labels = [line.get_label() for line in axis.lines]
     assert labels[:2] == [
-        "best: 30 images, 1 robust at every budget",
-        "deepfool: 30 images, 2 robust at every budget",
+        "best: 1 robust at every budget",
+        "deepfool: 2 robust at every budget",
     ]
     assert len({(line.get_color(), str(line.get_linestyle())) for line in axis.lines}) == 4
     assert axis.lines[1].get_ydata()[:5] == pytest.approx(100 * by_method[0][:5])
