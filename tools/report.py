@@ -8,6 +8,7 @@
     python tools/report.py figures curves before=runs/ref after=runs/dd --out curves
     python tools/report.py figures sheet runs/dd --out sheet
     python tools/report.py compare runs/ref runs/dd    # intervals, tests, images that got worse
+    python tools/report.py compare runs/ref runs/dd --method deepfool    # of several methods
     python tools/report.py chain runs/r18    # tables and figures of a run of launchers/chain.py
 
 A run is a folder that pipeline/finetune.py or pipeline/evaluate.py wrote; its label is optional.
@@ -92,6 +93,11 @@ def _add_compare(commands: Any) -> None:
     compare_parser.add_argument("a", metavar="A", help="[LABEL=]FOLDER of the reference")
     compare_parser.add_argument("b", metavar="B", help="[LABEL=]FOLDER that is compared with it")
     compare_parser.add_argument(
+        "--method",
+        help="compare the distances by this one of the methods that both evaluations ran, such as "
+        "deepfool (default: the smallest distance by the methods of evaluation.attack.method)",
+    )
+    compare_parser.add_argument(
         "--level",
         type=arguments.Number(float, Range(above=0, below=1)),
         default=default.level,
@@ -164,7 +170,7 @@ def compare_evaluations(options: argparse.Namespace) -> None:
     resampling = Resampling(level=options.level, num_resamples=options.resamples, seed=options.seed)
     if options.out is not None:
         check_writable(options.out)
-    common = pairs.pair(a, b)
+    common = pairs.pair(a, b, options.method)
     result = compare.compare(common, resampling, options.worst)
     if options.out is not None:
         _write(options.out, pairs.as_csv(common))

@@ -1,6 +1,7 @@
 """Accuracy under every budget of the perturbation, exactly, from the distance of each image.
 
-In: the distances ||dx||_p of one evaluation by one attack. Out: `Curve`, its CSV files, its figure.
+In: the distances ||dx||_p of one evaluation, by one attack or several. Out: `Curve`s, their CSV
+files, their figure.
 
 An adversary with the budget eps changes the class of an image if and only if its smallest
 perturbation is at most eps. So the accuracy under the budget eps is the share of the images that
@@ -11,11 +12,13 @@ the smallest distance, so the curve is an upper bound of the accuracy under the 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.samples import Samples
 from pipeline.runtime.text_tables import write_csv
 
@@ -24,21 +27,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_POINTS = 1000
+BEST = "best"  # name of the curve of the smallest distance by several methods
 FILES = {False: "curve.csv", True: "curve_relative.csv"}  # by whether the budget is relative
+# Colours of Okabe and Ito that also differ in lightness.
+LINE_STYLES: list[dict[str, Any]] = [
+    {"color": "#000000", "linestyle": "-"},
+    {"color": "#d55e00", "linestyle": "--"},
+    {"color": "#56b4e9", "linestyle": "-."},
+    {"color": "#009e73", "linestyle": ":"},
+    {"color": "#cc79a7", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
+    {"color": "#666666", "linestyle": (0, (1, 3))},
+    {"color": "#0072b2", "linestyle": (0, (7, 2))},
+    {"color": "#e69f00", "linestyle": (0, (3, 1, 1, 1))},
+]
 _DRAWN_SHARE = 0.01  # a panel ends where fewer of the images would still change their class
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Robust images at M budgets; exact at each of them, and constant between all breakpoints."""
+    """Robust images at B budgets; exact at each of them, and constant between all breakpoints."""
 
-    budget: np.ndarray  # (M,) float64, ascending from 0
-    num_robust: np.ndarray  # (M,) int64, correct images whose distance exceeds the budget
+    budget: np.ndarray  # (B,) float64, ascending from 0
+    num_robust: np.ndarray  # (B,) int64, correct images whose distance exceeds the budget
     num_images: int
 
     @property
     def accuracy(self) -> np.ndarray:
-        """(M,) float64, from 0 to 1."""
+        """(B,) float64, from 0 to 1."""
         return self.num_robust / self.num_images
 
     @property
@@ -91,43 +106,80 @@ def accuracy_under(
     return _num_robust(distance, correct, eps) / len(distance)
 
 
-def curve(distance: np.ndarray, correct: np.ndarray, max_points: int = MAX_POINTS) -> Curve:
-    """The accuracy at every breakpoint, or at most ``max_points`` of them.
+def breakpoints(distance: np.ndarray, max_points: int = MAX_POINTS) -> np.ndarray:
+    """The budgets (B,) at which curves of these distances change, ascending from 0.
+
+    Args:
+        distance: distances of correct images, of any shape; by one method or several.
+        max_points: at least 2. Of more breakpoints, those at evenly spaced quantiles are kept, with
+            0 and the largest finite distance.
+    """
+    budget = np.unique(np.append(distance[np.isfinite(distance)], 0.0))
+    if len(budget) > max_points:
+        positions = np.linspace(0, len(budget) - 1, max_points).round().astype(np.int64)
+        budget = budget[positions]
+    return budget
+
+
+def curve(distance: np.ndarray, correct: np.ndarray, budget: np.ndarray | None = None) -> Curve:
+    """The accuracy at each budget.
 
     Args:
         distance: (N,) as in `accuracy_under`.
         correct: (N,) bool.
-        max_points: at least 2. Of more breakpoints, those at evenly spaced quantiles are kept, with
-            0 and the largest finite distance.
+        budget: (B,) ascending, up to the largest finite distance; None: the curve's breakpoints.
     """
-    finite = distance[correct & np.isfinite(distance)]
-    budget = np.unique(np.concatenate([[0.0], finite]))
-    if len(budget) > max_points:
-        positions = np.linspace(0, len(budget) - 1, max_points).round().astype(np.int64)
-        budget = budget[positions]
+    budget = breakpoints(distance[correct]) if budget is None else budget
     return Curve(budget, _num_robust(distance, correct, budget), len(distance))
 
 
-def curve_of(samples: Samples, *, relative: bool = False) -> Curve:
-    """The curve of an evaluation of at least one image."""
-    return curve(distances(samples, relative=relative), correct_images(samples))
+def curves_of(samples: Samples, protocol: Protocol, *, relative: bool = False) -> dict[str, Curve]:
+    """The curve of an evaluation; of several methods, that of the smallest distance and of each.
+
+    Args:
+        samples: results of at least one image.
+        protocol: how they were measured.
+        relative: whether budgets are relative to the image's norm.
+
+    Returns:
+        The method's curve by its name, or that of all by `BEST` and then those of each method. All
+        have the same budgets, and each is exact at all of them.
+    """
+    names, correct = protocol.method_names, correct_images(samples)
+    parts = {names[0]: samples}
+    if protocol.num_distances:
+        by_method = {name: samples.of_method(number) for number, name in enumerate(names)}
+        parts = {BEST: samples, **by_method}
+    distance = {name: distances(part, relative=relative) for name, part in parts.items()}
+    budget = breakpoints(np.concatenate([column[correct] for column in distance.values()]))
+    return {name: curve(column, correct, budget) for name, column in distance.items()}
 
 
-def write(folder: Path, samples: Samples) -> None:
-    """Write curve.csv and curve_relative.csv: budget, accuracy from 0 to 1, number of images."""
-    for relative, name in FILES.items():
-        line = curve_of(samples, relative=relative)
-        columns = (line.budget, line.accuracy, line.num_robust)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        write_csv(folder / name, ["budget", "accuracy", "num_robust"], rows)
+def write(folder: Path, samples: Samples, protocol: Protocol) -> None:
+    """Write curve.csv and curve_relative.csv: budget, accuracy from 0 to 1, number of images.
+
+    Of several methods these are of the smallest distance, and a column accuracy_NAME follows for
+    each method.
+    """
+    for relative, file_name in FILES.items():
+        lines = curves_of(samples, protocol, relative=relative)
+        first = next(iter(lines.values()))
+        columns = {
+            "budget": first.budget,
+            "accuracy": first.accuracy,
+            "num_robust": first.num_robust,
+            **{f"accuracy_{name}": line.accuracy for name, line in list(lines.items())[1:]},
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        write_csv(folder / file_name, list(columns), rows)
 
 
-def draw(samples: Samples, norm: str) -> "Figure":
+def draw(samples: Samples, protocol: Protocol) -> "Figure":
     """A figure of an evaluation: absolute budgets to the left, relative ones to the right.
 
     Args:
         samples: at least one image.
-        norm: p of the norm, such as 2 or inf.
+        protocol: how they were measured.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # importing it takes 0.3 s
     from matplotlib.figure import Figure
@@ -135,15 +187,20 @@ def draw(samples: Samples, norm: str) -> "Figure":
     figure = Figure(figsize=(9.2, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for relative, axis in zip(FILES, figure.subplots(1, 2), strict=True):
-        line = curve_of(samples, relative=relative)
-        label_panel(axis, norm, relative=relative)
-        draw_panel(axis, {_counts(line): (line, {"color": "#000000"})})
+        lines = curves_of(samples, protocol, relative=relative)
+        label_panel(axis, protocol.norm, relative=relative)
+        by_label = {
+            _label(name, line, len(lines)): (line, style)
+            for (name, line), style in zip(lines.items(), cycle(LINE_STYLES), strict=False)
+        }
+        draw_panel(axis, by_label)
         axis.legend(fontsize=8)
     return figure
 
 
-def _counts(line: Curve) -> str:
-    return f"{line.num_images} images, {line.num_unbounded} robust at every budget"
+def _label(name: str, line: Curve, num_lines: int) -> str:
+    start = f"{line.num_images} images," if num_lines == 1 else f"{name}:"
+    return f"{start} {line.num_unbounded} robust at every budget"
 
 
 def draw_panel(axis: "Axes", lines: Mapping[str, tuple[Curve, Mapping[str, Any]]]) -> None:

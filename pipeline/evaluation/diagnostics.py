@@ -46,6 +46,8 @@ class Diagnostics:
             ValueError: the message is a phrase about what is wrong with them.
         """
         problem = lacking(values, _KINDS)
+        for ratios in [] if problem else values["methods"].values():
+            problem = problem or lacking(ratios, {"mean": NUMBER})
         if problem:
             raise ValueError(f"{problem} of its diagnostics")
         return cls(**{name: values[name] for name in _KINDS})
@@ -58,7 +60,7 @@ def diagnose(samples: Samples, protocol: Protocol) -> Diagnostics | None:
     cosine = samples.cosine[~np.isnan(samples.cosine)]
     known = samples.has_ratio & (samples.in_rho | np.isfinite(samples.upper_bound))
     above = samples.flipped & (samples.perturbation_norm > samples.upper_bound)
-    names = [name.partition(",")[0] for name in protocol.methods or ["deepfool"]]
+    names = protocol.method_names
     deepfool = _deepfool_distances(samples, names)
     return Diagnostics(
         mean_queries=float(np.mean(samples.queries[samples.queries > 0])),

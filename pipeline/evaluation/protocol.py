@@ -108,6 +108,11 @@ class Protocol:
         return f"rho_{self.norm}" if self.norm == "inf" else f"rho{self.norm}"
 
     @property
+    def method_names(self) -> list[str]:
+        """Names of the attacks, without their options, in the order of `Samples.distances`."""
+        return [description.partition(",")[0] for description in self.methods or ["deepfool"]]
+
+    @property
     def num_distances(self) -> int:
         """Number of methods whose distances are stored beside the smallest."""
         return len(self.methods) if self.methods and len(self.methods) > 1 else 0

@@ -79,6 +79,26 @@ class Samples:
         """Some of the samples, by position or by a mask."""
         return Samples(**{name: column[selection] for name, column in self.to_dict().items()})
 
+    def of_method(self, number: int) -> "Samples":
+        """The results with the distances of one method instead of the smallest.
+
+        An image that the method does not flip is marked as without a gradient too, and so left out
+        of rho: only perturbations that change the class are stored by method. If the evaluation ran
+        one method, images whose distance is that of the line to another image are left out as well.
+
+        Args:
+            number: position of the method in the protocol.
+        """
+        if self.distances.shape[1]:
+            distance = self.distances[:, number]
+        else:
+            is_its_own = self.flipped & (self.winner == number)
+            distance = np.where(is_its_own, self.perturbation_norm, np.inf)
+        is_missing = np.isinf(distance)
+        return self.with_columns(
+            {"perturbation_norm": distance, "flipped": ~is_missing, "stuck": is_missing}
+        )
+
     def __len__(self) -> int:
         return len(self.row)
 

@@ -118,7 +118,7 @@ def write_outputs(folder: Path, merged: Merged) -> Summary:
         classes = by_class(stored.samples, stored.manifest.about["class_names"])
         lines = [list(row.values()) for row in classes]
         write_csv(folder / "classes.csv", list(classes[0]), lines)
-        curves.write(folder, stored.samples)
+        curves.write(folder, stored.samples, summary.protocol)
         _log_to_tensorboard(folder, merged, summary)
         write_json(folder / "summary.json", summary.to_dict())
     return summary
@@ -185,7 +185,7 @@ def _log_to_tensorboard(folder: Path, merged: Merged, summary: Summary) -> None:
         # Training runs use other names; with equal names TensorBoard would show both in one plot.
         monitor.scalars(0, "evaluate", numbers)
         monitor.histogram(0, "evaluate/ratio", merged.stored.samples.ratio)
-        accuracy_curves = curves.draw(merged.stored.samples, summary.protocol.norm)
+        accuracy_curves = curves.draw(merged.stored.samples, summary.protocol)
         monitor.figure(0, "evaluate/accuracy_under_budget", accuracy_curves)
         figure = contact_sheet.draw_stored(folder, merged.stored.manifest)
         if figure is not None:

@@ -53,6 +53,8 @@ class Comparison:
     num_images: int  # in both
     num_only_in_a: int
     num_only_in_b: int
+    num_without_hash: int  # in both, but without a hash of their pixels in at least one
+    distance: str  # the method whose distance is compared, or "smallest of A, B, ..."
     rho: RhoComparison
     accuracy: AccuracyComparison
     largest_decreases: list[ImageChange]  # images whose ratio decreased most, the worst first
@@ -78,6 +80,8 @@ def compare(pairs: Pairs, resampling: Resampling, num_worst: int) -> Comparison:
         num_images=len(pairs.ids),
         num_only_in_a=pairs.num_only_in_a,
         num_only_in_b=pairs.num_only_in_b,
+        num_without_hash=pairs.num_without_hash,
+        distance=pairs.distance,
         rho=_compare_rho(pairs, resampling),
         accuracy=_compare_accuracy(pairs),
         largest_decreases=decreases[:num_worst],
@@ -122,9 +126,15 @@ def as_text(result: Comparison) -> str:
     lines = [
         f"{result.num_images} images in both; {result.num_only_in_a} only in {a}, "
         f"{result.num_only_in_b} only in {b}",
+        f"distance: {result.distance}",
         *_rho_lines(result.rho, a, b),
         *_accuracy_lines(result.accuracy, a, b),
     ]
+    if result.num_without_hash:
+        lines.append(
+            f"pixels of {result.num_without_hash} images were not compared: results of earlier "
+            "versions have no hash of them"
+        )
     if result.largest_decreases:
         lines.append(f"images whose distance decreased most, {a} -> {b}:")
     for image in result.largest_decreases:

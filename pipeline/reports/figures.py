@@ -17,23 +17,22 @@ from matplotlib.figure import Figure
 
 from pipeline.errors import UserError
 from pipeline.evaluation.contact_sheet import draw_stored
-from pipeline.evaluation.curves import FILES, curve_of, draw_panel, label_panel
+from pipeline.evaluation.curves import (
+    FILES,
+    LINE_STYLES,
+    Curve,
+    curves_of,
+    draw_panel,
+    label_panel,
+)
 from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.runtime.files import atomic_write, writable
 
 from .runs import Run
 
 _BINS = 40
-# Colours of Okabe and Ito that also differ in lightness.
 _STYLES = [
-    {"color": "#000000", "linestyle": "-", "marker": "o"},
-    {"color": "#d55e00", "linestyle": "--", "marker": "s"},
-    {"color": "#56b4e9", "linestyle": "-.", "marker": "^"},
-    {"color": "#009e73", "linestyle": ":", "marker": "D"},
-    {"color": "#cc79a7", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
-    {"color": "#666666", "linestyle": (0, (1, 3)), "marker": "x"},
-    {"color": "#0072b2", "linestyle": (0, (7, 2)), "marker": "P"},
-    {"color": "#e69f00", "linestyle": (0, (3, 1, 1, 1)), "marker": "*"},
+    {**style, "marker": marker} for style, marker in zip(LINE_STYLES, "os^DvxP*", strict=True)
 ]
 _MAX_LABELS_IN_AXIS = 4  # more of them go below the figure
 
@@ -51,14 +50,18 @@ def epochs(runs: list[Run]) -> Figure:
         right.plot(epoch, rhos, label=run.label, gid=f"{rho}: {run.label}", **style)
     _label_axes(left, "epoch", "accuracy, %")
     _label_axes(right, "epoch", _tex(rho))
-    if len(runs) > _MAX_LABELS_IN_AXIS:
-        figure.set_figheight(figure.get_figheight() + 0.7)
-        figure.legend(
-            *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
-        )
-    else:
-        left.legend(fontsize=8)
+    _add_legend(figure, left)
     return figure
+
+
+def _add_legend(figure: Figure, axis: Axes) -> None:
+    """Name the lines of an axis in it, or below the figure if there are many."""
+    handles, labels = axis.get_legend_handles_labels()
+    if len(labels) > _MAX_LABELS_IN_AXIS:
+        figure.set_figheight(figure.get_figheight() + 0.7)
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    else:
+        axis.legend(fontsize=8)
 
 
 def sweep(runs: list[Run], by: str, along: str) -> Figure:
@@ -137,7 +140,7 @@ def ratios(runs: list[Run]) -> Figure:
 
 def curves(runs: list[Run]) -> Figure:
     """The accuracy of each evaluation under every budget, absolute to the left, relative to the
-    right.
+    right; of several methods, a line for the smallest distance and for each method.
 
     Raises:
         UserError: a run is no evaluation, or their norms or spaces differ.
@@ -150,25 +153,44 @@ def curves(runs: list[Run]) -> Figure:
                 f"{runs[0].protocol.space}: budgets need one evaluation.space"
             )
     figure, axes = _figure(2)
-    styles = [{k: style[k] for k in ("color", "linestyle")} for style in _STYLES]
     for relative, axis in zip(FILES, axes, strict=True):
-        lines = {
-            _label_of_curve(run, runs): (curve_of(run.samples, relative=relative), style)
-            for run, style in zip(runs, cycle(styles), strict=False)
-        }
         label_panel(axis, runs[0].protocol.norm, relative=relative)
-        draw_panel(axis, lines)
-    axes[0].legend(fontsize=8)
+        draw_panel(axis, _styled_curves(runs, relative=relative))
+    _add_legend(figure, axes[0])
     return figure
 
 
-def _label_of_curve(run: Run, runs: list[Run]) -> str:
-    """The run's label, or its folder where labels are equal; with the number of images that no
-    budget misclassifies."""
+def _styled_curves(runs: list[Run], *, relative: bool) -> dict[str, tuple[Curve, dict[str, Any]]]:
+    """The curves of evaluations by label, each with its style.
+
+    If an evaluation has several curves, dashes show the method and colours the run; of a single
+    run, both show the method.
+    """
+    by_run = [curves_of(run.samples, run.protocol, relative=relative) for run in runs]
+    names = list(dict.fromkeys(name for lines in by_run for name in lines))
+    has_several = any(len(lines) > 1 for lines in by_run)
+    styled = {}
+    for number, (run, lines) in enumerate(zip(runs, by_run, strict=True)):
+        for name, line in lines.items():
+            style = {
+                "color": _line_style(names.index(name) if len(runs) == 1 else number)["color"],
+                "linestyle": _line_style(names.index(name) if has_several else number)["linestyle"],
+            }
+            styled[_label_of_curve(run, runs, line, name if has_several else "")] = (line, style)
+    return styled
+
+
+def _line_style(number: int) -> dict[str, Any]:
+    return LINE_STYLES[number % len(LINE_STYLES)]
+
+
+def _label_of_curve(run: Run, runs: list[Run], line: Curve, method: str) -> str:
+    """The run's label, or its folder where labels are equal; with the method, and the number of
+    images that no budget misclassifies."""
     is_unique = [other.label for other in runs].count(run.label) == 1
     name = run.label if is_unique else str(run.folder)
-    num_unbounded = curve_of(run.samples).num_unbounded
-    return f"{name} ({num_unbounded} never flipped)" if num_unbounded else name
+    name += f", {method}" if method else ""
+    return f"{name} ({line.num_unbounded} never flipped)" if line.num_unbounded else name
 
 
 def sheet(run: Run) -> Figure:

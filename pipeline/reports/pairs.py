@@ -3,16 +3,16 @@
 In: two runs of pipeline/evaluate.py. Out: `Pairs`, and a table of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.parse import differences
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError, first_few, first_line
 from pipeline.evaluation.manifest import Identity
 from pipeline.evaluation.samples import Samples
 from pipeline.runtime.text_tables import csv_table
@@ -33,6 +33,10 @@ class EvaluatedImages:
     samples: Samples
     identity: Identity
 
+    def take(self, selection: np.ndarray) -> "EvaluatedImages":
+        """Some of the images, by position."""
+        return replace(self, ids=self.ids[selection], samples=self.samples.take(selection))
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -40,11 +44,13 @@ class Pairs:
 
     labels: tuple[str, str]  # of the evaluations; they differ unless the folders are the same
     rho_name: str
+    distance: str  # whose distance ``a`` and ``b`` have: one method's, or the smallest of several
     ids: np.ndarray  # (N,) str
     a: Samples
     b: Samples
     num_only_in_a: int
     num_only_in_b: int
+    num_without_hash: int  # whose pixels could not be compared
 
     @property
     def in_rho(self) -> np.ndarray:
@@ -96,29 +102,35 @@ def _read_ids(path: Path) -> np.ndarray:
     return np.array(ids.to_pylist(), dtype=np.str_)
 
 
-def pair(a: EvaluatedImages, b: EvaluatedImages) -> Pairs:
+def pair(a: EvaluatedImages, b: EvaluatedImages, method: str | None = None) -> Pairs:
     """The images that are in both evaluations, by their ids.
+
+    Args:
+        a: an evaluation.
+        b: the evaluation that is compared with it.
+        method: compare the distances by this method, which both evaluations ran, over the images
+            that it flips in both; see `Samples.of_method`. None: compare the smallest distances.
 
     Raises:
         UserError: the evaluations were not made with the same images, preprocessing and protocol
-            (FGS may differ); names each difference. Or fewer than two images have a ratio in both.
+            (FGS may differ, and methods other than ``method``); names each difference. Or an image
+            has other pixels in the other evaluation, or fewer than two images have a ratio in both.
     """
-    changed = differences(a.identity.to_dict(), b.identity.to_dict(), _MAY_DIFFER)
-    if changed:
-        raise UserError(
-            f"{a.folder} and {b.folder} were measured differently and cannot be compared: "
-            f"{'; '.join(changed)}; evaluate both with the same options and the same index"
-        )
+    _check_measured_alike(a, b, method)
     ids, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
+    common_a, common_b = a.take(in_a), b.take(in_b)
+    has_hash = _compare_pixels(common_a, common_b)
     have_labels = a.label != b.label
     pairs = Pairs(
-        (a.label, b.label) if have_labels else (str(a.folder), str(b.folder)),
-        a.identity.protocol.rho_name,
-        ids,
-        a.samples.take(in_a),
-        b.samples.take(in_b),
+        labels=(a.label, b.label) if have_labels else (str(a.folder), str(b.folder)),
+        rho_name=a.identity.protocol.rho_name,
+        distance=method or _smallest_of(a.identity.protocol.method_names),
+        ids=ids,
+        a=_samples_of(common_a, method),
+        b=_samples_of(common_b, method),
         num_only_in_a=len(a.ids) - len(ids),
         num_only_in_b=len(b.ids) - len(ids),
+        num_without_hash=int(np.sum(~has_hash)),
     )
     num_in_rho = int(np.sum(pairs.in_rho))
     if num_in_rho < 2:
@@ -127,6 +139,80 @@ def pair(a: EvaluatedImages, b: EvaluatedImages) -> Pairs:
             "needs at least 2"
         )
     return pairs
+
+
+def _smallest_of(methods: list[str]) -> str:
+    return methods[0] if len(methods) == 1 else f"smallest of {', '.join(methods)}"
+
+
+def _samples_of(evaluated: EvaluatedImages, method: str | None) -> Samples:
+    if method is None:
+        return evaluated.samples
+    return evaluated.samples.of_method(evaluated.identity.protocol.method_names.index(method))
+
+
+def _check_measured_alike(a: EvaluatedImages, b: EvaluatedImages, method: str | None) -> None:
+    """Refuse evaluations whose distances, or those by ``method``, have other meanings."""
+    names_of_a, names_of_b = (run.identity.protocol.method_names for run in (a, b))
+    for run, names in ((a, names_of_a), (b, names_of_b)):
+        if method is not None and method not in names:
+            raise UserError(
+                f"{run.folder} has no distances by {method}, but by {', '.join(names)}; "
+                "--method takes a method that both evaluations ran"
+            )
+    changed = _changed(a, b, method)
+    if changed:
+        remedy = "evaluate both with the same options and the same index"
+        common = [name for name in names_of_a if name in names_of_b]
+        comparable = [name for name in common if not _changed(a, b, name)]
+        if comparable and method is None:
+            remedy += f", or compare one method that both ran: --method {' or '.join(comparable)}"
+        raise UserError(
+            f"{a.folder} and {b.folder} were measured differently and cannot be compared: "
+            f"{'; '.join(changed)}; {remedy}"
+        )
+
+
+def _changed(a: EvaluatedImages, b: EvaluatedImages, method: str | None) -> list[str]:
+    """How the identities differ, as far as it matters for the distances of ``method`` (None: the
+    smallest)."""
+    one, two = _identity_values(a.identity, method), _identity_values(b.identity, method)
+    may_differ = _MAY_DIFFER
+    if method is not None or one["definition"]["methods"] != two["definition"]["methods"]:
+        may_differ = (*_MAY_DIFFER, "definition.measure")  # a sentence about norm and methods
+    return differences(one, two, may_differ)
+
+
+def _identity_values(identity: Identity, method: str | None) -> dict[str, Any]:
+    """The values of an identity, with the name and options of each method or of ``method``."""
+    values, protocol = identity.to_dict(), identity.protocol
+    described = protocol.methods or protocol.method_names
+    if method is not None:
+        described = [described[protocol.method_names.index(method)]]
+    return {**values, "definition": {**values["definition"], "methods": " + ".join(described)}}
+
+
+def _compare_pixels(a: EvaluatedImages, b: EvaluatedImages) -> np.ndarray:
+    """Whether the pixels of each image (N,) could be compared.
+
+    Args:
+        a: the common images of an evaluation.
+        b: the same images in the other one.
+
+    Raises:
+        UserError: an image has other pixels in the other evaluation.
+    """
+    hash_a, hash_b = a.samples.image_hash, b.samples.image_hash
+    has_hash = (hash_a != 0) & (hash_b != 0)
+    changed = a.ids[has_hash & (hash_a != hash_b)].tolist()
+    if changed:
+        raise UserError(
+            f"{a.folder} and {b.folder} have other pixels in {len(changed)} of {len(a.ids)} images "
+            f"({first_few(changed, 3)}) and cannot be compared: files have changed, or were "
+            "decoded on another kind of device or by another version of DALI; evaluate both on the "
+            "same files and machine"
+        )
+    return has_hash
 
 
 def image_changes(pairs: Pairs) -> list[ImageChange]:

@@ -14,6 +14,7 @@ import yaml
 from pipeline.config import FinetuneConfig
 from pipeline.config.aliases import translate, translate_argv
 from pipeline.errors import UserError
+from pipeline.evaluation.diagnostics import Diagnostics
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.summary import Summary, read_samples
@@ -26,6 +27,7 @@ class Measured(NamedTuple):
     epoch: float
     accuracy: float
     rho: float
+    diagnostics: Diagnostics | None  # earlier versions did not write them
 
     @classmethod
     def from_dict(cls, values: Any, rho_name: str) -> "Measured":
@@ -37,7 +39,13 @@ class Measured(NamedTuple):
         problem = lacking(values, {"epoch": NUMBER, "accuracy": NUMBER, rho_name: NUMBER})
         if problem:
             raise ValueError(problem)
-        return cls(values["epoch"], values["accuracy"], values[rho_name])
+        diagnostics = values.get("diagnostics")
+        return cls(
+            values["epoch"],
+            values["accuracy"],
+            values[rho_name],
+            None if diagnostics is None else Diagnostics.from_dict(diagnostics),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

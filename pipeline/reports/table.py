@@ -1,17 +1,29 @@
 """Runs in the shape of the paper's Table 1: accuracy, rho2, accuracy after FGS at eps_ref.
 
-In: `Run`s labelled NETWORK:METHOD. Out: the table as Markdown, CSV or LaTeX.
+If a run measured distances by several attacks, the table has a column for rho2 by each, for the
+best and for DeepFool / best. In: `Run`s labelled NETWORK:METHOD. Out: Markdown, CSV or LaTeX.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipeline.config import EPS_REF_FRACTIONS
 from pipeline.config.parse import differences
 from pipeline.errors import warn
+from pipeline.evaluation.diagnostics import Diagnostics
+from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.statistics import accuracy_at
 from pipeline.runtime.text_tables import csv_table, markdown_table
 
 from .runs import Run
+
+
+class RhoByAttack(NamedTuple):
+    """The mean ratios of one evaluation by each of its attacks."""
+
+    rho: dict[str, float]  # of the images that the attack flips; of a single attack, rho2
+    best: float | None = None  # of the smallest known distances; None: a single attack
+    deepfool_over_best: float | None = None  # over the images that DeepFool flips
 
 
 class TableRow(NamedTuple):
@@ -23,6 +35,7 @@ class TableRow(NamedTuple):
     rho: float
     after_fgs: tuple[float | None, ...]  # at 0.2, 0.5 and 1.0 eps_ref
     eps_ref: float | None
+    by_attack: RhoByAttack | None = None
 
 
 def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[TableRow]:
@@ -71,7 +84,10 @@ def _rows(network: str, run: Run, reference: float | None) -> list[TableRow]:
     if not run.is_evaluation:
         measured = {"Reference": run.finetuning.before, _method(run): run.finetuning.after}
         return [
-            TableRow(network, method, entry.accuracy, entry.rho, not_measured, None)
+            TableRow(
+                *(network, method, entry.accuracy, entry.rho, not_measured, None),
+                by_attack=_by_attack(run.protocol, entry.rho, entry.diagnostics),
+            )
             for method, entry in measured.items()
         ]
     after_fgs = not_measured
@@ -79,9 +95,24 @@ def _rows(network: str, run: Run, reference: float | None) -> list[TableRow]:
         after_fgs = tuple(_after_fgs(run, f * reference) for f in EPS_REF_FRACTIONS)
     statistics = run.evaluation.statistics
     row = TableRow(
-        network, _method(run), statistics.accuracy, statistics.rho, after_fgs, eps_ref=reference
+        network,
+        _method(run),
+        statistics.accuracy,
+        statistics.rho,
+        after_fgs,
+        eps_ref=reference,
+        by_attack=_by_attack(run.protocol, statistics.rho, statistics.diagnostics),
     )
     return [row]
+
+
+def _by_attack(protocol: Protocol, rho: float, diagnostics: Diagnostics | None) -> RhoByAttack:
+    """The ratios by each attack of a run; ``rho`` is that of the smallest distances."""
+    if diagnostics is None or not diagnostics.methods:
+        names = protocol.method_names
+        return RhoByAttack({names[0]: rho} if len(names) == 1 else {})
+    by_name = {name: ratios["mean"] for name, ratios in diagnostics.methods.items()}
+    return RhoByAttack(by_name, diagnostics.best, diagnostics.deepfool_over_best)
 
 
 def _after_fgs(run: Run, eps: float) -> float | None:
@@ -100,7 +131,10 @@ def warn_of_differences(runs: list[Run]) -> None:
     """Warn where the rows' numbers have different meanings."""
     first = runs[0]
     for run in runs[1:]:
-        changed = differences(first.protocol.to_dict(), run.protocol.to_dict(), ("fgs",))
+        # The sentence ``measure`` follows from the methods.
+        same_methods = run.protocol.methods == first.protocol.methods
+        may_differ = ("fgs",) if same_methods else ("fgs", "measure")
+        changed = differences(first.protocol.to_dict(), run.protocol.to_dict(), may_differ)
         if changed:
             changes = "; ".join(changed)
             warn(f"{first.folder} and {run.folder} were measured differently: {changes}")
@@ -140,32 +174,46 @@ COLUMNS = (  # the measured values of a row, in CSV
 HEAD = ("Network", "Method", "Accuracy", "rho2", *(f"@{f:g}" for f in EPS_REF_FRACTIONS))
 
 
+def attacks_of(rows: list[TableRow]) -> list[str]:
+    """The attacks that have a column: all, if at least one row has several; otherwise none."""
+    by_attack = [row.by_attack.rho for row in rows if row.by_attack is not None]
+    if all(len(rhos) < 2 for rhos in by_attack):
+        return []
+    return list(dict.fromkeys(name for rhos in by_attack for name in rhos))
+
+
 def markdown(rows: list[TableRow]) -> str:
     """The rows as a Markdown table; accuracies in percent."""
-    return markdown_table(HEAD, map(_cells, _grouped(rows)), num_left=2)
+    attacks, left = attacks_of(rows), HEAD.index("rho2") + 1
+    more = [*(f"rho2 {name}" for name in [*attacks, "best"]), "DeepFool / best"] if attacks else []
+    lines = (_cells(row, attacks, _scientific) for row in _grouped(rows))
+    return markdown_table([*HEAD[:left], *more, *HEAD[left:]], lines, num_left=2)
 
 
 def latex(rows: list[TableRow]) -> str:
     """The rows as a LaTeX tabular for the package booktabs; accuracies in percent."""
+    attacks = attacks_of(rows)
     head = ["Network", "Method", r"Acc.\,(\%)", r"$\rho_2$"]
+    if attacks:
+        head += [rf"$\rho_2$ {_escaped(name)}" for name in [*attacks, "best"]]
+        head += ["DeepFool / best"]
     head += [rf"@{f:.1f}\,$\epsilon_\mathrm{{ref}}$" for f in EPS_REF_FRACTIONS]
-    lines = [rf"\begin{{tabular}}{{ll{'r' * (len(HEAD) - 2)}}}", r"\toprule"]
+    lines = [rf"\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", r"\toprule"]
     lines.append(" & ".join(head) + r" \\")
     for row in _grouped(rows):
         if row.network:
             lines.append(r"\midrule")
-        network, method, accuracy, rho, *after = _cells(row)
-        mantissa, exponent = rho.split("e")
-        number = rf"${mantissa} \times 10^{{{exponent}}}$"
-        cells = [_escaped(network), _escaped(method), accuracy, number, *after]
-        lines.append(" & ".join(cells) + r" \\")
+        network, method, *numbers = _cells(row, attacks, _power_of_ten)
+        lines.append(" & ".join([_escaped(network), _escaped(method), *numbers]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def as_csv(rows: list[TableRow]) -> str:
     """The rows as CSV with all digits; accuracies from 0 to 1."""
-    lines = ([*row[:4], *row.after_fgs, row.eps_ref] for row in rows)
-    return csv_table(["network", "method", *COLUMNS], lines)
+    attacks = attacks_of(rows)
+    more = [*(f"rho2_{name}" for name in [*attacks, "best"]), "deepfool_over_best"]
+    lines = ([*row[:4], *row.after_fgs, row.eps_ref, *_ratios(row, attacks)] for row in rows)
+    return csv_table(["network", "method", *COLUMNS, *(more if attacks else [])], lines)
 
 
 FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex}
@@ -181,11 +229,44 @@ def _grouped(rows: list[TableRow]) -> list[TableRow]:
     return grouped
 
 
-def _cells(row: TableRow) -> tuple[str, ...]:
-    mantissa, exponent = f"{row.rho:.2e}".split("e")
-    after = ("" if value is None else f"{100 * value:.2f}" for value in row.after_fgs)
-    rho = f"{mantissa}e{int(exponent)}"
-    return (row.network, row.method, f"{100 * row.accuracy:.2f}", rho, *after)
+def _cells(
+    row: TableRow, attacks: list[str], rho_format: Callable[[float], str]
+) -> tuple[str, ...]:
+    forms = [*[rho_format] * (len(attacks) + 1), "{:.3f}".format]
+    ratios = map(_optional, _ratios(row, attacks), forms)
+    after = (_optional(value, _percent) for value in row.after_fgs)
+    return (
+        *(row.network, row.method, _percent(row.accuracy)),
+        *(rho_format(row.rho), *ratios, *after),
+    )
+
+
+def _ratios(row: TableRow, attacks: list[str]) -> tuple[float | None, ...]:
+    """rho2 by each attack, the best and DeepFool / best, None where a row lacks one; nothing
+    without attacks."""
+    if not attacks:
+        return ()
+    by_attack = row.by_attack or RhoByAttack({})
+    rhos = (by_attack.rho.get(name) for name in attacks)
+    return (*rhos, by_attack.best, by_attack.deepfool_over_best)
+
+
+def _optional(value: float | None, form: Callable[[float], str]) -> str:
+    return "" if value is None else form(value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _scientific(rho: float) -> str:
+    mantissa, exponent = f"{rho:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _power_of_ten(rho: float) -> str:
+    mantissa, exponent = _scientific(rho).split("e")
+    return rf"${mantissa} \times 10^{{{exponent}}}$"
 
 
 def _escaped(text: str) -> str:

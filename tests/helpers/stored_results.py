@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import yaml
 
-from pipeline.config import EvaluationConfig, FgsConfig, RuntimeConfig, Shard
+from pipeline.config import AttackConfig, EvaluationConfig, FgsConfig, RuntimeConfig, Shard
 from pipeline.evaluation import merge
 from pipeline.evaluation.manifest import Identity, Manifest
 from pipeline.evaluation.protocol import Preprocessing, evaluation_protocol
@@ -38,11 +38,14 @@ def samples(rows: list[int], **changes: object) -> Samples:
         "fgs_correct": [[row % 2 == 0, row % 4 == 0] for row in rows],
         "fgs_eps": [0.1 * (row + 1) if row % 2 == 0 else 0.0 for row in rows],
     }
-    return Samples.from_dict(columns | changes, len(FGS_EPS))
+    columns |= changes
+    num_methods = np.shape(columns["distances"])[1] if "distances" in columns else 0
+    return Samples.from_dict(columns, len(FGS_EPS), num_methods)
 
 
-def manifest(total: int = 6, **changes: object) -> Manifest:
-    evaluation = EvaluationConfig(fgs=FgsConfig(eps=FGS_EPS, search=True))
+def manifest(total: int = 6, attack: AttackConfig | None = None, **changes: object) -> Manifest:
+    fgs = FgsConfig(eps=FGS_EPS, search=True)
+    evaluation = EvaluationConfig(attack=attack or AttackConfig(), fgs=fgs)
     identity = Identity(
         model="net",
         weights="0",
@@ -92,17 +95,16 @@ def finetuning(folder: Path, lam: float, c: float, accuracy: float, rho2: float)
     return folder
 
 
-def evaluation(folder: Path, scale: float, **changes: Any) -> Path:
+def evaluation(
+    folder: Path, scale: float, attack: AttackConfig | None = None, **changes: Any
+) -> Path:
     """A run of evaluate.py, merged."""
     rows = list(range(40))
-    fgs_eps = [scale * 0.1 * (row % 10) for row in rows]
-    store = shard(
-        *(folder, 0, 1, rows),
-        manifest=manifest(40),
-        perturbation_norm=[scale * 0.01 * 1.1**row for row in rows],
-        fgs_eps=fgs_eps,
-        **changes,
-    )
+    columns: dict[str, Any] = {
+        "perturbation_norm": [scale * 0.01 * 1.1**row for row in rows],
+        "fgs_eps": [scale * 0.1 * (row % 10) for row in rows],
+    }
+    store = shard(folder, 0, 1, rows, manifest=manifest(40, attack), **(columns | changes))
     with store.appender(0) as appender:
         picture = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8)
         appender.store_examples(
@@ -110,3 +112,21 @@ def evaluation(folder: Path, scale: float, **changes: Any) -> Path:
         )
     write_outputs(folder, merge.merge_shards(folder))
     return folder
+
+
+def evaluation_by_two(folder: Path, scale: float, **changes: Any) -> Path:
+    """A run of evaluate.py by DeepFool and by DDN: DeepFool's distances are 1.25 times as large for
+    even rows, DDN's are twice as large for odd ones, and infinite for row 3."""
+    rows = np.arange(40)
+    smallest = scale * 0.01 * 1.1**rows
+    deepfool = np.where(rows % 2 == 0, 1.25, 1.0) * smallest
+    ddn = np.where(rows % 2 == 1, 2.0, 1.0) * smallest
+    ddn[3] = np.inf
+    columns: dict[str, Any] = {
+        "distances": np.stack([deepfool, ddn], axis=1),
+        "perturbation_norm": smallest,
+        "queries": np.full(40, 9),
+        "winner": (rows + 1) % 2,
+        "flipped": np.ones(40, bool),
+    }
+    return evaluation(folder, scale, AttackConfig(method="deepfool+ddn"), **(columns | changes))

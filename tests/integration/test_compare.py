@@ -26,6 +26,16 @@ def untrained_evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def evaluation_by_methods(mlp_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the net and the images of `whole_evaluation`, by three methods."""
+    folder = tmp_path_factory.mktemp("methods") / "three"
+    attack = ("--evaluation.attack.method", "deepfool+superdeepfool+ddn")
+    options = ("--model.weights", mlp_weights, "--evaluation.num_images", 300, *attack)
+    succeed(EVALUATE, *options, "--evaluation.attack.descent_steps", 10, "--output", folder)
+    return folder
+
+
 def rows_by_id(folder: Path) -> dict[str, dict]:
     return {row["id"]: row for row in pq.read_table(folder / "samples.parquet").to_pylist()}
 
@@ -93,6 +103,65 @@ def test_curves_of_evaluations(
     assert line.get_xydata()[0] == pytest.approx([0, 100 * points[0][1]])
 
 
+def test_an_evaluation_by_several_methods_is_compared_by_one(
+    whole_evaluation: Path, evaluation_by_methods: Path
+) -> None:
+    evaluations = (f"alone={whole_evaluation}", f"three={evaluation_by_methods}")
+    ended = call(SCRIPT, "compare", *evaluations)
+    assert ended.code == 2
+    (line,) = ended.stderr.splitlines()
+    assert "definition.methods: deepfool -> deepfool + superdeepfool, at most" in line
+    assert line.endswith("or compare one method that both ran: --method deepfool")
+    values = json.loads(succeed(SCRIPT, "compare", *evaluations, "--method", "deepfool", "--json"))
+    rho = values["rho"]
+    assert (values["distance"], values["num_images"]) == ("deepfool", 300)
+    assert values["num_without_hash"] == 0
+    assert rho["num_equal"] == rho["num_images"] > 290  # the same net
+    assert values["accuracy"]["only_a_correct"] == values["accuracy"]["only_b_correct"] == []
+    ended = call(SCRIPT, "compare", *evaluations, "--method", "ddn")
+    assert (ended.code, "has no distances by ddn, but by deepfool" in ended.stderr) == (2, True)
+    ended = call(SCRIPT, "table", *evaluations, "--format", "csv")
+    assert "methods: None -> ['deepfool', " in ended.stderr
+    assert "measure:" not in ended.stderr  # a sentence that follows from the methods
+    alone, three = csv.DictReader(ended.stdout.splitlines())
+    summary = json.loads((evaluation_by_methods / "summary.json").read_text())
+    assert float(three["rho2_ddn"]) == summary["diagnostics"]["methods"]["ddn"]["mean"]
+    assert float(three["rho2_best"]) == summary["diagnostics"]["best"]
+    assert float(three["deepfool_over_best"]) > 1
+    assert float(alone["rho2_deepfool"]) == float(alone["rho2"])
+    assert alone["rho2_best"] == ""
+
+
+def test_curves_by_method(
+    whole_evaluation: Path, evaluation_by_methods: Path, tmp_path: Path
+) -> None:
+    with (evaluation_by_methods / "curve.csv").open() as file:
+        points = list(csv.DictReader(file))
+    rows = rows_by_id(whole_evaluation).values()
+    correct = np.array([row["prediction"] == row["label"] for row in rows])
+    distance = np.array([row["perturbation_norm"] for row in rows])
+    distance[[not row["flipped"] for row in rows]] = np.inf
+    assert len(points) > 500
+    for point in points[::17]:
+        robust = correct & (distance > float(point["budget"]))
+        assert float(point["accuracy_deepfool"]) == robust.mean()
+        assert float(point["accuracy"]) <= float(point["accuracy_ddn"])
+    board = EventAccumulator(str(evaluation_by_methods / "tensorboard"))
+    board.Reload()
+    assert board.Images("evaluate/accuracy_under_budget")
+    evaluations = (f"alone={whole_evaluation}", f"three={evaluation_by_methods}")
+    out = tmp_path / "curves"
+    succeed(SCRIPT, "figures", "curves", *evaluations, "--out", out)
+    svg = Path(f"{out}.svg").read_text()
+    names = ["alone, deepfool", *(f"three, {n}" for n in ("best", "deepfool", "ddn"))]
+    assert all(f'id="curve: {name}' in svg for name in names)
+    drawn = figures.curves([runs.run_of_argument(str(run)) for run in evaluations])
+    lines = drawn.axes[0].lines
+    assert len(lines) == 5
+    assert len({line.get_color() for line in lines}) == 2  # of the runs
+    assert len({str(line._dash_pattern) for line in lines}) == 4  # of the methods and the best
+
+
 def test_what_never_flipped_is_stated(tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "e", 1.0, flipped=[row not in (1, 4, 8) for row in range(40)])
     figure = figures.curves([runs.read(folder), runs.read(folder)])
@@ -113,7 +182,8 @@ def changed(folder: Path, **definition: object) -> Path:
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    one = evaluation(tmp_path / "one", 1.0)
+    one = evaluation(tmp_path / "one", 1.0, image_hash=[7] * 40)
+    hashed = evaluation(tmp_path / "hashed", 1.0, image_hash=[8, *[7] * 39])
     longer, pixels, linf, cut, no_ids = (
         shutil.copytree(one, tmp_path / name) for name in ("longer", "pixels", "linf", "cut", "ids")
     )
@@ -132,6 +202,8 @@ def test_mistakes(tmp_path: Path) -> None:
         (("compare", one, tuned), "is a fine-tuning; this needs runs of evaluate.py"),
         (("compare", one, cut), "samples.parquet cannot be read"),
         (("compare", one, no_ids), "samples.parquet has no ids"),
+        (("compare", one, hashed), "have other pixels in 1 of 40 images (image 0) and cannot be"),
+        (("compare", one, one, "--method", "ddn"), "has no distances by ddn, but by deepfool;"),
         (("compare", one, one, "--level", 95), "--level must be above 0 and below 1, got 95"),
         (("compare", one, one, "--resamples", 0), "--resamples must be at least 1, got 0"),
         (("compare", one, one, "--wurst", 3), "no option --wurst; did you mean --worst"),

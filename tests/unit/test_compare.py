@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,22 +20,8 @@ from pipeline.reports.paired_statistics import (
     mean_difference,
     mean_ratio,
 )
-from pipeline.reports.pairs import EvaluatedImages
-from tests.helpers.stored_results import manifest, names, samples
-
-FEW = Resampling(num_resamples=200)
-
-
-def evaluated(
-    folder: str, rows: list[int], identity: Identity | None = None, **columns: object
-) -> EvaluatedImages:
-    return EvaluatedImages(
-        folder,
-        Path("runs") / folder,
-        np.array(names(rows)),
-        samples(rows, **columns),
-        identity or manifest().identity,
-    )
+from tests.helpers.comparisons import FEW, evaluated
+from tests.helpers.stored_results import manifest, names
 
 
 def test_intervals_cover_a_known_difference_and_ratio() -> None:
@@ -199,6 +184,24 @@ def test_too_few_common_images_are_refused() -> None:
         pairs.pair(a, evaluated("b", [2, 3, 4]))
     with pytest.raises(UserError, match="have a ratio of 0 images"):
         pairs.pair(a, evaluated("b", [3, 4]))
+
+
+def test_other_pixels_are_refused() -> None:
+    a = evaluated("a", [0, 1, 2, 3], image_hash=[5, 6, 7, 0])
+    same = evaluated("b", [3, 2, 1, 0], image_hash=[9, 7, 6, 5])
+    common = pairs.pair(a, same)
+    assert common.num_without_hash == 1
+    note = "\npixels of 1 images were not compared: results of earlier versions have no hash"
+    assert note in compare.as_text(compare.compare(common, FEW, 10))
+    with pytest.raises(UserError) as refusal:
+        pairs.pair(a, evaluated("b", [0, 1, 2, 4], image_hash=[5, 8, 8, 9]))
+    (line,) = str(refusal.value).splitlines()
+    assert line.startswith(
+        "runs/a and runs/b have other pixels in 2 of 3 images (image 1, image 2) and cannot be "
+    )
+    hashed = evaluated("a", [0, 1], image_hash=[5, 6])
+    text = compare.as_text(compare.compare(pairs.pair(hashed, replace(hashed, label="b")), FEW, 1))
+    assert "pixels" not in text
 
 
 def test_equal_labels_are_replaced_by_folders() -> None:

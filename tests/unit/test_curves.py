@@ -1,6 +1,7 @@
 """Accuracy under every budget, from the distances of one evaluation."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.evaluation.evaluator import Evaluator, Finished
 from pipeline.evaluation.samples import Samples
 from pipeline.models.attack_view import AttackView
 from tests.helpers import nets
-from tests.helpers.stored_results import samples
+from tests.helpers.stored_results import PROTOCOL, manifest, samples
 
 
 def evaluated(net: nn.Module, images: Tensor, labels: Tensor, attack: AttackConfig) -> Finished:
@@ -124,6 +125,11 @@ def test_the_curve_of_an_mlp_is_the_accuracy_after_perturbations_of_that_length(
         assert curves.accuracy_under(nearest, correct, eps) == measured_robust.mean()
 
 
+def only_curve(stored: Samples, *, relative: bool = False) -> curves.Curve:
+    (line,) = curves.curves_of(stored, PROTOCOL, relative=relative).values()
+    return line
+
+
 def test_what_is_no_distance() -> None:
     stored = samples(
         [0, 1, 2, 3, 4, 5, 6],
@@ -136,11 +142,11 @@ def test_what_is_no_distance() -> None:
     inf = np.inf
     assert curves.distances(stored).tolist() == [1, 0, inf, inf, 0, 0, 3]
     assert curves.distances(stored, relative=True).tolist() == [0.5, 0, inf, inf, 0, 0, inf]
-    line = curves.curve_of(stored)
+    line = only_curve(stored)
     assert line.budget.tolist() == [0, 1, 3]
     assert line.num_robust.tolist() == [4, 3, 2]
     assert (line.num_unbounded, line.num_images) == (2, 7)
-    assert curves.curve_of(stored, relative=True).num_unbounded == 3
+    assert only_curve(stored, relative=True).num_unbounded == 3
 
 
 def test_an_image_is_lost_at_its_distance_and_not_before() -> None:
@@ -171,22 +177,108 @@ def test_a_long_curve_keeps_exact_points() -> None:
 def test_nothing_to_lose() -> None:
     line = curves.curve(np.array([np.inf, 0.0]), np.array([True, False]))
     assert (line.budget.tolist(), line.accuracy.tolist()) == ([0.0], [0.5])
-    figure = curves.draw(samples([1, 3]), "inf")  # both misclassified
+    figure = curves.draw(samples([1, 3]), replace(PROTOCOL, norm="inf"))  # both misclassified
     assert [axis.get_xlabel()[:6] for axis in figure.axes] == ["budget"] * 2
 
 
 def test_files_and_figure_hold_the_curve(tmp_path: Path) -> None:
     rows = list(range(20))
     stored = samples(rows, perturbation_norm=[0.1 * 1.3**row for row in rows])
-    curves.write(tmp_path, stored)
-    figure = curves.draw(stored, "2")
+    curves.write(tmp_path, stored, PROTOCOL)
+    figure = curves.draw(stored, PROTOCOL)
     for relative, axis in zip((False, True), figure.axes, strict=True):
         with (tmp_path / curves.FILES[relative]).open() as file:
             points = list(csv.DictReader(file))
-        line = curves.curve_of(stored, relative=relative)
+        assert list(points[0]) == ["budget", "accuracy", "num_robust"]
+        line = only_curve(stored, relative=relative)
         assert [float(point["budget"]) for point in points] == line.budget.tolist()
         assert [float(point["accuracy"]) for point in points] == line.accuracy.tolist()
         assert [int(point["num_robust"]) for point in points] == list(range(10, -1, -1))
         x, y = axis.lines[0].get_data()
         assert x[:-1].tolist() == line.budget.tolist()
         assert y[:-1] == pytest.approx(100 * line.accuracy)
+
+
+SEVERAL = manifest(attack=AttackConfig(method="deepfool+superdeepfool+ddn")).identity.protocol
+
+
+@pytest.mark.parametrize("p", [2.0, np.inf])
+def test_curves_by_method_are_those_of_evaluations_by_one_method(
+    trained: tuple[nn.Module, Tensor, Tensor], p: float
+) -> None:
+    net, images, labels = (trained[0], *(part[:40] for part in trained[1:]))
+
+    def measured(method: str) -> Samples:
+        attack = AttackConfig(method=method, norm=p, descent_steps=20)
+        return evaluated(net, images, labels, attack).samples
+
+    together = curves.curves_of(measured("deepfool+superdeepfool+ddn"), SEVERAL)
+    assert list(together) == ["best", "deepfool", "superdeepfool", "ddn"]
+    best = together.pop("best")
+    assert len({line.num_robust.tobytes() for line in together.values()}) == 3
+    for name, line in together.items():
+        alone = measured(name)
+        assert np.all(best.num_robust <= line.num_robust)
+        # Between the breakpoints: distances may differ in their last bits.
+        budget = (line.budget[:-1] + line.budget[1:]) / 2
+        distance, correct = curves.distances(alone), curves.correct_images(alone)
+        accuracy = curves.accuracy_under(distance, correct, budget)
+        assert np.array_equal(accuracy, line.accuracy[:-1]), name
+
+
+def by_three(rows: int) -> Samples:
+    """Results by three methods; the first does not flip row 2, and no method flips row 4."""
+    rng = np.random.default_rng(0)
+    distances = rng.lognormal(size=(rows, 3))
+    distances[2, 0] = distances[4] = np.inf
+    smallest = distances.min(axis=1)
+    return samples(
+        list(range(rows)),
+        prediction=np.zeros(rows),
+        distances=distances,
+        flipped=np.isfinite(smallest),
+        perturbation_norm=np.where(np.isfinite(smallest), smallest, 5.0),
+    )
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_files_and_figure_hold_a_curve_for_each_method(tmp_path: Path, relative: bool) -> None:
+    stored = by_three(30)
+    curves.write(tmp_path, stored, SEVERAL)
+    with (tmp_path / curves.FILES[relative]).open() as file:
+        head, *lines = csv.reader(file)
+    names = ["deepfool", "superdeepfool", "ddn"]
+    assert head == ["budget", "accuracy", "num_robust", *(f"accuracy_{n}" for n in names)]
+    budget, accuracy, num_robust, *by_method = np.array(lines, float).T
+    norm = 2.0 if relative else 1.0
+    distances = np.column_stack([stored.distances.min(axis=1), stored.distances]) / norm
+    finite = distances[np.isfinite(distances)]
+    assert budget == pytest.approx([0, *np.unique(finite)])
+    assert np.array_equal(num_robust, (distances[:, :1] > budget).sum(axis=0))
+    for column, distance in zip((accuracy, *by_method), distances.T, strict=True):
+        assert np.array_equal(column, (distance[:, None] > budget).mean(axis=0))
+    axis = curves.draw(stored, SEVERAL).axes[relative]
+    labels = [line.get_label() for line in axis.lines]
+    assert labels[:2] == [
+        "best: 1 robust at every budget",
+        "deepfool: 2 robust at every budget",
+    ]
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in axis.lines}) == 4
+    assert axis.lines[1].get_ydata()[:5] == pytest.approx(100 * by_method[0][:5])
+
+
+def test_long_curves_share_their_budgets() -> None:
+    stored = by_three(2000)
+    lines = curves.curves_of(stored, SEVERAL)
+    budget = lines["best"].budget
+    assert len(budget) == curves.MAX_POINTS
+    assert budget[-1] == stored.distances[np.isfinite(stored.distances)].max()
+    assert all(np.array_equal(line.budget, budget) for line in lines.values())
+    expected = (stored.distances[:, 2:] > budget).mean(axis=0)
+    assert np.array_equal(lines["ddn"].accuracy, expected)
+
+
+def test_a_perturbation_that_is_not_finite_is_no_robust_image() -> None:
+    stored = samples([0, 2], prediction=[0, 0], distances=[[1.0, np.nan, 2.0], [3.0, np.inf, 4.0]])
+    lines = curves.curves_of(stored, SEVERAL)
+    assert lines["superdeepfool"].num_robust.tolist() == [1] * 5
