@@ -35,7 +35,9 @@ def stages_of(
         if name == "deepfool":
             stages.append(Record(p, number))
         elif name == "superdeepfool":
-            projections = [Projections(p, attack.max_projections), LineSearch(p, number)]
+            projections: list[Stage] = [LineSearch(p, number)]
+            if attack.max_projections > 0:
+                projections.insert(0, Projections(p, attack.max_projections))
             stages += projections
             for start in range(1, attack.restarts + 1):
                 stages += [RandomStart(p, number, start), *projections]

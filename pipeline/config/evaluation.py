@@ -24,7 +24,7 @@ class AttackConfig(Section):
     deepfool and superdeepfool."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of an attack that method names by import path."""
-    max_projections: int = number(14, Range(minimum=1, unit="projections"))
+    max_projections: int = number(14, Range(minimum=0, unit="projections"))
     """For superdeepfool: largest number of projections, each of one forward pass and one
     gradient."""
     restarts: int = number(0, Range(minimum=0, maximum=1000, unit="starts"))

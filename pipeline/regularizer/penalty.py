@@ -50,33 +50,40 @@ def robustness(
         at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
-    projects = config.attack.method == "superdeepfool"
-    options = AttackOptions(
-        record=not projects,
-        keep_graph=config.gradient == "boundary" and not projects,
-        at_once=at_once,
-    )
-    perturbation = deepfool(view, images, config.attack, labels, forward=forward, options=options)
-    trace = AttackTrace(
-        view.with_current_masks(),
-        images,
-        perturbation,
-        config.attack,
-        len(images) if at_once is None else at_once,
-    )
     p = float(config.attack.norm)
-    if projects:
-        norm = true_distance(trace, labels)
-    elif config.gradient == "unrolled":
-        norm = per_sample_norm(unrolled(trace), p)
+    if config.attack.method == "superdeepfool":
+        nearest = true_distance(
+            view, images, labels, config.attack, forward=forward, at_once=at_once
+        )
+        norm = nearest.distance
+        clean, flipped, iterations = nearest.clean, nearest.flipped, nearest.iterations
     else:
-        norm = boundary(trace)
+        trace = _attack(view, images, labels, config, forward, at_once)
+        unrolls = config.gradient == "unrolled"
+        norm = per_sample_norm(unrolled(trace), p) if unrolls else boundary(trace)
+        clean, flipped = trace.perturbation.clean, trace.perturbation.flipped
+        iterations = trace.perturbation.iterations
     return Robustness(
         ratio=norm / per_sample_norm(images, p),
-        correct=perturbation.clean == labels,
-        flipped=perturbation.flipped,
-        iterations=perturbation.iterations,
+        correct=clean == labels,
+        flipped=flipped,
+        iterations=iterations,
     )
+
+
+def _attack(
+    view: AttackView,
+    images: Tensor,
+    labels: Tensor,
+    config: RegularizerConfig,
+    forward: ForwardPass | None,
+    at_once: int | None,
+) -> AttackTrace:
+    """DeepFool, recorded for its gradient."""
+    options = AttackOptions(record=True, keep_graph=config.gradient == "boundary", at_once=at_once)
+    perturbation = deepfool(view, images, config.attack, labels, forward=forward, options=options)
+    size = len(images) if at_once is None else at_once
+    return AttackTrace(view.with_current_masks(), images, perturbation, config.attack, size)
 
 
 def penalty(robustness: Robustness, config: RegularizerConfig) -> Tensor:

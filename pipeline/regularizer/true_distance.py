@@ -12,36 +12,76 @@ al., ICLR 2020) and DyART (Xu et al., ICLR 2023) use the same gradient.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.attacks.attack_state import Perturbation
+from pipeline.attacks.deepfool import AttackOptions, deepfool, initial_state, perturbation
+from pipeline.attacks.linearized_step import Candidates, PointsToLinearize, nearest_boundary
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.attacks.projection import LinearizedBoundary, linearize_boundary, project
-from pipeline.models.attack_view import ForwardPass
-from pipeline.regularizer.trace import AttackTrace, BoundaryForward, logit_diff_gradients
+from pipeline.config import AttackConfig
+from pipeline.models.attack_view import AttackView, ForwardPass
+from pipeline.regularizer.trace import BoundaryForward, logit_diff_gradients
 
 # Share of the full projection in the first, the second and the later projections.
 PROJECTION_SHARES = (1.0, 0.5, 0.3)
 
 
-def true_distance(trace: AttackTrace, labels: Tensor) -> Tensor:
-    """The distance (N,) in the norm of the attack, differentiable by the parameters.
+class TrueDistance(NamedTuple):
+    """Distances of a batch of N images."""
 
-    Of a misclassified image it is the distance to the boundary of its label and one other class; if
-    a third class lies between them, the label is farther away.
+    distance: Tensor  # (N,) in the norm of the attack, differentiable by the parameters
+    clean: Tensor  # (N,) int64, class at the image
+    flipped: Tensor  # (N,) bool, a boundary was reached; untested: there is a linearised distance
+    iterations: Tensor  # (N,) int64, of DeepFool
+
+
+def true_distance(
+    view: AttackView,
+    images: Tensor,
+    labels: Tensor,
+    config: AttackConfig,
+    *,
+    forward: ForwardPass | None = None,
+    at_once: int | None = None,
+) -> TrueDistance:
+    """The distance to the nearest boundary point.
+
+    DeepFool comes first. With ``max_iterations`` 1 it is one step, and the class is not tested
+    after it: the first projection linearises there anyway. Of a misclassified image it is the
+    distance to the boundary of its label and one other class; if a third class lies between them,
+    the label is farther away.
 
     Args:
-        trace: of DeepFool; samples that it has not flipped are moved on. Its steps are not used.
+        view: the net as the attack sees it.
+        images: (N, C, H, W) fp32, without a graph.
         labels: (N,) class to leave, or to reach where the image is misclassified.
+        config: of the attack.
+        forward: the forward pass of the images; without it, one more is made.
+        at_once: largest number of images in the net at a time. Default: all.
     """
-    rows = torch.arange(len(labels), device=labels.device).split(trace.at_once)
-    keep_graph = len(rows) == 1
-    ends = [_end_of(trace, labels, part, keep_graph) for part in rows]
-    return _TrueDistance.apply(trace, ends, *trace.view.parameters())
+    rows = torch.arange(len(images), device=images.device).split(at_once or len(images))
+    # Backward passes come after masks for another batch may have been drawn.
+    batch = _Batch(view.with_current_masks(), images, labels, config)
+    if config.max_iterations == 1:
+        start = Perturbation.concatenate([batch.first_step(part, forward) for part in rows])
+    else:
+        options = AttackOptions(at_once=at_once)
+        start = deepfool(view, images, config, labels, forward=forward, options=options)
+    del forward
+    ends = [batch.end_of(start, part, keep_graph=len(rows) == 1) for part in rows]
+    has_distance = torch.cat([end.weight != 0 for end in ends])
+    return TrueDistance(
+        _TrueDistance.apply(batch.view, ends, *view.parameters()),
+        start.clean,
+        has_distance if config.max_iterations == 1 else start.flipped,
+        start.iterations,
+    )
 
 
 @dataclass(frozen=True)
@@ -57,42 +97,70 @@ class _End:
     kept: list[ForwardPass]  # the graph at the points, if it was kept; used once
 
 
-def _end_of(trace: AttackTrace, labels: Tensor, rows: Tensor, keep_graph: bool) -> _End:
-    """Project samples (A,), and linearise at the end."""
-    images, labels = trace.images[rows], labels[rows]
-    delta = trace.perturbation.delta[rows]
-    toward_label = trace.perturbation.clean[rows] != labels
-    p = float(trace.config.norm)
+@dataclass(frozen=True)
+class _Batch:
+    """The images whose distances are measured; ``rows`` (A,) int64 are positions in it."""
 
-    def linearize(delta: Tensor) -> tuple[LinearizedBoundary, ForwardPass]:
-        forward = trace.view.forward_with_grad(images + delta, rows)
-        return linearize_boundary(trace.view, forward, labels, p, toward_label), forward
+    view: AttackView
+    images: Tensor  # (N, C, H, W)
+    labels: Tensor  # (N,) int64
+    config: AttackConfig
 
-    for number in range(trace.config.max_projections):
-        # Without a name for the forward pass, which frees its graph before the next is built.
-        boundary = linearize(delta)[0]
-        share = torch.full_like(boundary.dual_norm, PROJECTION_SHARES[min(number, 2)])
-        delta = project(delta, boundary, share, torch.zeros_like(share), p)
-    boundary, forward = linearize(delta)
-    distance = boundary.distance(delta)
-    usable = boundary.dual_norm.isfinite() & (distance > 0)
-    return _End(
-        rows=rows,
-        points=forward.inputs.detach(),
-        source=boundary.source,
-        target=boundary.target,
-        distance=distance.where(usable, per_sample_norm(delta, p)),
-        weight=-1.0 / boundary.dual_norm.where(usable, torch.inf),
-        kept=[forward] if keep_graph else [],
-    )
+    def first_step(self, rows: Tensor, forward: ForwardPass | None) -> Perturbation:
+        """DeepFool's first step of some images, without a test of the class."""
+        images, labels = self.images[rows], self.labels[rows]
+        forward = forward or self.view.forward_with_grad(images, rows)
+        logits = forward.logits.detach()
+        state = initial_state(images, logits, self.config, labels, rows)
+        clean = logits.argmax(dim=1)
+        source = clean.where(state.toward_label, labels)
+        candidates = Candidates(rows, source, state.choices, state.toward_label)
+        points = PointsToLinearize(forward, torch.arange(len(rows), device=rows.device))
+        del forward  # `points` alone refers to it
+        step = nearest_boundary(self.view, points, candidates, self.config)
+        state = replace(state, total_step=step.displacement)
+        return replace(
+            Perturbation.empty(images, clean),
+            delta=perturbation(self.view, state, self.config),
+            iterations=torch.ones_like(clean),
+            no_gradient=step.gradient_norm.isinf(),
+        )
+
+    def end_of(self, start: Perturbation, rows: Tensor, *, keep_graph: bool) -> _End:
+        """Project some perturbations, and linearise at the end."""
+        images, labels, delta = self.images[rows], self.labels[rows], start.delta[rows]
+        toward_label = start.clean[rows] != labels
+        p = float(self.config.norm)
+
+        def linearize(delta: Tensor) -> tuple[LinearizedBoundary, ForwardPass]:
+            forward = self.view.forward_with_grad(images + delta, rows)
+            return linearize_boundary(self.view, forward, labels, p, toward_label), forward
+
+        for number in range(self.config.max_projections):
+            # Without a name for the forward pass, which frees its graph before the next is built.
+            boundary = linearize(delta)[0]
+            share = torch.full_like(boundary.dual_norm, PROJECTION_SHARES[min(number, 2)])
+            delta = project(delta, boundary, share, torch.zeros_like(share), p)
+        boundary, forward = linearize(delta)
+        distance = boundary.distance(delta)
+        usable = boundary.dual_norm.isfinite() & (distance > 0)
+        return _End(
+            rows=rows,
+            points=forward.inputs.detach(),
+            source=boundary.source,
+            target=boundary.target,
+            distance=distance.where(usable, per_sample_norm(delta, p)),
+            weight=-1.0 / boundary.dual_norm.where(usable, torch.inf),
+            kept=[forward] if keep_graph else [],
+        )
 
 
 class _TrueDistance(torch.autograd.Function):
     """Forward returns the distance; backward differentiates the boundary's shift."""
 
     @staticmethod
-    def forward(ctx: Any, trace: AttackTrace, ends: list[_End], *_parameters: Tensor) -> Tensor:
-        ctx.trace, ctx.ends = trace, ends
+    def forward(ctx: Any, view: AttackView, ends: list[_End], *_parameters: Tensor) -> Tensor:
+        ctx.view, ctx.ends = view, ends
         return torch.cat([end.distance for end in ends])
 
     @staticmethod
@@ -100,7 +168,7 @@ class _TrueDistance(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, adjoint: Tensor
     ) -> tuple[Any, ...]:
-        view = ctx.trace.view
+        view: AttackView = ctx.view
 
         def forwards() -> Iterator[BoundaryForward]:
             for end in ctx.ends:

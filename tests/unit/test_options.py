@@ -23,6 +23,7 @@ from pipeline.config.checks import OptionError, Range, Section, options
 ZERO_IS_VALID = {
     *("num_examples", "data.mean", "evaluation.attack.overshoot", "evaluation.fgs.eps"),
     *("evaluation.attack.restarts", "regularizer.attack.restarts"),
+    *("evaluation.attack.max_projections", "regularizer.attack.max_projections"),
     *("regularizer.lam", "regularizer.c", "regularizer.d", "regularizer.attack.overshoot"),
     *("objective.adversarial.weight", "objective.parseval.beta"),
     *("optim.lr", "optim.momentum", "optim.weight_decay"),
