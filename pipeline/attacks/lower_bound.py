@@ -82,23 +82,40 @@ def lower_bound(view: AttackView, images: Tensor, p: float = 2.0) -> LowerBound:
         empty = images.new_empty(0)
         return LowerBound(empty, empty, empty, empty.bool())
     require_lower_bound(view, images)
-    nets = (_HeldNet(view, images, number) for number in range(len(images)))
-    columns = zip(*(_bound_of_image(net, p) for net in nets), strict=True)
+    columns = zip(*(_bound_of_image(view, images, n, p) for n in range(len(images))), strict=True)
     radius, nearest, bound, exact = (torch.stack(column) for column in columns)
     for values in (radius, nearest, bound):
         values.nan_to_num_(0.0, torch.inf)  # where logits overflow, nothing is known
     return LowerBound(radius, nearest, bound, exact)
 
 
+def reason_against(view: AttackView, shape: tuple[int, int, int], device: torch.device) -> str:
+    """Why `lower_bound` cannot be computed for a net, in one line; empty if it can.
+
+    Args:
+        view: the net.
+        shape: (C, H, W) of an image.
+        device: the device of the net.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, *shape, generator=generator).to(device)
+    try:
+        require_lower_bound(view, image)
+    except NoLowerBound as error:
+        return str(error)
+    return ""
+
+
 @torch.no_grad()
 def require_lower_bound(view: AttackView, images: Tensor) -> None:
     """Raise `NoLowerBound` unless `lower_bound` can be computed; tries the first image.
 
-    Refused are nets in half precision, nets that are not known to be piecewise linear, those with
-    more than `MAX_JACOBIAN_ENTRIES`, and those that read the input of an activation after its
-    in-place change.
+    Refused are nets in half precision or TF32, nets that are not known to be piecewise linear,
+    those with more than `MAX_JACOBIAN_ENTRIES`, and those that read the input of an activation
+    after its in-place change.
     """
-    if view.precision in (torch.bfloat16, torch.float16):
+    tf32 = images.is_cuda and torch.backends.cudnn.allow_tf32
+    if tf32 or view.precision in (torch.bfloat16, torch.float16):
         raise NoLowerBound("a lower bound needs a net that is evaluated in fp32")
     try:
         net = _HeldNet(view, images, 0)
@@ -119,7 +136,7 @@ class _HeldNet:
         self.view = view.with_min_batch_size(1)  # padding would be visited too
         self.image = images[number : number + 1]  # (1, C, H, W)
         self._row = torch.tensor([number], device=images.device)
-        with RecordActivationPattern() as record:
+        with RecordActivationPattern(constants=view.net.buffers()) as record:
             self.logits = self.view(self.image, self._row)[0]  # (K,)
         self._pattern = record.pattern
         self.gaps: list[Tensor] = []  # of each operation, (M,) distances of values to thresholds
@@ -152,9 +169,16 @@ class _HeldNet:
         return norms, torch.cat(logits)
 
 
-def _bound_of_image(net: _HeldNet, p: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The fields of `LowerBound`, of one image; scalars."""
+def _bound_of_image(
+    view: AttackView, images: Tensor, number: int, p: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `LowerBound`, of one image; scalars. Zeros where nothing is known."""
     q = dual_exponent(p)
+    try:
+        net = _HeldNet(view, images, number)
+    except NoLowerBound:  # other images than the first
+        zero = images.new_zeros(())
+        return zero, zero, zero, zero.bool()
     norms, gradients = net.jacobian(q)
     eps = torch.finfo(gradients.dtype).eps
     enlarge = 1.0 + _NORM_MARGIN * eps

@@ -70,6 +70,7 @@ _AFFINE: frozenset[Callable] = frozenset(
         torch._C._set_grad_enabled,
     ]
 )
+_DIVISIONS: frozenset[Callable] = frozenset([torch.Tensor.div, torch.Tensor.__truediv__])
 _RELUS: frozenset[Callable] = frozenset([F.relu, F.relu_, torch.relu, torch.relu_])
 _CLAMPS: frozenset[Callable] = frozenset([F.relu6, F.hardtanh])
 _LEAKY: frozenset[Callable] = frozenset([F.leaky_relu])
@@ -81,11 +82,16 @@ class NotPiecewiseLinear(Exception):
 
 
 class RecordActivationPattern(TorchFunctionMode):
-    """Runs a net and records the state of its kinks."""
+    """Runs a net and records the state of its kinks.
 
-    def __init__(self) -> None:
+    Args:
+        constants: tensors that do not depend on the input, by which the net may divide.
+    """
+
+    def __init__(self, constants: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.pattern: list[KinkState] = []
+        self._constants = [*constants]
 
     def __torch_function__(
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
@@ -110,7 +116,9 @@ class RecordActivationPattern(TorchFunctionMode):
             out, indices = func(*args, **kwargs)
             self.pattern.append((indices, None))
             return out
-        _check(func, args, kwargs)
+        by_constant = any(args[1] is constant for constant in self._constants if func in _DIVISIONS)
+        if not by_constant:
+            _check(func, args, kwargs)
         return func(*args, **kwargs)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pipeline.config import EPS_REF_FRACTIONS
 from pipeline.config.parse import differences
 from pipeline.errors import warn
-from pipeline.evaluation.statistics import accuracy_at
+from pipeline.evaluation.statistics import Statistics, accuracy_at
 from pipeline.runtime.text_tables import csv_table, markdown_table
 
 from .runs import Run
@@ -23,6 +23,7 @@ class TableRow(NamedTuple):
     rho: float
     after_fgs: tuple[float | None, ...]  # at 0.2, 0.5 and 1.0 eps_ref
     eps_ref: float | None
+    bounds: tuple[float, float] | None = None  # means of a lower bound and of the best known ratio
 
 
 def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[TableRow]:
@@ -78,10 +79,14 @@ def _rows(network: str, run: Run, reference: float | None) -> list[TableRow]:
     if reference is not None:
         after_fgs = tuple(_after_fgs(run, f * reference) for f in EPS_REF_FRACTIONS)
     statistics = run.evaluation.statistics
-    row = TableRow(
-        network, _method(run), statistics.accuracy, statistics.rho, after_fgs, eps_ref=reference
-    )
-    return [row]
+    measured = (statistics.accuracy, statistics.rho, after_fgs, reference, _bounds(statistics))
+    return [TableRow(network, _method(run), *measured)]
+
+
+def _bounds(statistics: Statistics) -> tuple[float, float] | None:
+    diagnostics = statistics.diagnostics
+    bound = None if diagnostics is None else diagnostics.lower_bound
+    return None if bound is None else (bound["mean"], bound["mean_upper"])
 
 
 def _after_fgs(run: Run, eps: float) -> float | None:
@@ -138,18 +143,24 @@ COLUMNS = (  # the measured values of a row, in CSV
     "eps_ref",
 )
 HEAD = ("Network", "Method", "Accuracy", "rho2", *(f"@{f:g}" for f in EPS_REF_FRACTIONS))
+BOUND_COLUMNS = ("rho2_lower", "rho2_upper")  # in CSV, if a row has them
 
 
 def markdown(rows: list[TableRow]) -> str:
     """The rows as a Markdown table; accuracies in percent."""
-    return markdown_table(HEAD, map(_cells, _grouped(rows)), num_left=2)
+    with_bounds = any(row.bounds for row in rows)
+    head = (*HEAD, "rho2 in") if with_bounds else HEAD
+    lines = ([*_cells(row), *([_interval(row)] * with_bounds)] for row in _grouped(rows))
+    return markdown_table(head, lines, num_left=2)
 
 
 def latex(rows: list[TableRow]) -> str:
     """The rows as a LaTeX tabular for the package booktabs; accuracies in percent."""
     head = ["Network", "Method", r"Acc.\,(\%)", r"$\rho_2$"]
     head += [rf"@{f:.1f}\,$\epsilon_\mathrm{{ref}}$" for f in EPS_REF_FRACTIONS]
-    lines = [rf"\begin{{tabular}}{{ll{'r' * (len(HEAD) - 2)}}}", r"\toprule"]
+    with_bounds = any(row.bounds for row in rows)
+    head += [r"$\rho_2$ in"] * with_bounds
+    lines = [rf"\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", r"\toprule"]
     lines.append(" & ".join(head) + r" \\")
     for row in _grouped(rows):
         if row.network:
@@ -158,14 +169,18 @@ def latex(rows: list[TableRow]) -> str:
         mantissa, exponent = rho.split("e")
         number = rf"${mantissa} \times 10^{{{exponent}}}$"
         cells = [_escaped(network), _escaped(method), accuracy, number, *after]
+        cells += [_interval(row)] * with_bounds
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def as_csv(rows: list[TableRow]) -> str:
     """The rows as CSV with all digits; accuracies from 0 to 1."""
-    lines = ([*row[:4], *row.after_fgs, row.eps_ref] for row in rows)
-    return csv_table(["network", "method", *COLUMNS], lines)
+    with_bounds = any(row.bounds for row in rows)
+    head = ["network", "method", *COLUMNS, *(BOUND_COLUMNS if with_bounds else ())]
+    empty = (None, None) if with_bounds else ()
+    lines = ([*row[:4], *row.after_fgs, row.eps_ref, *(row.bounds or empty)] for row in rows)
+    return csv_table(head, lines)
 
 
 FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex}
@@ -186,6 +201,10 @@ def _cells(row: TableRow) -> tuple[str, ...]:
     after = ("" if value is None else f"{100 * value:.2f}" for value in row.after_fgs)
     rho = f"{mantissa}e{int(exponent)}"
     return (row.network, row.method, f"{100 * row.accuracy:.2f}", rho, *after)
+
+
+def _interval(row: TableRow) -> str:
+    return "" if row.bounds is None else "[{:.2e}, {:.2e}]".format(*row.bounds)
 
 
 def _escaped(text: str) -> str:

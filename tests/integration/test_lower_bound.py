@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from pipeline.attacks import lower_bound as module
 from pipeline.attacks.deepfool import deepfool
-from pipeline.attacks.lower_bound import NoLowerBound, lower_bound
+from pipeline.attacks.lower_bound import NoLowerBound, lower_bound, reason_against
 from pipeline.attacks.norms import dual_exponent, per_sample_norm
-from pipeline.config import AttackConfig
+from pipeline.config import AttackConfig, DataConfig
+from pipeline.evaluation.attack_space import Normalised
 from pipeline.models.attack_view import AttackView
 from pipeline.models.linear_region import KinkState, RecordActivationPattern
 from pipeline.models.paper_nets import lenet, mlp
 from tests.helpers import nets
 from tests.helpers.exhaustive import exact_distance
 
+CPU = torch.device("cpu")
 NORMS = [2.0, math.inf, 1.5]
 
 
@@ -263,6 +265,24 @@ def test_with_bounds_exact_needs_a_point_within() -> None:
     assert not outside.exact.any()
     assert outside.bound.item() == pytest.approx(0.1, rel=1e-3)
     assert inside.bound.tolist() == pytest.approx([0.1, 0.1], rel=1e-3)
+
+
+def test_a_net_that_normalises_its_input() -> None:
+    """Division by a buffer is affine; division by anything else is not known to be."""
+    torch.manual_seed(0)
+    net, data = mlp().eval(), DataConfig(channels=1, mean=[0.3], std=[0.25])
+    pixels = torch.rand(3, 1, 28, 28)
+    inputs = lower_bound(AttackView(net), (pixels - 0.3) / 0.25)
+    result = lower_bound(AttackView(Normalised(net, data)), pixels)
+    assert torch.allclose(result.bound, 0.25 * inputs.bound, rtol=1e-3)
+    other = nn.Sequential(DividedByItself(), net)
+    assert "piecewise linear: div" in reason_against(AttackView(other), (1, 28, 28), CPU)
+    assert reason_against(AttackView(net), (1, 28, 28), CPU) == ""
+
+
+class DividedByItself(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images / (images + 2.0)
 
 
 def test_an_image_on_a_kink_has_no_radius() -> None:
