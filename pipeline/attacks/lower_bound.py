@@ -83,11 +83,21 @@ def lower_bound(view: AttackView, images: Tensor, p: float = 2.0) -> LowerBound:
     Raises:
         NoLowerBound: as `require_lower_bound`.
     """
+    if len(images):
+        require_lower_bound(view, upcast(images.detach()))
+    return checked_lower_bound(view, images, p)
+
+
+@torch.no_grad()
+def checked_lower_bound(view: AttackView, images: Tensor, p: float) -> LowerBound:
+    """As `lower_bound`, for a net that has passed `require_lower_bound` with another image.
+
+    Where an image does not pass, its bound is 0; so its result does not depend on its batch.
+    """
     images = upcast(images.detach())
     if len(images) == 0:
         empty = images.new_empty(0)
         return LowerBound(empty, empty, empty, empty.bool())
-    require_lower_bound(view, images)
     columns = zip(*(_bound_of_image(view, images, n, p) for n in range(len(images))), strict=True)
     radius, nearest, bound, exact = (torch.stack(column) for column in columns)
     for values in (radius, nearest, bound):
@@ -187,7 +197,7 @@ def _bound_of_image(
     q = dual_exponent(p)
     try:
         net = _HeldNet(view, images, number)
-    except NoLowerBound:  # other images than the first
+    except (NoLowerBound, NotPiecewiseLinear):
         zero = images.new_zeros(())
         return zero, zero, zero, zero.bool()
     norms, gradients = net.jacobian(q)

@@ -17,7 +17,7 @@ from pipeline.attacks.attack_state import AttackState, IterationResult
 from pipeline.attacks.deepfool import deepfool_iteration, initial_state, perturbation
 from pipeline.attacks.fgs import fgs_direction, measure_fgs
 from pipeline.attacks.linearized_step import PointsToLinearize
-from pipeline.attacks.lower_bound import lower_bound
+from pipeline.attacks.lower_bound import checked_lower_bound
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.attacks.search import SearchState
 from pipeline.config import EvaluationConfig
@@ -163,7 +163,7 @@ class Evaluator:
         """Lower bounds of distances (N,), NaN if they are not measured; whether they are exact."""
         if not self.config.lower_bound:
             return images.new_full((len(images),), torch.nan), images.new_zeros(len(images))
-        bounds = lower_bound(self.view, images, float(self._attack.norm))
+        bounds = checked_lower_bound(self.view, images, float(self._attack.norm))
         return bounds.bound, bounds.exact
 
     def _advance_deepfool(self) -> Iterator[Finished]:

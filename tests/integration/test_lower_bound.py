@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from pipeline.attacks import lower_bound as module
 from pipeline.attacks.deepfool import deepfool
-from pipeline.attacks.lower_bound import NoLowerBound, lower_bound, reason_against
+from pipeline.attacks.lower_bound import (
+    NoLowerBound,
+    checked_lower_bound,
+    lower_bound,
+    reason_against,
+)
 from pipeline.attacks.norms import dual_exponent, per_sample_norm
 from pipeline.config import AttackConfig, DataConfig
 from pipeline.evaluation.attack_space import Normalised
@@ -174,8 +179,10 @@ class InPlace(nn.Module):
 
 def test_in_place_activations_without_their_result_are_refused() -> None:
     torch.manual_seed(0)
+    view, images = AttackView(InPlace()), torch.randn(2, 1, 2, 3)
     with pytest.raises(NoLowerBound, match="in-place"):
-        lower_bound(AttackView(InPlace()), torch.randn(2, 1, 2, 3))
+        lower_bound(view, images)
+    assert checked_lower_bound(view, images, 2.0).bound.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
