@@ -72,11 +72,13 @@ def main() -> None:
         if config.dry_run:
             return
         net = prepare.move_net(net, config.runtime, ranks.device)
-        manifest = replace(manifest, about=manifest.about | check_batches(config, net, ranks))
-        store = open_results(config, manifest, ranks, monitor)
         threads = source.decoding_threads(config.data, ranks.local_size)
+        measurement = Measurement(net, index, config, ranks, threads)
+        checked = check_batches(config, net, ranks) | check_lower_bound(measurement)
+        manifest = replace(manifest, about=manifest.about | checked)
+        store = open_results(config, manifest, ranks, monitor)
         try:
-            evaluate(config, Measurement(net, index, config, ranks, threads), rows, store, monitor)
+            evaluate(config, measurement, rows, store, monitor)
         except Stopped:
             monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
@@ -146,6 +148,13 @@ def check_batches(
             "docs/reproducibility.md"
         )
     return {"batch_difference": difference, "kernels": kernels(ranks.device)}
+
+
+def check_lower_bound(measurement: Measurement) -> dict[str, Any]:
+    """Check that the net has lower bounds, if they are wanted; returns entries of the manifest."""
+    reason = measurement.no_lower_bound()
+    warn(messages.no_lower_bound(reason))
+    return {"no_lower_bound": reason}
 
 
 def largest_difference_that_fits(

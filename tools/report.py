@@ -25,7 +25,7 @@ from pipeline.config.checks import Range
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.evaluation import merge
 from pipeline.evaluation.summary import format_summary, write_outputs
-from pipeline.reports import chain_report, compare, figures, pairs, runs, table
+from pipeline.reports import chain_report, compare, figures, pairs, runs, table, table_formats
 from pipeline.reports.paired_statistics import Resampling
 from pipeline.runtime.files import atomic_write, check_writable, writable
 
@@ -46,7 +46,7 @@ def parser() -> arguments.Parser:
     table_parser = commands.add_parser("table", help="a table like the paper's Table 1")
     table_parser.add_argument("runs", nargs="+", metavar="[NETWORK:METHOD=]FOLDER")
     table_parser.add_argument(
-        "--format", choices=table.FORMATS, default="markdown", help="(%(default)s)"
+        "--format", choices=table_formats.FORMATS, default="markdown", help="(%(default)s)"
     )
     table_parser.add_argument(
         "--eps-ref",
@@ -137,7 +137,7 @@ def tabulate(options: argparse.Namespace) -> None:
     """The command ``table``."""
     selected = [runs.run_of_argument(argument) for argument in options.runs]
     table.warn_of_differences(selected)
-    text = table.FORMATS[options.format](table.rows_of(selected, options.eps_ref))
+    text = table_formats.FORMATS[options.format](table.rows_of(selected, options.eps_ref))
     if options.out is None:
         sys.stdout.write(text)
     else:

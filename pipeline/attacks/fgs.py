@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.attacks.attack_state import SampleColumns
 from pipeline.attacks.norms import expand_to_images, per_sample_norm
+from pipeline.config import FgsConfig
 from pipeline.models.attack_view import AttackView, ForwardPass
 
 # The lattice of `smallest_eps`: logarithmic, in steps of 0.05 %, from a millionth to a thousand,
@@ -47,6 +48,37 @@ def fgs_direction(forward: ForwardPass, labels: Tensor) -> FgsDirection:
     # is the label's probability.
     slope = per_sample_norm(gradient, 1.0) / -torch.expm1(-loss.detach())
     return FgsDirection(torch.nan_to_num_(gradient.sign_(), 0.0), slope)
+
+
+def measure_fgs(
+    view: AttackView,
+    images: Tensor,
+    labels: Tensor,
+    logits: Tensor,
+    direction: FgsDirection | None,
+    config: FgsConfig,
+) -> tuple[Tensor, Tensor]:
+    """What the options measure of N images.
+
+    Args:
+        view: the net.
+        images: (N, C, H, W).
+        labels: (N,) true classes.
+        logits: (N, K) of the images.
+        direction: the result of `fgs_direction`; None: FGS is not used.
+        config: the values of eps, and whether to search.
+
+    Returns:
+        Whether each image is classified correctly at each of E eps, (N, E) bool; and the result of
+        `smallest_eps`, NaN if it is not searched for.
+    """
+    after_fgs = torch.zeros(len(images), 0, dtype=torch.bool)
+    eps = torch.full_like(labels, torch.nan, dtype=torch.float64)
+    if direction is not None and config.measured:
+        after_fgs = correct_after_fgs(view, images, direction.sign, labels, config.measured)
+    if direction is not None and config.search:
+        eps = smallest_eps(view, images, direction, labels, logits)
+    return after_fgs, eps
 
 
 @torch.no_grad()

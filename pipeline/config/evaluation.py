@@ -157,6 +157,10 @@ class EvaluationConfig(Section):
     cosine with the boundary's normal) and an upper bound of its distance (the line to an image of
     another class), and warn where they contradict the attack. Other attacks than deepfool always
     do, because the point on that line takes part."""
+    lower_bound: bool = False
+    """Measure for each image, in addition, a lower bound of its distance, in the norm and the units
+    of space: no smaller perturbation changes its class. For small nets of ReLUs and max-pooling in
+    fp32; other runs are evaluated without it, and say so."""
     every_epochs: int = number(1, Range(minimum=1, unit="epochs"))
     """Fine-tuning: number of epochs between evaluations. The net is always evaluated before and
     after fine-tuning too."""

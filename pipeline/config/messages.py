@@ -29,6 +29,11 @@ def check_options(cls: type[RunConfig], description: str | None, output_suffix: 
         )
 
 
+def no_lower_bound(reason: str) -> str:
+    """A warning that distances have no lower bound; empty if ``reason`` is."""
+    return reason and f"evaluation.lower_bound has no effect: {reason}"
+
+
 def interrupted(where: str = "") -> str:
     """The line after a signal; ``where`` is empty or as `` after step 24``."""
     line = f"interrupted{where}; everything is saved: rerun the same command to resume"

@@ -19,6 +19,7 @@ _KINDS: Kinds = {
     **dict.fromkeys(("mean_cosine", "share_below_cosine", "deepfool_over_best"), NUMBER + NOTHING),
     "num_above_bound": WHOLE_NUMBER,
     "methods": OBJECT,
+    "lower_bound": OBJECT + NOTHING,
 }
 
 
@@ -33,6 +34,7 @@ class Diagnostics:
     num_above_bound: int  # images whose dx is longer than the point on that line
     deepfool_over_best: float | None  # DeepFool's mean ratio over the best, on images it flips
     methods: dict[str, dict[str, Any]]  # ratios by each of several methods
+    lower_bound: dict[str, Any] | None  # lower bounds of the ratios; see `_of_lower_bound`
 
     def to_dict(self) -> dict[str, Any]:
         """The values that summary.json stores."""
@@ -40,11 +42,13 @@ class Diagnostics:
 
     @classmethod
     def from_dict(cls, values: Any) -> "Diagnostics":
-        """Create it from the values of a file.
+        """Create it from the values of a file; earlier versions did not write lower_bound.
 
         Raises:
             ValueError: the message is a phrase about what is wrong with them.
         """
+        if isinstance(values, dict):
+            values = {"lower_bound": None, **values}
         problem = lacking(values, _KINDS)
         for ratios in [] if problem else values["methods"].values():
             problem = problem or lacking(ratios, {"mean": NUMBER})
@@ -73,6 +77,7 @@ def diagnose(samples: Samples, protocol: Protocol) -> Diagnostics | None:
             name: _of_method(samples, column)
             for name, column in zip(names, samples.distances.T, strict=False)
         },
+        lower_bound=_of_lower_bound(samples),
     )
 
 
@@ -103,4 +108,26 @@ def _of_method(samples: Samples, distance: np.ndarray) -> dict[str, Any]:
         "quantiles": quantiles(ratio),
         "num_unflipped": int(np.sum(usable & ~flips)),
         "share_smallest": mean(smallest),
+    }
+
+
+def _of_lower_bound(samples: Samples) -> dict[str, Any] | None:
+    """Mean and quantiles of lower_bound / ||x||_p, and the mean of the best known ratio.
+
+    Over the images that have a lower bound and a distance at which their class changes. None if
+    there is no such image.
+    """
+    bounded = np.isfinite(samples.lower_bound) & samples.has_ratio
+    changed = (samples.flipped & samples.in_rho) | np.isfinite(samples.upper_bound)
+    both = bounded & changed
+    if not both.any():
+        return None
+    ratio = samples.lower_bound[both] / samples.image_norm[both]
+    return {
+        "mean": mean(ratio),
+        "mean_upper": mean(samples.best_norm[both] / samples.image_norm[both]),
+        "median": quantile(ratio, 0.5),
+        "quantiles": quantiles(ratio),
+        "num_images": int(np.sum(both)),
+        "num_exact": int(np.sum(samples.bound_exact[both])),
     }

@@ -15,8 +15,9 @@ from torch import Tensor
 from pipeline.attacks import chain
 from pipeline.attacks.attack_state import AttackState, IterationResult
 from pipeline.attacks.deepfool import deepfool_iteration, initial_state, perturbation
-from pipeline.attacks.fgs import FgsDirection, correct_after_fgs, fgs_direction, smallest_eps
+from pipeline.attacks.fgs import fgs_direction, measure_fgs
 from pipeline.attacks.linearized_step import PointsToLinearize
+from pipeline.attacks.lower_bound import checked_lower_bound
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.attacks.search import SearchState
 from pipeline.config import EvaluationConfig
@@ -138,7 +139,10 @@ class Evaluator:
                 key, images, state.label, reference, self._num_methods
             )
         del points
-        after_fgs, fgs_eps = self._fgs(images, labels, logits, direction)
+        after_fgs, fgs_eps = measure_fgs(
+            self.view, images, labels, logits, direction, self.config.fgs
+        )
+        bound, bound_exact = self._lower_bounds(images)
         finite = logits.isfinite().all(dim=1)
         rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
         columns = _to_numpy(
@@ -148,24 +152,19 @@ class Evaluator:
             image_norm=per_sample_norm(images.double(), float(self._attack.norm)),
             fgs_eps=fgs_eps,
             image_hash=hash_images(images),
+            lower_bound=bound,
+            bound_exact=bound_exact,
         )
         columns |= {"row": batch.rows[part], "fgs_correct": after_fgs.cpu().numpy()}
         samples = Samples.from_dict(columns, after_fgs.shape[1], self._attack.num_distances)
         return _FirstPass(samples, reference, iteration, search)
 
-    def _fgs(
-        self, images: Tensor, labels: Tensor, logits: Tensor, direction: FgsDirection | None
-    ) -> tuple[Tensor, Tensor]:
-        """Whether images are correct after FGS (N, E), and the smallest eps (N,). The latter is NaN
-        if it is not searched for."""
-        fgs = self.config.fgs
-        after_fgs = torch.zeros(len(images), 0, dtype=torch.bool)
-        eps = torch.full_like(labels, torch.nan, dtype=torch.float64)
-        if direction is not None and fgs.measured:
-            after_fgs = correct_after_fgs(self.view, images, direction.sign, labels, fgs.measured)
-        if direction is not None and fgs.search:
-            eps = smallest_eps(self.view, images, direction, labels, logits)
-        return after_fgs, eps
+    def _lower_bounds(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower bounds of distances (N,), NaN if they are not measured; whether they are exact."""
+        if not self.config.lower_bound:
+            return images.new_full((len(images),), torch.nan), images.new_zeros(len(images))
+        bounds = checked_lower_bound(self.view, images, float(self._attack.norm))
+        return bounds.bound, bounds.exact
 
     def _advance_deepfool(self) -> Iterator[Finished]:
         """One iteration of DeepFool for a batch of the images that have waited longest."""

@@ -27,8 +27,14 @@ IDENTITY_KINDS: Kinds = {
     "input": OBJECT,
     "definition": OBJECT,
 }
-_ABOUT_KINDS: Kinds = {"class_names": LIST, "batch_difference": NUMBER, "kernels": OBJECT}
-_ABOUT_DEFAULTS = {"batch_difference": 0.0, "kernels": {}}  # manifests of older versions lack them
+_ABOUT_KINDS: Kinds = {
+    "class_names": LIST,
+    "batch_difference": NUMBER,
+    "kernels": OBJECT,
+    "no_lower_bound": TEXT,
+}
+# Manifests of older versions lack them.
+_ABOUT_DEFAULTS = {"batch_difference": 0.0, "kernels": {}, "no_lower_bound": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,11 @@ class Manifest:
     def batch_difference(self) -> float:
         """The largest relative difference of an image's logits and gradients between batches."""
         return self.about.get("batch_difference", 0.0)
+
+    @property
+    def no_lower_bound(self) -> str:
+        """Why evaluation.lower_bound measured nothing; empty if it did, or was false."""
+        return self.about.get("no_lower_bound", "")
 
     def differences(self, other: "Manifest") -> str:
         """How another identity differs, as ``key: this -> other``; empty if it is equal."""

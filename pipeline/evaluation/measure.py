@@ -5,11 +5,12 @@ Ranks do not communicate until the end; then their results are joined by row.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
 
+from pipeline.attacks.lower_bound import reason_against
 from pipeline.config import DataConfig, RunConfig
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
@@ -76,6 +77,16 @@ class Measurement:
             raise Stopped
         return results
 
+    def no_lower_bound(self) -> str:
+        """Why evaluation.lower_bound cannot be measured, in one line; empty if it can, or if it is
+        false."""
+        config, device = self.config, self.ranks.device
+        if not config.evaluation.lower_bound:
+            return ""
+        view = attack_space.attack_view_of(self.net, config.data, config.evaluation, device)
+        size = config.data.crop_size
+        return reason_against(view, (config.data.channels, size, size), device)
+
     def _run(
         self, rows: np.ndarray, on_finished: OnFinished, examples: frozenset[int]
     ) -> tuple[Samples, list[int]]:
@@ -84,6 +95,8 @@ class Measurement:
         size = images_at_once(evaluation.batch_size, device)
         data = attack_space.data_options(self.config.data, evaluation)
         view = attack_space.attack_view_of(self.net, self.config.data, evaluation, device)
+        if self.no_lower_bound():
+            evaluation = replace(evaluation, lower_bound=False)
         specs = evaluation_specs(self.index, share, data, size)
         loader = Loader(self.index, specs, data, device, size, self.threads)
         evaluator = Evaluator(view, evaluation, size, examples, self._references(view, data))

@@ -31,6 +31,8 @@ class Samples:
     winner: np.ndarray  # (N,) int64, number of the method with the shortest dx; -1: the line's
     distances: np.ndarray  # (N, M) float64, ||dx||_p by each of several methods; infinite: none
     image_hash: np.ndarray  # (N,) int64, hash of the decoded image; 0: none
+    lower_bound: np.ndarray  # (N,) float64, of the distance in the p-norm; NaN: not measured
+    bound_exact: np.ndarray  # (N,) bool, the lower bound is the distance
 
     @classmethod
     def empty(cls, num_eps: int = 0, num_methods: int = 0) -> "Samples":
@@ -152,12 +154,15 @@ EARLIER_VALUES: dict[str, Any] = {
     "winner": 0,
     "distances": [],
     "image_hash": 0,
+    "lower_bound": math.nan,
+    "bound_exact": False,
 }
-_FLOATS = ("image_norm", "perturbation_norm", "fgs_eps", "cosine", "upper_bound", "distances")
-_TYPES: dict[str, type] = {
-    **dict.fromkeys(_FLOATS, float),
-    **dict.fromkeys(("flipped", "stuck", "fgs_correct"), bool),
-}
+_FLOATS = (
+    *("image_norm", "perturbation_norm", "fgs_eps"),
+    *("cosine", "upper_bound", "distances", "lower_bound"),
+)
+_BOOLEANS = ("flipped", "stuck", "fgs_correct", "bound_exact")
+_TYPES: dict[str, type] = {**dict.fromkeys(_FLOATS, float), **dict.fromkeys(_BOOLEANS, bool)}
 
 
 def column_type(name: str) -> type:

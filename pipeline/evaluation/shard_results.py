@@ -41,6 +41,7 @@ class StoredResults:
     ids: dict[int, str]  # ids of the images with a result, by row
     skipped: dict[int, str]  # ids of the images that did not decode, by row
     batch_difference: float  # the largest one in the shards' manifests
+    no_lower_bound: str  # as in `pipeline.evaluation.summary.Summary`
     runs: list[dict[str, Any]]  # records of jobs that ended
     shards: list[Shard]
 
@@ -121,6 +122,7 @@ class ResultsFolder:
             ids={row: values["id"] for row, values in done.items()},
             skipped={row: image_id for row, image_id in skipped.items() if row not in done},
             batch_difference=max(manifest.batch_difference for manifest in manifests),
+            no_lower_bound=max(manifest.no_lower_bound for manifest in manifests),
             runs=[run for path in logs for run in read_lines(path)],
             shards=[_shard_of(path) for path in paths],
         )

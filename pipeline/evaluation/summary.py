@@ -23,7 +23,7 @@ from pipeline.evaluation.shard_results import StoredResults
 from pipeline.evaluation.statistics import Statistics, by_class, distance_warnings, summarize
 from pipeline.runtime import lock
 from pipeline.runtime.files import atomic_write, report_unwritable, write_json
-from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, WHOLE_NUMBER, Kinds, lacking
+from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, TEXT, WHOLE_NUMBER, Kinds, lacking
 from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.text_tables import write_csv
 
@@ -32,6 +32,7 @@ _KINDS: Kinds = {
     "num_missing": WHOLE_NUMBER,
     "skipped": LIST,
     "batch_difference": NUMBER,
+    "no_lower_bound": TEXT,
     "runs": LIST,
 }
 
@@ -44,6 +45,7 @@ class Summary:
     num_missing: int
     skipped: list[str]  # ids of the images that did not decode
     batch_difference: float  # the largest difference of results between batches
+    no_lower_bound: str  # why evaluation.lower_bound measured nothing; empty: it did, or was false
     identity: Identity
     runs: list[dict[str, Any]]  # records of the jobs that ended: images, seconds, versions
 
@@ -60,13 +62,15 @@ class Summary:
             "num_skipped": len(self.skipped),
             "skipped": self.skipped,
             "batch_difference": self.batch_difference,
+            "no_lower_bound": self.no_lower_bound,
             **self.identity.to_dict(),
             "runs": self.runs,
         }
 
     @classmethod
     def from_dict(cls, values: Any) -> "Summary":
-        """Create it from the values of a file; earlier versions did not write batch_difference.
+        """Create it from the values of a file; earlier versions did not write
+        batch_difference and no_lower_bound.
 
         Raises:
             ValueError: the message is a phrase about what is wrong with them.
@@ -74,7 +78,7 @@ class Summary:
         problem = lacking(values, {"definition": OBJECT})
         if problem:
             raise ValueError(problem)
-        values = {"batch_difference": 0.0, **values}
+        values = {"batch_difference": 0.0, "no_lower_bound": "", **values}
         problem = lacking(values, {**IDENTITY_KINDS, **_KINDS})
         if problem:
             raise ValueError(problem)
@@ -94,6 +98,7 @@ def summary_of(merged: Merged) -> Summary:
         num_missing=len(merged.missing),
         skipped=sorted(stored.skipped.values()),
         batch_difference=stored.batch_difference,
+        no_lower_bound=stored.no_lower_bound,
         identity=stored.manifest.identity,
         runs=stored.runs,
     )
@@ -138,6 +143,8 @@ def format_summary(summary: Summary) -> str:
         f"5 % above {quantiles['0.95']:.4g}",
     ]
     lines += _format_diagnostics(summary)
+    if summary.no_lower_bound:
+        lines.append(f"no lower bound of distances: {summary.no_lower_bound}")
     fgs = statistics.fgs
     if fgs is not None and fgs.accuracy:
         accuracies = ", ".join(f"{e.accuracy:.2%} at {e.eps:.4g}" for e in fgs.accuracy)
@@ -159,22 +166,30 @@ def format_summary(summary: Summary) -> str:
 
 
 def _format_diagnostics(summary: Summary) -> list[str]:
-    """How good the distances are, in at most two lines."""
+    """How good the distances are, in at most three lines."""
     diagnostics, name = summary.statistics.diagnostics, summary.statistics.rho_name
     if diagnostics is None:
         return []
+    lines = []
+    if diagnostics.methods:
+        methods = ", ".join(f"{m} {v['mean']:.4g}" for m, v in diagnostics.methods.items())
+        over = diagnostics.deepfool_over_best
+        ratio = "" if over is None else f"; DeepFool / best {over:.3f}"
+        lines.append(f"{name} by method: {methods}{ratio}")
+    bound = diagnostics.lower_bound
+    if bound is not None:
+        lines.append(
+            f"{name} in [{bound['mean']:.4g}, {bound['mean_upper']:.4g}]: means of a lower bound "
+            f"and of the best known distance over {bound['num_images']} images; the lower bound is "
+            f"the distance for {bound['num_exact']}"
+        )
     text = f"{diagnostics.mean_queries:.1f} queries an image"
     if diagnostics.mean_cosine is not None and diagnostics.share_below_cosine is not None:
         text += (
             f"; cosine with the boundary's normal {diagnostics.mean_cosine:.3f} in the mean, below "
             f"{LOW_COSINE} for {diagnostics.share_below_cosine:.1%} (1: a smallest perturbation)"
         )
-    if not diagnostics.methods:
-        return [text]
-    methods = ", ".join(f"{m} {v['mean']:.4g}" for m, v in diagnostics.methods.items())
-    over = diagnostics.deepfool_over_best
-    ratio = "" if over is None else f"; DeepFool / best {over:.3f}"
-    return [f"{name} by method: {methods}{ratio}", text]
+    return [*lines, text]
 
 
 def _log_to_tensorboard(folder: Path, merged: Merged, summary: Summary) -> None:

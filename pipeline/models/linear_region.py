@@ -70,10 +70,11 @@ _AFFINE: frozenset[Callable] = frozenset(
         torch._C._set_grad_enabled,
     ]
 )
-_RELUS: frozenset[Callable] = frozenset([F.relu, F.relu_, torch.relu, torch.relu_])
-_CLAMPS: frozenset[Callable] = frozenset([F.relu6, F.hardtanh])
-_LEAKY: frozenset[Callable] = frozenset([F.leaky_relu])
-_POOLS: frozenset[Callable] = frozenset([F.max_pool2d])
+_DIVISIONS: frozenset[Callable] = frozenset([torch.Tensor.div, torch.Tensor.__truediv__])
+RELUS: frozenset[Callable] = frozenset([F.relu, F.relu_, torch.relu, torch.relu_])
+CLAMPS: frozenset[Callable] = frozenset([F.relu6, F.hardtanh])
+LEAKY: frozenset[Callable] = frozenset([F.leaky_relu])
+POOLS: frozenset[Callable] = frozenset([F.max_pool2d])
 
 
 class NotPiecewiseLinear(Exception):
@@ -81,36 +82,43 @@ class NotPiecewiseLinear(Exception):
 
 
 class RecordActivationPattern(TorchFunctionMode):
-    """Runs a net and records the state of its kinks."""
+    """Runs a net and records the state of its kinks.
 
-    def __init__(self) -> None:
+    Args:
+        constants: tensors that do not depend on the input, by which the net may divide.
+    """
+
+    def __init__(self, constants: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.pattern: list[KinkState] = []
+        self._constants = [*constants]
 
     def __torch_function__(
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func in _RELUS:
+        if func in RELUS:
             out = func(*args, **kwargs)
             self.pattern.append((out > 0, None))
             return out
-        if func in _CLAMPS or func in _LEAKY:
+        if func in CLAMPS or func in LEAKY:
             x = args[0].clone() if _in_place(args, kwargs) else args[0]
             out = func(*args, **kwargs)
-            if func in _LEAKY:
+            if func in LEAKY:
                 slope = torch.where(x > 0, 1.0, out / x).nan_to_num_(0.0)
                 self.pattern.append((slope, None))
             else:
                 on = out == x
                 self.pattern.append((on, out.masked_fill(on, 0.0)))
             return out
-        if func in _POOLS:
+        if func in POOLS:
             kwargs["return_indices"] = True
             out, indices = func(*args, **kwargs)
             self.pattern.append((indices, None))
             return out
-        _check(func, args, kwargs)
+        by_constant = any(args[1] is constant for constant in self._constants if func in _DIVISIONS)
+        if not by_constant:
+            _check(func, args, kwargs)
         return func(*args, **kwargs)
 
 
@@ -125,16 +133,16 @@ class FixedActivationPattern(TorchFunctionMode):
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _RELUS:
+        if func in RELUS:
             on, _ = next(self._pattern)
             return _Gate.apply(args[0], on)
-        if func in _CLAMPS or func in _LEAKY:
+        if func in CLAMPS or func in LEAKY:
             slope, offset = next(self._pattern)
             out = args[0] * slope
             return out if offset is None else out + offset
-        if func in _POOLS:
+        if func in POOLS:
             indices, _ = next(self._pattern)
-            return _max_pool_at(args[0], indices)
+            return max_pool_at(args[0], indices)
         return func(*args, **kwargs)
 
 
@@ -163,22 +171,22 @@ class VisitKinks(TorchFunctionMode):
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _RELUS or func in _LEAKY or func in _CLAMPS:
+        if func in RELUS or func in LEAKY or func in CLAMPS:
             slope, offset = next(self._pattern)
-            thresholds = _clamp_limits(func, *args, **kwargs) if func in _CLAMPS else (0.0,)
+            thresholds = clamp_limits(func, *args, **kwargs) if func in CLAMPS else (0.0,)
             self._visit(Kinks(args[0].flatten(1), thresholds))
             out = args[0] * slope.to(args[0].dtype)  # products with booleans are slow on a CPU
             return out if offset is None else out + offset
-        if func in _POOLS:
+        if func in POOLS:
             indices, _ = next(self._pattern)
-            selected = _max_pool_at(args[0], indices.expand(len(args[0]), *indices.shape[1:]))
-            for values in _pool_differences(selected, *args, **kwargs):
+            selected = max_pool_at(args[0], indices.expand(len(args[0]), *indices.shape[1:]))
+            for values in pool_differences(selected, *args, **kwargs):
                 self._visit(Kinks(values.flatten(1), (0.0,)))
             return selected
         return func(*args, **kwargs)
 
 
-def _clamp_limits(
+def clamp_limits(
     func: Callable,
     _x: Tensor,
     min_val: float = -1.0,
@@ -190,7 +198,7 @@ def _clamp_limits(
     return (0.0, 6.0) if func is F.relu6 else (min_val, max_val)
 
 
-def _pool_differences(
+def pool_differences(
     selected: Tensor,
     x: Tensor,
     kernel_size: int | tuple[int, int],
@@ -238,7 +246,7 @@ def _gate(x: Tensor, on: Tensor) -> Tensor:
     return x * on if x.is_cuda else on.view(torch.uint8).to(x.dtype).mul_(x)
 
 
-def _max_pool_at(x: Tensor, indices: Tensor) -> Tensor:
+def max_pool_at(x: Tensor, indices: Tensor) -> Tensor:
     """(N, C, h, w) elements of x (N, C, H, W), by indices within each H x W.
 
     The result has the memory format of x.

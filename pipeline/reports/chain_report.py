@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.runtime.files import atomic_write, check_writable
 
-from . import figures, runs, table
+from . import figures, runs, table, table_formats
 
 _FILES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 
@@ -27,14 +27,14 @@ def write(folder: Path) -> Path:
     table.warn_of_differences([before, after])
     rows = table.rows_of([before, after])
     for kind, name in _FILES.items():
-        (target / name).write_text(table.FORMATS[kind](rows))
+        (target / name).write_text(table_formats.FORMATS[kind](rows))
     titled_figures = {
         "epochs": ("Accuracy and rho2 by epoch", figures.epochs([tuned])),
         "ratios": ("Perturbation of each image, relative", figures.ratios([before, after])),
         "sheet-before": ("Perturbations before", figures.sheet(before)),
         "sheet-after": ("Perturbations after", figures.sheet(after)),
     }
-    lines = [f"# {folder.name}", "", table.FORMATS["markdown"](rows)]
+    lines = [f"# {folder.name}", "", table_formats.FORMATS["markdown"](rows)]
     for name, (title, figure) in titled_figures.items():
         figures.save(figure, target / name)
         lines += [f"## {title}", "", f"![{title}]({name}.png)", ""]

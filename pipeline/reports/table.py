@@ -1,10 +1,8 @@
 """Runs in the shape of the paper's Table 1: accuracy, rho2, accuracy after FGS at eps_ref.
 
-If a run measured distances by several attacks, the table has a column for rho2 by each, for the
-best and for DeepFool / best. In: `Run`s labelled NETWORK:METHOD. Out: Markdown, CSV or LaTeX.
+In: `Run`s labelled NETWORK:METHOD. Out: `TableRow`s, which `pipeline.reports.table_formats` writes.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipeline.config import EPS_REF_FRACTIONS
@@ -12,8 +10,7 @@ from pipeline.config.parse import differences
 from pipeline.errors import warn
 from pipeline.evaluation.diagnostics import Diagnostics
 from pipeline.evaluation.protocol import Protocol
-from pipeline.evaluation.statistics import accuracy_at
-from pipeline.runtime.text_tables import csv_table, markdown_table
+from pipeline.evaluation.statistics import Statistics, accuracy_at
 
 from .runs import Run
 
@@ -36,6 +33,7 @@ class TableRow(NamedTuple):
     after_fgs: tuple[float | None, ...]  # at 0.2, 0.5 and 1.0 eps_ref
     eps_ref: float | None
     by_attack: RhoByAttack | None = None
+    bounds: tuple[float, float] | None = None  # means of a lower bound and of the best known ratio
 
 
 def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[TableRow]:
@@ -102,8 +100,15 @@ def _rows(network: str, run: Run, reference: float | None) -> list[TableRow]:
         after_fgs,
         eps_ref=reference,
         by_attack=_by_attack(run.protocol, statistics.rho, statistics.diagnostics),
+        bounds=_bounds(statistics),
     )
     return [row]
+
+
+def _bounds(statistics: Statistics) -> tuple[float, float] | None:
+    diagnostics = statistics.diagnostics
+    bound = None if diagnostics is None else diagnostics.lower_bound
+    return None if bound is None else (bound["mean"], bound["mean_upper"])
 
 
 def _by_attack(protocol: Protocol, rho: float, diagnostics: Diagnostics | None) -> RhoByAttack:
@@ -163,111 +168,3 @@ def _images_of(run: Run) -> dict[str, Any]:
         identity = run.evaluation.identity.to_dict()
         return {name: identity[name] for name in ("index", "num_indexed", "num_images")}
     return {name: run.option(name) for name in ("data.val", "evaluation.num_images")}
-
-
-COLUMNS = (  # the measured values of a row, in CSV
-    "accuracy",
-    "rho2",
-    *(f"accuracy_at_{f:g}_eps_ref" for f in EPS_REF_FRACTIONS),
-    "eps_ref",
-)
-HEAD = ("Network", "Method", "Accuracy", "rho2", *(f"@{f:g}" for f in EPS_REF_FRACTIONS))
-
-
-def attacks_of(rows: list[TableRow]) -> list[str]:
-    """The attacks that have a column: all, if at least one row has several; otherwise none."""
-    by_attack = [row.by_attack.rho for row in rows if row.by_attack is not None]
-    if all(len(rhos) < 2 for rhos in by_attack):
-        return []
-    return list(dict.fromkeys(name for rhos in by_attack for name in rhos))
-
-
-def markdown(rows: list[TableRow]) -> str:
-    """The rows as a Markdown table; accuracies in percent."""
-    attacks, left = attacks_of(rows), HEAD.index("rho2") + 1
-    more = [*(f"rho2 {name}" for name in [*attacks, "best"]), "DeepFool / best"] if attacks else []
-    lines = (_cells(row, attacks, _scientific) for row in _grouped(rows))
-    return markdown_table([*HEAD[:left], *more, *HEAD[left:]], lines, num_left=2)
-
-
-def latex(rows: list[TableRow]) -> str:
-    """The rows as a LaTeX tabular for the package booktabs; accuracies in percent."""
-    attacks = attacks_of(rows)
-    head = ["Network", "Method", r"Acc.\,(\%)", r"$\rho_2$"]
-    if attacks:
-        head += [rf"$\rho_2$ {_escaped(name)}" for name in [*attacks, "best"]]
-        head += ["DeepFool / best"]
-    head += [rf"@{f:.1f}\,$\epsilon_\mathrm{{ref}}$" for f in EPS_REF_FRACTIONS]
-    lines = [rf"\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", r"\toprule"]
-    lines.append(" & ".join(head) + r" \\")
-    for row in _grouped(rows):
-        if row.network:
-            lines.append(r"\midrule")
-        network, method, *numbers = _cells(row, attacks, _power_of_ten)
-        lines.append(" & ".join([_escaped(network), _escaped(method), *numbers]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def as_csv(rows: list[TableRow]) -> str:
-    """The rows as CSV with all digits; accuracies from 0 to 1."""
-    attacks = attacks_of(rows)
-    more = [*(f"rho2_{name}" for name in [*attacks, "best"]), "deepfool_over_best"]
-    lines = ([*row[:4], *row.after_fgs, row.eps_ref, *_ratios(row, attacks)] for row in rows)
-    return csv_table(["network", "method", *COLUMNS, *(more if attacks else [])], lines)
-
-
-FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex}
-
-
-def _grouped(rows: list[TableRow]) -> list[TableRow]:
-    """Rows with the name of their network in its first row only."""
-    grouped: list[TableRow] = []
-    last_network = None
-    for row in rows:
-        grouped.append(row._replace(network="") if row.network == last_network else row)
-        last_network = row.network
-    return grouped
-
-
-def _cells(
-    row: TableRow, attacks: list[str], rho_format: Callable[[float], str]
-) -> tuple[str, ...]:
-    forms = [*[rho_format] * (len(attacks) + 1), "{:.3f}".format]
-    ratios = map(_optional, _ratios(row, attacks), forms)
-    after = (_optional(value, _percent) for value in row.after_fgs)
-    return (
-        *(row.network, row.method, _percent(row.accuracy)),
-        *(rho_format(row.rho), *ratios, *after),
-    )
-
-
-def _ratios(row: TableRow, attacks: list[str]) -> tuple[float | None, ...]:
-    """rho2 by each attack, the best and DeepFool / best, None where a row lacks one; nothing
-    without attacks."""
-    if not attacks:
-        return ()
-    by_attack = row.by_attack or RhoByAttack({})
-    rhos = (by_attack.rho.get(name) for name in attacks)
-    return (*rhos, by_attack.best, by_attack.deepfool_over_best)
-
-
-def _optional(value: float | None, form: Callable[[float], str]) -> str:
-    return "" if value is None else form(value)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
-
-
-def _scientific(rho: float) -> str:
-    mantissa, exponent = f"{rho:.2e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def _power_of_ten(rho: float) -> str:
-    mantissa, exponent = _scientific(rho).split("e")
-    return rf"${mantissa} \times 10^{{{exponent}}}$"
-
-
-def _escaped(text: str) -> str:
-    return "".join("\\" + letter if letter in "&%$#_{}" else letter for letter in text)

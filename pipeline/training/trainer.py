@@ -194,11 +194,16 @@ class Trainer:
         note = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
         monitor.progress(self.step, note)
 
+    @property
+    def held_out(self) -> Measurement:
+        """The evaluation of the net on the held-out images."""
+        return Measurement(self.net, self.val_index, self.config, self.ranks, self.threads)
+
     def _evaluate(self, monitor: Monitor) -> None:
         """Evaluate the net, and save a checkpoint so that a resumed run does not repeat it."""
         try:
             samples, skipped = evaluate_held_out(
-                Measurement(self.net, self.val_index, self.config, self.ranks, self.threads),
+                self.held_out,
                 self.config.log.panel_images,
                 self.stop,
                 monitor,

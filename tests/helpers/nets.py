@@ -91,3 +91,26 @@ def linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
 
 def not_a_net() -> int:
     return 3
+
+
+def every_layer() -> nn.Module:
+    """Batch norm, leaky ReLU, ReLU6, dropout, pools that overlap and have padding."""
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.LeakyReLU(0.1), nn.MaxPool2d(2)),
+        *(nn.Dropout(0.5), nn.Conv2d(4, 4, 2), nn.ReLU6(), nn.MaxPool2d(3, 1, padding=1)),
+        *(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)),
+    )
+    for name, values in net.named_buffers():
+        if values.is_floating_point():
+            values.copy_(torch.rand_like(values) + float("var" in name))
+    return net.eval()
+
+
+def pool_before_relu() -> nn.Module:
+    """Windows that reach over the edge; a clamp with two kinks; channels_last."""
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 5, 3), nn.MaxPool2d(3, 2, ceil_mode=True), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(5, 5, 2), nn.Hardtanh(-0.2, 0.1), nn.AvgPool2d(2), nn.Flatten()),
+        nn.Linear(5, 4),
+    )
+    return net.eval().to(memory_format=torch.channels_last)

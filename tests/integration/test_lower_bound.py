@@ -10,42 +10,26 @@ from torch import Tensor, nn
 
 from pipeline.attacks import lower_bound as module
 from pipeline.attacks.deepfool import deepfool
-from pipeline.attacks.lower_bound import NoLowerBound, lower_bound
+from pipeline.attacks.lower_bound import (
+    NoLowerBound,
+    checked_lower_bound,
+    lower_bound,
+    reason_against,
+)
 from pipeline.attacks.norms import dual_exponent, per_sample_norm
-from pipeline.config import AttackConfig
+from pipeline.config import AttackConfig, DataConfig
+from pipeline.evaluation.attack_space import Normalised
 from pipeline.models.attack_view import AttackView
 from pipeline.models.linear_region import KinkState, RecordActivationPattern
 from pipeline.models.paper_nets import lenet, mlp
 from tests.helpers import nets
 from tests.helpers.exhaustive import exact_distance
 
+CPU = torch.device("cpu")
 NORMS = [2.0, math.inf, 1.5]
 
 
-def every_layer() -> nn.Module:
-    """Batch norm, leaky ReLU, ReLU6, dropout, pools that overlap and have padding."""
-    net = nn.Sequential(
-        *(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.LeakyReLU(0.1), nn.MaxPool2d(2)),
-        *(nn.Dropout(0.5), nn.Conv2d(4, 4, 2), nn.ReLU6(), nn.MaxPool2d(3, 1, padding=1)),
-        *(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)),
-    )
-    for name, values in net.named_buffers():
-        if values.is_floating_point():
-            values.copy_(torch.rand_like(values) + float("var" in name))
-    return net.eval()
-
-
-def pool_before_relu() -> nn.Module:
-    """Windows that reach over the edge; a clamp with two kinks; channels_last."""
-    net = nn.Sequential(
-        *(nn.Conv2d(2, 5, 3), nn.MaxPool2d(3, 2, ceil_mode=True), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(5, 5, 2), nn.Hardtanh(-0.2, 0.1), nn.AvgPool2d(2), nn.Flatten()),
-        nn.Linear(5, 4),
-    )
-    return net.eval().to(memory_format=torch.channels_last)
-
-
-NETS = [every_layer, pool_before_relu]
+NETS = [nets.every_layer, nets.pool_before_relu]
 
 
 def setting(make: Callable[[], nn.Module], count: int = 4) -> tuple[AttackView, Tensor]:
@@ -166,7 +150,7 @@ def kinks_of(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_a_large_net_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    view, images = setting(every_layer)
+    view, images = setting(nets.every_layer)
     monkeypatch.setattr(module, "MAX_JACOBIAN_ENTRIES", 1000)
     with pytest.raises(NoLowerBound, match="too costly"):
         lower_bound(view, images)
@@ -195,8 +179,10 @@ class InPlace(nn.Module):
 
 def test_in_place_activations_without_their_result_are_refused() -> None:
     torch.manual_seed(0)
+    view, images = AttackView(InPlace()), torch.randn(2, 1, 2, 3)
     with pytest.raises(NoLowerBound, match="in-place"):
-        lower_bound(AttackView(InPlace()), torch.randn(2, 1, 2, 3))
+        lower_bound(view, images)
+    assert checked_lower_bound(view, images, 2.0).bound.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -263,6 +249,24 @@ def test_with_bounds_exact_needs_a_point_within() -> None:
     assert not outside.exact.any()
     assert outside.bound.item() == pytest.approx(0.1, rel=1e-3)
     assert inside.bound.tolist() == pytest.approx([0.1, 0.1], rel=1e-3)
+
+
+def test_a_net_that_normalises_its_input() -> None:
+    """Division by a buffer is affine; division by anything else is not known to be."""
+    torch.manual_seed(0)
+    net, data = mlp().eval(), DataConfig(channels=1, mean=[0.3], std=[0.25])
+    pixels = torch.rand(3, 1, 28, 28)
+    inputs = lower_bound(AttackView(net), (pixels - 0.3) / 0.25)
+    result = lower_bound(AttackView(Normalised(net, data)), pixels)
+    assert torch.allclose(result.bound, 0.25 * inputs.bound, rtol=1e-3)
+    other = nn.Sequential(DividedByItself(), net)
+    assert "piecewise linear: div" in reason_against(AttackView(other), (1, 28, 28), CPU)
+    assert reason_against(AttackView(net), (1, 28, 28), CPU) == ""
+
+
+class DividedByItself(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images / (images + 2.0)
 
 
 def test_an_image_on_a_kink_has_no_radius() -> None:

@@ -125,6 +125,21 @@ def test_an_image_has_the_same_bits_in_any_batch() -> None:
                 assert np.array_equal(getattr(other, name), column, equal_nan=equal_nan), name
 
 
+def test_lower_bounds_do_not_depend_on_the_batch() -> None:
+    torch.manual_seed(0)
+    view = AttackView(nets.dropout_mlp(), min_batch_size=16)
+    images, labels = torch.randn(12, 1, 28, 28), torch.arange(12) % 10
+    config = EvaluationConfig(lower_bound=True)
+    samples, others = (
+        Samples.concatenate(f.samples for f in run(view, config, images, labels, size))
+        for size in (12, 5)
+    )
+    assert (samples.lower_bound > 0).all()
+    assert (samples.lower_bound <= samples.perturbation_norm).all()
+    assert (samples.lower_bound == others.lower_bound).all()
+    assert (samples.bound_exact == others.bound_exact).all()
+
+
 class Partly(nn.Module):
     """Image k of a batch tells by its first pixel what goes wrong with it."""
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.evaluation.diagnostics import Diagnostics
 from pipeline.evaluation.statistics import accuracy_at, by_class, eps_ref, summarize
 from tests.helpers.stored_results import PROTOCOL, samples
 
@@ -49,3 +50,33 @@ def test_classes() -> None:
         ("1", 2, 0.5),
     ]
     assert rows[1]["mean_ratio"] == pytest.approx(1.75)
+
+
+def test_lower_bounds_and_distances_of_the_same_images() -> None:
+    nan, inf = float("nan"), float("inf")
+    stored = samples(
+        [0, 1, 2, 3, 4, 5],
+        queries=[9] * 6,
+        lower_bound=[0.5, 0.5, nan, 1.0, 0.5, 0.5],
+        bound_exact=[False, False, False, True, False, False],
+        upper_bound=[0.8, inf, nan, 9.0, nan, 6.0],
+        image_norm=[2.0, 2.0, 2.0, 2.0, 0.0, 2.0],
+        stuck=[False, False, False, False, False, True],
+    )  # 1 is not flipped, and has no upper bound; 2 has no lower bound, 4 no norm
+    diagnostics = summarize(stored, PROTOCOL).diagnostics
+    assert diagnostics is not None
+    bound = diagnostics.lower_bound
+    assert bound is not None
+    assert (bound["num_images"], bound["num_exact"]) == (3, 1)
+    assert bound["mean"] == pytest.approx((0.25 + 0.5 + 0.25) / 3)
+    assert bound["mean_upper"] == pytest.approx((0.4 + 2.0 + 3.0) / 3)
+    assert (bound["median"], bound["quantiles"]["0.5"]) == (0.25, 0.25)
+
+
+def test_diagnostics_of_earlier_versions_have_no_lower_bound() -> None:
+    diagnostics = summarize(samples([0, 1], queries=[1, 1]), PROTOCOL).diagnostics
+    assert diagnostics is not None
+    assert diagnostics.lower_bound is None
+    values = diagnostics.to_dict()
+    del values["lower_bound"]
+    assert Diagnostics.from_dict(values) == diagnostics

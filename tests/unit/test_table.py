@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.reports import runs, table
+from pipeline.reports import runs, table, table_formats
 from pipeline.reports.table import RhoByAttack, TableRow
 from tests.helpers.stored_results import evaluation, evaluation_by_two, finetuning
 
-HEAD = ["network", "method", *table.COLUMNS]
+HEAD = ["network", "method", *table_formats.COLUMNS]
 OLD = TableRow("Net", "Reference", 0.94, 0.1, (0.68, None, 0.02), 0.3)
 ALONE = OLD._replace(method="Short", by_attack=RhoByAttack({"deepfool": 0.1}))
 SEVERAL = TableRow(
@@ -23,7 +23,7 @@ SEVERAL = TableRow(
 
 
 def test_a_column_for_each_attack_the_best_and_their_ratio() -> None:
-    lines = table.markdown([OLD, ALONE, SEVERAL]).splitlines()
+    lines = table_formats.markdown([OLD, ALONE, SEVERAL]).splitlines()
     assert lines == [
         "| Network | Method | Accuracy | rho2 | rho2 deepfool | rho2 adv_lib.attacks:fmn "
         "| rho2 best | DeepFool / best | @0.2 | @0.5 | @1 |",
@@ -33,12 +33,12 @@ def test_a_column_for_each_attack_the_best_and_their_ratio() -> None:
         "|  | Deep Defense | 95.80 | 2.00e-1 | 2.50e-1 | 2.00e-1 | 2.00e-1 | 1.250 "
         "| 89.00 | 77.00 | 50.00 |",
     ]
-    latex = table.latex([OLD, SEVERAL])
+    latex = table_formats.latex([OLD, SEVERAL])
     assert r"\begin{tabular}{llrrrrrrrrr}" in latex
     assert r"& $\rho_2$ & $\rho_2$ deepfool & $\rho_2$ adv\_lib.attacks:fmn &" in latex
     assert r"& $2.00 \times 10^{-1}$ & 1.250 & 89.00 & 77.00 & 50.00 \\" in latex
     assert r"Reference & 94.00 & $1.00 \times 10^{-1}$ &  &  &  &  & 68.00 &  & 2.00 \\" in latex
-    head, *rows = csv.reader(io.StringIO(table.as_csv([OLD, SEVERAL])))
+    head, *rows = csv.reader(io.StringIO(table_formats.as_csv([OLD, SEVERAL])))
     more = ["rho2_deepfool", "rho2_adv_lib.attacks:fmn", "rho2_best", "deepfool_over_best"]
     assert head == [*HEAD, *more]
     assert rows[0][len(HEAD) :] == ["", "", "", ""]
@@ -47,11 +47,25 @@ def test_a_column_for_each_attack_the_best_and_their_ratio() -> None:
 
 def test_without_several_attacks_the_columns_are_the_papers() -> None:
     for rows in ([OLD], [ALONE], [OLD, ALONE]):
-        lines = table.markdown(rows).splitlines()
+        lines = table_formats.markdown(rows).splitlines()
         assert lines[0] == "| Network | Method | Accuracy | rho2 | @0.2 | @0.5 | @1 |"
         assert lines[2] == f"| Net | {rows[0].method} | 94.00 | 1.00e-1 | 68.00 |  | 2.00 |"
-        assert r"\begin{tabular}{llrrrrr}" in table.latex(rows)
-        assert table.as_csv(rows).splitlines()[0] == ",".join(HEAD)
+        assert r"\begin{tabular}{llrrrrr}" in table_formats.latex(rows)
+        assert table_formats.as_csv(rows).splitlines()[0] == ",".join(HEAD)
+
+
+def test_columns_for_both_ends_of_the_interval() -> None:
+    rows = [OLD, ALONE._replace(bounds=(0.03, 0.09))]
+    lines = table_formats.markdown(rows).splitlines()
+    assert lines[0].endswith("| @1 | rho2 lower | rho2 upper |")
+    assert lines[2].endswith("| 2.00 |  |  |")
+    assert lines[3].endswith("| 2.00 | 3.00e-2 | 9.00e-2 |")
+    assert r"@1.0\,$\epsilon_\mathrm{ref}$ & $\rho_2$ lower & $\rho_2$ upper \\" in (
+        table_formats.latex(rows)
+    )
+    head, *lines = table_formats.as_csv(rows).splitlines()
+    assert head == ",".join([*HEAD, "rho2_lower", "rho2_upper"])
+    assert lines[1].endswith(",0.3,0.03,0.09")
 
 
 def test_rows_take_the_ratios_from_the_summaries(tmp_path: Path) -> None:

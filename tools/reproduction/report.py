@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import EPS_REF_FRACTIONS
-from pipeline.reports import figures, runs, table
+from pipeline.reports import figures, runs, table, table_formats
 from pipeline.reports.table import TableRow
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.text_tables import markdown_table, write_csv
@@ -87,7 +87,7 @@ class Report:
             for method, by_seed in rows.items()
             for seed, row in by_seed.items()
         ]
-        write_csv(self.folder / "table.csv", ["method", "seed", *table.COLUMNS], lines)
+        write_csv(self.folder / "table.csv", ["method", "seed", *table_formats.COLUMNS], lines)
         return [
             "Mean (± standard deviation over seeds), and in brackets the paper's:",
             "",
