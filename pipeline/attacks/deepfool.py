@@ -29,7 +29,7 @@ from pipeline.attacks.linearized_step import (
     nearest_boundary,
 )
 from pipeline.config import AttackConfig
-from pipeline.models.attack_view import AttackView, ForwardPass, upcast
+from pipeline.models.attack_view import AttackView, upcast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def deepfool(
     config: AttackConfig,
     labels: Tensor | None = None,
     *,
-    forward: ForwardPass | None = None,
+    points: PointsToLinearize | None = None,
     options: AttackOptions = AttackOptions(),
 ) -> Perturbation:
     """Smallest perturbation, to first order, that changes the class of each image.
@@ -166,14 +166,14 @@ def deepfool(
         images: (N, C, H, W), in the network's input space.
         config: candidates, iterations, overshoot, norm, and how classes are chosen.
         labels: (N,). Default: the classes that the images have now.
-        forward: the forward pass of the clean images; without it, one more is made.
+        points: the clean images in a forward pass, if there is one; released early.
         options: what to keep, and how many images to process at a time.
     """
     images = upcast(images.detach())
     sweep = _Sweep(view, config, options)
     size = len(images) if options.at_once is None else options.at_once
     if len(images) <= size:
-        return sweep.run(images, labels, forward)
+        return sweep.run(images, labels, points)
     sweep = _Sweep(view, config, replace(options, keep_graph=False))
     labels_of_parts = itertools.repeat(None) if labels is None else labels.split(size)
     parts = zip(images.split(size), labels_of_parts, strict=labels is not None)
@@ -194,17 +194,15 @@ class _Sweep:
         self,
         images: Tensor,
         labels: Tensor | None,
-        forward: ForwardPass | None = None,
+        points: PointsToLinearize | None = None,
         first: int = 0,
     ) -> Perturbation:
         """Attack images, the batch's from position ``first`` on."""
         key = torch.arange(first, first + len(images), device=images.device)
-        forward = forward or self.view.forward_with_grad(images, key)
-        logits = forward.logits.detach()
+        points = points or PointsToLinearize.all_of(self.view.forward_with_grad(images, key))
+        logits = points.logits
         state = initial_state(images, logits, self.config, labels, key)
         result = Perturbation.empty(images, logits.argmax(dim=1))
-        points: PointsToLinearize | None = PointsToLinearize(forward, key - first)
-        del forward  # `points` alone refers to it
         for iteration in range(self.config.max_iterations):
             last = iteration + 1 == self.config.max_iterations
             done = deepfool_iteration(

@@ -29,9 +29,19 @@ class PointsToLinearize:
     forward: ForwardPass | None
     rows: Tensor  # (A,) int64, positions of the samples in the forward pass
 
+    @classmethod
+    def all_of(cls, forward: ForwardPass) -> "PointsToLinearize":
+        """All samples of a forward pass."""
+        return cls(forward, torch.arange(len(forward.inputs), device=forward.inputs.device))
+
+    @property
+    def logits(self) -> Tensor:
+        """(A, K) of the samples, without a graph."""
+        return self._present().logits.detach()[self.rows]
+
     def current_classes(self) -> Tensor:
         """(A,) int64, classes of highest logit at the points."""
-        return self._present().logits.detach()[self.rows].argmax(dim=1)
+        return self.logits.argmax(dim=1)
 
     def release(self) -> ForwardPass:
         """The forward pass, which this object no longer refers to."""

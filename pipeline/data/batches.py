@@ -49,6 +49,11 @@ class TrainingPlan:
         """Images of one rank in one forward-backward pass."""
         return self.train.batch_size // (self.size * self.train.gradient_accumulation_steps)
 
+    def part(self, number: int) -> slice:
+        """The positions in a step's batch that this rank's pass ``number`` takes."""
+        start = (number * self.size + self.rank) * self.pass_size
+        return slice(start, start + self.pass_size)
+
     def specs(self, first_step: int, last_step: int) -> Iterator[BatchSpec]:
         """This rank's batches of the steps ``first_step`` to ``last_step`` (exclusive)."""
         epoch, rows = -1, np.zeros(0, np.int64)
@@ -57,8 +62,7 @@ class TrainingPlan:
             if new_epoch != epoch:
                 epoch, rows = new_epoch, order(len(self.index), self.train.seed, new_epoch)
             for number in range(self.train.gradient_accumulation_steps):
-                part = (number * self.size + self.rank) * self.pass_size
-                start = step_in_epoch * self.train.batch_size + part
+                start = step_in_epoch * self.train.batch_size + self.part(number).start
                 yield self._spec(rows[start : start + self.pass_size], epoch, start)
 
     def _spec(self, rows: np.ndarray, epoch: int, start: int) -> BatchSpec:

@@ -21,6 +21,10 @@ class Clean(NamedTuple):
     # net computes other logits in training mode than in the mode that attacks use.
     graph: ForwardPass | None
     at_once: int | None  # largest number of images in the net at the same time; None: all
+    # For methods that measure only some images: (N,) float64 random numbers in [0, 1), and the mean
+    # ratio ||dx|| / ||x|| of the last evaluation. None: they measure all images.
+    uniform: Tensor | None = None
+    typical_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Term:
     ratio: Tensor | None = None  # ||dx|| / ||x||
     iterations: Tensor | None = None
     flipped: Tensor | None = None  # bool
+    # How often each image counts in the sums of these values; 0: not measured. None: once.
+    weight: Tensor | None = None
 
 
 class Method:

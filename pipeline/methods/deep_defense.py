@@ -5,10 +5,12 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView
 from pipeline.regularizer.penalty import penalty, robustness
+from pipeline.regularizer.sampling import Selection, probability_in_f, select, select_all
 
 from .base import Clean, Method, Term
 
@@ -29,21 +31,53 @@ class DeepDefense(Method):
             self.parameters = matching(view.net, self.options.layers)
 
     def term(self, clean: Clean) -> Term:
-        """The mean of the regulariser over the images of a batch."""
-        perturbed = robustness(
-            self.view, clean.images, clean.labels, self.options, clean.graph, clean.at_once
-        )
-        terms = penalty(perturbed, self.options)
-        value = self.options.lam * terms.mean()
+        """The mean of the regulariser over the images of a batch.
+
+        Of the misclassified images a random part is measured (`pipeline.regularizer.sampling`).
+        """
+        rows, weight = self._selection(clean)
+        if len(rows) == 0:
+            zeros = torch.zeros_like(weight)
+            return Term(zeros.sum(), *(zeros,) * 3, flipped=zeros.bool(), weight=weight)
+        everything = len(rows) == len(clean.images)
+        view, images, labels = self.view, clean.images, clean.labels
+        if not everything:
+            view, images, labels = view.of_rows(rows), images[rows], labels[rows]
+        points = None
+        # A new forward pass of a few images costs less than gradients of all.
+        if clean.graph is not None and 2 * len(rows) > len(clean.images):
+            points = PointsToLinearize(clean.graph, rows)
+        measured = robustness(view, images, labels, self.options, points, clean.at_once)
+        terms = penalty(measured, self.options)
+        value = self.options.lam * ((terms * weight[rows]).sum() / len(clean.images))
         if self.parameters is not None:
             value = only_through(value, self.parameters, self.view.gradient_scale)
+
+        def of_batch(values: Tensor) -> Tensor:
+            """Values (A,) of the measured images among those of all (N,); zeros elsewhere."""
+            values = values.detach()
+            if everything:
+                return values
+            return values.new_zeros(len(clean.images)).index_copy(0, rows, values)
+
         return Term(
             value,
-            penalty=terms.detach(),
-            ratio=perturbed.ratio.detach(),
-            iterations=perturbed.iterations,
-            flipped=perturbed.flipped,
+            penalty=of_batch(terms),
+            ratio=of_batch(measured.ratio),
+            iterations=of_batch(measured.iterations),
+            flipped=of_batch(measured.flipped),
+            weight=weight,
         )
+
+    def _selection(self, clean: Clean) -> Selection:
+        """The images that are measured."""
+        correct = clean.logits.detach().argmax(dim=1) == clean.labels
+        probability, uniform = 1.0, clean.uniform
+        if uniform is not None and clean.typical_ratio is not None:
+            probability = probability_in_f(self.options, clean.typical_ratio)
+        if uniform is None or probability == 1.0:
+            return select_all(clean.images)
+        return select(correct, uniform, probability)
 
 
 def matching(net: nn.Module, patterns: list[str]) -> list[nn.Parameter]:

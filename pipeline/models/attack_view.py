@@ -61,6 +61,7 @@ class AttackView:
         self.dropout = dropout
         self._dropout_seed = 0
         self._masks: DropoutMasks | None = None
+        self.rows_in_batch: Tensor | None = None
         self._head = _last_layer(net)
         self._channels_last = _is_channels_last(net)
         self._checked: dict[str, bool] = {}  # results of checks of the net, shared by copies
@@ -76,6 +77,13 @@ class AttackView:
     def with_current_masks(self) -> "AttackView":
         """A view of the same net that keeps the present masks when new ones are drawn."""
         return copy.copy(self)
+
+    def of_rows(self, rows: Tensor) -> "AttackView":
+        """A view of the same net for some images (A,) of the batch: its rows count from 0 among
+        them, and each image keeps the masks that it has in the batch."""
+        view = copy.copy(self)
+        view.rows_in_batch = rows
+        return view
 
     def with_min_batch_size(self, min_batch_size: int) -> "AttackView":
         """A view of the same net that pads smaller batches to another size."""
@@ -202,7 +210,9 @@ class AttackView:
             return nullcontext()
         if rows is None:
             rows = torch.arange(images.shape[0], device=images.device)
-        return FixedDropout(self._masks, rows)
+        return FixedDropout(
+            self._masks, rows if self.rows_in_batch is None else self.rows_in_batch[rows]
+        )
 
 
 def autocast(images: Tensor, precision: torch.dtype) -> torch.autocast:

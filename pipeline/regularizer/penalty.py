@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pipeline.attacks.deepfool import AttackOptions, deepfool
+from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import RegularizerConfig
-from pipeline.models.attack_view import AttackView, ForwardPass, upcast
+from pipeline.models.attack_view import AttackView, upcast
 from pipeline.regularizer.boundary import boundary
 from pipeline.regularizer.trace import AttackTrace
 from pipeline.regularizer.true_distance import true_distance
@@ -34,7 +35,7 @@ def robustness(
     images: Tensor,
     labels: Tensor,
     config: RegularizerConfig,
-    forward: ForwardPass | None = None,
+    points: PointsToLinearize | None = None,
     at_once: int | None = None,
 ) -> Robustness:
     """Attack each image and measure the perturbation.
@@ -46,19 +47,17 @@ def robustness(
         images: (N, C, H, W), in the network's input space.
         labels: (N,).
         config: the options of the regulariser.
-        forward: the forward pass of the images; without it, one more is made.
+        points: the images in a forward pass, if there is one; released early.
         at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
     p = float(config.attack.norm)
     if config.attack.method == "superdeepfool":
-        nearest = true_distance(
-            view, images, labels, config.attack, forward=forward, at_once=at_once
-        )
+        nearest = true_distance(view, images, labels, config.attack, points=points, at_once=at_once)
         norm = nearest.distance
         clean, flipped, iterations = nearest.clean, nearest.flipped, nearest.iterations
     else:
-        trace = _attack(view, images, labels, config, forward, at_once)
+        trace = _attack(view, images, labels, config, points, at_once)
         unrolls = config.gradient == "unrolled"
         norm = per_sample_norm(unrolled(trace), p) if unrolls else boundary(trace)
         clean, flipped = trace.perturbation.clean, trace.perturbation.flipped
@@ -76,12 +75,12 @@ def _attack(
     images: Tensor,
     labels: Tensor,
     config: RegularizerConfig,
-    forward: ForwardPass | None,
+    points: PointsToLinearize | None,
     at_once: int | None,
 ) -> AttackTrace:
     """DeepFool, recorded for its gradient."""
     options = AttackOptions(record=True, keep_graph=config.gradient == "boundary", at_once=at_once)
-    perturbation = deepfool(view, images, config.attack, labels, forward=forward, options=options)
+    perturbation = deepfool(view, images, config.attack, labels, points=points, options=options)
     size = len(images) if at_once is None else at_once
     return AttackTrace(view.with_current_masks(), images, perturbation, config.attack, size)
 

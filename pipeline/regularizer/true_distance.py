@@ -47,7 +47,7 @@ def true_distance(
     labels: Tensor,
     config: AttackConfig,
     *,
-    forward: ForwardPass | None = None,
+    points: PointsToLinearize | None = None,
     at_once: int | None = None,
 ) -> TrueDistance:
     """The distance to the nearest boundary point.
@@ -62,18 +62,17 @@ def true_distance(
         images: (N, C, H, W) fp32, without a graph.
         labels: (N,) class to leave, or to reach where the image is misclassified.
         config: of the attack.
-        forward: the forward pass of the images; without it, one more is made.
+        points: the images in a forward pass, if there is one; released early.
         at_once: largest number of images in the net at a time. Default: all.
     """
     rows = torch.arange(len(images), device=images.device).split(at_once or len(images))
     # Backward passes come after masks for another batch may have been drawn.
     batch = _Batch(view.with_current_masks(), images, labels, config)
     if config.max_iterations == 1:
-        start = Perturbation.concatenate([batch.first_step(part, forward) for part in rows])
+        start = Perturbation.concatenate([batch.first_step(part, points) for part in rows])
     else:
         options = AttackOptions(at_once=at_once)
-        start = deepfool(view, images, config, labels, forward=forward, options=options)
-    del forward
+        start = deepfool(view, images, config, labels, points=points, options=options)
     ends = [batch.end_of(start, part, keep_graph=len(rows) == 1) for part in rows]
     has_distance = torch.cat([end.weight != 0 for end in ends])
     return TrueDistance(
@@ -106,17 +105,15 @@ class _Batch:
     labels: Tensor  # (N,) int64
     config: AttackConfig
 
-    def first_step(self, rows: Tensor, forward: ForwardPass | None) -> Perturbation:
+    def first_step(self, rows: Tensor, points: PointsToLinearize | None) -> Perturbation:
         """DeepFool's first step of some images, without a test of the class."""
         images, labels = self.images[rows], self.labels[rows]
-        forward = forward or self.view.forward_with_grad(images, rows)
-        logits = forward.logits.detach()
+        points = points or PointsToLinearize.all_of(self.view.forward_with_grad(images, rows))
+        logits = points.logits
         state = initial_state(images, logits, self.config, labels, rows)
         clean = logits.argmax(dim=1)
         source = clean.where(state.toward_label, labels)
         candidates = Candidates(rows, source, state.choices, state.toward_label)
-        points = PointsToLinearize(forward, torch.arange(len(rows), device=rows.device))
-        del forward  # `points` alone refers to it
         step = nearest_boundary(self.view, points, candidates, self.config)
         state = replace(state, total_step=step.displacement)
         return replace(

@@ -44,6 +44,10 @@ class History:
         """Whether there is an evaluation of this step."""
         return any(entry.step == step for entry in self.entries)
 
+    def last(self, name: str) -> float | None:
+        """A value of the last evaluation; None before there is one."""
+        return self.entries[-1].summary[name] if self.entries else None
+
     def append(self, entry: HistoryEntry) -> bool:
         """Add an evaluation; returns whether it is the best so far."""
         earlier = self._scores()

@@ -23,7 +23,7 @@ from pipeline.models.fixed_dropout import DROPOUT_LAYERS
 from pipeline.training import memory_budget
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_PER_SAMPLE = ("penalty", "ratio", "iterations", "flipped")  # fields of a method's term
+_PER_SAMPLE = ("penalty", "ratio", "iterations", "flipped", "weight")  # fields of a method's term
 
 
 class Losses(NamedTuple):
@@ -36,6 +36,7 @@ class Losses(NamedTuple):
     ratio: Tensor  # (N,) ||dx|| / ||x||; zeros without Deep Defense
     iterations: Tensor  # (N,) of DeepFool; zeros without Deep Defense
     flipped: Tensor  # (N,) bool, whether DeepFool changed the class
+    weight: Tensor  # (N,) how often the image counts in sums of the four values above
 
 
 class Objective(nn.Module):
@@ -47,6 +48,9 @@ class Objective(nn.Module):
         attacks: whether one of them attacks the images.
         measures: whether one of them measures the size of perturbations.
         max_images: largest number of images in the net at once; None: all of a batch.
+        uniform: (N,) float64 random numbers for the next batch, and
+        typical_ratio: the mean ratio of the last evaluation, for methods that measure a random part
+            of the images. None: they measure all.
     """
 
     def __init__(self, net: nn.Module, config: FinetuneConfig) -> None:
@@ -61,6 +65,8 @@ class Objective(nn.Module):
         max_images = config.regularizer.max_images
         # For "auto", `limit_images` is called once the number is known.
         self.max_images = max_images if isinstance(max_images, int) else None
+        self.uniform: Tensor | None = None
+        self.typical_ratio: float | None = None
         self._can_share_forward: bool | None = None  # None: not tried yet
         self.train()
 
@@ -87,7 +93,11 @@ class Objective(nn.Module):
         self.view.draw_dropout_masks(len(images))
         logits, graph = self._clean_forward(images, attack=use_methods and self.attacks)
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-        clean = Clean(images, labels, cross_entropy, logits, graph, self.max_images)
+        clean = Clean(
+            *(images, labels, cross_entropy, logits, graph, self.max_images),
+            uniform=self.uniform,
+            typical_ratio=self.typical_ratio,
+        )
         terms = [method.term(clean) for method in self.methods] if use_methods else []
         zeros = torch.zeros_like(cross_entropy.detach())
         losses = Losses(
@@ -98,6 +108,7 @@ class Objective(nn.Module):
             ratio=zeros,
             iterations=zeros,
             flipped=zeros.bool(),
+            weight=torch.ones_like(zeros),
         )
         for term in terms:
             if term is not None:

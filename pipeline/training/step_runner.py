@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.config import FinetuneConfig
 from pipeline.data.batches import TrainingPlan
 from pipeline.data.loader import Batch
+from pipeline.regularizer.sampling import uniform_numbers
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import derive_seed
 from pipeline.runtime.signals import StopRequest
@@ -130,6 +131,7 @@ class StepRunner:
     def _forward_backward(self, batch: Batch, number: int, step: int) -> Losses:
         """Add the gradients of one of the step's batches; returns its losses without a graph."""
         self._seed_dropout(number, step)
+        self._draw_uniform(number, step, len(batch.images))
         accumulation = self.config.train.gradient_accumulation_steps
         is_last = number == accumulation - 1
         with nullcontext() if is_last else self._ddp.no_sync():
@@ -146,6 +148,12 @@ class StepRunner:
         seed = derive_seed(self.config.train.seed, step, number, self.ranks.rank)
         torch.manual_seed(seed)
         self.objective.view.seed_dropout(seed // 2)
+
+    def _draw_uniform(self, number: int, step: int, num_images: int) -> None:
+        """Give the objective random numbers that do not depend on the number of ranks."""
+        train = self.config.train
+        uniform = uniform_numbers(train.seed, step, train.batch_size)[self.plan.part(number)]
+        self.objective.uniform = torch.from_numpy(uniform[:num_images]).to(self.ranks.device)
 
     def _raise_nonfinite(self, step: int, number: int, passes: list[tuple[Batch, Losses]]) -> None:
         """Raise the error that names the images whose loss is not finite, of all ranks."""

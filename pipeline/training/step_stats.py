@@ -31,6 +31,9 @@ class StepStats:
     num_flipped: float = 0
     num_nonfinite: float = 0  # samples whose loss is not finite
     num_stopped: float = 0  # ranks that have received a signal to stop
+    num_measured: float = 0  # samples whose perturbation was measured
+    weight: float = 0  # sum of how often each of them counts
+    squared_weight: float = 0
 
     def __add__(self, other: "StepStats") -> "StepStats":
         pairs = zip(self.to_list(), other.to_list(), strict=True)
@@ -58,6 +61,9 @@ class StepStats:
                 "rho2": self.ratio / n,
                 "iterations": self.iterations / n,
                 "flipped": self.num_flipped / n,
+                "measured": self.num_measured / n,
+                # Kish's effective sample size, relative to the number of samples.
+                "effective": self.weight**2 / max(self.squared_weight, 1.0) / n,
             }
         return means
 
@@ -138,14 +144,18 @@ class LogWindow:
 def batch_sums(losses: Losses) -> dict[str, Tensor | float]:
     """Sums over one batch, named as in `StepStats`; they stay on the device of the losses."""
     num_samples = len(losses.cross_entropy)
+    weight = losses.weight.double()
     per_sample = {
         "cross_entropy": losses.cross_entropy,
-        "penalty": losses.penalty,
+        "penalty": weight * losses.penalty,
         "num_correct": losses.correct,
-        "ratio": losses.ratio,
-        "iterations": losses.iterations,
-        "num_flipped": losses.flipped,
+        "ratio": weight * losses.ratio,
+        "iterations": weight * losses.iterations,
+        "num_flipped": weight * losses.flipped,
         "num_nonfinite": is_nonfinite(losses),
+        "num_measured": weight > 0,
+        "weight": weight,
+        "squared_weight": weight.square(),
     }
     return {
         "num_samples": float(num_samples),

@@ -169,6 +169,7 @@ class Trainer:
     def _train_step(self, batches: Iterator[Batch]) -> StepStats:
         """Do one optimiser step and count it; returns its sums over all ranks."""
         timer = IntervalTimer()
+        self.runner.objective.typical_ratio = self.history.last(self.rho)
         stats = self.runner.run(self.step, batches, self.stop)
         self.step += 1
         self.seconds += timer.seconds

@@ -101,7 +101,10 @@ def test_killed_on_one_rank_and_resumed_on_two(
 ) -> None:
     options = (*PLAIN, "--train.epochs", 1, "--checkpoint.every_steps", 5)
     options += ("--regularizer.attack.num_candidates", 2, "--regularizer.attack.max_iterations", 2)
+    # So that a part of the misclassified images is measured: the same on two ranks.
+    options += ("--regularizer.c", 20, "--regularizer.d", 0.2, "--log.every_steps", 1)
     finished(tmp_path / "whole", *options)
+    assert max(metrics(tmp_path / "whole", "train/measured").values()) < 0.6
     with monkeypatch.context() as patch:
         kill_at_step(patch, 8)
         with pytest.raises(KeyboardInterrupt):
@@ -110,6 +113,8 @@ def test_killed_on_one_rank_and_resumed_on_two(
     assert done.returncode == 0, done.stderr
     assert "step-000000006.pt, step 6" in done.stdout
     assert_nearly_the_same(tmp_path / "cut", tmp_path / "whole")
+    cut, whole = (metrics(tmp_path / name, "train/measured") for name in ("cut", "whole"))
+    assert cut == whole
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ def losses(cross_entropy: list[float]) -> Losses:
         ratio=torch.full_like(values, 0.5),
         iterations=torch.full_like(values, 3),
         flipped=values > 0,
+        weight=torch.ones_like(values),
     )
 
 
@@ -69,8 +70,8 @@ def test_history_is_restored_from_plain_values() -> None:
 
 def test_checkpoints_depend_on_the_order_of_sums() -> None:
     names = "num_samples loss cross_entropy penalty num_correct ratio iterations num_flipped"
-    names += " num_nonfinite num_stopped"
-    numbers = range(10)
+    names += " num_nonfinite num_stopped num_measured weight squared_weight"
+    numbers = range(13)
     stats = StepStats(**dict(zip(names.split(), numbers, strict=True)))
     assert stats.to_list() == list(numbers)
     assert (stats + stats).to_list() == [2 * number for number in numbers]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.config import AttackConfig, RegularizerConfig
 from pipeline.config.checks import OptionError
 from pipeline.models.attack_view import AttackView
@@ -118,7 +119,8 @@ def test_with_one_iteration_the_class_is_not_tested(projections: int) -> None:
         num_forwards += 1
 
     hook = net.register_forward_hook(count)
-    result = robustness(view, images, labels, options(projections, max_iterations=1), clean)
+    points = PointsToLinearize.all_of(clean)
+    result = robustness(view, images, labels, options(projections, max_iterations=1), points)
     result.ratio.sum().backward()
     hook.remove()
     # Candidates may need a forward of a few images more.
