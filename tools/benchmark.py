@@ -1,6 +1,8 @@
-"""Measure the speed of the gradient, the attack, the loader, and a whole training step.
+r"""Measure the speed of the gradient, the attack, the loader, and a whole training step.
 
     python tools/benchmark.py regularizer --weights W.pth --data val.parquet
+    python tools/benchmark.py regularizer --weights W.pth --data train.parquet \
+        --crops random --labels true
     python tools/benchmark.py deepfool --weights W.pth --data val.parquet
     python tools/benchmark.py attacks --weights W.pth --data val.parquet --steps 1000
     python tools/benchmark.py evaluation --weights W.pth --data val.parquet
@@ -71,6 +73,19 @@ def parser() -> arguments.Parser:
         "--max-images",
         type=lambda text: text if text == "auto" else arguments.POSITIVE(text),
         help="as regularizer.max_images (default: no limit)",
+    )
+    top.add_argument(
+        "--crops",
+        choices=("centre", "random"),
+        default="centre",
+        help="regularizer: which crops of the photos (%(default)s)",
+    )
+    top.add_argument(
+        "--labels",
+        choices=("predicted", "true"),
+        default="predicted",
+        help="regularizer: predicted: the net's classes, so that all are correct; true: those of "
+        "the index, and each gradient also of all samples (%(default)s)",
     )
     top.add_argument(
         "--steps",

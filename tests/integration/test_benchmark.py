@@ -55,6 +55,17 @@ def test_regularizer_of_a_trained_net(tmp_path: Path, squeezenet: tuple[object, 
     assert max(rows[name]["peak_memory_ratio"] for name in ("unrolled", "boundary")) < 2.6
 
 
+@pytest.mark.slow
+def test_regularizer_on_random_crops(tmp_path: Path, squeezenet: tuple[object, ...]) -> None:
+    options = ("--num-images", 8, "--crops", "random", "--labels", "true", "--repeats", 1)
+    rows = rows_of(tmp_path, "regularizer", *squeezenet, *options)
+    names = ("unrolled", "boundary", "true distance")
+    assert list(rows) == ["plain", *(n + part for n in names for part in (", all samples", ""))]
+    for name in names:
+        assert rows[name]["flops_ratio"] <= rows[f"{name}, all samples"]["flops_ratio"]
+        assert rows[name]["lowest_cosine"] > 0.9
+
+
 def check_rates(rows: dict[str, dict]) -> None:
     """All variants, foolbox's too, find the same robustness."""
     expected = pytest.approx(next(iter(rows.values()))["rho2"], rel=0.05)

@@ -88,6 +88,24 @@ def load_images(options: argparse.Namespace, default: int) -> Tensor:
     return images.contiguous(memory_format=layout_of(options))
 
 
+def load_crops(options: argparse.Namespace, default: int) -> tuple[Tensor, Tensor]:
+    """``--num-images`` crops of ``--data``, random ones with ``--crops random``, and their labels.
+
+    Raises:
+        UserError: there is no ``--data``.
+    """
+    if options.data is None:
+        raise UserError("--labels true and --crops random need --data: an index of photos")
+    photos, size = index.read(options.data, option="--data"), options.num_images or default
+    if options.crops == "random":
+        batch = next(iter(training_loader(photos, size, device_of(options), half=False)))
+        images, labels = batch.images, batch.labels
+    else:
+        images = load_images(options, default)
+        labels = torch.from_numpy(np.resize(photos.label[photos.subset(size)], size))
+    return images.contiguous(memory_format=layout_of(options)), labels.to(images.device)
+
+
 def load_net(options: argparse.Namespace) -> nn.Module:
     """The net of ``--model`` and ``--weights``, in evaluation mode."""
     config = ModelConfig(name=options.model, weights=options.weights)
@@ -203,7 +221,7 @@ def regularizers(max_images: int | Literal["auto"] | None) -> dict[str, Regulari
     """The regulariser with each gradient, by name; the paper's options for ImageNet."""
     unrolled = RegularizerConfig(lam=LAM, c=C, max_images=max_images)
     boundary = replace(unrolled, gradient="boundary")
-    attack = replace(boundary.attack, method="superdeepfool")
+    attack = replace(boundary.attack, method="superdeepfool", max_iterations=1)
     return {
         "unrolled": unrolled,
         "boundary": boundary,

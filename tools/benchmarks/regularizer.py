@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import sampling
 from benchmarks.common import (
     LAM,
     NUM_CANDIDATES,
@@ -18,6 +19,7 @@ from benchmarks.common import (
     Row,
     device_of,
     in_turn,
+    load_crops,
     load_images,
     load_net,
     medians,
@@ -111,13 +113,20 @@ def variants(
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
-    """One row for each variant: cost relative to plain, gradient relative to the authors'."""
+    """One row for each variant: cost relative to plain, gradient relative to the authors'.
+
+    With ``--labels true``: `benchmarks.sampling`.
+    """
+    if options.max_images == "auto":
+        raise UserError("--max-images auto is for step; give regularizer a number")
+    if options.crops == "random" and options.labels != "true":
+        raise UserError("--crops random is for --labels true")
+    if options.labels == "true":
+        return sampling.compare(options, *load_crops(options, default=48))
     device = device_of(options)
     net, images = load_net(options), load_images(options, default=16)
     with torch.no_grad():
         labels = AttackView(net, PRECISIONS[options.precision])(images).argmax(dim=1)
-    if options.max_images == "auto":
-        raise UserError("--max-images auto is for step; give regularizer a number")
     losses = variants(net, runtime_of(options), options.max_images)
     too_large: set[str] = set()
 
