@@ -5,7 +5,7 @@ from torch import Tensor
 from pipeline.attacks.external import ExternalAttack
 from pipeline.attacks.external_stage import ExternalStage
 from pipeline.attacks.line_search import LineSearch, Optimality, Record, ReferenceLine
-from pipeline.attacks.search import Stage
+from pipeline.attacks.search import LOW_COSINE, Stage
 from pipeline.attacks.stages import FirstStep, NormDescent, Projections, RandomStart
 from pipeline.config import AttackConfig
 
@@ -39,15 +39,27 @@ def stages_of(
             if attack.max_projections > 0:
                 projections.insert(0, Projections(p, attack.max_projections))
             stages += projections
+            if attack.max_projections > 0:
+                # Projections do not come near a smallest perturbation where the boundary is too
+                # curved, or gradients are masked. There a descent follows.
+                stages += [
+                    FirstStep(attack, references, LOW_COSINE),
+                    *_descent("ddn", attack, number),
+                ]
             for start in range(1, attack.restarts + 1):
                 stages += [RandomStart(p, number, start), *projections]
         elif ":" in name:
             stages.append(ExternalStage(ExternalAttack(name, attack.options), p, number))
         else:
-            descent = NormDescent(name, p, attack.descent_steps)
-            stages += [FirstStep(attack), descent, LineSearch(p, number)]
+            stages += [FirstStep(attack, references), *_descent(name, attack, number)]
     if references is not None and classes is not None:
         # DeepFool alone reports the paper's number, whatever the bound says.
         takes_part = attack.methods != ["deepfool"]
         stages += [ReferenceLine(p, references, classes, takes_part), Optimality(p)]
     return stages
+
+
+def _descent(kind: str, attack: AttackConfig, number: int) -> list[Stage]:
+    """A descent, ddn or fmn, that counts as the method of this number."""
+    p = float(attack.norm)
+    return [NormDescent(kind, p, attack.descent_steps), LineSearch(p, number)]

@@ -55,7 +55,7 @@ class LineSearch(Stage):
     def start(self, state: SearchState) -> Advanced:
         """Search along the shortest perturbation of the method, if there is one."""
         missing = state.best_norm.isinf()
-        state = state.at_stage_start()
+        state = replace(state.at_stage_start(), cosine=state.cosine)
         trial = state.best * expand_to_images(self._factor(state))
         return Advanced(
             replace(state, delta=torch.where(expand_to_images(missing), state.delta, trial)),

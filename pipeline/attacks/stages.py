@@ -118,14 +118,19 @@ class FirstStep(Stage):
     """DeepFool's first step from the clean image, towards the nearest linearised boundary.
 
     A descent that starts without it goes to the class of the second highest logit, which need not
-    be the nearest.
+    be the nearest. Where gradients almost vanish the boundary seems far; the step is at most as
+    long as the way to the reference image.
     """
 
     config: AttackConfig  # num_candidates, candidate_search, pruning_factor and norm are used
+    references: Tensor | None  # (R, C, H, W) images of other classes, which limit the step's length
+    below_cosine: float = math.inf  # images whose cosine so far is not below it take no step
 
     def start(self, state: SearchState) -> Advanced:
-        """Start from the clean image."""
-        return Advanced(state.restarted(), torch.zeros_like(state.flipped))
+        """Start from the clean image. Results so far have been recorded."""
+        ended = ~(state.cosine < self.below_cosine)
+        state = replace(state.restarted(), radius=torch.zeros_like(state.radius))
+        return Advanced(state, ended & math.isfinite(self.below_cosine))
 
     @torch.no_grad()
     def advance(self, view: AttackView, state: SearchState) -> Advanced:
@@ -141,14 +146,26 @@ class FirstStep(Stage):
         del forward  # `points` alone refers to it
         step = nearest_boundary(view, points, candidates, self.config)
         vanished = step.gradient_norm.isinf()
+        norm = per_sample_norm(step.displacement, float(self.config.norm))
+        radius = torch.minimum(norm, self._longest(state))
+        share = torch.where(norm > radius, radius / norm, 1.0)
+        delta = step.displacement * expand_to_images(share)
         state = replace(
             state,
-            delta=clipped(view, state.images, step.displacement),
-            radius=per_sample_norm(step.displacement, float(self.config.norm)),
+            delta=clipped(view, state.images, delta),
+            radius=radius,
             num_queries=state.num_queries + step.num_queries + 1,
             no_gradient=state.no_gradient | vanished,
         )
         return Advanced(state, torch.ones_like(never))
+
+    def _longest(self, state: SearchState) -> Tensor:
+        """The norm (A,) of the way to the reference image; infinite without one."""
+        if self.references is None or len(self.references) == 0:
+            return torch.full_like(state.radius, torch.inf)
+        line = self.references[state.reference.clamp_min(0)] - state.images
+        norm = per_sample_norm(line, float(self.config.norm))
+        return norm.where(state.reference >= 0, torch.inf)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.attacks.search import LOW_COSINE
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.samples import Samples, mean, quantile, quantiles
 from pipeline.runtime.json_checks import NOTHING, NUMBER, OBJECT, WHOLE_NUMBER, Kinds, lacking
-
-LOW_COSINE = 0.9
 
 _KINDS: Kinds = {
     **dict.fromkeys(("mean_queries", "best"), NUMBER),
