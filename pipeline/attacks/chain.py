@@ -35,17 +35,15 @@ def stages_of(
         if name == "deepfool":
             stages.append(Record(p, number))
         elif name == "superdeepfool":
-            projections: list[Stage] = [LineSearch(p, number)]
-            if attack.max_projections > 0:
-                projections.insert(0, Projections(p, attack.max_projections))
+            projects = attack.max_projections > 0
+            projections: list[Stage] = [Projections(p, attack.max_projections)] if projects else []
+            projections.append(LineSearch(p, number))
             stages += projections
-            if attack.max_projections > 0:
+            if projects:
                 # Projections do not come near a smallest perturbation where the boundary is too
                 # curved, or gradients are masked. There a descent follows.
-                stages += [
-                    FirstStep(attack, references, LOW_COSINE),
-                    *_descent("ddn", attack, number),
-                ]
+                first_step = FirstStep(attack, references, LOW_COSINE)
+                stages += [first_step, *_descent("ddn", attack, number)]
             for start in range(1, attack.restarts + 1):
                 stages += [RandomStart(p, number, start), *projections]
         elif ":" in name:

@@ -103,9 +103,9 @@ def deepfool_iteration(
     if points is None:
         num_forwards = 2
         inputs = torch.add(state.images, state.total_step, alpha=config.reach)
-        forward = view.forward_with_grad(view.clip_(inputs), state.key)
-        points = PointsToLinearize(forward, torch.arange(len(state), device=inputs.device))
-        del forward, inputs  # `points` alone refers to them
+        # `points` alone refers to the forward pass.
+        points = PointsToLinearize.all_of(view.forward_with_grad(view.clip_(inputs), state.key))
+        del inputs
     source = points.current_classes().where(state.toward_label, state.label)
     candidates = Candidates(state.key, source, state.choices, state.toward_label)
     nearest = loss_gradient_step if config.step_direction == "loss_gradient" else nearest_boundary

@@ -16,6 +16,7 @@ from pipeline.attacks.search import (
     SearchState,
     Stage,
     clipped,
+    line_to_reference,
     scheduled,
     shifted,
 )
@@ -101,12 +102,9 @@ class ReferenceLine(Stage):
     def start(self, state: SearchState) -> Advanced:
         """Begin at the reference image."""
         state = state.at_stage_start()
-        missing = state.reference < 0
         if len(self.references) == 0:
-            return Advanced(state, torch.ones_like(missing))
-        line = self.references[state.reference.clamp_min(0)] - state.images
-        norm = per_sample_norm(line, self.p)
-        norm = norm.where(~missing, torch.nan)
+            return Advanced(state, torch.ones_like(state.flipped))
+        line, norm = line_to_reference(state, self.references, self.p)
         short = state.smallest_norm < self.ratio * norm
         state = replace(
             state,
@@ -116,7 +114,7 @@ class ReferenceLine(Stage):
             delta=0.5 * line,
             upper_bound=norm.double(),
         )
-        return Advanced(state, missing | (short & state.flipped))
+        return Advanced(state, (state.reference < 0) | (short & state.flipped))
 
     @torch.no_grad()
     def advance(self, view: AttackView, state: SearchState) -> Advanced:

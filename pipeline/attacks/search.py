@@ -222,6 +222,18 @@ def scheduled(values: tuple[float, ...], iteration: Tensor, like: Tensor) -> Ten
     return _table(values, like.dtype, like.device)[iteration.clamp_max(len(values) - 1)]
 
 
+def line_to_reference(state: SearchState, references: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """From the images to their references (A, C, H, W), and its norm (A,).
+
+    Args:
+        state: the images.
+        references: (R, C, H, W), at least one.
+        p: the norm, which is NaN where an image has no reference.
+    """
+    line = references[state.reference.clamp_min(0)] - state.images
+    return line, per_sample_norm(line, p).where(state.reference >= 0, torch.nan)
+
+
 def shifted(view: AttackView, images: Tensor, delta: Tensor) -> Tensor:
     """images + delta, clipped to the view's bounds."""
     return view.clip_(images + delta)

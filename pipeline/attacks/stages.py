@@ -24,6 +24,7 @@ from pipeline.attacks.search import (
     Stage,
     Tested,
     clipped,
+    line_to_reference,
     scheduled,
     shifted,
 )
@@ -128,22 +129,17 @@ class FirstStep(Stage):
 
     def start(self, state: SearchState) -> Advanced:
         """Start from the clean image. Results so far have been recorded."""
-        ended = ~(state.cosine < self.below_cosine)
+        ended = state.cosine >= self.below_cosine
         state = replace(state.restarted(), radius=torch.zeros_like(state.radius))
-        return Advanced(state, ended & math.isfinite(self.below_cosine))
+        return Advanced(state, ended)
 
     @torch.no_grad()
     def advance(self, view: AttackView, state: SearchState) -> Advanced:
         """Linearise at the image; all images leave."""
-        forward = view.forward_with_grad(state.images, state.key)
-        rows = torch.arange(len(state), device=state.key.device)
-        choices = candidate_classes(
-            forward.logits.detach(), state.label, self.config.num_candidates
-        )
+        points = PointsToLinearize.all_of(view.forward_with_grad(state.images, state.key))
+        choices = candidate_classes(points.logits, state.label, self.config.num_candidates)
         never = torch.zeros_like(state.flipped)
         candidates = Candidates(state.key, state.label, choices, never)
-        points = PointsToLinearize(forward, rows)
-        del forward  # `points` alone refers to it
         step = nearest_boundary(view, points, candidates, self.config)
         vanished = step.gradient_norm.isinf()
         norm = per_sample_norm(step.displacement, float(self.config.norm))
@@ -163,8 +159,7 @@ class FirstStep(Stage):
         """The norm (A,) of the way to the reference image; infinite without one."""
         if self.references is None or len(self.references) == 0:
             return torch.full_like(state.radius, torch.inf)
-        line = self.references[state.reference.clamp_min(0)] - state.images
-        norm = per_sample_norm(line, float(self.config.norm))
+        _, norm = line_to_reference(state, self.references, float(self.config.norm))
         return norm.where(state.reference >= 0, torch.inf)
 
 
