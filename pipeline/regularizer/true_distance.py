@@ -69,7 +69,8 @@ def true_distance(
     # Backward passes come after masks for another batch may have been drawn.
     batch = _Batch(view.with_current_masks(), images, labels, config)
     if config.max_iterations == 1:
-        start = Perturbation.concatenate([batch.first_step(part, points) for part in rows])
+        shared = points if len(rows) == 1 else None  # released by the first part that uses it
+        start = Perturbation.concatenate([batch.first_step(part, shared) for part in rows])
     else:
         options = AttackOptions(at_once=at_once)
         start = deepfool(view, images, config, labels, points=points, options=options)

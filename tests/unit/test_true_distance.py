@@ -127,8 +127,10 @@ def test_with_one_iteration_the_class_is_not_tested(projections: int) -> None:
     assert num_forwards in (projections + 1, projections + 2)
     assert result.flipped.sum() >= 7  # there is a linearised distance
     assert (result.iterations == 1).all()
-    split = robustness(view, images, labels, options(projections, max_iterations=1), at_once=3)
-    assert torch.allclose(split.ratio, result.ratio)
+    for points in (None, PointsToLinearize.all_of(view.forward_with_grad(images))):
+        one_step = options(projections, max_iterations=1)
+        split = robustness(view, images, labels, one_step, points, at_once=3)
+        assert torch.allclose(split.ratio, result.ratio)
 
 
 @pytest.mark.parametrize(("at_once", "alive"), [(None, 1), (2, 1)])
