@@ -152,7 +152,7 @@ def check_batches(
 
 def check_lower_bound(measurement: Measurement) -> dict[str, Any]:
     """Check that the net has lower bounds, if they are wanted; returns entries of the manifest."""
-    reason = measurement.no_lower_bound()
+    reason = measurement.no_lower_bound
     warn(messages.no_lower_bound(reason))
     return {"no_lower_bound": reason}
 

@@ -72,7 +72,7 @@ def announce(trainer: Trainer, monitor: Monitor) -> None:
     warn(
         *warn_ignored(config, trainer.ranks.device.type, trainer.plan.steps_per_epoch),
         build.preprocessing_advice(config.model, config.data),
-        messages.no_lower_bound(trainer.held_out.no_lower_bound()),
+        messages.no_lower_bound(trainer.held_out.no_lower_bound),
     )
 
 

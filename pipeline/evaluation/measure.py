@@ -6,6 +6,7 @@ Ranks do not communicate until the end; then their results are joined by row.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from torch import nn
@@ -77,6 +78,7 @@ class Measurement:
             raise Stopped
         return results
 
+    @cached_property
     def no_lower_bound(self) -> str:
         """Why evaluation.lower_bound cannot be measured, in one line; empty if it can, or if it is
         false."""
@@ -95,7 +97,7 @@ class Measurement:
         size = images_at_once(evaluation.batch_size, device)
         data = attack_space.data_options(self.config.data, evaluation)
         view = attack_space.attack_view_of(self.net, self.config.data, evaluation, device)
-        if self.no_lower_bound():
+        if self.no_lower_bound:
             evaluation = replace(evaluation, lower_bound=False)
         specs = evaluation_specs(self.index, share, data, size)
         loader = Loader(self.index, specs, data, device, size, self.threads)

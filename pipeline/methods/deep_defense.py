@@ -71,13 +71,13 @@ class DeepDefense(Method):
 
     def _selection(self, clean: Clean) -> Selection:
         """The images that are measured."""
-        correct = clean.logits.detach().argmax(dim=1) == clean.labels
-        probability, uniform = 1.0, clean.uniform
-        if uniform is not None and clean.typical_ratio is not None:
-            probability = probability_in_f(self.options, clean.typical_ratio)
-        if uniform is None or probability == 1.0:
+        if clean.uniform is None or clean.typical_ratio is None:
             return select_all(clean.images)
-        return select(correct, uniform, probability)
+        probability = probability_in_f(self.options, clean.typical_ratio)
+        if probability == 1.0:
+            return select_all(clean.images)
+        correct = clean.logits.detach().argmax(dim=1) == clean.labels
+        return select(correct, clean.uniform, probability)
 
 
 def matching(net: nn.Module, patterns: list[str]) -> list[nn.Parameter]:

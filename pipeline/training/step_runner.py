@@ -131,15 +131,13 @@ class StepRunner:
     def _forward_backward(self, batch: Batch, number: int, step: int) -> Losses:
         """Add the gradients of one of the step's batches; returns its losses without a graph."""
         self._seed_dropout(number, step)
-        self._draw_uniform(number, step, len(batch.images))
+        use_methods = self.schedule.is_finetuning_step(step)
+        if use_methods and self.objective.attacks:
+            self._draw_uniform(number, step, len(batch.images))
         accumulation = self.config.train.gradient_accumulation_steps
         is_last = number == accumulation - 1
         with nullcontext() if is_last else self._ddp.no_sync():
-            losses = self._ddp(
-                batch.images,
-                batch.labels,
-                use_methods=self.schedule.is_finetuning_step(step),
-            )
+            losses = self._ddp(batch.images, batch.labels, use_methods=use_methods)
             self.optimizer.backward(losses.loss / accumulation)
         return losses._replace(loss=losses.loss.detach())
 
