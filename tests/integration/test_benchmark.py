@@ -56,8 +56,11 @@ def test_regularizer_of_a_trained_net(tmp_path: Path, squeezenet: tuple[object, 
 
 
 @pytest.mark.slow
-def test_regularizer_on_random_crops(tmp_path: Path, squeezenet: tuple[object, ...]) -> None:
-    options = ("--num-images", 8, "--crops", "random", "--labels", "true", "--repeats", 1)
+@pytest.mark.parametrize("crops", ["random", "centre"])
+def test_regularizer_with_true_labels(
+    tmp_path: Path, squeezenet: tuple[object, ...], crops: str
+) -> None:
+    options = ("--num-images", 8, "--crops", crops, "--labels", "true", "--repeats", 1)
     rows = rows_of(tmp_path, "regularizer", *squeezenet, *options)
     names = ("unrolled", "boundary", "true distance")
     assert list(rows) == ["plain", *(n + part for n in names for part in (", all samples", ""))]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.config import DataConfig, ModelConfig, RegularizerConfig, RuntimeConfig, TrainConfig
 from pipeline.data import index, source
 from pipeline.data.batches import TrainingPlan, evaluation_specs
-from pipeline.data.loader import Loader
+from pipeline.data.loader import Batch, Loader
 from pipeline.errors import UserError
 from pipeline.models import build, prepare
 from pipeline.models.attack_view import AttackView
@@ -78,14 +78,19 @@ def load_images(options: argparse.Namespace, default: int) -> Tensor:
     if options.data is None:
         images = torch.randn(num_images, 3, 224, 224, device=device)
     else:
-        photos, config = index.read(options.data, option="--data"), DataConfig()
-        rows = photos.subset(min(num_images, len(photos)))
-        rows = np.resize(rows, num_images)  # repeats the images if there are too few
-        specs = evaluation_specs(photos, rows, config, num_images)
-        threads = source.decoding_threads(config)
-        (batch,) = Loader(photos, specs, config, device, num_images, threads)
-        images = batch.images
+        photos = index.read(options.data, option="--data")
+        images = _centre_crops(photos, num_images, device).images
     return images.contiguous(memory_format=layout_of(options))
+
+
+def _centre_crops(photos: index.Index, num_images: int, device: torch.device) -> Batch:
+    config = DataConfig()
+    rows = photos.subset(min(num_images, len(photos)))
+    rows = np.resize(rows, num_images)  # repeats the images if there are too few
+    specs = evaluation_specs(photos, rows, config, num_images)
+    threads = source.decoding_threads(config)
+    (batch,) = Loader(photos, specs, config, device, num_images, threads)
+    return batch
 
 
 def load_crops(options: argparse.Namespace, default: int) -> tuple[Tensor, Tensor]:
@@ -99,11 +104,9 @@ def load_crops(options: argparse.Namespace, default: int) -> tuple[Tensor, Tenso
     photos, size = index.read(options.data, option="--data"), options.num_images or default
     if options.crops == "random":
         batch = next(iter(training_loader(photos, size, device_of(options), half=False)))
-        images, labels = batch.images, batch.labels
     else:
-        images = load_images(options, default)
-        labels = torch.from_numpy(np.resize(photos.label[photos.subset(size)], size))
-    return images.contiguous(memory_format=layout_of(options)), labels.to(images.device)
+        batch = _centre_crops(photos, size, device_of(options))
+    return batch.images.contiguous(memory_format=layout_of(options)), batch.labels
 
 
 def load_net(options: argparse.Namespace) -> nn.Module:
