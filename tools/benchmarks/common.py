@@ -224,7 +224,7 @@ def regularizers(max_images: int | Literal["auto"] | None) -> dict[str, Regulari
     """The regulariser with each gradient, by name; the paper's options for ImageNet."""
     unrolled = RegularizerConfig(lam=LAM, c=C, max_images=max_images)
     boundary = replace(unrolled, gradient="boundary")
-    attack = replace(boundary.attack, method="superdeepfool", max_iterations=1)
+    attack = replace(boundary.attack, method="superdeepfool")
     return {
         "unrolled": unrolled,
         "boundary": boundary,
