@@ -1,10 +1,17 @@
 """The stages of the attacks that `AttackConfig.method` names."""
 
-from torch import Tensor
+import math
 
 from pipeline.attacks.external import ExternalAttack
 from pipeline.attacks.external_stage import ExternalStage
-from pipeline.attacks.line_search import LineSearch, Optimality, Record, ReferenceLine
+from pipeline.attacks.line_search import (
+    LineSearch,
+    LineStart,
+    Optimality,
+    Record,
+    ReferenceLine,
+)
+from pipeline.attacks.references import References
 from pipeline.attacks.search import LOW_COSINE, Stage
 from pipeline.attacks.stages import FirstStep, NormDescent, Projections, RandomStart
 from pipeline.config import AttackConfig
@@ -15,16 +22,13 @@ def starts_with_deepfool(attack: AttackConfig) -> bool:
     return not {"deepfool", "superdeepfool"}.isdisjoint(attack.methods)
 
 
-def stages_of(
-    attack: AttackConfig, references: Tensor | None = None, classes: Tensor | None = None
-) -> list[Stage]:
+def stages_of(attack: AttackConfig, references: References | None = None) -> list[Stage]:
     """The stages after DeepFool, in the order in which images pass through them.
 
     Args:
         attack: its method, norm and numbers of steps are used.
-        references: (R, C, H, W) reference images for the upper bound; None: neither the bound nor
-            the cosine is measured.
-        classes: (R,) classes that the net sees in them.
+        references: reference images for the upper bound; None: neither the bound nor the cosine is
+            measured.
 
     Raises:
         UserError: an attack of another library cannot be imported, or does not take its options.
@@ -42,22 +46,32 @@ def stages_of(
             if projects:
                 # Projections do not come near a smallest perturbation where the boundary is too
                 # curved, or gradients are masked. There a descent follows.
-                first_step = FirstStep(attack, references, LOW_COSINE)
-                stages += [first_step, *_descent("ddn", attack, number)]
+                stages += _descent("ddn", attack, number, references, LOW_COSINE)
             for start in range(1, attack.restarts + 1):
                 stages += [RandomStart(p, number, start), *projections]
         elif ":" in name:
             stages.append(ExternalStage(ExternalAttack(name, attack.options), p, number))
         else:
-            stages += [FirstStep(attack, references), *_descent(name, attack, number)]
-    if references is not None and classes is not None:
+            stages += _descent(name, attack, number, references)
+    if references is not None:
         # DeepFool alone reports the paper's number, whatever the bound says.
         takes_part = attack.methods != ["deepfool"]
-        stages += [ReferenceLine(p, references, classes, takes_part), Optimality(p)]
+        stages += [ReferenceLine(p, references, takes_part=takes_part), Optimality(p)]
     return stages
 
 
-def _descent(kind: str, attack: AttackConfig, number: int) -> list[Stage]:
+def _descent(
+    kind: str,
+    attack: AttackConfig,
+    number: int,
+    references: References | None,
+    below_cosine: float = math.inf,
+) -> list[Stage]:
     """A descent, ddn or fmn, that counts as the method of this number."""
     p = float(attack.norm)
-    return [NormDescent(kind, p, attack.descent_steps), LineSearch(p, number)]
+    return [
+        LineStart(p, references, below_cosine=below_cosine),
+        FirstStep(attack),
+        NormDescent(kind, p, attack.descent_steps),
+        LineSearch(p, number),
+    ]

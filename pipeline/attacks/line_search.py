@@ -3,20 +3,21 @@
 In and out: `SearchState`. The classes follow `pipeline.attacks.search.Stage`.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pipeline.attacks.norms import expand_to_images, per_sample_norm
-from pipeline.attacks.projection import linearize_boundary
+from pipeline.attacks.projection import at_bounds, linearize_boundary
+from pipeline.attacks.references import References
 from pipeline.attacks.search import (
     BY_BOUND,
     Advanced,
     SearchState,
     Stage,
     clipped,
-    line_to_reference,
     scheduled,
     shifted,
 )
@@ -84,49 +85,89 @@ class LineSearch(Stage):
 
 
 @dataclass(frozen=True)
-class ReferenceLine(Stage):
-    """An upper bound of the distance: a bisection between the image and a reference image of
-    another class.
+class _Bisection(Stage):
+    """Shortens the line to a reference image of another class to where the class changes.
 
-    Only images whose perturbation is longer than ``ratio`` times the distance to the reference, or
-    does not change the class, are searched; for the others the distance itself is bound enough.
+    Only images whose perturbation so far is longer than ``ratio`` times the line, or does not
+    change the class, are searched; for the others the line is too long to matter.
     """
 
     p: float
-    references: Tensor  # (R, C, H, W)
-    classes: Tensor  # (R,) int64, the classes that the net sees in them
-    takes_part: bool  # whether the point on the line may become the image's perturbation
+    references: References | None  # None or empty: all images leave at once
     num_trials: int = 8
     ratio: float = 0.25
 
     def start(self, state: SearchState) -> Advanced:
         """Begin at the reference image."""
         state = state.at_stage_start()
-        if len(self.references) == 0:
+        if not self.references:
             return Advanced(state, torch.ones_like(state.flipped))
-        line, norm = line_to_reference(state, self.references, self.p)
+        line, norm = _line_to_reference(state, self.references, self.p)
         short = state.smallest_norm < self.ratio * norm
         state = replace(
             state,
             best=line,
             best_norm=norm,
-            best_class=self.classes[state.reference.clamp_min(0)],
+            best_class=self.references.classes[state.reference.clamp_min(0)],
             delta=0.5 * line,
-            upper_bound=norm.double(),
         )
         return Advanced(state, (state.reference < 0) | (short & state.flipped))
 
     @torch.no_grad()
     def advance(self, view: AttackView, state: SearchState) -> Advanced:
         """Test the middle of the interval that contains the boundary."""
-        before = state.num_queries
         state = _test_trial(view, state, (state.low + 1.0) / 2.0, self.p)
+        trial = state.best * expand_to_images((state.low + 1.0) / 2.0)
+        return Advanced(replace(state, delta=trial), state.iteration >= self.num_trials)
+
+
+@dataclass(frozen=True)
+class LineStart(_Bisection):
+    """A start for a descent: the boundary on the line to a reference image, as ``best``.
+
+    Where gradients are masked, the first linearised step is much too long or leads nowhere. The
+    next stage, `pipeline.attacks.stages.FirstStep`, takes the nearer of the two.
+    """
+
+    below_cosine: float = math.inf  # images whose best_cosine is not below it get no start
+
+    def start(self, state: SearchState) -> Advanced:
+        """Start from the clean image. Results so far have been recorded."""
+        skipped = state.best_cosine >= self.below_cosine
+        begun, ended = super().start(state.restarted())
+        unused = torch.full_like(begun.best_norm, torch.inf)
+        return Advanced(
+            replace(
+                begun,
+                best_norm=unused.where(ended | skipped, begun.best_norm),
+                radius=torch.where(skipped, 0.0, unused),
+            ),
+            ended | skipped,
+        )
+
+
+@dataclass(frozen=True)
+class ReferenceLine(_Bisection):
+    """An upper bound of the distance: the boundary on the line to a reference image."""
+
+    takes_part: bool = True  # whether the point on the line may become the image's perturbation
+
+    def start(self, state: SearchState) -> Advanced:
+        """The line itself is a bound."""
+        begun, ended = super().start(state)
+        if self.references:
+            begun = replace(begun, upper_bound=begun.best_norm.double())
+        return Advanced(begun, ended)
+
+    @torch.no_grad()
+    def advance(self, view: AttackView, state: SearchState) -> Advanced:
+        """Test the middle of the interval that contains the boundary."""
+        before = state.num_queries
+        state, ended = super().advance(view, state)
         if not self.takes_part:  # queries are those of the attack
             state = replace(state, num_queries=before)
-        trial = state.best * expand_to_images((state.low + 1.0) / 2.0)
         bound = per_sample_norm(state.best.double(), self.p)
-        state = replace(state, delta=trial, upper_bound=bound)
-        return Advanced(state, state.iteration >= self.num_trials)
+        return Advanced(replace(state, upper_bound=bound), ended)
 
     def finish(self, state: SearchState) -> SearchState:
         """Use the point on the line where no method has a shorter perturbation."""
@@ -159,10 +200,20 @@ class Optimality(Stage):
     @torch.no_grad()
     def advance(self, view: AttackView, state: SearchState) -> Advanced:
         """One forward pass and gradient at the end of the perturbation."""
-        forward = view.forward_with_grad(shifted(view, state.images, state.smallest), state.key)
+        points = shifted(view, state.images, state.smallest)
+        forward = view.forward_with_grad(points, state.key)
         boundary = linearize_boundary(view, forward, state.label, self.p)
-        cosine = boundary.cosine(state.smallest, self.p)
+        limited = at_bounds(view, points, boundary.gradient)
+        cosine = boundary.cosine(state.smallest, self.p, limited)
         return Advanced(replace(state, cosine=cosine), torch.ones_like(state.flipped))
+
+
+def _line_to_reference(
+    state: SearchState, references: References, p: float
+) -> tuple[Tensor, Tensor]:
+    """From the images to their references (A, C, H, W), and its norm (A,); NaN without one."""
+    line = references.images[state.reference.clamp_min(0)] - state.images
+    return line, per_sample_norm(line, p).where(state.reference >= 0, torch.nan)
 
 
 def _test_trial(view: AttackView, state: SearchState, factor: Tensor, p: float) -> SearchState:

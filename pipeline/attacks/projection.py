@@ -43,10 +43,30 @@ class LinearizedBoundary(NamedTuple):
         along = per_sample_dot(self.gradient, delta)
         return (along - self.logit_diff) / self.dual_norm
 
-    def cosine(self, delta: Tensor, p: float) -> Tensor:
-        """<w, r> / (||w||_q ||r||_p), (A,): 1 at a smallest perturbation (Hoelder's inequality)."""
-        along = per_sample_dot(self.gradient, delta)
-        return along / (self.dual_norm * per_sample_norm(delta, p))
+    def cosine(self, delta: Tensor, p: float, limited: Tensor | None = None) -> Tensor:
+        """<w, r> / (||w||_q ||r||_p), (A,): 1 at a smallest perturbation (Hoelder's inequality).
+
+        Args:
+            delta: r, (A, C, H, W).
+            p: the norm.
+            limited: (A, C, H, W) bool, values that cannot follow w (`at_bounds`); they are left
+                out, as the smallest perturbation within bounds is parallel to w in the others only.
+        """
+        gradient, dual_norm = self.gradient, self.dual_norm
+        if limited is not None:
+            gradient, delta = gradient.masked_fill(limited, 0.0), delta.masked_fill(limited, 0.0)
+            dual_norm = per_sample_norm(gradient, dual_exponent(p))
+        along = per_sample_dot(gradient, delta)
+        return along / (dual_norm * per_sample_norm(delta, p))
+
+
+def at_bounds(view: AttackView, points: Tensor, gradient: Tensor) -> Tensor | None:
+    """The values of ``points`` (A, C, H, W) at a bound that the gradient points beyond, bool; None
+    without bounds."""
+    if view.bounds is None:
+        return None
+    low, high = view.bounds
+    return ((points <= low) & (gradient < 0)) | ((points >= high) & (gradient > 0))
 
 
 def linearize_boundary(

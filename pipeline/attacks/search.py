@@ -33,6 +33,7 @@ class SearchState(SampleColumns):
     best: Tensor  # (A, C, H, W), the shortest so far that changes the class
     best_norm: Tensor  # (A,) its norm; infinite: none yet
     best_class: Tensor  # (A,) int64, class at images + best
+    best_cosine: Tensor  # (A,) cosine of best and the boundary's normal there; -1: not measured
     iteration: Tensor  # (A,) int64, iterations of the stage
     radius: Tensor  # (A,) length of the next perturbation (norm descent)
     low: Tensor  # (A,) factor on best that is known not to change the class (line search)
@@ -67,6 +68,7 @@ class SearchState(SampleColumns):
             best=zeros,
             best_norm=torch.full_like(number, torch.inf),
             best_class=label,
+            best_cosine=torch.full_like(number, -1.0),
             iteration=whole,
             radius=number,
             low=number,
@@ -120,6 +122,7 @@ class SearchState(SampleColumns):
             best=torch.zeros_like(self.images),
             best_norm=torch.full_like(self.best_norm, torch.inf),
             best_class=self.label,
+            best_cosine=torch.full_like(self.best_cosine, -1.0),
         ).at_stage_start()
 
     def at_stage_start(self) -> "SearchState":
@@ -220,18 +223,6 @@ def scheduled(values: tuple[float, ...], iteration: Tensor, like: Tensor) -> Ten
     small and large batches.
     """
     return _table(values, like.dtype, like.device)[iteration.clamp_max(len(values) - 1)]
-
-
-def line_to_reference(state: SearchState, references: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """From the images to their references (A, C, H, W), and its norm (A,).
-
-    Args:
-        state: the images.
-        references: (R, C, H, W), at least one.
-        p: the norm, which is NaN where an image has no reference.
-    """
-    line = references[state.reference.clamp_min(0)] - state.images
-    return line, per_sample_norm(line, p).where(state.reference >= 0, torch.nan)
 
 
 def shifted(view: AttackView, images: Tensor, delta: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ from pipeline.attacks.search import (
     Stage,
     Tested,
     clipped,
-    line_to_reference,
     scheduled,
     shifted,
 )
@@ -58,11 +57,13 @@ class Projections(Stage):
         forward = view.forward_with_grad(shifted(view, state.images, state.delta), state.key)
         tested = state.tested(forward.logits.detach(), self.p).state
         boundary = linearize_boundary(view, forward, state.label, self.p)
+        # Values at their bounds count: a projection is not exact there, so a descent shall follow.
         cosine = torch.nan_to_num(boundary.cosine(state.delta, self.p), -1.0)
         share = scheduled(_geometric(self.share, self.max_steps), state.iteration, cosine)
         share = share.where(tested.best_norm.isfinite(), 0.0)
         overshoot = scheduled(_geometric(self.overshoot, self.max_steps), state.iteration, cosine)
         delta = project(state.delta, boundary, share, overshoot, self.p)
+        is_best = (tested.best_norm < state.best_norm) | (state.iteration == 0)
         shorter = tested.best_norm < 0.9999 * state.best_norm
         improved = shorter | (cosine > state.cosine + 1e-3)
         stale = torch.where(improved, 0, state.stale + 1)
@@ -73,6 +74,7 @@ class Projections(Stage):
         state = replace(
             tested,
             delta=clipped(view, state.images, delta),
+            best_cosine=cosine.where(is_best, state.best_cosine),
             iteration=iteration,
             stale=stale,
             cosine=torch.maximum(cosine, state.cosine),
@@ -116,22 +118,18 @@ class RandomStart(Stage):
 
 @dataclass(frozen=True)
 class FirstStep(Stage):
-    """DeepFool's first step from the clean image, towards the nearest linearised boundary.
+    """The start of a descent: DeepFool's first step, towards the nearest linearised boundary.
 
     A descent that starts without it goes to the class of the second highest logit, which need not
-    be the nearest. Where gradients almost vanish the boundary seems far; the step is at most as
-    long as the way to the reference image.
+    be the nearest. Where ``best`` (`pipeline.attacks.line_search.LineStart`) is nearer, or there is
+    no gradient, the descent starts from ``best``.
     """
 
     config: AttackConfig  # num_candidates, candidate_search, pruning_factor and norm are used
-    references: Tensor | None  # (R, C, H, W) images of other classes, which limit the step's length
-    below_cosine: float = math.inf  # images whose cosine so far is not below it take no step
 
     def start(self, state: SearchState) -> Advanced:
-        """Start from the clean image. Results so far have been recorded."""
-        ended = state.cosine >= self.below_cosine
-        state = replace(state.restarted(), radius=torch.zeros_like(state.radius))
-        return Advanced(state, ended)
+        """Continue after `LineStart`; images that it has skipped leave."""
+        return Advanced(state, state.radius == 0)
 
     @torch.no_grad()
     def advance(self, view: AttackView, state: SearchState) -> Advanced:
@@ -143,24 +141,18 @@ class FirstStep(Stage):
         step = nearest_boundary(view, points, candidates, self.config)
         vanished = step.gradient_norm.isinf()
         norm = per_sample_norm(step.displacement, float(self.config.norm))
-        radius = torch.minimum(norm, self._longest(state))
-        share = torch.where(norm > radius, radius / norm, 1.0)
-        delta = step.displacement * expand_to_images(share)
+        # Without a gradient or a line, radius 0: the image leaves the descent.
+        from_line = (vanished | ~(norm < state.best_norm)) & state.best_norm.isfinite()
+        delta = torch.where(expand_to_images(from_line), state.best, step.displacement)
         state = replace(
             state,
             delta=clipped(view, state.images, delta),
-            radius=radius,
+            best_norm=state.best_norm.where(from_line, torch.inf),
+            radius=state.best_norm.where(from_line, norm),
             num_queries=state.num_queries + step.num_queries + 1,
             no_gradient=state.no_gradient | vanished,
         )
         return Advanced(state, torch.ones_like(never))
-
-    def _longest(self, state: SearchState) -> Tensor:
-        """The norm (A,) of the way to the reference image; infinite without one."""
-        if self.references is None or len(self.references) == 0:
-            return torch.full_like(state.radius, torch.inf)
-        _, norm = line_to_reference(state, self.references, float(self.config.norm))
-        return norm.where(state.reference >= 0, torch.inf)
 
 
 @dataclass(frozen=True)

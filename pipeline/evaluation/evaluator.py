@@ -19,11 +19,12 @@ from pipeline.attacks.fgs import fgs_direction, measure_fgs
 from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.attacks.lower_bound import checked_lower_bound
 from pipeline.attacks.norms import per_sample_norm
+from pipeline.attacks.references import References
 from pipeline.attacks.search import SearchState
 from pipeline.config import EvaluationConfig
 from pipeline.data.loader import Batch
 from pipeline.errors import UserError
-from pipeline.evaluation.references import References, hash_images
+from pipeline.evaluation.image_hash import hash_images
 from pipeline.evaluation.samples import Example, Samples
 from pipeline.evaluation.search_pools import SearchPools
 from pipeline.models.attack_view import AttackView, upcast
@@ -79,8 +80,7 @@ class Evaluator:
         self._num_methods = len(self._attack.methods)
         # Images in DeepFool, and their references.
         self._deepfool_pool: list[tuple[AttackState, Tensor]] = []
-        known = (None, None) if references is None else (references.images, references.classes)
-        self._pools = SearchPools(chain.stages_of(self._attack, *known))
+        self._pools = SearchPools(chain.stages_of(self._attack, references))
         self._unfinished = self.no_samples()
 
     def no_samples(self) -> Samples:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from pipeline.attacks.lower_bound import reason_against
+from pipeline.attacks.references import NUM_REFERENCES, References
 from pipeline.config import DataConfig, RunConfig
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
@@ -19,7 +20,6 @@ from pipeline.data.loader import Loader
 from pipeline.errors import Stopped
 from pipeline.evaluation import attack_space
 from pipeline.evaluation.evaluator import Evaluator, Finished
-from pipeline.evaluation.references import NUM_REFERENCES, References
 from pipeline.evaluation.samples import Samples
 from pipeline.models.attack_view import AttackView, upcast
 from pipeline.runtime.distributed import DistributedContext

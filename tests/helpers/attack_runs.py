@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.attacks.references import References
 from pipeline.config import AttackConfig, EvaluationConfig
 from pipeline.data.loader import Batch
 from pipeline.evaluation.evaluator import Evaluator, Finished
-from pipeline.evaluation.references import References
 from pipeline.evaluation.samples import Samples
 from pipeline.models.attack_view import AttackView
 from tests.helpers import nets

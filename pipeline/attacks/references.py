@@ -1,7 +1,8 @@
-"""Reference images for upper bounds of distances, and hashes of decoded images.
+"""Reference images: the line from an image to one of another class crosses a boundary.
 
-The reference images are a few rows of the index, evenly spaced, whatever the shard: an image's
-bound does not depend on the images that are evaluated with it.
+That gives an upper bound of the distance, and a start for a descent. In an evaluation they are a
+few rows of the index, evenly spaced, whatever the shard: an image's bound does not depend on the
+images that are evaluated with it.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ from pipeline.attacks.norms import per_sample_norm
 from pipeline.models.attack_view import AttackView
 
 NUM_REFERENCES = 16
-_HASH_BITS = 52  # float64 holds such integers exactly
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class References:
         images, logits = torch.cat([*batches]), torch.cat([view(batch) for batch in batches])
         finite = logits.isfinite().all(dim=1)
         return cls(images[finite], logits.argmax(dim=1)[finite])
+
+    def __len__(self) -> int:
+        """R, the number of images."""
+        return len(self.images)
 
     def nearest(self, images: Tensor, label: Tensor, p: float) -> Tensor:
         """The nearest reference of another class, (A,) int64; -1: there is none.
@@ -51,14 +55,3 @@ class References:
             smallest = distance.where(nearer, smallest)
             nearest = torch.where(nearer, number, nearest)
         return nearest
-
-
-def hash_images(images: Tensor) -> Tensor:
-    """A hash (A,) int64 of each image (A, C, H, W), below 2^52, equal on every device.
-
-    The sum of the values' fp32 bits times odd numbers, modulo 2^64.
-    """
-    bits = images.float().contiguous().flatten(1).view(torch.int32).long()
-    position = torch.arange(bits.shape[1], device=images.device)
-    factors = (position * 0x5851F42D4C957F2D + 0x14057B7EF767814F) | 1
-    return ((bits * factors).sum(dim=1) >> 12) & ((1 << _HASH_BITS) - 1)
