@@ -216,7 +216,8 @@ def distance_warnings(statistics: Statistics) -> Iterator[str]:
         return
     remedy = (
         "their distances are too large or missing, as with masked gradients; measure with "
-        "evaluation.attack.method best, and see docs/evaluation.md"
+        "evaluation.attack.method best. To find the cause try evaluation.attack.restarts 5 with "
+        "superdeepfool, and evaluation.attack.step_direction loss_gradient: docs/evaluation.md"
     )
     if statistics.num_without_gradient > _SHARE_TO_WARN_OF * total:
         number = statistics.num_without_gradient
