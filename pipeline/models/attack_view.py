@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.models import linear_region
 from pipeline.models.fixed_dropout import DROPOUT_LAYERS, DropoutMasks, FixedDropout
+from pipeline.models.layer_record import LayerRecord, is_recordable
 
 
 class ForwardPass(NamedTuple):
@@ -145,6 +146,23 @@ class AttackView:
                 lambda image: self(image, first), images[:1]
             )
         return self._checked["piecewise_linear"]
+
+    def record_layers(self, needs_input_gradient: bool = True) -> LayerRecord:
+        """A context for one forward pass; see `pipeline.models.layer_record`."""
+        return LayerRecord(self.parameters(), needs_input_gradient)
+
+    def can_record_layers(self, images: Tensor) -> bool:
+        """Whether gradients by the parameters can be had from a `LayerRecord`.
+
+        Tried once, on two images, against autograd.
+        """
+        if "layer_record" not in self._checked:
+            pair = torch.cat([images[:1], 0.5 * images[:1]])
+            rows = torch.zeros(2, dtype=torch.int64, device=images.device)
+            self._checked["layer_record"] = self.min_batch_size <= 2 and is_recordable(
+                lambda points: self(points, rows), pair, self.parameters()
+            )
+        return self._checked["layer_record"]
 
     @property
     def gradient_scale(self) -> float:

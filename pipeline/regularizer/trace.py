@@ -14,8 +14,7 @@ from pipeline.attacks.attack_state import Perturbation, Step
 from pipeline.attacks.linearized_step import logit_differences
 from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView
-
-Gradients = list[Tensor | None]
+from pipeline.models.layer_record import Gradients
 
 
 class AttackTrace(NamedTuple):

@@ -11,7 +11,7 @@ image. At the nearest point r is parallel to w, and by the envelope theorem dd/d
 al., ICLR 2020) and DyART (Xu et al., ICLR 2023) use the same gradient.
 """
 
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,8 +25,9 @@ from pipeline.attacks.linearized_step import Candidates, PointsToLinearize, near
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.attacks.projection import LinearizedBoundary, linearize_boundary, project
 from pipeline.config import AttackConfig
-from pipeline.models.attack_view import AttackView, ForwardPass
-from pipeline.regularizer.trace import BoundaryForward, logit_diff_gradients
+from pipeline.models.attack_view import AttackView
+from pipeline.models.layer_record import Gradients, LayerRecord
+from pipeline.regularizer.trace import add_gradients, target_logit_diff
 
 # Share of the full projection in the first, the second and the later projections.
 PROJECTION_SHARES = (1.0, 0.5, 0.3)
@@ -74,7 +75,8 @@ def true_distance(
     else:
         options = AttackOptions(at_once=at_once)
         start = deepfool(view, images, config, labels, points=points, options=options)
-    ends = [batch.end_of(start, part, keep_graph=len(rows) == 1) for part in rows]
+    keeps_record = len(rows) == 1 and view.can_record_layers(images)
+    ends = [batch.end_of(start, part, keeps_record=keeps_record) for part in rows]
     has_distance = torch.cat([end.weight != 0 for end in ends])
     return TrueDistance(
         _TrueDistance.apply(batch.view, ends, *view.parameters()),
@@ -94,7 +96,7 @@ class _End:
     target: Tensor  # (A,) int64
     distance: Tensor  # (A,)
     weight: Tensor  # (A,) dd/df; zero without a gradient
-    kept: list[ForwardPass]  # the graph at the points, if it was kept; used once
+    record: LayerRecord | None  # of the last linearisation, if it was kept; used once
 
 
 @dataclass(frozen=True)
@@ -124,32 +126,33 @@ class _Batch:
             no_gradient=step.gradient_norm.isinf(),
         )
 
-    def end_of(self, start: Perturbation, rows: Tensor, *, keep_graph: bool) -> _End:
+    def end_of(self, start: Perturbation, rows: Tensor, *, keeps_record: bool) -> _End:
         """Project some perturbations, and linearise at the end."""
         images, labels, delta = self.images[rows], self.labels[rows], start.delta[rows]
         toward_label = start.clean[rows] != labels
         p = float(self.config.norm)
 
-        def linearize(delta: Tensor) -> tuple[LinearizedBoundary, ForwardPass]:
+        def linearize(delta: Tensor) -> LinearizedBoundary:
             forward = self.view.forward_with_grad(images + delta, rows)
-            return linearize_boundary(self.view, forward, labels, p, toward_label), forward
+            return linearize_boundary(self.view, forward, labels, p, toward_label)
 
         for number in range(self.config.max_projections):
-            # Without a name for the forward pass, which frees its graph before the next is built.
-            boundary = linearize(delta)[0]
+            boundary = linearize(delta)
             share = torch.full_like(boundary.dual_norm, PROJECTION_SHARES[min(number, 2)])
             delta = project(delta, boundary, share, torch.zeros_like(share), p)
-        boundary, forward = linearize(delta)
+        record = self.view.record_layers() if keeps_record else None
+        with record or nullcontext():
+            boundary = linearize(delta)
         distance = boundary.distance(delta)
         usable = boundary.dual_norm.isfinite() & (distance > 0)
         return _End(
             rows=rows,
-            points=forward.inputs.detach(),
+            points=images + delta,
             source=boundary.source,
             target=boundary.target,
             distance=distance.where(usable, per_sample_norm(delta, p)),
             weight=-1.0 / boundary.dual_norm.where(usable, torch.inf),
-            kept=[forward] if keep_graph else [],
+            record=record,
         )
 
 
@@ -167,17 +170,15 @@ class _TrueDistance(torch.autograd.Function):
         ctx: Any, adjoint: Tensor
     ) -> tuple[Any, ...]:
         view: AttackView = ctx.view
-
-        def forwards() -> Iterator[BoundaryForward]:
-            for end in ctx.ends:
+        total: Gradients = [None] * len(view.parameters())
+        while ctx.ends:
+            end: _End = ctx.ends.pop()
+            weight = adjoint[end.rows] * end.weight
+            if end.record is not None:
+                terms = end.record.gradients(weight / view.gradient_scale)
+            else:
                 with torch.enable_grad():
-                    kept = end.kept.pop().logits if end.kept else None
-                    logits = view(end.points, end.rows) if kept is None else kept
-                del kept
-                weight = adjoint[end.rows] * end.weight
-                forward = BoundaryForward(logits, end.target, end.source, weight)
-                del logits
-                yield forward
-                del forward
-
-        return None, None, *logit_diff_gradients(view.parameters(), forwards())
+                    f = target_logit_diff(view(end.points, end.rows), end.target, end.source)
+                terms = torch.autograd.grad(f, view.parameters(), weight, allow_unused=True)
+            total = add_gradients(total, terms)
+        return None, None, *total

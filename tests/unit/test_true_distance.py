@@ -112,6 +112,7 @@ def test_with_one_iteration_the_class_is_not_tested(projections: int) -> None:
     view = AttackView(net)
     clean = view.forward_with_grad(images)
     labels = clean.logits.argmax(dim=1)
+    assert view.can_record_layers(images)  # tried once, with forward passes of its own
     num_forwards = 0
 
     def count(*_: object) -> None:

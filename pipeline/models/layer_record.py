@@ -1,0 +1,146 @@
+"""Gradients by the parameters after the backward pass, with a weight for each sample.
+
+In: a forward pass of A samples under `LayerRecord`, and one gradient of the samples' f by the
+inputs. Out: gradients by the parameters of sum_s a_s f_s, for weights a (A,) that are known only
+then.
+
+The gradient by a layer's weights is a product of the layer's input h and of e, the gradient by its
+output. A gradient by the net's input computes all e on its way. The record keeps h and e, so that a
+gradient by the parameters costs one product a layer, where autograd would compute all e again.
+
+In a piecewise linear net the record also gives the gradient of <v, w>, with w the gradient of f by
+the input: the product of e and of h's derivative along v. v enters as a forward-mode tangent of the
+input (torch.autograd.forward_ad).
+
+The net's own code runs under a torch function mode, which replaces convolutions, linear layers and
+batch norm on stored statistics. A net that uses parameters elsewhere is not supported:
+`LayerRecord.is_complete` is False after its forward pass.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+from pipeline.models.recorded_layers import RecordedLayer, recorded_layer
+
+Gradients = list[Tensor | None]
+
+
+class LayerRecord(TorchFunctionMode):
+    """Runs a net once and records its layers.
+
+    Attributes:
+        is_complete: whether all uses of the parameters so far are recorded.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], needs_input_gradient: bool = True) -> None:
+        """Record one forward pass.
+
+        Args:
+            parameters: those to differentiate by.
+            needs_input_gradient: whether the gradient by the net's input itself is used.
+        """
+        super().__init__()
+        self.is_complete = True
+        self.needs_input_gradient = needs_input_gradient
+        self._parameters = parameters
+        self._position = {id(parameter): n for n, parameter in enumerate(parameters)}
+        self._layers: list[RecordedLayer] = []
+
+    def __torch_function__(
+        self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        layer = recorded_layer(func, args, kwargs)
+        if layer is not None and any(id(p) in self._position for p in layer.parameters()):
+            self._layers.append(layer)
+            return _RunLayer.apply(layer.inputs, layer, self.needs_input_gradient)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result.requires_grad:
+            arguments = (*args, *kwargs.values())
+            self.is_complete &= not any(id(argument) in self._position for argument in arguments)
+        return result
+
+    @torch.no_grad()
+    def gradients(self, weight: Tensor, tangent_weight: Tensor | None = None) -> Gradients:
+        """Gradients of sum_s (a_s f_s + b_s <v_s, w_s>) by the parameters; None for unused ones.
+
+        Args:
+            weight: a, (A,) fp32.
+            tangent_weight: b, (A,) fp32. Default: zeros; needed after a pass with tangents.
+
+        Frees what was recorded.
+        """
+        total: Gradients = [None] * len(self._parameters)
+        while self._layers:
+            layer = self._layers.pop()
+            if layer.output_gradient is None:
+                continue  # f does not depend on it
+            for parameter, gradient in layer.gradients(weight, tangent_weight):
+                position = self._position.get(id(parameter))
+                if position is not None:
+                    before = total[position]
+                    gradient = gradient.to(parameter.dtype).view_as(parameter)
+                    total[position] = gradient if before is None else before.add_(gradient)
+        return total
+
+
+def is_recordable(
+    net: Callable[[Tensor], Tensor], images: Tensor, parameters: Sequence[Tensor]
+) -> bool:
+    """Whether a record gives the gradients that autograd gives, tried on some images (A, C, H, W).
+
+    Args:
+        net: from images to logits (A, K).
+        images: to try it on.
+        parameters: to differentiate by.
+    """
+    record = LayerRecord(parameters)
+    images = images.detach().requires_grad_()
+    weight = torch.linspace(1.0, -0.5, len(images), device=images.device)
+    with torch.enable_grad(), record:
+        logits = net(images)
+    if not record.is_complete:
+        return False
+    signs = torch.ones_like(logits)
+    signs[:, 1::2] = -1.0
+    torch.autograd.grad(logits, images, signs)
+    del logits  # and the graph
+    with torch.enable_grad():
+        loss = (weight[:, None] * signs * net(images)).sum()
+    expected = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    pairs = [(a, b) for a, b in zip(record.gradients(weight), expected, strict=True)]
+    difference = sum((b if a is None else b - a).double().square().sum() for a, b in pairs)
+    size = sum(b.double().square().sum() for _, b in pairs)
+    # Reduced precision rounds; samples or layers that are mixed up differ by as much as the size.
+    return bool(difference <= 1e-3 * size)
+
+
+class _RunLayer(torch.autograd.Function):
+    """The layer; backward records the gradient by its output."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, layer: RecordedLayer, to_inputs: bool) -> Tensor:
+        ctx.layer = layer
+        ctx.skips = inputs.is_leaf and not to_inputs
+        layer.inputs = inputs.detach()
+        return layer.outputs(layer.inputs)
+
+    @staticmethod
+    def jvp(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, tangent: Tensor, *_: None
+    ) -> Tensor:
+        ctx.layer.tangent = tangent.detach()  # other operations make a graph of tangents
+        return ctx.layer.linear_part(ctx.layer.tangent)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, e: Tensor
+    ) -> tuple[Tensor | None, None, None]:
+        ctx.layer.output_gradient = e
+        return None if ctx.skips else ctx.layer.input_gradient(e), None, None

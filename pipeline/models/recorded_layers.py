@@ -1,0 +1,200 @@
+"""Layers that are affine in their input, with what a gradient by their parameters needs.
+
+In: a call of a convolution, a linear layer, or batch norm on stored statistics. Out:
+`RecordedLayer`, which `pipeline.models.layer_record` runs.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LINEAR: dict[str, Any] = {"input": None, "weight": None, "bias": None}
+_CONVOLUTION = {**_LINEAR, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_STATISTICS: dict[str, Any] = {"input": None, "running_mean": None, "running_var": None}
+_BATCH_NORM = {
+    **_STATISTICS,
+    **{"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5},
+}
+# The parameters of each function, in order, with their defaults.
+_PARAMETERS: dict[Callable, dict[str, Any]] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _CONVOLUTION),
+    F.linear: _LINEAR,
+    F.batch_norm: _BATCH_NORM,
+}
+
+
+class RecordedLayer:
+    """A layer that is affine in its input, and what has been recorded of it."""
+
+    def __init__(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+        self.inputs = inputs  # h, (A, C, ...)
+        self.tangent: Tensor | None = None  # derivative of h along v, of the same shape
+        self.output_gradient: Tensor | None = None  # e, (A, D, ...)
+        self.weight, self.bias = weight, bias
+
+    def parameters(self) -> list[Tensor]:
+        """The weight and the bias, if the layer has them."""
+        return [p for p in (self.weight, self.bias) if p is not None]
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """The layer's output."""
+        raise NotImplementedError
+
+    def linear_part(self, tangent: Tensor) -> Tensor:
+        """The derivative of the output along a derivative of the input."""
+        raise NotImplementedError
+
+    def input_gradient(self, e: Tensor) -> Tensor:
+        """The gradient by the input."""
+        raise NotImplementedError
+
+    def weight_gradient(self, h: Tensor, e: Tensor) -> Tensor:
+        """The gradient by the weight: the product of inputs and gradients by the output."""
+        raise NotImplementedError
+
+    def weighted_inputs(self, weight: Tensor, tangent_weight: Tensor | None) -> Tensor:
+        """a h + b h', of h's type."""
+        shape = (-1, *[1] * (self.inputs.dim() - 1))
+        weighted = self.inputs.to(weight.dtype) * weight.view(shape)
+        if self.tangent is not None and tangent_weight is not None:
+            weighted.addcmul_(self.tangent.to(weight.dtype), tangent_weight.view(shape))
+        return weighted.to(self.inputs.dtype)
+
+    def gradients(
+        self, weight: Tensor, tangent_weight: Tensor | None
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        """The parameters and their gradients, with weights as in `LayerRecord.gradients`."""
+        e = self.output_gradient
+        assert e is not None
+        if self.bias is not None:
+            by_sample = e.flatten(2).sum(dim=2, dtype=weight.dtype) if e.dim() > 2 else e
+            yield self.bias, weight @ by_sample.to(weight.dtype)
+        if self.weight is not None:
+            yield self.weight, self.weight_gradient(self.weighted_inputs(weight, tangent_weight), e)
+
+
+class _Convolution(RecordedLayer):
+    def __init__(self, func: Callable, arguments: dict[str, Any]) -> None:
+        weight = arguments["weight"]
+        super().__init__(_autocast(arguments["input"]), weight, arguments["bias"])
+        self.func, self.kernel, self.groups = func, _autocast(weight.detach()), arguments["groups"]
+        self.stride, self.padding, self.dilation = (
+            [size] * (weight.dim() - 2) if isinstance(size, int) else [*size]
+            for size in (arguments[name] for name in ("stride", "padding", "dilation"))
+        )
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.detach()
+        return self._run(inputs, bias)
+
+    def linear_part(self, tangent: Tensor) -> Tensor:
+        return self._run(tangent, None)
+
+    def input_gradient(self, e: Tensor) -> Tensor:
+        return self._backward(self.inputs, e, [True, False, False])[0]
+
+    def weight_gradient(self, h: Tensor, e: Tensor) -> Tensor:
+        return self._backward(h, e, [False, True, False])[1]
+
+    def _run(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
+        stride, padding, dilation = self.stride, self.padding, self.dilation
+        bias = None if bias is None else bias.to(inputs.dtype)
+        return self.func(inputs, self.kernel, bias, stride, padding, dilation, self.groups)
+
+    def _backward(self, h: Tensor, e: Tensor, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        no_transposition = (False, [0] * len(self.stride))
+        geometry = (self.stride, self.padding, self.dilation, *no_transposition, self.groups)
+        backward = torch.ops.aten.convolution_backward.default
+        return backward(e, h, self.kernel, None, *geometry, mask)
+
+
+class _Linear(RecordedLayer):
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        weight = arguments["weight"]
+        super().__init__(_autocast(arguments["input"]), weight, arguments["bias"])
+        self.kernel = _autocast(weight.detach())
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.detach().to(inputs.dtype)
+        return F.linear(inputs, self.kernel, bias)
+
+    def linear_part(self, tangent: Tensor) -> Tensor:
+        return F.linear(tangent, self.kernel)
+
+    def input_gradient(self, e: Tensor) -> Tensor:
+        return e @ self.kernel
+
+    def weight_gradient(self, h: Tensor, e: Tensor) -> Tensor:
+        return e.t() @ h
+
+
+class _BatchNorm(RecordedLayer):
+    """On stored statistics: (h - mean) / sqrt(variance + eps) * weight + bias."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        inputs, weight = arguments["input"], arguments["weight"]
+        super().__init__(inputs, weight, arguments["bias"])
+        self.mean, self.variance = arguments["running_mean"], arguments["running_var"]
+        self.eps = arguments["eps"]
+        shape = (1, -1, *[1] * (inputs.dim() - 2))
+        self.inverse = (self.variance + self.eps).rsqrt().view(shape)
+        gain = self.inverse if weight is None else self.inverse * weight.detach().view(shape)
+        self.gain = gain.to(inputs.dtype)
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        weight, bias = (None if p is None else p.detach() for p in (self.weight, self.bias))
+        return F.batch_norm(inputs, self.mean, self.variance, weight, bias, eps=self.eps)
+
+    def linear_part(self, tangent: Tensor) -> Tensor:
+        return tangent * self.gain
+
+    def input_gradient(self, e: Tensor) -> Tensor:
+        return e * self.gain
+
+    def weight_gradient(self, h: Tensor, e: Tensor) -> Tensor:
+        product = h.float() * e if e.dtype != torch.float64 else h * e
+        return product.sum(dim=[d for d in range(e.dim()) if d != 1])
+
+    def weighted_inputs(self, weight: Tensor, tangent_weight: Tensor | None) -> Tensor:
+        shape = (-1, *[1] * (self.inputs.dim() - 1))
+        centred = self.inputs - self.mean.view_as(self.inverse)
+        weighted = centred * weight.view(shape)
+        if self.tangent is not None and tangent_weight is not None:
+            weighted = weighted.addcmul_(self.tangent, tangent_weight.view(shape))
+        return weighted * self.inverse
+
+
+def recorded_layer(
+    func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> RecordedLayer | None:
+    """The layer that a call runs; None for other functions, and for forms that are not supported.
+
+    Args:
+        func: the function.
+        args: its positional arguments.
+        kwargs: its other arguments.
+    """
+    if func not in _PARAMETERS:
+        return None
+    names = _PARAMETERS[func]
+    arguments = {**names, **dict(zip(names, args, strict=False)), **kwargs}
+    inputs = arguments["input"]
+    if func is F.batch_norm:
+        has_statistics = arguments["running_mean"] is not None
+        return _BatchNorm(arguments) if has_statistics and not arguments["training"] else None
+    if func is F.linear:
+        return _Linear(arguments) if inputs.dim() == 2 else None
+    if inputs.dim() != arguments["weight"].dim() or isinstance(arguments["padding"], str):
+        return None
+    return _Convolution(func, arguments)
+
+
+def _autocast(values: Tensor) -> Tensor:
+    """The values in the type that autocast would choose for a convolution or a linear layer."""
+    device = values.device.type
+    if not torch.is_autocast_enabled(device):
+        return values
+    return values.to(torch.get_autocast_dtype(device))

@@ -1,0 +1,152 @@
+"""Gradients by the parameters from a record of the layers, against autograd's."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from pipeline.models.layer_record import LayerRecord, is_recordable
+
+WEIGHT = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+TANGENT_WEIGHT = torch.tensor([0.3, 1.0, -1.0, 2.0], dtype=torch.float64)
+
+
+class Shared(nn.Module):
+    """One layer used twice, a skip connection, in-place activations, a string as padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.twice = nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=3, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.last = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.first(x))
+        y = F.relu(self.norm(self.twice(x)), inplace=True)
+        y = y + x
+        x = F.max_pool2d(F.leaky_relu(self.twice(y)), 2)
+        return self.last(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU6(), nn.AvgPool2d(2), nn.BatchNorm2d(4)),
+        *(nn.Flatten(), nn.BatchNorm1d(16, affine=False), nn.Linear(16, 5, bias=False)),
+    )
+
+
+def prepared(make: Callable[[], nn.Module]) -> nn.Module:
+    """A net in float64 whose batch norm has seen data."""
+    torch.manual_seed(0)
+    net = make().double()
+    for _ in range(5):
+        net(torch.randn(8, 3, 12, 12, dtype=torch.float64))
+    return net.eval()
+
+
+def by_autograd(net: nn.Module, images: Tensor, v: Tensor) -> list[Tensor]:
+    """Gradients of sum_s (a_s f_s + b_s <v_s, w_s>), by a second derivative."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    images = images.clone().requires_grad_()
+    f = net(images)[:, 0] - net(images)[:, 3]
+    (w,) = torch.autograd.grad(f.sum(), images, create_graph=True)
+    total = (WEIGHT * f).sum() + (TANGENT_WEIGHT * (v * w).flatten(1).sum(dim=1)).sum()
+    return [*torch.autograd.grad(total, parameters)]
+
+
+def by_record(net: nn.Module, images: Tensor, v: Tensor) -> list[Tensor | None]:
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    record = LayerRecord(parameters)
+    with forward_ad.dual_level():
+        points = forward_ad.make_dual(images.clone().requires_grad_(), v)
+        with record:
+            logits = net(points)
+        logits = forward_ad.unpack_dual(logits).primal
+    assert record.is_complete
+    torch.autograd.grad((logits[:, 0] - logits[:, 3]).sum(), points)
+    return record.gradients(WEIGHT, TANGENT_WEIGHT)
+
+
+def check(net: nn.Module, images: Tensor, v: Tensor) -> None:
+    expected, gradients = by_autograd(net, images, v), by_record(net, images, v)
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("make", [Shared, plain])
+def test_the_gradients_are_autograds(make: Callable[[], nn.Module]) -> None:
+    net = prepared(make)
+    images, v = torch.randn(2, 4, 3, 12, 12, dtype=torch.float64)
+    for expected, gradient in zip(
+        by_autograd(net, images, v), by_record(net, images, v), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_frozen_parameters_have_none() -> None:
+    net = prepared(Shared)
+    net.first.requires_grad_(False)
+    images, v = torch.randn(2, 4, 3, 12, 12, dtype=torch.float64)
+    for expected, gradient in zip(
+        by_autograd(net, images, v), by_record(net, images, v), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_in_every_precision(precision: torch.dtype, channels_last: bool) -> None:
+    net = prepared(Shared).float()
+    images = torch.randn(4, 3, 12, 12)
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
+
+    def in_precision(points: Tensor) -> Tensor:
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            return net(points).float()
+
+    assert is_recordable(in_precision, images, [*net.parameters()])
+
+
+class Scaled(nn.Module):
+    """A parameter that no layer uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.scale = plain(), nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * self.scale
+
+
+class Tokens(nn.Module):
+    """A linear layer on more than one vector an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.flatten(1, 2)).mean(dim=1)
+
+
+class Turned(nn.Module):
+    """A layer that takes the images as channels: samples do not come first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x.flatten(1)[:, :2].t()).t()
+
+
+@pytest.mark.parametrize("make", [Scaled, Tokens, Turned])
+def test_nets_that_use_parameters_otherwise_are_known(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = make().eval()
+    assert not is_recordable(net, torch.randn(2, 3, 12, 12), [*net.parameters()])
