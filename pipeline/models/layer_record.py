@@ -17,17 +17,31 @@ batch norm on stored statistics. A net that uses parameters elsewhere is not sup
 `LayerRecord.is_complete` is False after its forward pass.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from pipeline.models.recorded_layers import RecordedLayer, recorded_layer
 
 Gradients = list[Tensor | None]
+_LARGEST_WEIGHT = 2.0**-10
+
+
+@contextmanager
+def tangents_allowed() -> Iterator[None]:
+    """A block in which tensors may have tangents (torch.autograd.forward_ad)."""
+    with warnings.catch_warnings():
+        # The first block in a process makes torch warn of its own use of torch.jit.
+        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+        with forward_ad.dual_level():
+            yield
 
 
 class LayerRecord(TorchFunctionMode):
@@ -56,8 +70,10 @@ class LayerRecord(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         layer = recorded_layer(func, args, kwargs)
-        if layer is not None and any(id(p) in self._position for p in layer.parameters()):
-            self._layers.append(layer)
+        if layer is not None:
+            # Frozen layers run in the same way: batch norm's own tangents take many operations.
+            if any(id(parameter) in self._position for parameter in layer.parameters()):
+                self._layers.append(layer)
             return _RunLayer.apply(layer.inputs, layer, self.needs_input_gradient)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and result.requires_grad:
@@ -75,6 +91,12 @@ class LayerRecord(TorchFunctionMode):
 
         Frees what was recorded.
         """
+        # fp16 has little range, and e is usually scaled up: the weights become small.
+        weights = [w for w in (weight, tangent_weight) if w is not None]
+        largest = torch.stack([w.abs().max() for w in weights]).max()
+        unit = largest.where(largest > 0, 1.0) / _LARGEST_WEIGHT
+        weight = weight / unit
+        tangent_weight = None if tangent_weight is None else tangent_weight / unit
         total: Gradients = [None] * len(self._parameters)
         while self._layers:
             layer = self._layers.pop()
@@ -84,7 +106,7 @@ class LayerRecord(TorchFunctionMode):
                 position = self._position.get(id(parameter))
                 if position is not None:
                     before = total[position]
-                    gradient = gradient.to(parameter.dtype).view_as(parameter)
+                    gradient = gradient.to(parameter.dtype).view_as(parameter) * unit
                     total[position] = gradient if before is None else before.add_(gradient)
         return total
 
@@ -127,7 +149,7 @@ class _RunLayer(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, layer: RecordedLayer, to_inputs: bool) -> Tensor:
         ctx.layer = layer
         ctx.skips = inputs.is_leaf and not to_inputs
-        layer.inputs = inputs.detach()
+        layer.inputs = forward_ad.unpack_dual(inputs.detach()).primal
         return layer.outputs(layer.inputs)
 
     @staticmethod

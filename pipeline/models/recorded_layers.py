@@ -58,9 +58,9 @@ class RecordedLayer:
     def weighted_inputs(self, weight: Tensor, tangent_weight: Tensor | None) -> Tensor:
         """a h + b h', of h's type."""
         shape = (-1, *[1] * (self.inputs.dim() - 1))
-        weighted = self.inputs.to(weight.dtype) * weight.view(shape)
+        weighted = self.inputs * weight.view(shape)  # in the weight's type
         if self.tangent is not None and tangent_weight is not None:
-            weighted.addcmul_(self.tangent.to(weight.dtype), tangent_weight.view(shape))
+            weighted.addcmul_(self.tangent, tangent_weight.view(shape))
         return weighted.to(self.inputs.dtype)
 
     def gradients(

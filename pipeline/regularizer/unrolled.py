@@ -25,18 +25,22 @@ from pipeline.attacks.linearized_step import Candidates, loss_step
 from pipeline.attacks.norms import dual_exponent, expand_to_images, per_sample_norm, steepest_step
 from pipeline.errors import UserError, first_line
 from pipeline.models.attack_view import ForwardPass
-from pipeline.regularizer.piecewise_linear import backward_piecewise_linear
+from pipeline.regularizer.piecewise_linear import (
+    backward_piecewise_linear,
+    is_full_precision,
+)
 from pipeline.regularizer.trace import AttackTrace, Gradients, add_gradients, target_logit_diff
 
 
 def unrolled(trace: AttackTrace) -> Tensor:
     """The perturbation (N, C, H, W), differentiable by the parameters, exactly."""
     view, images, config = trace.view, trace.images, trace.config
-    # Low precision would round off the shift v / a, which is small beside z.
-    tf32 = images.is_cuda and torch.backends.cudnn.allow_tf32
-    full_precision = view.precision == torch.float32 and not tf32
     has_formula = config.step_direction == "boundary" and float(config.norm) < torch.inf
-    piecewise_linear = full_precision and has_formula and view.is_piecewise_linear(images)
+    piecewise_linear = (
+        has_formula
+        and view.is_piecewise_linear(images)
+        and (is_full_precision(view, images) or view.can_record_layers(images))
+    )
     return _Unrolled.apply(trace, piecewise_linear, *view.parameters())
 
 

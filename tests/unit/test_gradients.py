@@ -1,5 +1,8 @@
 """Two ways to the exact gradient, candidates visited lazily, and the boundary gradient."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +12,9 @@ from pipeline.attacks.deepfool import AttackOptions, deepfool
 from pipeline.config import ModelConfig, RegularizerConfig
 from pipeline.models.attack_view import AttackView, ForwardPass
 from pipeline.models.build import build
+from pipeline.regularizer import piecewise_linear
+from pipeline.regularizer.trace import AttackTrace
+from pipeline.regularizer.unrolled import unrolled
 from pipeline.training.objective import make_objective
 from tests.helpers import nets
 from tests.helpers.gradients import (
@@ -40,6 +46,56 @@ def test_the_ways_for_any_net_and_for_piecewise_linear_nets_agree(name: str) -> 
     net.eval().zero_grad()
     objective(images, labels, use_methods=True).loss.backward()
     assert (gradient(net) - fast).norm() < 1e-9 * fast.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "p", "max_images"),
+    [
+        ("mlp", 2.0, None),
+        ("lenet", 3.0, None),
+        ("lenet", 2.0, 4),
+        pytest.param("resnet18", 2.0, None, marks=pytest.mark.slow),
+    ],
+)
+def test_tangents_give_the_gradient_of_the_shift(
+    monkeypatch: pytest.MonkeyPatch, name: str, p: float, max_images: int | None
+) -> None:
+    net, images, labels = setting(name)
+    config = replace(with_attack(norm=p), max_images=max_images)
+    by_shift = gradient_by(net, images, labels, config)
+    monkeypatch.setattr(piecewise_linear, "is_full_precision", lambda *_: False)
+    by_tangents = gradient_by(net, images, labels, config)
+    assert not torch.equal(by_tangents, by_shift)
+    assert (by_tangents - by_shift).norm() < 1e-9 * by_shift.norm()
+
+
+@pytest.mark.parametrize(
+    ("precision", "least"), [(torch.bfloat16, 0.99), (torch.float16, 0.995)], ids=str
+)
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_reduced_precision_needs_no_second_derivative(
+    monkeypatch: pytest.MonkeyPatch, name: str, precision: torch.dtype, least: float
+) -> None:
+    """The same perturbations, differentiated in both precisions."""
+    net, images, labels = setting(name, 12)
+    net, images = net.float(), images.float()
+    first_derivative = AttackView.logit_diff_gradient
+
+    def only_first(*args: Any, create_graph: bool = False) -> Tensor:
+        assert not create_graph
+        return first_derivative(*args)
+
+    monkeypatch.setattr(AttackView, "logit_diff_gradient", only_first)
+    gradients = []
+    for view in (AttackView(net), AttackView(net, precision)):
+        options = AttackOptions(record=True)
+        perturbation = deepfool(AttackView(net), images, CONFIG.attack, labels, options=options)
+        trace = AttackTrace(view, images, perturbation, CONFIG.attack, len(images))
+        ratio = unrolled(trace).flatten(1).norm(dim=1) / images.flatten(1).norm(dim=1)
+        by_parameters = torch.autograd.grad((-3 * ratio).exp().sum(), view.parameters())
+        gradients.append(torch.cat([gradient.flatten() for gradient in by_parameters]))
+    assert cosine(*gradients) > least
+    assert abs(gradients[1].norm() / gradients[0].norm() - 1.0) < 0.02
 
 
 def test_smooth_nets_are_known_as_such() -> None:
