@@ -7,7 +7,7 @@ from typing import Any
 from .checks import shown
 from .evaluation import AttackConfig
 from .runs import FinetuneConfig, RunConfig
-from .training import ScheduleConfig
+from .training import RegularizerConfig, ScheduleConfig
 
 BUILT_IN_METHODS = ("clean", "deep_defense", "adversarial_2", "parseval")
 
@@ -109,6 +109,8 @@ def _of_methods(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
     if "deep_defense" in names and config.regularizer.lam == 0:
         for option in gradient_options:
             yield option, "regularizer.lam is 0"
+    elif "deep_defense" in names:
+        yield from _of_regularizer(config.regularizer)
     owners = {
         "deep_defense": gradient_options,
         "adversarial_2": ("objective.adversarial.eps", "objective.adversarial.weight"),
@@ -117,6 +119,18 @@ def _of_methods(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
     for method, options in owners.items():
         for option in options if method not in names else ():
             yield option, f"{reason}, without {method}"
+
+
+def _of_regularizer(options: RegularizerConfig) -> Iterator[tuple[str, str]]:
+    if options.gradient == "boundary":
+        yield "regularizer.through_earlier_steps", "regularizer.gradient is boundary"
+    if not options.include_misclassified:
+        for name in ("d", "min_probability"):
+            yield f"regularizer.{name}", "regularizer.include_misclassified is false"
+    elif options.form == "hinge":
+        yield "regularizer.d", "regularizer.form is hinge"
+    elif options.smallest_share < 1.0:
+        yield "regularizer.min_probability", "regularizer.smallest_share is below 1"
 
 
 def _beyond_the_end(config: FinetuneConfig, steps_per_epoch: int | None) -> list[str]:

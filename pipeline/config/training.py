@@ -18,9 +18,23 @@ class RegularizerConfig(Section):
     """Factor in the exponent for correctly classified samples."""
     d: float = number(5.0, Range(minimum=0))
     """Factor in the exponent for misclassified samples."""
+    form: Literal["exp", "linear", "inverse", "hinge"] = "exp"
+    """R of a correctly classified sample, and of a misclassified one. exp: exp(-c ratio) and
+    exp(d ratio); linear: -c ratio and d ratio; inverse: 1 / (1 + c ratio) and 1 / (1 - d ratio), at
+    most 50; hinge: max(0, c - ratio) and c + ratio, with c the ratio from which on nothing is
+    gained, and d unused."""
+    include_misclassified: bool = True
+    """Whether misclassified samples have a term."""
+    smallest_share: float = number(1.0, Range(above=0, maximum=1))
+    """Below 1, only the worst samples of a pass on a rank have a term: of each class the one with
+    the smallest ratio (misclassified: the largest), if it is in this share of the batch. The term
+    then depends on the number of ranks. 1: all samples."""
     gradient: Literal["unrolled", "boundary"] = "unrolled"
     """Gradient of the perturbation's norm. unrolled: exact, through every step of the attack;
     boundary: by the implicit function theorem at the boundary point (cheaper, approximate)."""
+    through_earlier_steps: bool = True
+    """For unrolled: whether a step's gradient goes through the point that the steps before it have
+    reached. false: each step is differentiated at a fixed point."""
     attack: AttackConfig = field(
         default_factory=lambda: AttackConfig(
             linearize_at="overshot",

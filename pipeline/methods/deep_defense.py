@@ -9,7 +9,7 @@ from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView
-from pipeline.regularizer.penalty import penalty, robustness
+from pipeline.regularizer.penalty import penalty, robustness, worst_of_each_class
 from pipeline.regularizer.sampling import Selection, probability_in_f, select, select_all
 
 from .base import Clean, Method, Term
@@ -49,6 +49,9 @@ class DeepDefense(Method):
             points = PointsToLinearize(clean.graph, rows)
         measured = robustness(view, images, labels, self.options, points, clean.at_once)
         terms = penalty(measured, self.options)
+        if self.options.smallest_share < 1.0:
+            worst = worst_of_each_class(measured, labels, self.options.smallest_share)
+            terms = terms.where(worst, 0.0)
         value = self.options.lam * ((terms * weight[rows]).sum() / len(clean.images))
         if self.parameters is not None:
             value = only_through(value, self.parameters, self.view.gradient_scale)
@@ -71,13 +74,16 @@ class DeepDefense(Method):
 
     def _selection(self, clean: Clean) -> Selection:
         """The images that are measured."""
-        if clean.uniform is None or clean.typical_ratio is None:
-            return select_all(clean.images)
-        probability = probability_in_f(self.options, clean.typical_ratio)
+        correct = clean.logits.detach().argmax(dim=1) == clean.labels
+        uniform = torch.zeros_like(correct) if clean.uniform is None else clean.uniform
+        probability = 1.0
+        if not self.options.include_misclassified:
+            probability = 0.0
+        elif clean.uniform is not None and clean.typical_ratio is not None:
+            probability = probability_in_f(self.options, clean.typical_ratio)
         if probability == 1.0:
             return select_all(clean.images)
-        correct = clean.logits.detach().argmax(dim=1) == clean.labels
-        return select(correct, clean.uniform, probability)
+        return select(correct, uniform, probability)
 
 
 def matching(net: nn.Module, patterns: list[str]) -> list[nn.Parameter]:

@@ -4,6 +4,7 @@ In: a net, images and labels. Out: ||dx|| / ||x|| of every sample, as a
 differentiable function of the net's parameters, and what the attack observed.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from pipeline.regularizer.boundary import boundary
 from pipeline.regularizer.trace import AttackTrace
 from pipeline.regularizer.true_distance import true_distance
 from pipeline.regularizer.unrolled import unrolled
+
+_MOST = 50.0  # largest R of a misclassified sample, form inverse
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,57 @@ def _attack(
     options = AttackOptions(record=True, keep_graph=config.gradient == "boundary", at_once=at_once)
     perturbation = deepfool(view, images, config.attack, labels, points=points, options=options)
     size = len(images) if at_once is None else at_once
-    return AttackTrace(view.with_current_masks(), images, perturbation, config.attack, size)
+    return AttackTrace(
+        view.with_current_masks(),
+        images,
+        perturbation,
+        config.attack,
+        size,
+        config.through_earlier_steps,
+    )
 
 
 def penalty(robustness: Robustness, config: RegularizerConfig) -> Tensor:
-    """R of each sample, equation (5): exp(-c ratio) in T, exp(d ratio) in F; (N,)."""
-    ratio = robustness.ratio
-    return torch.where(robustness.correct, -config.c * ratio, config.d * ratio).exp()
+    """R of each sample (N,), of the form ``config.form``; exp is equation (5)."""
+    ratio, correct, c, d = robustness.ratio, robustness.correct, config.c, config.d
+    if config.form == "exp":
+        return torch.where(correct, -c * ratio, d * ratio).exp()
+    if config.form == "linear":
+        return torch.where(correct, -c * ratio, d * ratio)
+    if config.form == "hinge":
+        return torch.where(correct, (c - ratio).clamp_min(0.0), c + ratio)
+    return 1.0 / torch.where(correct, 1.0 + c * ratio, (1.0 - d * ratio).clamp_min(1.0 / _MOST))
+
+
+def slopes(config: RegularizerConfig, ratio: float) -> tuple[float, float]:
+    """|dR / dratio| of a sample in T and of one in F, at a ratio."""
+    c, d = config.c, config.d
+    if config.form == "exp":
+        return c * math.exp(-c * ratio), d * math.exp(min(d * ratio, 100.0))
+    if config.form == "linear":
+        return c, d
+    if config.form == "hinge":
+        return float(ratio < c), 1.0
+    return c / (1.0 + c * ratio) ** 2, d / max(1.0 - d * ratio, 1.0 / _MOST) ** 2
+
+
+def worst_of_each_class(robustness: Robustness, labels: Tensor, share: float) -> Tensor:
+    """Which samples (N,) bool are the worst of their class and among the worst of the batch.
+
+    In T that is the smallest ratio, in F the largest (aggregation "min" of Yan, Guo, Zhang,
+    "Adversarial Margin Maximization Networks", TPAMI 2019). Of equal ones the first counts.
+
+    Args:
+        robustness: of the batch.
+        labels: (N,).
+        share: largest part of the batch that is chosen from T, and from F.
+    """
+    number = max(1, int(len(labels) * share))
+    ratio = robustness.ratio.detach()
+    chosen = torch.zeros_like(robustness.correct)
+    for members, badness in ((robustness.correct, -ratio), (~robustness.correct, ratio)):
+        rows = members.nonzero().squeeze(1)
+        order = rows[badness[rows].argsort(descending=True, stable=True)][:number]
+        same_class = labels[order][:, None] == labels[order]
+        chosen[order[~same_class.tril(diagonal=-1).any(dim=1)]] = True
+    return chosen

@@ -62,10 +62,13 @@ def backward_piecewise_linear(trace: AttackTrace, adjoint: Tensor) -> Gradients:
         if sum(len(part.points) for part in waiting) + len(points) > trace.at_once:
             total = add_gradients(total, _gradients(view, waiting))
             waiting = []
-        part, propagated_adjoint = _linearize(step, points, adjoint[step.samples], p)
+        u = adjoint[step.samples]
+        part, propagated_adjoint = _linearize(step, points, u, p)
+        if not trace.through_earlier_steps:
+            propagated_adjoint = u
         adjoint[step.samples] = propagated_adjoint.mul_(trace.config.reach)
         waiting.append(part)
-        del propagated_adjoint  # as large as the batch
+        del u, propagated_adjoint  # as large as the batch
     return add_gradients(total, _gradients(view, waiting)) if waiting else total
 
 

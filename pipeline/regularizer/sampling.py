@@ -2,14 +2,14 @@
 
 In: the classes of a batch, and uniform random numbers. Out: `Selection`.
 
-The gradient of a sample's term R by its ratio r is c exp(-c r) in T and d exp(d r) in F. On
+The gradient of a sample's term R by its ratio r is c exp(-c r) in T and d exp(d r) in F (form exp;
+`pipeline.regularizer.penalty.slopes` has the others). On
 ImageNet (c 500, d 5) the gradients of F are about fifty times smaller, but F takes more iterations
 of the attack. So a sample of F is measured with a probability in proportion to its expected
 gradient, and counts 1 / probability times: the expected value of the term and of its gradient are
 those of all samples.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import RegularizerConfig
+from pipeline.regularizer.penalty import slopes
 from pipeline.runtime.seeds import derive_seed
 
 # Probability where the expected gradients in T and F are equal: above 1, so that a measured sample
@@ -44,12 +45,11 @@ def probability_in_f(config: RegularizerConfig, typical_ratio: float) -> float:
     """Probability with which a misclassified sample is measured.
 
     Args:
-        config: c, d and min_probability are used.
+        config: the form, c, d, smallest_share and min_probability are used.
         typical_ratio: the mean ratio ||dx|| / ||x||, as of the last evaluation.
     """
-    in_t = config.c * math.exp(-config.c * typical_ratio)
-    in_f = config.d * math.exp(min(config.d * typical_ratio, 100.0))
-    if _SAFETY * in_f >= in_t:
+    in_t, in_f = slopes(config, typical_ratio)
+    if config.smallest_share < 1.0 or _SAFETY * in_f >= in_t:
         return 1.0
     return max(config.min_probability, _SAFETY * in_f / in_t)
 
@@ -66,8 +66,8 @@ def select(correct: Tensor, uniform: Tensor, probability: float) -> Selection:
     Args:
         correct: (N,) bool, in T.
         uniform: (N,) float64 random numbers in [0, 1).
-        probability: of a sample of F, above 0.
+        probability: of a sample of F.
     """
     taken = correct | (uniform < probability)
-    weight = torch.where(correct, 1.0, 1.0 / probability).where(taken, 0.0)
+    weight = torch.where(correct, 1.0, 1.0 / probability if probability else 0.0).where(taken, 0.0)
     return Selection(taken.nonzero().squeeze(1), weight)

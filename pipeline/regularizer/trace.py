@@ -25,6 +25,7 @@ class AttackTrace(NamedTuple):
     perturbation: Perturbation  # with its steps
     config: AttackConfig  # of the attack
     at_once: int  # largest number of images in the net at a time
+    through_earlier_steps: bool = True  # whether a step depends on the point where it linearised
 
     def steps(self) -> Iterator[tuple[Step, Tensor]]:
         """Each step, from the last to the first, and the points (A, C, H, W) where it linearised.

@@ -75,12 +75,13 @@ def _backward_by_recomputation(trace: AttackTrace, adjoint: Tensor) -> Gradients
     """Gradients by the parameters, for any net: one step at a time, by a second derivative."""
     total: Gradients = [None] * len(trace.view.parameters())
     for step, points in trace.steps():
-        needs_input_grad = step.iteration > 0
+        needs_input_grad = step.iteration > 0 and trace.through_earlier_steps
         gradients = _differentiate(trace, points, step, adjoint[step.samples], needs_input_grad)
         total = add_gradients(total, gradients)
+        propagated_adjoint = adjoint[step.samples]
         if needs_input_grad and gradients[-1] is not None:
-            propagated_adjoint = adjoint[step.samples] + gradients[-1]
-            adjoint[step.samples] = propagated_adjoint.mul_(trace.config.reach)
+            propagated_adjoint = propagated_adjoint + gradients[-1]
+        adjoint[step.samples] = propagated_adjoint.mul_(trace.config.reach)
         del gradients  # before the next step's graph is built
     return total
 

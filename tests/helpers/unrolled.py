@@ -23,7 +23,7 @@ def ratio(net: nn.Module, x: Tensor, label: int, config: RegularizerConfig) -> t
     onwards = overshot if attack.linearize_at == "overshot" else 1.0
     for _ in range(attack.max_iterations):
         start = onwards * dx
-        point = x + start
+        point = x + (start if config.through_earlier_steps else start.detach())
         if not point.requires_grad:
             point.requires_grad_()
         f = net(point)[0]
@@ -65,10 +65,19 @@ def steepest(w: Tensor, p: float) -> Tensor:
 
 
 def loss(net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig) -> Tensor:
-    """Mean cross-entropy plus lambda / N times the sum of the exponentials."""
+    """Mean cross-entropy plus lambda / N times the sum of R."""
     total = torch.zeros((), dtype=images.dtype)
     for x, label in zip(images, labels.tolist(), strict=True):
         value, correct = ratio(net, x[None], label, config)
-        total = total + torch.exp(-config.c * value if correct else config.d * value)
+        if correct or config.include_misclassified:
+            total = total + term(value, correct, config)
     plain = nn.functional.cross_entropy(net(images), labels)
     return plain + config.lam * total / len(images)
+
+
+def term(ratio: Tensor, correct: bool, config: RegularizerConfig) -> Tensor:
+    """R of one image."""
+    signed = -config.c * ratio if correct else config.d * ratio
+    if config.form == "hinge":
+        signed = torch.relu(config.c - ratio) if correct else config.c + ratio
+    return {"exp": signed.exp(), "inverse": 1 / (1 - signed)}.get(config.form, signed)
