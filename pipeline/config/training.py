@@ -35,6 +35,9 @@ class RegularizerConfig(Section):
     through_earlier_steps: bool = True
     """For unrolled: whether a step's gradient goes through the point that the steps before it have
     reached. false: each step is differentiated at a fixed point."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Precision of the attack and of the term's gradient. Rounding in bf16 hides the sign of logit
+    differences near the boundary; fp16 has eight times finer steps. Default: runtime.precision."""
     attack: AttackConfig = field(
         default_factory=lambda: AttackConfig(
             linearize_at="overshot",

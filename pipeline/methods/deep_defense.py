@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
-from pipeline.models.attack_view import AttackView
+from pipeline.models.attack_view import PRECISIONS, AttackView
 from pipeline.regularizer.penalty import penalty, robustness, worst_of_each_class
 from pipeline.regularizer.sampling import Selection, probability_in_f, select, select_all
 
@@ -40,12 +40,13 @@ class DeepDefense(Method):
             zeros = torch.zeros_like(weight)
             return Term(zeros.sum(), *(zeros,) * 3, flipped=zeros.bool(), weight=weight)
         everything = len(rows) == len(clean.images)
-        view, images, labels = self.view, clean.images, clean.labels
+        view, images, labels = self._attack_view(), clean.images, clean.labels
         if not everything:
             view, images, labels = view.of_rows(rows), images[rows], labels[rows]
         points = None
         # A new forward pass of a few images costs less than gradients of all.
-        if clean.graph is not None and 2 * len(rows) > len(clean.images):
+        shares = clean.graph is not None and view.precision == self.view.precision
+        if shares and 2 * len(rows) > len(clean.images):
             points = PointsToLinearize(clean.graph, rows)
         measured = robustness(view, images, labels, self.options, points, clean.at_once)
         terms = penalty(measured, self.options)
@@ -54,7 +55,7 @@ class DeepDefense(Method):
             terms = terms.where(worst, 0.0)
         value = self.options.lam * ((terms * weight[rows]).sum() / len(clean.images))
         if self.parameters is not None:
-            value = only_through(value, self.parameters, self.view.gradient_scale)
+            value = only_through(value, self.parameters, view.gradient_scale)
 
         def of_batch(values: Tensor) -> Tensor:
             """Values (A,) of the measured images among those of all (N,); zeros elsewhere."""
@@ -71,6 +72,11 @@ class DeepDefense(Method):
             flipped=of_batch(measured.flipped),
             weight=weight,
         )
+
+    def _attack_view(self) -> AttackView:
+        """The net in the precision of the regulariser."""
+        precision = self.options.precision
+        return self.view if precision is None else self.view.in_precision(PRECISIONS[precision])
 
     def _selection(self, clean: Clean) -> Selection:
         """The images that are measured."""

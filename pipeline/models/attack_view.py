@@ -17,6 +17,8 @@ from pipeline.models import linear_region
 from pipeline.models.fixed_dropout import DROPOUT_LAYERS, DropoutMasks, FixedDropout
 from pipeline.models.layer_record import LayerRecord, is_recordable
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class ForwardPass(NamedTuple):
     """Logits as a function of the inputs, with its graph."""
@@ -84,6 +86,12 @@ class AttackView:
         them, and each image keeps the masks that it has in the batch."""
         view = copy.copy(self)
         view.rows_in_batch = rows
+        return view
+
+    def in_precision(self, precision: torch.dtype) -> "AttackView":
+        """A view of the same net, with the present masks, in another precision."""
+        view = copy.copy(self)
+        view.precision = precision
         return view
 
     def with_min_batch_size(self, min_batch_size: int) -> "AttackView":
@@ -156,13 +164,14 @@ class AttackView:
 
         Tried once, on two images, against autograd.
         """
-        if "layer_record" not in self._checked:
+        check = f"layer_record {self.precision}"
+        if check not in self._checked:
             pair = torch.cat([images[:1], 0.5 * images[:1]])
             rows = torch.zeros(2, dtype=torch.int64, device=images.device)
-            self._checked["layer_record"] = self.min_batch_size <= 2 and is_recordable(
+            self._checked[check] = self.min_batch_size <= 2 and is_recordable(
                 lambda points: self(points, rows), pair, self.parameters()
             )
-        return self._checked["layer_record"]
+        return self._checked[check]
 
     @property
     def gradient_scale(self) -> float:

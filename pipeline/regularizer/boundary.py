@@ -49,4 +49,4 @@ class _Boundary(torch.autograd.Function):
             BoundaryForward(logits, target[samples], source[samples], weight[samples])
             for samples, logits in trace.boundary_logits()
         )
-        return None, *logit_diff_gradients(trace.view.parameters(), forwards)
+        return None, *logit_diff_gradients(trace.view, forwards)

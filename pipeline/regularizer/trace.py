@@ -16,6 +16,9 @@ from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView
 from pipeline.models.layer_record import Gradients
 
+# Gradients by weights are sums over positions and images, which must stay below 65,504.
+_LARGEST_ADJOINT = 2.0**-4
+
 
 class AttackTrace(NamedTuple):
     """What a backward pass needs of an attack on N images."""
@@ -70,18 +73,31 @@ class BoundaryForward(NamedTuple):
     weight: Tensor  # (A,)
 
 
-def logit_diff_gradients(
-    parameters: Sequence[Tensor], forwards: Iterable[BoundaryForward]
-) -> Gradients:
-    """Gradients of the sum of weight * f by the parameters, one forward pass at a time."""
-    total: Gradients = [None] * len(parameters)
+def logit_diff_gradients(view: AttackView, forwards: Iterable[BoundaryForward]) -> Gradients:
+    """Gradients of the sum of weight * f by the view's parameters, one forward pass at a time."""
+    total: Gradients = [None] * len(view.parameters())
     for logits, target, source, weight in forwards:
         with torch.enable_grad():
             f = target_logit_diff(logits, target, source)
-        terms = torch.autograd.grad(f, parameters, weight, allow_unused=True)
+        terms = scaled_gradients(view, f, view.parameters(), weight)
         del logits, f  # and the graph, before the next is made
         total = add_gradients(total, terms)
     return total
+
+
+def scaled_gradients(
+    view: AttackView, outputs: Tensor, inputs: Sequence[Tensor], adjoint: Tensor
+) -> Sequence[Tensor | None]:
+    """Gradients by some inputs; the adjoint is in fp16's range while they are computed in fp16.
+
+    A loss scaler may be absent, or made for other gradients: the attack's precision is its own.
+    """
+    if view.gradient_scale == 1.0:
+        return torch.autograd.grad(outputs, inputs, adjoint, allow_unused=True)
+    largest = adjoint.abs().max()
+    unit = largest.where(largest > 0, 1.0) / _LARGEST_ADJOINT
+    gradients = torch.autograd.grad(outputs, inputs, adjoint / unit, allow_unused=True)
+    return [None if gradient is None else gradient * unit for gradient in gradients]
 
 
 def target_logit_diff(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from pipeline.attacks.projection import LinearizedBoundary, linearize_boundary, 
 from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView
 from pipeline.models.layer_record import Gradients, LayerRecord
-from pipeline.regularizer.trace import add_gradients, target_logit_diff
+from pipeline.regularizer.trace import add_gradients, scaled_gradients, target_logit_diff
 
 # Share of the full projection in the first, the second and the later projections.
 PROJECTION_SHARES = (1.0, 0.5, 0.3)
@@ -179,6 +179,6 @@ class _TrueDistance(torch.autograd.Function):
             else:
                 with torch.enable_grad():
                     f = target_logit_diff(view(end.points, end.rows), end.target, end.source)
-                terms = torch.autograd.grad(f, view.parameters(), weight, allow_unused=True)
+                terms = scaled_gradients(view, f, view.parameters(), weight)
             total = add_gradients(total, terms)
         return None, None, *total

@@ -14,6 +14,7 @@ For any net, each step is computed again with a graph, only for the samples that
 piecewise linear net see `pipeline.regularizer.piecewise_linear`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,11 +26,17 @@ from pipeline.attacks.linearized_step import Candidates, loss_step
 from pipeline.attacks.norms import dual_exponent, expand_to_images, per_sample_norm, steepest_step
 from pipeline.errors import UserError, first_line
 from pipeline.models.attack_view import ForwardPass
+from pipeline.models.layer_record import Gradients
 from pipeline.regularizer.piecewise_linear import (
     backward_piecewise_linear,
     is_full_precision,
 )
-from pipeline.regularizer.trace import AttackTrace, Gradients, add_gradients, target_logit_diff
+from pipeline.regularizer.trace import (
+    AttackTrace,
+    add_gradients,
+    scaled_gradients,
+    target_logit_diff,
+)
 
 
 def unrolled(trace: AttackTrace) -> Tensor:
@@ -88,7 +95,7 @@ def _backward_by_recomputation(trace: AttackTrace, adjoint: Tensor) -> Gradients
 
 def _differentiate(
     trace: AttackTrace, points: Tensor, step: Step, adjoint: Tensor, needs_input_grad: bool
-) -> tuple[Tensor | None, ...]:
+) -> Sequence[Tensor | None]:
     """Gradients of <adjoint, step> by the parameters and, with ``needs_input_grad``, last by the
     points."""
     view = trace.view
@@ -99,7 +106,7 @@ def _differentiate(
         inputs: list[Tensor] = list(view.parameters())
         if needs_input_grad:
             inputs.append(forward.inputs)
-        return torch.autograd.grad(displacement, inputs, adjoint, allow_unused=True)
+        return scaled_gradients(view, displacement, inputs, adjoint)
     except RuntimeError as error:
         if "derivative for" not in str(error):
             raise

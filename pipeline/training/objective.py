@@ -17,12 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from pipeline import methods
 from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig, RuntimeConfig
 from pipeline.methods import Clean, Term
-from pipeline.models.attack_view import AttackView, ForwardPass, upcast
+from pipeline.models.attack_view import PRECISIONS, AttackView, ForwardPass, upcast
 from pipeline.models.build import batch_norms, draws
 from pipeline.models.fixed_dropout import DROPOUT_LAYERS
 from pipeline.training import memory_budget
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PER_SAMPLE = ("penalty", "ratio", "iterations", "flipped", "weight")  # fields of a method's term
 
 

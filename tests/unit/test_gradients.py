@@ -9,13 +9,13 @@ from torch import Tensor
 
 from pipeline.attacks.attack_state import Perturbation
 from pipeline.attacks.deepfool import AttackOptions, deepfool
-from pipeline.config import ModelConfig, RegularizerConfig
+from pipeline.config import ModelConfig, RegularizerConfig, RuntimeConfig
 from pipeline.models.attack_view import AttackView, ForwardPass
 from pipeline.models.build import build
 from pipeline.regularizer import piecewise_linear
 from pipeline.regularizer.trace import AttackTrace
 from pipeline.regularizer.unrolled import unrolled
-from pipeline.training.objective import make_objective
+from pipeline.training.objective import Losses, make_objective
 from tests.helpers import nets
 from tests.helpers.gradients import (
     CONFIG,
@@ -96,6 +96,37 @@ def test_reduced_precision_needs_no_second_derivative(
         gradients.append(torch.cat([gradient.flatten() for gradient in by_parameters]))
     assert cosine(*gradients) > least
     assert abs(gradients[1].norm() / gradients[0].norm() - 1.0) < 0.02
+
+
+@pytest.mark.parametrize("name", ["lenet", "tests.helpers.nets:smooth"])
+@pytest.mark.parametrize("kind", ["unrolled", "boundary"])
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.99999), ("fp16", 0.99)])
+def test_the_regularisers_precision_is_its_own(
+    name: str, kind: str, precision: str, least: float
+) -> None:
+    """In a run in bf16, without a loss scaler, and with a gradient that is small for fp16."""
+    net, images, labels = setting(name)
+    net, images = net.float(), images.float()
+    config = replace(with_attack(kind), lam=1e-4)
+
+    def term_of(number_format: str, config: RegularizerConfig) -> tuple[Tensor, Losses]:
+        objective = make_objective(net, config, runtime=RuntimeConfig(precision=number_format))
+        net.eval()
+        gradients = []
+        for use_methods in (True, False):
+            net.zero_grad()
+            losses = objective(images, labels, use_methods=use_methods)
+            losses.loss.backward()
+            gradients.append(gradient(net).double())
+        # The clean part is the same: the cross-entropy keeps the precision of the run.
+        return gradients[0] - gradients[1], losses
+
+    expected, _ = term_of("fp32", config)
+    in_bf16, losses = term_of("bf16", config)
+    actual, own_losses = term_of("bf16", replace(config, precision=precision))
+    assert torch.equal(losses.cross_entropy, own_losses.cross_entropy)
+    assert cosine(actual, expected) > least
+    assert not torch.equal(actual, in_bf16)
 
 
 def test_smooth_nets_are_known_as_such() -> None:

@@ -30,9 +30,9 @@ from benchmarks.common import (
 from benchmarks.counters import Flops
 from pipeline.config import AttackConfig, RegularizerConfig, RuntimeConfig
 from pipeline.errors import UserError
-from pipeline.models.attack_view import AttackView, autocast
+from pipeline.models.attack_view import PRECISIONS, AttackView, autocast
 from pipeline.training.memory_budget import peak_bytes
-from pipeline.training.objective import PRECISIONS, make_objective
+from pipeline.training.objective import make_objective
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # computes a loss from images and labels
 

@@ -24,9 +24,9 @@ from benchmarks.common import (
     spread,
 )
 from benchmarks.counters import Flops
-from pipeline.models.attack_view import AttackView
+from pipeline.models.attack_view import PRECISIONS, AttackView
 from pipeline.regularizer.sampling import uniform_numbers
-from pipeline.training.objective import PRECISIONS, Objective, make_objective
+from pipeline.training.objective import Objective, make_objective
 
 NUM_DRAWS = 5
 ALL = ", all samples"
