@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common import regularizers
 from pipeline.data.index import Index
 from tests.helpers.in_process import call
 from tests.helpers.runs import Run, expect_error
@@ -31,14 +32,15 @@ def rows_of(tmp_path: Path, *options: object) -> dict[str, dict]:
 
 def check_regularizer(rows: dict[str, dict]) -> None:
     names = ["plain", "authors", "exact", "fixed", "fixed, pruned", "unrolled", "boundary"]
-    assert list(rows) == [*names, "true distance"]
+    assert list(rows) == [*names, "true distance", "true distance, one step"]
     assert rows["plain"]["flops_ratio"] == 1
     assert rows["exact"]["cosine"] > 0.9999
     assert rows["exact"]["norm_ratio"] == pytest.approx(1, abs=1e-3)
     cost = [rows[name]["flops_ratio"] for name in names[1:]]
     assert cost == sorted(cost, reverse=True)
-    projection = rows["true distance"]["flops_ratio"] - rows["boundary"]["flops_ratio"]
-    assert 0 < projection < 2
+    flops = {name: row["flops_ratio"] for name, row in rows.items()}
+    assert -1 < flops["true distance"] - flops["boundary"] < 2
+    assert flops["true distance, one step"] < flops["true distance"]
 
 
 def test_regularizer(tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_regularizer_with_true_labels(
 ) -> None:
     options = ("--num-images", 8, "--crops", crops, "--labels", "true", "--repeats", 1)
     rows = rows_of(tmp_path, "regularizer", *squeezenet, *options)
-    names = ("unrolled", "boundary", "true distance")
+    names = ("unrolled", "boundary", "true distance", "true distance, one step")
     assert list(rows) == ["plain", *(n + part for n in names for part in (", all samples", ""))]
     for name in names:
         assert rows[name]["flops_ratio"] <= rows[f"{name}, all samples"]["flops_ratio"]
@@ -118,7 +120,7 @@ def test_loader(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_step(tmp_path: Path, ilsvrc_val: Path) -> None:
     rows = rows_of(tmp_path, "step", "--data", ilsvrc_val, *SMALL, "--max-images", "auto")
-    assert list(rows) == ["plain", "unrolled", "boundary", "true distance"]
+    assert list(rows) == ["plain", *regularizers(None)]
     assert rows["unrolled"]["tflops_per_second"] > 0
     assert all(0 <= row["data_wait"] <= 1 for row in rows.values())
 

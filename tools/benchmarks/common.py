@@ -221,7 +221,10 @@ def _shown(value: Any) -> str:
 
 
 def regularizers(max_images: int | Literal["auto"] | None) -> dict[str, RegularizerConfig]:
-    """The regulariser with each gradient, by name; the paper's options for ImageNet."""
+    """The regulariser with each gradient, by name; the paper's options for ImageNet.
+
+    The last two measure the true distance: after DeepFool, and after its first step only.
+    """
     unrolled = RegularizerConfig(lam=LAM, c=C, max_images=max_images)
     boundary = replace(unrolled, gradient="boundary")
     attack = replace(boundary.attack, method="superdeepfool")
@@ -229,4 +232,5 @@ def regularizers(max_images: int | Literal["auto"] | None) -> dict[str, Regulari
         "unrolled": unrolled,
         "boundary": boundary,
         "true distance": replace(boundary, attack=attack),
+        "true distance, one step": replace(boundary, attack=replace(attack, max_iterations=1)),
     }
