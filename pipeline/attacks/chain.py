@@ -27,8 +27,8 @@ def stages_of(attack: AttackConfig, references: References | None = None) -> lis
 
     Args:
         attack: its method, norm and numbers of steps are used.
-        references: reference images for the upper bound; None: neither the bound nor the cosine is
-            measured.
+        references: reference images for the upper bound and the starts of descents; None: neither
+            the bound nor the cosine is measured.
 
     Raises:
         UserError: an attack of another library cannot be imported, or does not take its options.

@@ -129,11 +129,12 @@ class LineStart(_Bisection):
     next stage, `pipeline.attacks.stages.FirstStep`, takes the nearer of the two.
     """
 
-    below_cosine: float = math.inf  # images whose best_cosine is not below it get no start
+    # Images that have a perturbation with a cosine that is not below it are left out.
+    below_cosine: float = math.inf
 
     def start(self, state: SearchState) -> Advanced:
         """Start from the clean image. Results so far have been recorded."""
-        skipped = state.best_cosine >= self.below_cosine
+        skipped = (state.best_cosine >= self.below_cosine) & state.best_norm.isfinite()
         begun, ended = super().start(state.restarted())
         unused = torch.full_like(begun.best_norm, torch.inf)
         return Advanced(

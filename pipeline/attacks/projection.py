@@ -30,7 +30,7 @@ class LinearizedBoundary(NamedTuple):
     """
 
     gradient: Tensor  # (A, C, H, W), w, the gradient of f by the image
-    dual_norm: Tensor  # (A,) ||w||_q; infinite where w is zero or not finite
+    dual_norm: Tensor  # (A,) ||w||_q; infinite where w is zero, or w or f is not finite
     logit_diff: Tensor  # (A,) f; positive where the class is the wanted one
     source: Tensor  # (A,) int64
     target: Tensor  # (A,) int64
@@ -55,7 +55,8 @@ class LinearizedBoundary(NamedTuple):
         gradient, dual_norm = self.gradient, self.dual_norm
         if limited is not None:
             gradient, delta = gradient.masked_fill(limited, 0.0), delta.masked_fill(limited, 0.0)
-            dual_norm = per_sample_norm(gradient, dual_exponent(p))
+            norms = per_sample_norm(gradient, dual_exponent(p)) * per_sample_norm(delta, p)
+            return per_sample_dot(gradient, delta) / norms.where(norms > 0, torch.inf)
         along = per_sample_dot(gradient, delta)
         return along / (dual_norm * per_sample_norm(delta, p))
 
@@ -93,7 +94,7 @@ def linearize_boundary(
         logit_diff = logit_differences(forward.logits, source, target[:, None])[:, 0]
     gradient = view.logit_diff_gradient(forward, logit_diff)
     norm = per_sample_norm(gradient, dual_exponent(p))
-    usable = norm.isfinite() & (norm > 0)
+    usable = norm.isfinite() & (norm > 0) & logit_diff.detach().isfinite()
     return LinearizedBoundary(
         gradient.masked_fill(~expand_to_images(usable), 0.0),
         norm.where(usable, torch.inf),

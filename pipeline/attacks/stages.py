@@ -159,9 +159,9 @@ class FirstStep(Stage):
 class NormDescent(Stage):
     """Gradient steps at a norm that shrinks while the class is changed and grows while it is not.
 
-    ddn: Rony et al., CVPR 2019; fmn: Pintor et al., NeurIPS 2021. Two things differ from the
-    papers: lengths are relative to the first linearised distance, so that they suit any space and
-    net, and the loss is the highest other logit minus the label's, for ddn too: the cross-entropy's
+    ddn: Rony et al., CVPR 2019; fmn: Pintor et al., NeurIPS 2021. Three things differ from the
+    papers: the start (`FirstStep`); lengths are relative to the start's, so that they suit any
+    space and net; and the loss is the highest other logit minus the label's, for ddn too: the cross-entropy's
     gradient vanishes where the net is sure, and beside a boundary it mixes in further classes.
     """
 
@@ -172,7 +172,7 @@ class NormDescent(Stage):
     gamma: tuple[float, float] = (0.05, 0.001)  # relative change of the radius, the same
 
     def start(self, state: SearchState) -> Advanced:
-        """Continue from the first step; an image without a gradient leaves."""
+        """Continue from the first step; an image with neither a gradient nor a line leaves."""
         return Advanced(state.at_stage_start(), state.radius == 0)
 
     @torch.no_grad()

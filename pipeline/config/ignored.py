@@ -9,6 +9,10 @@ from .evaluation import AttackConfig
 from .runs import FinetuneConfig, RunConfig
 from .training import RegularizerConfig, ScheduleConfig
 
+_GRADIENT_OPTIONS = (
+    *("layers", "gradient", "form", "include_misclassified", "smallest_share"),
+    *("through_earlier_steps", "precision"),
+)
 BUILT_IN_METHODS = ("clean", "deep_defense", "adversarial_2", "parseval")
 
 
@@ -105,7 +109,7 @@ def _of_methods(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
         return
     reason = f"objective.method is {config.objective.method}"
     yield "objective.options", f"{reason}; they are for methods of your own (package.module:Class)"
-    gradient_options = ("regularizer.layers", "regularizer.gradient")
+    gradient_options = tuple(f"regularizer.{name}" for name in _GRADIENT_OPTIONS)
     if "deep_defense" in names and config.regularizer.lam == 0:
         for option in gradient_options:
             yield option, "regularizer.lam is 0"
@@ -124,11 +128,15 @@ def _of_methods(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
 def _of_regularizer(options: RegularizerConfig) -> Iterator[tuple[str, str]]:
     if options.gradient == "boundary":
         yield "regularizer.through_earlier_steps", "regularizer.gradient is boundary"
+    elif options.attack.max_iterations == 1:
+        yield "regularizer.through_earlier_steps", "regularizer.attack.max_iterations is 1"
     if not options.include_misclassified:
-        for name in ("d", "min_probability"):
-            yield f"regularizer.{name}", "regularizer.include_misclassified is false"
-    elif options.form == "hinge":
-        yield "regularizer.d", "regularizer.form is hinge"
+        reason = "regularizer.include_misclassified is false"
+        yield from (("regularizer.d", reason), ("regularizer.min_probability", reason))
+        return
+    if options.form == "hinge":
+        reason = "regularizer.form is hinge"
+        yield from (("regularizer.d", reason), ("regularizer.min_probability", reason))
     elif options.smallest_share < 1.0:
         yield "regularizer.min_probability", "regularizer.smallest_share is below 1"
 

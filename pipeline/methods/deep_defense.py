@@ -50,12 +50,15 @@ class DeepDefense(Method):
             points = PointsToLinearize(clean.graph, rows)
         measured = robustness(view, images, labels, self.options, points, clean.at_once)
         terms = penalty(measured, self.options)
+        if not self.options.include_misclassified:
+            # The attack may see other classes than the clean forward pass in training mode.
+            terms = terms.where(measured.correct, 0.0)
         if self.options.smallest_share < 1.0:
-            worst = worst_of_each_class(measured, labels, self.options.smallest_share)
-            terms = terms.where(worst, 0.0)
+            most = max(1, int(len(clean.images) * self.options.smallest_share))
+            terms = terms.where(worst_of_each_class(measured, labels, most), 0.0)
         value = self.options.lam * ((terms * weight[rows]).sum() / len(clean.images))
         if self.parameters is not None:
-            value = only_through(value, self.parameters, view.gradient_scale)
+            value = only_through(value, self.parameters)
 
         def of_batch(values: Tensor) -> Tensor:
             """Values (A,) of the measured images among those of all (N,); zeros elsewhere."""
@@ -112,18 +115,15 @@ def matching(net: nn.Module, patterns: list[str]) -> list[nn.Parameter]:
     ]
 
 
-def only_through(value: Tensor, parameters: list[nn.Parameter], scale: float) -> Tensor:
+def only_through(value: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     """The same scalar with a gradient in these parameters only (for the paper's Figure 4).
 
     Args:
         value: with a graph, which is kept.
         parameters: that get a gradient.
-        scale: factor on the gradient while it is computed, see `AttackView.gradient_scale`.
     """
-    gradients = torch.autograd.grad(value * scale, parameters, retain_graph=True, allow_unused=True)
-    terms = (
-        (p * (g / scale)).sum() for p, g in zip(parameters, gradients, strict=True) if g is not None
-    )
+    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    terms = ((p * g).sum() for p, g in zip(parameters, gradients, strict=True) if g is not None)
     # A linear function of the parameters that has this gradient; minus itself it adds zero.
     linear = sum(terms, start=torch.zeros_like(value))
     return value.detach() + (linear - linear.detach())

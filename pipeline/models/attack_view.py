@@ -155,21 +155,21 @@ class AttackView:
             )
         return self._checked["piecewise_linear"]
 
-    def record_layers(self, needs_input_gradient: bool = True) -> LayerRecord:
+    def record_layers(self) -> LayerRecord:
         """A context for one forward pass; see `pipeline.models.layer_record`."""
-        return LayerRecord(self.parameters(), needs_input_gradient)
+        return LayerRecord(self.parameters())
 
     def can_record_layers(self, images: Tensor) -> bool:
         """Whether gradients by the parameters can be had from a `LayerRecord`.
 
-        Tried once, on two images, against autograd.
+        Tried once, on three images, against autograd.
         """
         check = f"layer_record {self.precision}"
         if check not in self._checked:
-            pair = torch.cat([images[:1], 0.5 * images[:1]])
-            rows = torch.zeros(2, dtype=torch.int64, device=images.device)
-            self._checked[check] = self.min_batch_size <= 2 and is_recordable(
-                lambda points: self(points, rows), pair, self.parameters()
+            trial = torch.cat([images[:1], 0.5 * images[:1], 0.25 * images[:1]])
+            rows = torch.zeros(3, dtype=torch.int64, device=images.device)
+            self._checked[check] = self.min_batch_size == 1 and is_recordable(
+                lambda points: self(points, rows), trial, self.parameters()
             )
         return self._checked[check]
 

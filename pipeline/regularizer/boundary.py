@@ -15,7 +15,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.attacks.norms import per_sample_norm
-from pipeline.regularizer.trace import AttackTrace, BoundaryForward, logit_diff_gradients
+from pipeline.regularizer.trace import (
+    AttackTrace,
+    BoundaryForward,
+    finite_or_zero,
+    logit_diff_gradients,
+)
 
 
 def boundary(trace: AttackTrace) -> Tensor:
@@ -49,4 +54,5 @@ class _Boundary(torch.autograd.Function):
             BoundaryForward(logits, target[samples], source[samples], weight[samples])
             for samples, logits in trace.boundary_logits()
         )
-        return None, *logit_diff_gradients(trace.view, forwards)
+        gradients = logit_diff_gradients(trace.view, forwards)
+        return None, *finite_or_zero(trace.view, gradients)

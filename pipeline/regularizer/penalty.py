@@ -119,8 +119,8 @@ def slopes(config: RegularizerConfig, ratio: float) -> tuple[float, float]:
     return c / (1.0 + c * ratio) ** 2, d / max(1.0 - d * ratio, 1.0 / _MOST) ** 2
 
 
-def worst_of_each_class(robustness: Robustness, labels: Tensor, share: float) -> Tensor:
-    """Which samples (N,) bool are the worst of their class and among the worst of the batch.
+def worst_of_each_class(robustness: Robustness, labels: Tensor, number: int) -> Tensor:
+    """Which samples (N,) bool are the worst of their class and among the worst of all.
 
     In T that is the smallest ratio, in F the largest (aggregation "min" of Yan, Guo, Zhang,
     "Adversarial Margin Maximization Networks", TPAMI 2019). Of equal ones the first counts.
@@ -128,9 +128,8 @@ def worst_of_each_class(robustness: Robustness, labels: Tensor, share: float) ->
     Args:
         robustness: of the batch.
         labels: (N,).
-        share: largest part of the batch that is chosen from T, and from F.
+        number: how many of T, and of F, count as the worst of all.
     """
-    number = max(1, int(len(labels) * share))
     ratio = robustness.ratio.detach()
     chosen = torch.zeros_like(robustness.correct)
     for members, badness in ((robustness.correct, -ratio), (~robustness.correct, ratio)):

@@ -126,7 +126,7 @@ def _gradients_by_tangents(view: AttackView, terms: _Terms) -> Gradients:
     # Tangents are somewhat shorter than the points, whose range fits: they grow more in the net.
     size = 256.0 * per_sample_norm(terms.direction) / per_sample_norm(terms.points)
     tangents = terms.direction / expand_to_images(size.where(size > 0, torch.inf))
-    record = view.record_layers(needs_input_gradient=False)
+    record = view.record_layers()
     with torch.enable_grad():
         points = terms.points.requires_grad_()
         with tangents_allowed(), record:
@@ -134,5 +134,5 @@ def _gradients_by_tangents(view: AttackView, terms: _Terms) -> Gradients:
             logits = forward_ad.unpack_dual(logits).primal
         f = target_logit_diff(logits, terms.target, terms.source)
     scale = view.gradient_scale
-    torch.autograd.grad(f, points, torch.full_like(f, scale), allow_unused=True)
+    torch.autograd.grad(f, points, torch.full_like(f, scale))
     return record.gradients(terms.weight / scale, size / scale)

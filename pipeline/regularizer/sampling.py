@@ -3,11 +3,10 @@
 In: the classes of a batch, and uniform random numbers. Out: `Selection`.
 
 The gradient of a sample's term R by its ratio r is c exp(-c r) in T and d exp(d r) in F (form exp;
-`pipeline.regularizer.penalty.slopes` has the others). On
-ImageNet (c 500, d 5) the gradients of F are about fifty times smaller, but F takes more iterations
-of the attack. So a sample of F is measured with a probability in proportion to its expected
-gradient, and counts 1 / probability times: the expected value of the term and of its gradient are
-those of all samples.
+`pipeline.regularizer.penalty.slopes` has the others). On ImageNet (c 500, d 5) the gradients of F
+are about fifty times smaller, but F takes more iterations of the attack. So a sample of F is
+measured with a probability in proportion to its expected gradient, and counts 1 / probability
+times: the expected value of the term and of its gradient are those of all samples.
 """
 
 from typing import NamedTuple

@@ -100,6 +100,19 @@ def scaled_gradients(
     return [None if gradient is None else gradient * unit for gradient in gradients]
 
 
+def finite_or_zero(view: AttackView, gradients: Gradients) -> Gradients:
+    """All gradients, or zeros where one of them is not finite, in fp16.
+
+    An image that leaves fp16's range makes gradients NaN. A loss scaler would skip the step; there
+    is none if only the attack is in fp16, and the cross-entropy's gradient is good.
+    """
+    present = [gradient for gradient in gradients if gradient is not None]
+    if view.precision != torch.float16 or not present:
+        return gradients
+    finite = torch.stack([gradient.isfinite().all() for gradient in present]).all()
+    return [None if g is None else g.where(finite, 0.0) for g in gradients]
+
+
 def target_logit_diff(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:
     """f: the logit of the target minus that of the source, (A,)."""
     return logit_differences(logits, source, target[:, None])[:, 0]

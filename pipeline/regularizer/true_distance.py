@@ -27,7 +27,12 @@ from pipeline.attacks.projection import LinearizedBoundary, linearize_boundary, 
 from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView
 from pipeline.models.layer_record import Gradients, LayerRecord
-from pipeline.regularizer.trace import add_gradients, scaled_gradients, target_logit_diff
+from pipeline.regularizer.trace import (
+    add_gradients,
+    finite_or_zero,
+    scaled_gradients,
+    target_logit_diff,
+)
 
 # Share of the full projection in the first, the second and the later projections.
 PROJECTION_SHARES = (1.0, 0.5, 0.3)
@@ -169,6 +174,8 @@ class _TrueDistance(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, adjoint: Tensor
     ) -> tuple[Any, ...]:
+        if not ctx.ends:
+            raise RuntimeError("the regulariser's record is freed by the first backward pass")
         view: AttackView = ctx.view
         total: Gradients = [None] * len(view.parameters())
         while ctx.ends:
@@ -181,4 +188,4 @@ class _TrueDistance(torch.autograd.Function):
                     f = target_logit_diff(view(end.points, end.rows), end.target, end.source)
                 terms = scaled_gradients(view, f, view.parameters(), weight)
             total = add_gradients(total, terms)
-        return None, None, *total
+        return None, None, *finite_or_zero(view, total)

@@ -34,6 +34,7 @@ from pipeline.regularizer.piecewise_linear import (
 from pipeline.regularizer.trace import (
     AttackTrace,
     add_gradients,
+    finite_or_zero,
     scaled_gradients,
     target_logit_diff,
 )
@@ -73,9 +74,10 @@ class _Unrolled(torch.autograd.Function):
             raise RuntimeError("the regulariser's steps are freed by the first backward pass")
         ctx.used = True
         adjoint = (1.0 + ctx.trace.config.overshoot) * adjoint
-        if ctx.piecewise_linear:
-            return None, None, *backward_piecewise_linear(ctx.trace, adjoint)
-        return None, None, *_backward_by_recomputation(ctx.trace, adjoint)
+        backward = backward_piecewise_linear
+        if not ctx.piecewise_linear:
+            backward = _backward_by_recomputation
+        return None, None, *finite_or_zero(ctx.trace.view, backward(ctx.trace, adjoint))
 
 
 def _backward_by_recomputation(trace: AttackTrace, adjoint: Tensor) -> Gradients:

@@ -129,6 +129,23 @@ def test_the_regularisers_precision_is_its_own(
     assert not torch.equal(actual, in_bf16)
 
 
+@pytest.mark.parametrize("kind", ["unrolled", "boundary", "true distance"])
+def test_an_image_beyond_fp16s_range_does_not_spoil_the_weights(kind: str) -> None:
+    net, images, labels = setting("lenet")
+    net, images = net.float(), images.float()
+    images[1] *= 1e5
+    config = replace(with_attack("boundary" if kind == "true distance" else kind), precision="fp16")
+    if kind == "true distance":
+        config = replace(config, attack=replace(config.attack, method="superdeepfool"))
+    objective = make_objective(net, config, runtime=RuntimeConfig(precision="bf16"))
+    net.eval().zero_grad()
+    losses = objective(images, labels, use_methods=True)
+    losses.loss.backward()
+    assert losses.loss.isfinite()
+    assert not losses.flipped[1]
+    assert gradient(net).isfinite().all()
+
+
 def test_smooth_nets_are_known_as_such() -> None:
     for name, expected in (
         ("tests.helpers.nets:smooth", False),

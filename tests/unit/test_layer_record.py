@@ -15,7 +15,7 @@ TANGENT_WEIGHT = torch.tensor([0.3, 1.0, -1.0, 2.0], dtype=torch.float64)
 
 
 class Shared(nn.Module):
-    """One layer used twice, a skip connection, in-place activations, a string as padding."""
+    """One layer used twice, a skip connection, in-place activations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,21 +80,13 @@ def check(net: nn.Module, images: Tensor, v: Tensor) -> None:
 @pytest.mark.parametrize("make", [Shared, plain])
 def test_the_gradients_are_autograds(make: Callable[[], nn.Module]) -> None:
     net = prepared(make)
-    images, v = torch.randn(2, 4, 3, 12, 12, dtype=torch.float64)
-    for expected, gradient in zip(
-        by_autograd(net, images, v), by_record(net, images, v), strict=True
-    ):
-        torch.testing.assert_close(gradient, expected)
+    check(net, *torch.randn(2, 4, 3, 12, 12, dtype=torch.float64))
 
 
 def test_frozen_parameters_have_none() -> None:
     net = prepared(Shared)
     net.first.requires_grad_(False)
-    images, v = torch.randn(2, 4, 3, 12, 12, dtype=torch.float64)
-    for expected, gradient in zip(
-        by_autograd(net, images, v), by_record(net, images, v), strict=True
-    ):
-        torch.testing.assert_close(gradient, expected)
+    check(net, *torch.randn(2, 4, 3, 12, 12, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -124,14 +116,40 @@ class Scaled(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A linear layer on more than one vector an image."""
+    """A linear layer on several vectors an image, in a dimension of their own or as rows."""
+
+    def __init__(self, as_rows: bool) -> None:
+        super().__init__()
+        self.net, self.as_rows = nn.Linear(12, 5), as_rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(1, 2)
+        if self.as_rows:
+            return self.net(tokens.flatten(0, 1)).view(len(x), -1, 5).mean(dim=1)
+        return self.net(tokens).mean(dim=1)
+
+
+class Token(nn.Module):
+    """A parameter in a list of arguments, with a small gradient."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Linear(12, 5)
+        self.net, self.token = plain(), nn.Parameter(torch.ones(1, 5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.flatten(1, 2)).mean(dim=1)
+        logits = self.net(x)
+        return logits + 1e-3 * torch.cat([logits, self.token]).mean(dim=0)
+
+
+class SamePadding(nn.Module):
+    """A convolution whose padding is a string."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(3, 5, 3, padding="same")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).mean(dim=(2, 3))
 
 
 class Turned(nn.Module):
@@ -139,14 +157,24 @@ class Turned(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.last = nn.Linear(2, 2)
+        self.last = nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(x.flatten(1)[:, :2].t()).t()
+        return self.last(x.flatten(1)[:, :3].t()).t()
 
 
-@pytest.mark.parametrize("make", [Scaled, Tokens, Turned])
+NOT_RECORDABLE = {
+    "scaled": Scaled,
+    "tokens": lambda: Tokens(as_rows=False),
+    "tokens as rows": lambda: Tokens(as_rows=True),
+    "token": Token,
+    "same padding": SamePadding,
+    "turned": Turned,
+}
+
+
+@pytest.mark.parametrize("make", NOT_RECORDABLE.values(), ids=NOT_RECORDABLE)
 def test_nets_that_use_parameters_otherwise_are_known(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     net = make().eval()
-    assert not is_recordable(net, torch.randn(2, 3, 12, 12), [*net.parameters()])
+    assert not is_recordable(net, torch.randn(3, 3, 12, 12), [*net.parameters()])

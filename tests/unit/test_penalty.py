@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from pipeline.config import RegularizerConfig
+from pipeline.config import ModelConfig, RegularizerConfig
 from pipeline.regularizer.penalty import Robustness, penalty, slopes, worst_of_each_class
 from pipeline.training.objective import make_objective
 from tests.helpers.gradients import CONFIG, gradient_by, plain_gradient, setting
@@ -51,19 +52,19 @@ def test_slopes(form: str, ratio: float) -> None:
     assert slopes(config, ratio) == pytest.approx((-derivative[0].item(), derivative[1].item()))
 
 
-def test_the_worst_of_each_class_in_a_share_of_the_batch() -> None:
+def test_the_worst_of_each_class_among_the_worst_of_all() -> None:
     ratio = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.5, 0.9, 0.8, 0.7])
     labels = torch.tensor([0, 0, 1, 1, 2, 0, 0, 1])
     correct = torch.arange(8) < 5
     robustness = Robustness(ratio, correct, *(torch.zeros(8),) * 2)
 
-    def chosen(share: float) -> list[int]:
-        return worst_of_each_class(robustness, labels, share).nonzero().squeeze(1).tolist()
+    def chosen(number: int) -> list[int]:
+        return worst_of_each_class(robustness, labels, number).nonzero().squeeze(1).tolist()
 
-    assert chosen(1.0) == [1, 3, 4, 5, 7]
-    assert chosen(0.5) == [1, 3, 5, 7]  # of the four worst in T and in F
-    assert chosen(0.25) == [1, 3, 5]
-    assert chosen(0.01) == [1, 5]
+    assert chosen(8) == [1, 3, 4, 5, 7]
+    assert chosen(4) == [1, 3, 5, 7]
+    assert chosen(2) == [1, 3, 5]
+    assert chosen(1) == [1, 5]
 
 
 def test_only_the_worst_samples_have_a_term() -> None:
@@ -77,3 +78,20 @@ def test_only_the_worst_samples_have_a_term() -> None:
     assert torch.equal(losses.penalty[has_term], every.penalty[has_term])
     expected = every.cross_entropy.mean() + 5 * losses.penalty.sum() / len(images)
     assert losses.loss.item() == pytest.approx(expected.item())
+
+
+def test_only_correct_images_have_a_term_where_modes_see_other_classes() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Flatten(), nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5)),
+        nn.Linear(16, 4),
+    )
+    config = RegularizerConfig(lam=5, c=3, d=5, include_misclassified=False)
+    objective = make_objective(net, config, ModelConfig(freeze_batch_norm=False))
+    objective.train()
+    images, labels = torch.randn(64, 1, 3, 4), torch.arange(64) % 4
+    with torch.no_grad():
+        correct = objective.view(images).argmax(dim=1) == labels
+    penalties = objective(images, labels, use_methods=True).penalty
+    assert (penalties[~correct] == 0).all()
+    assert (penalties[correct] > 0).any()

@@ -264,6 +264,34 @@ def test_a_descent_starts_from_a_line_where_the_image_has_no_gradient(method: st
     assert not unguided.flipped.any()
 
 
+def test_without_gradients_the_cosine_within_bounds_is_zero() -> None:
+    torch.manual_seed(0)
+    images, references = (5 * torch.randn(24, 3, 4, 4)).clamp(-3, 3).split([8, 16])
+    view = AttackView(Saturated(linear_net(48, 3)), bounds=(-3.0, 3.0))
+    samples = measured(view, AttackConfig(method="ddn"), images, 8, references)
+    assert samples.flipped.any()
+    assert (samples.cosine[samples.flipped] == 0).all()
+
+
+class Misleading(nn.Module):
+    """Two classes by the mean; the gradient is that of a much steeper line."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(dim=(1, 2, 3)) - 0.5
+        logit = mean.sign() - 30.0 * mean.detach() + 30.0 * mean
+        return torch.stack([logit, torch.zeros_like(logit)], dim=1)
+
+
+def test_an_image_that_projections_do_not_flip_is_descended() -> None:
+    torch.manual_seed(0)
+    images = 0.2 * torch.rand(8, 1, 4, 4)
+    attack = AttackConfig(method="superdeepfool", num_candidates=2)
+    samples = measured(AttackView(Misleading()), attack, images, 8)
+    assert samples.flipped.all()
+    exact = (0.5 - images.mean(dim=(1, 2, 3))).numpy() * 4
+    np.testing.assert_allclose(samples.perturbation_norm, exact, rtol=0.01)
+
+
 def warnings_about(samples: Samples, method: str) -> list[str]:
     evaluation = EvaluationConfig(attack=AttackConfig(method=method))
     protocol = evaluation_protocol(evaluation, RuntimeConfig(), 10)

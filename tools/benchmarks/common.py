@@ -223,7 +223,8 @@ def _shown(value: Any) -> str:
 def regularizers(max_images: int | Literal["auto"] | None) -> dict[str, RegularizerConfig]:
     """The regulariser with each gradient, by name; the paper's options for ImageNet.
 
-    The last two measure the true distance: after DeepFool, and after its first step only.
+    The last two measure the true distance: after DeepFool and a projection, and after DeepFool's
+    first step.
     """
     unrolled = RegularizerConfig(lam=LAM, c=C, max_images=max_images)
     boundary = replace(unrolled, gradient="boundary")
@@ -232,5 +233,7 @@ def regularizers(max_images: int | Literal["auto"] | None) -> dict[str, Regulari
         "unrolled": unrolled,
         "boundary": boundary,
         "true distance": replace(boundary, attack=attack),
-        "true distance, one step": replace(boundary, attack=replace(attack, max_iterations=1)),
+        "true distance, one step": replace(
+            boundary, attack=replace(attack, max_iterations=1, max_projections=0)
+        ),
     }
