@@ -161,8 +161,9 @@ class NormDescent(Stage):
 
     ddn: Rony et al., CVPR 2019; fmn: Pintor et al., NeurIPS 2021. Three things differ from the
     papers: the start (`FirstStep`); lengths are relative to the start's, so that they suit any
-    space and net; and the loss is the highest other logit minus the label's, for ddn too: the cross-entropy's
-    gradient vanishes where the net is sure, and beside a boundary it mixes in further classes.
+    space and net; and the loss is the highest other logit minus the label's, for ddn too: the
+    cross-entropy's gradient vanishes where the net is sure, and beside a boundary it mixes in
+    further classes.
     """
 
     kind: str  # ddn or fmn

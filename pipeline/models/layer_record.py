@@ -19,8 +19,9 @@ batch norm on stored statistics. A net that uses parameters elsewhere is not sup
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -46,11 +47,10 @@ def tangents_allowed() -> Iterator[None]:
 
 @cache
 def _load_tangents() -> None:
-    """The first block in a process makes torch warn of its own use of torch.jit."""
-    with warnings.catch_warnings():
+    """Load what torch loads at the first tangent, without its warning about torch.jit."""
+    with warnings.catch_warnings(), suppress(ImportError):
         warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
-        with forward_ad.dual_level():
-            pass
+        import_module("torch._decomp.decompositions_for_jvp")
 
 
 class LayerRecord(TorchFunctionMode):
