@@ -10,7 +10,7 @@ Without --config the embedded demonstration runs: MNIST digits, on CPUs or GPUs.
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import FinetuneConfig, messages, parse, warn_ignored
+from pipeline.config import FinetuneConfig, RegularizerConfig, messages, parse, warn_ignored
 
 if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
     messages.check_options(FinetuneConfig, __doc__)
@@ -113,16 +113,34 @@ def with_options(config: FinetuneConfig) -> str:
     """A description of the methods and their options."""
     regularizer, objective = config.regularizer, config.objective
     adversarial = objective.adversarial
-    layers = f", through {', '.join(regularizer.layers)}" if regularizer.layers else ""
     descriptions = {
-        "deep_defense": f"Deep Defense (lambda {regularizer.lam:g}, c {regularizer.c:g}, "
-        f"d {regularizer.d:g}{layers})",
+        "deep_defense": f"Deep Defense ({_of_regularizer(regularizer)})",
         "adversarial_2": f"adversarial training II (eps {adversarial.eps}, "
         f"weight {adversarial.weight:g})",
         "parseval": f"Parseval training (beta {objective.parseval.beta:g})",
         "clean": "the cross-entropy only",
     }
     return " + ".join(descriptions.get(name, name) for name in objective.method.split("+"))
+
+
+def _of_regularizer(options: RegularizerConfig) -> str:
+    """The options of Deep Defense; of those with a usual value only others."""
+    parts = [f"lambda {options.lam:g}, c {options.c:g}, d {options.d:g}", options.gradient]
+    attack = options.attack
+    if attack.method != "deepfool":
+        parts.append(f"{attack.method}, at most {attack.max_projections} projections")
+    parts.append(f"at most {attack.max_iterations} iteration{'s' * (attack.max_iterations > 1)}")
+    if options.form != "exp":
+        parts.append(f"form {options.form}")
+    if not options.include_misclassified:
+        parts.append("correctly classified samples only")
+    if options.smallest_share < 1:
+        parts.append(f"the worst {options.smallest_share:.3g} of a batch")
+    if options.precision is not None:
+        parts.append(options.precision)
+    if options.layers:
+        parts.append(f"through {', '.join(options.layers)}")
+    return ", ".join(parts)
 
 
 def where(folder: Path, resumed: Path | None, trainer: Trainer) -> str:

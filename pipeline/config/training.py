@@ -63,13 +63,16 @@ class RegularizerConfig(Section):
     computed from free memory. Default: all images of a pass."""
 
     def check(self) -> None:
-        """Check that the attack has a gradient of this kind."""
+        """Check that the attack has a gradient of this kind, and c the size for the form."""
         method = self.attack.method
         names = "deepfool or superdeepfool in regularizer"
         require(method in ("deepfool", "superdeepfool"), "attack.method", names, method)
         fits = method == "deepfool" or self.gradient == "boundary"
         rule = "boundary where regularizer.attack.method is superdeepfool"
         require(fits, "gradient", rule, self.gradient)
+        far_enough = self.form != "hinge" or self.c <= 1
+        rule = "at most 1 where regularizer.form is hinge: the ratio from which nothing is gained"
+        require(far_enough, "c", rule, self.c)
 
 
 @dataclass(kw_only=True)

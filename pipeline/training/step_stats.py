@@ -56,11 +56,12 @@ class StepStats:
             "accuracy": self.num_correct / n,
         }
         if with_methods:
+            weight = max(self.weight, 1e-9)  # of the samples whose perturbation was measured
             means |= {
                 "regularizer": self.penalty / n,
-                "rho2": self.ratio / n,
-                "iterations": self.iterations / n,
-                "flipped": self.num_flipped / n,
+                "rho2": self.ratio / weight,
+                "iterations": self.iterations / weight,
+                "flipped": self.num_flipped / weight,
                 "measured": self.num_measured / n,
                 # Kish's effective sample size, relative to the number of samples.
                 "effective": self.weight**2 / max(self.squared_weight, 1.0) / n,
