@@ -52,13 +52,12 @@ class LinearizedBoundary(NamedTuple):
             limited: (A, C, H, W) bool, values that cannot follow w (`at_bounds`); they are left
                 out, as the smallest perturbation within bounds is parallel to w in the others only.
         """
-        gradient, dual_norm = self.gradient, self.dual_norm
-        if limited is not None:
-            gradient, delta = gradient.masked_fill(limited, 0.0), delta.masked_fill(limited, 0.0)
-            norms = per_sample_norm(gradient, dual_exponent(p)) * per_sample_norm(delta, p)
-            return per_sample_dot(gradient, delta) / norms.where(norms > 0, torch.inf)
-        along = per_sample_dot(gradient, delta)
-        return along / (dual_norm * per_sample_norm(delta, p))
+        if limited is None:
+            along = per_sample_dot(self.gradient, delta)
+            return along / (self.dual_norm * per_sample_norm(delta, p))
+        gradient, delta = self.gradient.masked_fill(limited, 0.0), delta.masked_fill(limited, 0.0)
+        norms = per_sample_norm(gradient, dual_exponent(p)) * per_sample_norm(delta, p)
+        return per_sample_dot(gradient, delta) / norms.where(norms > 0, torch.inf)
 
 
 def at_bounds(view: AttackView, points: Tensor, gradient: Tensor) -> Tensor | None:

@@ -10,7 +10,13 @@ from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
 from pipeline.models.attack_view import PRECISIONS, AttackView
 from pipeline.regularizer.penalty import penalty, robustness, worst_of_each_class
-from pipeline.regularizer.sampling import Selection, probability_in_f, select, select_all
+from pipeline.regularizer.sampling import (
+    Selection,
+    probability_in_f,
+    select,
+    select_all,
+    select_correct,
+)
 
 from .base import Clean, Method, Term
 
@@ -83,16 +89,19 @@ class DeepDefense(Method):
 
     def _selection(self, clean: Clean) -> Selection:
         """The images that are measured."""
-        correct = clean.logits.detach().argmax(dim=1) == clean.labels
-        uniform = torch.zeros_like(correct) if clean.uniform is None else clean.uniform
-        probability = 1.0
         if not self.options.include_misclassified:
-            probability = 0.0
-        elif clean.uniform is not None and clean.typical_ratio is not None:
-            probability = probability_in_f(self.options, clean.typical_ratio)
+            return select_correct(is_correct(clean))
+        if clean.uniform is None or clean.typical_ratio is None:
+            return select_all(clean.images)
+        probability = probability_in_f(self.options, clean.typical_ratio)
         if probability == 1.0:
             return select_all(clean.images)
-        return select(correct, uniform, probability)
+        return select(is_correct(clean), clean.uniform, probability)
+
+
+def is_correct(clean: Clean) -> Tensor:
+    """Which images (N,) bool the clean forward pass classifies correctly."""
+    return clean.logits.detach().argmax(dim=1) == clean.labels
 
 
 def matching(net: nn.Module, patterns: list[str]) -> list[nn.Parameter]:

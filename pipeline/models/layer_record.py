@@ -13,8 +13,8 @@ the input: the product of e and of h's derivative along v. v enters as a forward
 input (torch.autograd.forward_ad).
 
 The net's own code runs under a torch function mode, which replaces convolutions, linear layers and
-batch norm on stored statistics. A net that uses parameters elsewhere is not supported:
-`LayerRecord.is_complete` is False after its forward pass.
+batch norm on stored statistics. A net that uses parameters elsewhere is not supported; whether one
+does is found out once, by `is_recordable`.
 """
 
 import warnings
@@ -54,16 +54,11 @@ def _load_tangents() -> None:
 
 
 class LayerRecord(TorchFunctionMode):
-    """Runs a net once and records its layers.
-
-    Attributes:
-        is_complete: whether all uses of the parameters so far are recorded.
-    """
+    """Runs a net once and records its layers."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         """Record one forward pass, for gradients by these parameters."""
         super().__init__()
-        self.is_complete = True
         self._parameters = parameters
         self._position = {id(parameter): n for n, parameter in enumerate(parameters)}
         self._layers: list[RecordedLayer] = []
@@ -78,15 +73,11 @@ class LayerRecord(TorchFunctionMode):
             if any(id(parameter) in self._position for parameter in layer.parameters()):
                 self._layers.append(layer)
             return _RunLayer.apply(layer.inputs, layer)
-        result = func(*args, **kwargs)
-        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(result)):
-            arguments = tree_leaves((args, kwargs))
-            self.is_complete &= not any(id(argument) in self._position for argument in arguments)
-        return result
+        return self.run_other(func, args, kwargs)
 
-    def has_a_row_for_each(self, num_images: int) -> bool:
-        """Whether the inputs of all layers have one row for each of A images."""
-        return all(len(layer.inputs) == num_images for layer in self._layers)
+    def run_other(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run an operation that is not recorded."""
+        return func(*args, **kwargs)
 
     @torch.no_grad()
     def gradients(self, weight: Tensor, tangent_weight: Tensor | None = None) -> Gradients:
@@ -118,6 +109,30 @@ class LayerRecord(TorchFunctionMode):
         return total
 
 
+class CheckedLayerRecord(LayerRecord):
+    """Looks at every operation, which takes time: for the check of a net.
+
+    Attributes:
+        is_complete: whether all uses of the parameters so far are recorded.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self.is_complete = True
+
+    def run_other(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run an operation, and see whether its result depends on a parameter."""
+        result = func(*args, **kwargs)
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(result)):
+            arguments = tree_leaves((args, kwargs))
+            self.is_complete &= not any(id(argument) in self._position for argument in arguments)
+        return result
+
+    def has_a_row_for_each(self, num_images: int) -> bool:
+        """Whether the inputs of all layers have one row for each of A images."""
+        return all(len(layer.inputs) == num_images for layer in self._layers)
+
+
 def is_recordable(
     net: Callable[[Tensor], Tensor], images: Tensor, parameters: Sequence[Tensor]
 ) -> bool:
@@ -128,7 +143,7 @@ def is_recordable(
         images: to try it on.
         parameters: to differentiate by.
     """
-    record = LayerRecord(parameters)
+    record = CheckedLayerRecord(parameters)
     images = images.detach().requires_grad_()
     weight = torch.linspace(1.0, -0.5, len(images), device=images.device)
     with torch.enable_grad(), record:

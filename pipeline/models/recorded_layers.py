@@ -55,13 +55,18 @@ class RecordedLayer:
         """The gradient by the weight: the product of inputs and gradients by the output."""
         raise NotImplementedError
 
+    def regressors(self) -> Tensor:
+        """What the weight multiplies, up to a factor: h, or h minus a constant."""
+        return self.inputs
+
     def weighted_inputs(self, weight: Tensor, tangent_weight: Tensor | None) -> Tensor:
-        """a h + b h', of h's type."""
-        shape = (-1, *[1] * (self.inputs.dim() - 1))
-        weighted = self.inputs * weight.view(shape)  # in the weight's type
+        """a h + b h', of h's type; h as in `regressors`."""
+        h = self.regressors()
+        shape = (-1, *[1] * (h.dim() - 1))
+        weighted = h * weight.view(shape)  # in the weight's type
         if self.tangent is not None and tangent_weight is not None:
             weighted.addcmul_(self.tangent, tangent_weight.view(shape))
-        return weighted.to(self.inputs.dtype)
+        return weighted.to(h.dtype)
 
     def gradients(
         self, weight: Tensor, tangent_weight: Tensor | None
@@ -154,17 +159,12 @@ class _BatchNorm(RecordedLayer):
     def input_gradient(self, e: Tensor) -> Tensor:
         return e * self.gain
 
-    def weight_gradient(self, h: Tensor, e: Tensor) -> Tensor:
-        product = h.float() * e if e.dtype != torch.float64 else h * e
-        return product.sum(dim=[d for d in range(e.dim()) if d != 1])
+    def regressors(self) -> Tensor:
+        return self.inputs - self.mean.view_as(self.inverse)  # in the mean's type
 
-    def weighted_inputs(self, weight: Tensor, tangent_weight: Tensor | None) -> Tensor:
-        shape = (-1, *[1] * (self.inputs.dim() - 1))
-        centred = self.inputs - self.mean.view_as(self.inverse)
-        weighted = centred * weight.view(shape)
-        if self.tangent is not None and tangent_weight is not None:
-            weighted = weighted.addcmul_(self.tangent, tangent_weight.view(shape))
-        return weighted * self.inverse
+    def weight_gradient(self, h: Tensor, e: Tensor) -> Tensor:
+        by_channel = (h * e).sum(dim=[d for d in range(e.dim()) if d != 1])
+        return by_channel * self.inverse.flatten()
 
 
 def recorded_layer(

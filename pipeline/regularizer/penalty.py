@@ -98,13 +98,14 @@ def _attack(
 def penalty(robustness: Robustness, config: RegularizerConfig) -> Tensor:
     """R of each sample (N,), of the form ``config.form``; exp is equation (5)."""
     ratio, correct, c, d = robustness.ratio, robustness.correct, config.c, config.d
-    if config.form == "exp":
-        return torch.where(correct, -c * ratio, d * ratio).exp()
-    if config.form == "linear":
-        return torch.where(correct, -c * ratio, d * ratio)
     if config.form == "hinge":
         return torch.where(correct, (c - ratio).clamp_min(0.0), c + ratio)
-    return 1.0 / torch.where(correct, 1.0 + c * ratio, (1.0 - d * ratio).clamp_min(1.0 / _MOST))
+    signed = torch.where(correct, -c * ratio, d * ratio)
+    if config.form == "exp":
+        return signed.exp()
+    if config.form == "linear":
+        return signed
+    return 1.0 / (1.0 - signed).clamp_min(1.0 / _MOST)
 
 
 def slopes(config: RegularizerConfig, ratio: float) -> tuple[float, float]:

@@ -59,14 +59,19 @@ def select_all(images: Tensor) -> Selection:
     return Selection(rows, torch.ones(len(images), device=images.device))
 
 
+def select_correct(correct: Tensor) -> Selection:
+    """All samples of T, ``correct`` (N,) bool, once each, and none of F."""
+    return Selection(correct.nonzero().squeeze(1), correct.float())
+
+
 def select(correct: Tensor, uniform: Tensor, probability: float) -> Selection:
     """Measure all of T, and samples of F with a probability.
 
     Args:
         correct: (N,) bool, in T.
         uniform: (N,) float64 random numbers in [0, 1).
-        probability: of a sample of F.
+        probability: of a sample of F, above 0.
     """
     taken = correct | (uniform < probability)
-    weight = torch.where(correct, 1.0, 1.0 / probability if probability else 0.0).where(taken, 0.0)
+    weight = torch.where(correct, 1.0, 1.0 / probability).where(taken, 0.0)
     return Selection(taken.nonzero().squeeze(1), weight)

@@ -28,10 +28,10 @@ from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView
 from pipeline.models.layer_record import Gradients, LayerRecord
 from pipeline.regularizer.trace import (
+    BoundaryForward,
     add_gradients,
     finite_or_zero,
-    scaled_gradients,
-    target_logit_diff,
+    logit_diff_gradients,
 )
 
 # Share of the full projection in the first, the second and the later projections.
@@ -185,7 +185,9 @@ class _TrueDistance(torch.autograd.Function):
                 terms = end.record.gradients(weight / view.gradient_scale)
             else:
                 with torch.enable_grad():
-                    f = target_logit_diff(view(end.points, end.rows), end.target, end.source)
-                terms = scaled_gradients(view, f, view.parameters(), weight)
+                    logits = view(end.points, end.rows)
+                forward = BoundaryForward(logits, end.target, end.source, weight)
+                terms = logit_diff_gradients(view, [forward])
+                del logits, forward  # and the graph, before the next is made
             total = add_gradients(total, terms)
         return None, None, *finite_or_zero(view, total)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from pipeline.models.layer_record import LayerRecord, is_recordable, tangents_allowed
+from pipeline.models.layer_record import CheckedLayerRecord, is_recordable, tangents_allowed
 
 WEIGHT = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
 TANGENT_WEIGHT = torch.tensor([0.3, 1.0, -1.0, 2.0], dtype=torch.float64)
@@ -60,7 +60,7 @@ def by_autograd(net: nn.Module, images: Tensor, v: Tensor) -> list[Tensor]:
 
 def by_record(net: nn.Module, images: Tensor, v: Tensor) -> list[Tensor | None]:
     parameters = [p for p in net.parameters() if p.requires_grad]
-    record = LayerRecord(parameters)
+    record = CheckedLayerRecord(parameters)
     with tangents_allowed():
         points = forward_ad.make_dual(images.clone().requires_grad_(), v)
         with record:
