@@ -10,7 +10,14 @@ Without --config the embedded demonstration runs: MNIST digits, on CPUs or GPUs.
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import FinetuneConfig, RegularizerConfig, messages, parse, warn_ignored
+from pipeline.config import (
+    AttackConfig,
+    FinetuneConfig,
+    RegularizerConfig,
+    messages,
+    parse,
+    warn_ignored,
+)
 
 if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
     messages.check_options(FinetuneConfig, __doc__)
@@ -126,10 +133,8 @@ def with_options(config: FinetuneConfig) -> str:
 def _of_regularizer(options: RegularizerConfig) -> str:
     """The options of Deep Defense; of those with a usual value only others."""
     parts = [f"lambda {options.lam:g}, c {options.c:g}, d {options.d:g}", options.gradient]
-    attack = options.attack
-    if attack.method != "deepfool":
-        parts.append(f"{attack.method}, at most {attack.max_projections} projections")
-    parts.append(f"at most {attack.max_iterations} iteration{'s' * (attack.max_iterations > 1)}")
+    if options.gradient != "one_step":
+        parts += _of_attack(options.attack)
     if options.form != "exp":
         parts.append(f"form {options.form}")
     if not options.include_misclassified:
@@ -141,6 +146,14 @@ def _of_regularizer(options: RegularizerConfig) -> str:
     if options.layers:
         parts.append(f"through {', '.join(options.layers)}")
     return ", ".join(parts)
+
+
+def _of_attack(attack: AttackConfig) -> list[str]:
+    """The length of the attack."""
+    length = f"at most {attack.max_iterations} iteration{'s' * (attack.max_iterations > 1)}"
+    if attack.method == "deepfool":
+        return [length]
+    return [f"{attack.method}, at most {attack.max_projections} projections", length]
 
 
 def where(folder: Path, resumed: Path | None, trainer: Trainer) -> str:

@@ -1,6 +1,7 @@
 """Options that have no effect together with the other options of a run."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import reduce
 from typing import Any
 
@@ -50,7 +51,12 @@ def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str
     yield from _of_attack("evaluation.attack", config.evaluation.attack)
     if not isinstance(config, FinetuneConfig):
         return
-    yield from _of_attack("regularizer.attack", config.regularizer.attack)
+    if config.regularizer.gradient == "one_step":
+        for field in fields(AttackConfig):
+            if field.name != "norm":
+                yield f"regularizer.attack.{field.name}", "regularizer.gradient is one_step"
+    else:
+        yield from _of_attack("regularizer.attack", config.regularizer.attack)
     yield from _of_schedule(config.schedule)
     if config.train.pretrain_epochs == 0:
         yield "train.pretrain_lr", "train.pretrain_epochs is 0"
@@ -126,8 +132,8 @@ def _of_methods(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
 
 
 def _of_regularizer(options: RegularizerConfig) -> Iterator[tuple[str, str]]:
-    if options.gradient == "boundary":
-        yield "regularizer.through_earlier_steps", "regularizer.gradient is boundary"
+    if options.gradient != "unrolled":
+        yield "regularizer.through_earlier_steps", f"regularizer.gradient is {options.gradient}"
     elif options.attack.max_iterations == 1:
         yield "regularizer.through_earlier_steps", "regularizer.attack.max_iterations is 1"
     if not options.include_misclassified:

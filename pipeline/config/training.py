@@ -29,9 +29,11 @@ class RegularizerConfig(Section):
     """Below 1, only the worst samples of a pass on a rank have a term: of each class the one with
     the smallest ratio (misclassified: the largest), if it is in this share of the batch. The term
     then depends on the number of ranks. 1: all samples."""
-    gradient: Literal["unrolled", "boundary"] = "unrolled"
-    """Gradient of the perturbation's norm. unrolled: exact, through every step of the attack;
-    boundary: by the implicit function theorem at the boundary point (cheaper, approximate)."""
+    gradient: Literal["unrolled", "boundary", "one_step"] = "unrolled"
+    """What is measured and differentiated. unrolled: the perturbation of attack, exactly, through
+    every step; boundary: the same by the implicit function theorem at the boundary point (cheaper,
+    approximate); one_step: the distance to the boundary that is linearised after one step along the
+    gradient of the cross-entropy (cheapest; of attack only norm is used)."""
     through_earlier_steps: bool = True
     """For unrolled: whether a step's gradient goes through the point that the steps before it have
     reached. false: each step is differentiated at a fixed point."""
@@ -67,7 +69,7 @@ class RegularizerConfig(Section):
         method = self.attack.method
         names = "deepfool or superdeepfool in regularizer"
         require(method in ("deepfool", "superdeepfool"), "attack.method", names, method)
-        fits = method == "deepfool" or self.gradient == "boundary"
+        fits = method == "deepfool" or self.gradient != "unrolled"
         rule = "boundary where regularizer.attack.method is superdeepfool"
         require(fits, "gradient", rule, self.gradient)
         far_enough = self.form != "hinge" or self.c <= 1

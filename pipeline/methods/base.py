@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipeline.config import FinetuneConfig
 from pipeline.models.attack_view import AttackView, ForwardPass
+from pipeline.regularizer.loss_gradient import LossGradient
 
 
 class Clean(NamedTuple):
@@ -25,6 +26,9 @@ class Clean(NamedTuple):
     # ratio ||dx|| / ||x|| of the last evaluation. None: they measure all images.
     uniform: Tensor | None = None
     typical_ratio: float | None = None
+    # The gradient of the margin loss, if a method takes it and the pass of the cross-entropy has
+    # given it. Then `cross_entropy` and `logits` have no graph.
+    loss_gradient: LossGradient | None = None
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,14 @@ class Method:
         active: whether it has an effect with the options of this run.
         attacks: whether `term` can use ``clean.graph``, which is computed only if a method does.
         measures: whether its terms contain the size of perturbations (``ratio``).
+        takes_loss_gradient: whether `term` uses ``clean.loss_gradient`` if it is there, and then
+            needs no graph.
     """
 
     active = True
     attacks = False
     measures = False
+    takes_loss_gradient = False
 
     def __init__(self, config: FinetuneConfig, view: AttackView) -> None:
         """Read the options of this method.

@@ -9,6 +9,7 @@ from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
 from pipeline.models.attack_view import PRECISIONS, AttackView
+from pipeline.regularizer.loss_gradient import LossGradient
 from pipeline.regularizer.penalty import penalty, robustness, worst_of_each_class
 from pipeline.regularizer.sampling import (
     Selection,
@@ -31,6 +32,7 @@ class DeepDefense(Method):
         super().__init__(config, view)
         self.options = config.regularizer
         self.active = self.options.lam != 0
+        self.takes_loss_gradient = self.options.gradient == "one_step"
         # The parameters that the regulariser's gradient reaches; None: all.
         self.parameters = None
         if self.options.layers:
@@ -49,12 +51,8 @@ class DeepDefense(Method):
         view, images, labels = self._attack_view(), clean.images, clean.labels
         if not everything:
             view, images, labels = view.of_rows(rows), images[rows], labels[rows]
-        points = None
-        # A new forward pass of a few images costs less than gradients of all.
-        shares = clean.graph is not None and view.precision == self.view.precision
-        if shares and 2 * len(rows) > len(clean.images):
-            points = PointsToLinearize(clean.graph, rows)
-        measured = robustness(view, images, labels, self.options, points, clean.at_once)
+        start = _start(clean, rows, view.precision == self.view.precision)
+        measured = robustness(view, images, labels, self.options, start, clean.at_once)
         terms = penalty(measured, self.options)
         if not self.options.include_misclassified:
             # The attack may see other classes than the clean forward pass in training mode.
@@ -97,6 +95,18 @@ class DeepDefense(Method):
         if probability == 1.0:
             return select_all(clean.images)
         return select(is_correct(clean), clean.uniform, probability)
+
+
+def _start(
+    clean: Clean, rows: Tensor, same_precision: bool
+) -> PointsToLinearize | LossGradient | None:
+    """Where the attack on some images (A,) of the batch starts, of what the clean pass has left."""
+    if clean.loss_gradient is not None:  # a direction, for which any precision is good enough
+        return clean.loss_gradient.of_rows(rows)
+    # A new forward pass of a few images costs less than gradients of all.
+    if clean.graph is not None and same_precision and 2 * len(rows) > len(clean.images):
+        return PointsToLinearize(clean.graph, rows)
+    return None
 
 
 def is_correct(clean: Clean) -> Tensor:

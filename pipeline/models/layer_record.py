@@ -1,7 +1,7 @@
 """Gradients by the parameters after the backward pass, with a weight for each sample.
 
 In: a forward pass of A samples under `LayerRecord`, and one gradient of the samples' f by the
-inputs. Out: gradients by the parameters of sum_s a_s f_s, for weights a (A,) that are known only
+inputs. Out: gradients by the parameters of sum_s a_s f_s, for weights a (A,) that may be known only
 then.
 
 The gradient by a layer's weights is a product of the layer's input h and of e, the gradient by its
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,14 @@ def _load_tangents() -> None:
         import_module("torch._decomp.decompositions_for_jvp")
 
 
+class _Weights(NamedTuple):
+    """Weights of A samples, divided by ``unit``, which brings them into fp16's range."""
+
+    weight: Tensor  # (A,)
+    tangent_weight: Tensor | None  # (A,)
+    unit: Tensor  # scalar
+
+
 class LayerRecord(TorchFunctionMode):
     """Runs a net once and records its layers."""
 
@@ -61,7 +69,9 @@ class LayerRecord(TorchFunctionMode):
         super().__init__()
         self._parameters = parameters
         self._position = {id(parameter): n for n, parameter in enumerate(parameters)}
-        self._layers: list[RecordedLayer] = []
+        self._layers: dict[RecordedLayer, None] = {}  # in the order of the forward pass
+        self._weights: _Weights | None = None
+        self._total: Gradients = [None] * len(parameters)
 
     def __torch_function__(
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
@@ -71,42 +81,66 @@ class LayerRecord(TorchFunctionMode):
         if layer is not None:
             # Frozen layers run in the same way: batch norm's own tangents take many operations.
             if any(id(parameter) in self._position for parameter in layer.parameters()):
-                self._layers.append(layer)
-            return _RunLayer.apply(layer.inputs, layer)
+                self._layers[layer] = None
+            return _RunLayer.apply(layer.inputs, layer, self)
         return self.run_other(func, args, kwargs)
 
     def run_other(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run an operation that is not recorded."""
         return func(*args, **kwargs)
 
-    @torch.no_grad()
-    def gradients(self, weight: Tensor, tangent_weight: Tensor | None = None) -> Gradients:
-        """Gradients of sum_s (a_s f_s + b_s <v_s, w_s>) by the parameters; None for unused ones.
+    def weigh(self, weight: Tensor, tangent_weight: Tensor | None = None) -> None:
+        """Set the weights a of f and b of the tangents' terms, (A,) fp32 each; b after a pass with
+        tangents only.
 
-        Args:
-            weight: a, (A,) fp32.
-            tangent_weight: b, (A,) fp32. Default: zeros; needed after a pass with tangents.
-
-        Frees what was recorded.
+        If they are known before the gradient by the inputs, set them there: then that pass
+        multiplies layer by layer, and nothing is kept.
         """
         # fp16 has little range, and e is usually scaled up: the weights become small.
         weights = [w for w in (weight, tangent_weight) if w is not None]
         largest = torch.stack([w.abs().max() for w in weights]).max()
         unit = largest.where(largest > 0, 1.0) / _LARGEST_WEIGHT
-        weight = weight / unit
-        tangent_weight = None if tangent_weight is None else tangent_weight / unit
-        total: Gradients = [None] * len(self._parameters)
+        scaled = None if tangent_weight is None else tangent_weight / unit
+        self._weights = _Weights(weight / unit, scaled, unit)
+
+    def gradients(self, weight: Tensor, tangent_weight: Tensor | None = None) -> Gradients:
+        """`weigh` and `weighted_gradients`."""
+        self.weigh(weight, tangent_weight)
+        return self.weighted_gradients()
+
+    @torch.no_grad()
+    def weighted_gradients(self) -> Gradients:
+        """Gradients of sum_s (a_s f_s + b_s <v_s, w_s>) by the parameters; None for unused ones.
+
+        Frees what was recorded.
+        """
         while self._layers:
-            layer = self._layers.pop()
-            if layer.output_gradient is None:
-                continue  # f does not depend on it
-            for parameter, gradient in layer.gradients(weight, tangent_weight):
-                position = self._position.get(id(parameter))
-                if position is not None:
-                    before = total[position]
-                    gradient = gradient.to(parameter.dtype).view_as(parameter) * unit
-                    total[position] = gradient if before is None else before.add_(gradient)
-        return total
+            layer, _ = self._layers.popitem()
+            if layer.output_gradient is not None:  # otherwise f does not depend on it
+                self._add(layer)
+        return self._total
+
+    @torch.no_grad()
+    def receive(self, layer: RecordedLayer, output_gradient: Tensor) -> None:
+        """Take the gradient by a layer's output."""
+        if layer not in self._layers:  # frozen, or a second gradient by the inputs
+            return
+        layer.output_gradient = output_gradient
+        if self._weights is not None:
+            del self._layers[layer]
+            self._add(layer)
+            layer.output_gradient = None  # the graph still refers to the layer
+
+    def _add(self, layer: RecordedLayer) -> None:
+        """Add a layer's gradients to the sums."""
+        assert self._weights is not None
+        weight, tangent_weight, unit = self._weights
+        for parameter, gradient in layer.gradients(weight, tangent_weight):
+            position = self._position.get(id(parameter))
+            if position is not None:
+                before = self._total[position]
+                gradient = gradient.to(parameter.dtype).view_as(parameter) * unit
+                self._total[position] = gradient if before is None else before.add_(gradient)
 
 
 class CheckedLayerRecord(LayerRecord):
@@ -168,8 +202,8 @@ class _RunLayer(torch.autograd.Function):
     """The layer; backward records the gradient by its output."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, layer: RecordedLayer) -> Tensor:
-        ctx.layer = layer
+    def forward(ctx: Any, inputs: Tensor, layer: RecordedLayer, record: LayerRecord) -> Tensor:
+        ctx.layer, ctx.record = layer, record
         layer.inputs = forward_ad.unpack_dual(inputs.detach()).primal
         return layer.outputs(layer.inputs)
 
@@ -184,6 +218,6 @@ class _RunLayer(torch.autograd.Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, e: Tensor
-    ) -> tuple[Tensor, None]:
-        ctx.layer.output_gradient = e
-        return ctx.layer.input_gradient(e), None
+    ) -> tuple[Tensor, None, None]:
+        ctx.record.receive(ctx.layer, e)
+        return ctx.layer.input_gradient(e), None, None

@@ -16,6 +16,9 @@ from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import RegularizerConfig
 from pipeline.models.attack_view import AttackView, upcast
 from pipeline.regularizer.boundary import boundary
+from pipeline.regularizer.linearized_distance import MeasuredDistance
+from pipeline.regularizer.loss_gradient import LossGradient, loss_gradient
+from pipeline.regularizer.one_step import one_step
 from pipeline.regularizer.trace import AttackTrace
 from pipeline.regularizer.true_distance import true_distance
 from pipeline.regularizer.unrolled import unrolled
@@ -38,7 +41,7 @@ def robustness(
     images: Tensor,
     labels: Tensor,
     config: RegularizerConfig,
-    points: PointsToLinearize | None = None,
+    start: PointsToLinearize | LossGradient | None = None,
     at_once: int | None = None,
 ) -> Robustness:
     """Attack each image and measure the perturbation.
@@ -50,49 +53,52 @@ def robustness(
         images: (N, C, H, W), in the network's input space.
         labels: (N,).
         config: the options of the regulariser.
-        points: the images in a forward pass, if there is one; released early.
+        start: the images in a forward pass, if there is one, which is released early; with
+            ``gradient`` one_step also the gradient of the margin loss.
         at_once: largest number of images in the net at a time. Default: all.
     """
     images = upcast(images.detach())
     p = float(config.attack.norm)
-    if config.attack.method == "superdeepfool":
-        nearest = true_distance(view, images, labels, config.attack, points=points, at_once=at_once)
-        norm = nearest.distance
-        clean, flipped, iterations = nearest.clean, nearest.flipped, nearest.iterations
+    if config.gradient == "one_step":
+        if not isinstance(start, LossGradient):
+            start = loss_gradient(view, images, labels, start, at_once)
+        measured = one_step(view, images, labels, p, start, at_once)
     else:
-        trace = _attack(view, images, labels, config, points, at_once)
-        unrolls = config.gradient == "unrolled"
-        norm = per_sample_norm(unrolled(trace), p) if unrolls else boundary(trace)
-        clean, flipped = trace.perturbation.clean, trace.perturbation.flipped
-        iterations = trace.perturbation.iterations
+        points = None if isinstance(start, LossGradient) else start
+        measured = _after_attack(view, images, labels, config, points, at_once)
     return Robustness(
-        ratio=norm / per_sample_norm(images, p),
-        correct=clean == labels,
-        flipped=flipped,
-        iterations=iterations,
+        ratio=measured.distance / per_sample_norm(images, p),
+        correct=measured.clean == labels,
+        flipped=measured.flipped,
+        iterations=measured.iterations,
     )
 
 
-def _attack(
+def _after_attack(
     view: AttackView,
     images: Tensor,
     labels: Tensor,
     config: RegularizerConfig,
     points: PointsToLinearize | None,
     at_once: int | None,
-) -> AttackTrace:
-    """DeepFool, recorded for its gradient."""
+) -> MeasuredDistance:
+    """The distance that an attack finds."""
+    attack = config.attack
+    if attack.method == "superdeepfool":
+        return true_distance(view, images, labels, attack, points=points, at_once=at_once)
     options = AttackOptions(record=True, keep_graph=config.gradient == "boundary", at_once=at_once)
-    perturbation = deepfool(view, images, config.attack, labels, points=points, options=options)
-    size = len(images) if at_once is None else at_once
-    return AttackTrace(
+    perturbation = deepfool(view, images, attack, labels, points=points, options=options)
+    trace = AttackTrace(
         view.with_current_masks(),
         images,
         perturbation,
-        config.attack,
-        size,
+        attack,
+        len(images) if at_once is None else at_once,
         config.through_earlier_steps,
     )
+    unrolls = config.gradient == "unrolled"
+    norm = per_sample_norm(unrolled(trace), float(attack.norm)) if unrolls else boundary(trace)
+    return MeasuredDistance(norm, perturbation.clean, perturbation.flipped, perturbation.iterations)
 
 
 def penalty(robustness: Robustness, config: RegularizerConfig) -> Tensor:

@@ -20,6 +20,7 @@ from pipeline.methods import Clean, Term
 from pipeline.models.attack_view import PRECISIONS, AttackView, ForwardPass, upcast
 from pipeline.models.build import batch_norms, draws
 from pipeline.models.fixed_dropout import DROPOUT_LAYERS
+from pipeline.regularizer.loss_gradient import cross_entropy_pass
 from pipeline.training import memory_budget
 
 _PER_SAMPLE = ("penalty", "ratio", "iterations", "flipped", "weight")  # fields of a method's term
@@ -90,20 +91,14 @@ class Objective(nn.Module):
             use_methods: add the methods' terms; false in the clean epochs.
         """
         self.view.draw_dropout_masks(len(images))
-        logits, graph = self._clean_forward(images, attack=use_methods and self.attacks)
-        cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-        clean = Clean(
-            *(images, labels, cross_entropy, logits, graph, self.max_images),
-            uniform=self.uniform,
-            typical_ratio=self.typical_ratio,
-        )
+        mean, clean = self._clean_pass(images, labels, attack=use_methods and self.attacks)
         terms = [method.term(clean) for method in self.methods] if use_methods else []
-        zeros = torch.zeros_like(cross_entropy.detach())
+        zeros = torch.zeros_like(clean.cross_entropy.detach())
         losses = Losses(
-            loss=cross_entropy.mean(),
-            cross_entropy=cross_entropy.detach(),
+            loss=mean,
+            cross_entropy=clean.cross_entropy.detach(),
             penalty=zeros,
-            correct=logits.detach().argmax(dim=1) == labels,
+            correct=clean.logits.detach().argmax(dim=1) == labels,
             ratio=zeros,
             iterations=zeros,
             flipped=zeros.bool(),
@@ -144,6 +139,33 @@ class Objective(nn.Module):
         finally:
             self.train()
             self._can_share_forward = None  # the answer depends on the mode
+
+    def _clean_pass(self, images: Tensor, labels: Tensor, attack: bool) -> tuple[Tensor, Clean]:
+        """The mean cross-entropy, and what the methods' terms start from."""
+        if attack and self._takes_loss_gradient(images):
+            mean, cross_entropy, start = cross_entropy_pass(
+                self.view, images, labels, self.max_images
+            )
+            logits, graph = start.logits, None
+        else:
+            logits, graph = self._clean_forward(images, attack)
+            cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+            mean, start = cross_entropy.mean(), None
+        return mean, Clean(
+            *(images, labels, cross_entropy, logits, graph, self.max_images),
+            uniform=self.uniform,
+            typical_ratio=self.typical_ratio,
+            loss_gradient=start,
+        )
+
+    def _takes_loss_gradient(self, images: Tensor) -> bool:
+        """Whether one pass computes the cross-entropy and the direction of the only method."""
+        return (
+            len(self.methods) == 1
+            and self.methods[0].takes_loss_gradient
+            and self._shares_forward(images)
+            and self.view.can_record_layers(images)
+        )
 
     def _clean_forward(self, images: Tensor, attack: bool) -> tuple[Tensor, ForwardPass | None]:
         """The logits for the cross-entropy, and a forward pass from which an attack may start."""

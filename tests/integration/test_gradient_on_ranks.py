@@ -62,7 +62,9 @@ def test_two_ranks_with_accumulation_equal_one_plain_unrolling(tmp_path: Path, n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [pytest.param("unrolled", marks=pytest.mark.slow), "boundary"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("unrolled", marks=pytest.mark.slow), "boundary", "one_step"]
+)
 def test_two_ranks_in_parts_equal_one(tmp_path: Path, kind: str) -> None:
     config = with_attack(kind, linearize_at="overshot", target_class="fixed")
     net, images, labels = setting("lenet", count=8)

@@ -76,7 +76,7 @@ def test_masks_are_those_of_dropout() -> None:
     torch.testing.assert_close(view(images), net(images))
 
 
-@pytest.mark.parametrize("kind", ["unrolled", "boundary"])
+@pytest.mark.parametrize("kind", ["unrolled", "boundary", "one_step"])
 def test_parts_have_the_masks_of_the_whole(
     net: nn.Module, batch: tuple[Tensor, Tensor], kind: str
 ) -> None:

@@ -49,7 +49,9 @@ def peak(net: nn.Module, images: torch.Tensor, config: RegularizerConfig) -> int
     )
 
 
-@pytest.mark.parametrize("kind", ["unrolled", pytest.param("boundary", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["unrolled", "one_step", pytest.param("boundary", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "name", [pytest.param("squeezenet1_1", marks=pytest.mark.slow), "tests.helpers.nets:smooth"]
 )

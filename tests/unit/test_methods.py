@@ -84,7 +84,7 @@ def test_methods_add_up(net: nn.Module, batch: tuple) -> None:
     assert both(*batch, use_methods=True).ratio.gt(0).all()
 
 
-@pytest.mark.parametrize("gradient", ["unrolled", "boundary"])
+@pytest.mark.parametrize("gradient", ["unrolled", "boundary", "one_step"])
 def test_the_regulariser_reaches_only_the_layers_asked_for(
     net: nn.Module, batch: tuple, gradient: str
 ) -> None:

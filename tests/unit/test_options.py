@@ -173,6 +173,11 @@ def test_a_schedule_longer_than_the_run_prints_a_warning() -> None:
         ("--schedule.kind cosine --schedule.unit steps", "schedule.unit"),
         ("--runtime.tf32 true --runtime.device cpu", "runtime.tf32"),
         ("--runtime.tf32 true", ""),
+        (
+            "--regularizer.gradient one_step --regularizer.attack.max_iterations 9 "
+            "--regularizer.attack.method superdeepfool --regularizer.attack.norm inf",
+            "regularizer.attack.method regularizer.attack.max_iterations",
+        ),
         ("--regularizer.lam 0 --regularizer.layers [1.*]", "regularizer.layers"),
         ("--regularizer.lam 0 --regularizer.gradient boundary", "regularizer.gradient"),
         ("--schedule.kind linear --schedule.milestones [1]", "schedule.milestones"),

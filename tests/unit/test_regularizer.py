@@ -119,7 +119,7 @@ def test_memory_does_not_grow_with_the_iterations(name: str, start: str, kind: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["unrolled", "boundary"])
+@pytest.mark.parametrize("kind", ["unrolled", "boundary", "one_step"])
 @pytest.mark.parametrize(("precision", "least"), [("bf16", 0.95), ("fp16", 0.99)])
 def test_reduced_precision_points_the_same_way(
     squeezenet_weights: Path, ilsvrc_val: Path, precision: str, least: float, kind: str

@@ -53,7 +53,7 @@ def test_correct_samples_are_always_taken() -> None:
     assert weight.tolist() == [1, 10, 0, 1]
 
 
-@pytest.mark.parametrize("gradient", ["unrolled", "boundary"])
+@pytest.mark.parametrize("gradient", ["unrolled", "boundary", "one_step"])
 def test_the_mean_over_draws_is_the_gradient_of_all_samples(gradient: str) -> None:
     net, objective, images, labels = setting(gradient)
     every = objective(images, labels, use_methods=True)
@@ -81,8 +81,9 @@ def test_the_mean_over_draws_is_the_gradient_of_all_samples(gradient: str) -> No
     assert (error <= standard_error + 1e-12).double().mean() > 0.5
 
 
-def test_values_of_a_sample_do_not_depend_on_the_others_that_are_measured() -> None:
-    _, objective, images, labels = setting()
+@pytest.mark.parametrize("gradient", ["unrolled", "one_step"])
+def test_values_of_a_sample_do_not_depend_on_the_others_that_are_measured(gradient: str) -> None:
+    _, objective, images, labels = setting(gradient)
     every = objective(images, labels, use_methods=True)
     objective.typical_ratio = RATIO
     objective.uniform = torch.linspace(0.0, 0.9, len(images), dtype=torch.float64)

@@ -233,7 +233,5 @@ def regularizers(max_images: int | Literal["auto"] | None) -> dict[str, Regulari
         "unrolled": unrolled,
         "boundary": boundary,
         "true distance": replace(boundary, attack=attack),
-        "true distance, one step": replace(
-            boundary, attack=replace(attack, max_iterations=1, max_projections=0)
-        ),
+        "one step": replace(unrolled, gradient="one_step"),
     }

@@ -93,12 +93,7 @@ def _true_distance(name: str, title: str, *options: str) -> Method:
     return _boundary(name, title, *attack, *options)
 
 
-_ONE_STEP = (
-    "--regularizer.attack.max_iterations",
-    "1",
-    "--regularizer.attack.max_projections",
-    "0",
-)
+_ONE_STEP = ("--regularizer.gradient", "one_step")
 _TEN_EPOCHS = ("--train.epochs", "10", "--schedule.milestones", "[8]")
 _MNIST = (
     *_paper_methods(eps="10", beta="0.0001"),
@@ -106,10 +101,11 @@ _MNIST = (
     _boundary("deep_defense_boundary", "Deep Defense, boundary gradient, 10 epochs", *_TEN_EPOCHS),
     _true_distance("deep_defense_true", "Deep Defense, true distance"),
     _true_distance("deep_defense_true_10", "Deep Defense, true distance, 10 epochs", *_TEN_EPOCHS),
-    _true_distance("deep_defense_step", "Deep Defense, true distance, one step", *_ONE_STEP),
-    _true_distance(
+    _method("deep_defense_step", "Deep Defense, one step", "deep_defense", *_ONE_STEP),
+    _method(
         "deep_defense_step_10",
-        "Deep Defense, true distance, one step, 10 epochs",
+        "Deep Defense, one step, 10 epochs",
+        "deep_defense",
         *_ONE_STEP,
         *_TEN_EPOCHS,
     ),
@@ -121,7 +117,7 @@ _CIFAR10 = (
     *_paper_methods(eps="2", beta="0.0003"),
     _boundary("deep_defense_boundary", "Deep Defense, boundary gradient"),
     _true_distance("deep_defense_true", "Deep Defense, true distance"),
-    _true_distance("deep_defense_step", "Deep Defense, true distance, one step", *_ONE_STEP),
+    _method("deep_defense_step", "Deep Defense, one step", "deep_defense", *_ONE_STEP),
 )
 
 EXPERIMENTS = {
