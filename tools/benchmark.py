@@ -8,6 +8,7 @@ r"""Measure the speed of the gradient, the attack, the loader, and a whole train
     python tools/benchmark.py evaluation --weights W.pth --data val.parquet
     python tools/benchmark.py loader --data train.parquet
     python tools/benchmark.py step --device cuda --model resnet18 --precision bf16 --num-images 256
+    python tools/benchmark.py robustness --runs runs/reproduce/mnist_mlp
     python tools/benchmark.py batches     # whether an image's last bits depend on its batch
     python tools/benchmark.py data        # index, plan and scan at ILSVRC-2012's size
 
@@ -28,6 +29,7 @@ from benchmarks import (
     evaluation,
     loader,
     regularizer,
+    robustness,
     step,
 )
 from pipeline.config import arguments
@@ -42,6 +44,7 @@ BENCHMARKS = {
     "evaluation": evaluation.benchmark,
     "loader": loader.benchmark,
     "step": step.benchmark,
+    "robustness": robustness.benchmark,
     "batches": batches.benchmark,
     "data": data.benchmark,
 }
@@ -92,6 +95,12 @@ def parser() -> arguments.Parser:
         type=arguments.POSITIVE,
         default=100,
         help="attacks: steps of DDN and FMN (%(default)s)",
+    )
+    top.add_argument(
+        "--runs",
+        type=Path,
+        help="robustness: folder of tools/reproduce.py --attack METHOD, of which each Deep Defense "
+        "run gets its cost, in epochs of plain training",
     )
     top.add_argument(
         "--peak-tflops",

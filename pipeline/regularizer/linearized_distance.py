@@ -108,7 +108,7 @@ def _end(
     with record or nullcontext():
         boundary = linearize(delta)
     distance = boundary.distance(delta)
-    usable = boundary.dual_norm.isfinite() & (distance > 0)
+    usable = boundary.dual_norm.isfinite() & (distance >= 0)
     return _End(
         rows=rows,
         points=images + delta,

@@ -97,6 +97,14 @@ _ONE_STEP = ("--regularizer.gradient", "one_step")
 _TEN_EPOCHS = ("--train.epochs", "10", "--schedule.milestones", "[8]")
 _MNIST = (
     *_paper_methods(eps="10", beta="0.0001"),
+    _method(
+        "deep_defense_exact",
+        "Deep Defense, every candidate",
+        "deep_defense",
+        *("--regularizer.attack.target_class", "reselect"),
+        *("--regularizer.attack.candidate_search", "exhaustive"),
+        *("--regularizer.attack.linearize_at", "current"),
+    ),
     _boundary("deep_defense_boundary_5", "Deep Defense, boundary gradient"),
     _boundary("deep_defense_boundary", "Deep Defense, boundary gradient, 10 epochs", *_TEN_EPOCHS),
     _true_distance("deep_defense_true", "Deep Defense, true distance"),

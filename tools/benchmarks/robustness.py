@@ -1,0 +1,154 @@
+"""What each way of training costs, and what it gives: the runs of tools/reproduce.py.
+
+For each Deep Defense run the FLOPs and seconds of a step are measured, at the first and at the last
+weights, relative to a step with the cross-entropy only. The mean of the two, times the epochs, is
+the run's cost in plain epochs. The authors' algorithm has the gradient of
+`deep_defense_exact`, so it has that run's numbers at its own price.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.common import Row, device_of, in_turn, medians
+from benchmarks.counters import Flops
+from benchmarks.regularizer import authors
+from pipeline.config import FinetuneConfig, parse
+from pipeline.data import index, source
+from pipeline.data.batches import TrainingPlan
+from pipeline.data.loader import Batch, Loader
+from pipeline.errors import UserError
+from pipeline.models import build
+from pipeline.regularizer.sampling import uniform_numbers
+from pipeline.reports import runs
+from pipeline.training.objective import Objective
+
+AUTHORS, EXACT, DISTANCES = "authors' algorithm", "deep_defense_exact", "distances"
+NUM_BATCHES = 3
+PLAIN = "plain"
+
+
+class _Cost(NamedTuple):
+    """Of a step, in plain steps."""
+
+    flops: float
+    time: float
+
+
+def benchmark(options: argparse.Namespace) -> list[Row]:
+    """One row for each Deep Defense method in --runs, the means over the seeds.
+
+    Raises:
+        UserError: --runs is missing, or has no runs with distances.
+    """
+    if options.runs is None:
+        raise UserError("robustness needs --runs: a folder of tools/reproduce.py --attack METHOD")
+    rows: dict[str, list[Row]] = {}
+    for folder in sorted(options.runs.glob(f"seed*/deep_defense*/{DISTANCES}/summary.json")):
+        for row in _rows_of_run(folder.parent.parent, options):
+            rows.setdefault(row["name"], []).append(row)
+    if not rows:
+        raise UserError(f"{options.runs} has no seed*/deep_defense*/{DISTANCES}/summary.json")
+    means = [
+        {
+            "name": name,
+            "runs": len(same),
+            **{key: statistics.mean(row[key] for row in same) for key in same[0] if key != "name"},
+        }
+        for name, same in rows.items()
+    ]
+    most = max(row["flops_epochs"] for row in means)
+    return [row | {"share_of_most": row["flops_epochs"] / most} for row in means]
+
+
+def _rows_of_run(folder: Path, options: argparse.Namespace) -> list[Row]:
+    """The run's row, and that of the authors' algorithm for the run that has its gradient."""
+    config = parse.parse(FinetuneConfig, None, ["--config", str(folder / "config.yaml")])
+    if "adversarial_2" in config.objective.method:
+        return []
+    results = runs.read(folder / DISTANCES).evaluation.statistics
+    if results.diagnostics is None:
+        raise UserError(f"{folder / DISTANCES} has no diagnostics; remove it and make it again")
+    deepfool = results.diagnostics.methods.get("deepfool", {}).get("mean")
+    of_weights = [
+        _costs(config, weights, options)
+        for weights in (config.model.weights, str(folder / "weights.pth"))
+    ]
+    rows = []
+    for key, name in (("own", folder.name), ("authors", AUTHORS)):
+        if key not in of_weights[0] or (key == "authors" and folder.name != EXACT):
+            continue
+        flops = statistics.mean(costs[key].flops for costs in of_weights)
+        seconds = statistics.mean(costs[key].time for costs in of_weights)
+        rows.append(
+            {
+                "name": name,
+                "epochs": config.train.epochs,
+                "accuracy": 100 * results.accuracy,
+                "deepfool": deepfool,
+                "best": results.rho,
+                "flops_step": flops,
+                "time_step": seconds,
+                "flops_epochs": flops * config.train.epochs,
+                "time_epochs": seconds * config.train.epochs,
+            }
+        )
+    return rows
+
+
+def _costs(
+    config: FinetuneConfig, weights: str | None, options: argparse.Namespace
+) -> dict[str, _Cost]:
+    """The cost of a step of the run, and of the authors' algorithm, with these weights."""
+    device = device_of(options)
+    photos = index.read(str(config.data.train), option="data.train")
+    net = build.build(replace(config.model, weights=weights), photos.num_classes).to(device)
+    objective = Objective(net, config)
+    batches = _batches(config, photos, device)
+
+    first = objective(batches[0].images, batches[0].labels, use_methods=True)
+    objective.typical_ratio = first.ratio[first.correct].mean().item()
+    objective.uniform = torch.from_numpy(uniform_numbers(0, 0, config.train.batch_size)).to(device)
+
+    def own(images: Tensor, labels: Tensor) -> Tensor:
+        return objective(images, labels, use_methods=True).loss
+
+    losses = {PLAIN: partial(_cross_entropy, net), "own": own, "authors": partial(authors, net)}
+    steps = {name: partial(_steps, net, loss, batches) for name, loss in losses.items()}
+    flops = {}
+    for name, run in steps.items():
+        with Flops() as counter:
+            run()
+        flops[name] = counter.total
+    typical = medians(in_turn(steps, options.repeats, device))
+    return {
+        name: _Cost(flops[name] / flops[PLAIN], typical[name] / typical[PLAIN])
+        for name in steps
+        if name != PLAIN
+    }
+
+
+def _batches(config: FinetuneConfig, photos: index.Index, device: torch.device) -> list[Batch]:
+    """The first batches of the run."""
+    size = config.train.batch_size
+    specs = TrainingPlan(photos, config.data, config.train, 0, 1).specs(0, NUM_BATCHES)
+    threads = source.decoding_threads(config.data)
+    return list(Loader(photos, specs, config.data, device, size, threads))
+
+
+def _cross_entropy(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(net(images), labels)
+
+
+def _steps(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], batches: list[Batch]) -> None:
+    for batch in batches:
+        net.zero_grad()
+        loss(batch.images, batch.labels).backward()
