@@ -98,7 +98,6 @@ def parser() -> arguments.Parser:
     )
     top.add_argument(
         "--runs",
-        type=Path,
         help="robustness: folder of tools/reproduce.py --attack METHOD, of which each Deep Defense "
         "run gets its cost, in epochs of plain training",
     )

@@ -197,6 +197,25 @@ def test_the_report_of_an_experiment(
     ]
     check_report(folder)
     check_distances(folder)
+    check_costs(folder, tmp_path / "costs.json")
+
+
+def check_costs(folder: Path, path: Path) -> None:
+    """tools/benchmark.py robustness, of the runs of an experiment."""
+    # The authors' algorithm has the gradient of a run with this name.
+    shutil.copytree(folder / "seed0/deep_defense", folder / "seed0/deep_defense_exact")
+    options = ("robustness", "--runs", folder, "--repeats", 1, "--json", path)
+    assert call("tools/benchmark.py", *options).code == 0
+    rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+    assert list(rows) == ["deep_defense", "deep_defense_exact", "authors' algorithm"]
+    own, authors = rows["deep_defense"], rows["authors' algorithm"]
+    summary = json.loads((folder / "seed0/deep_defense/distances/summary.json").read_text())
+    for row in rows.values():
+        assert row["best"] == summary["rho2"]
+        assert row["accuracy"] == pytest.approx(100 * summary["accuracy"])
+        assert row["flops_epochs"] == row["flops_step"]  # one epoch
+    assert 3 < own["flops_step"] < 10 < authors["flops_step"]
+    assert authors["share_of_most"] == 1
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     if options.runs is None:
         raise UserError("robustness needs --runs: a folder of tools/reproduce.py --attack METHOD")
     rows: dict[str, list[Row]] = {}
-    for folder in sorted(options.runs.glob(f"seed*/deep_defense*/{DISTANCES}/summary.json")):
+    for folder in sorted(Path(options.runs).glob(f"seed*/deep_defense*/{DISTANCES}/summary.json")):
         for row in _rows_of_run(folder.parent.parent, options):
             rows.setdefault(row["name"], []).append(row)
     if not rows:
