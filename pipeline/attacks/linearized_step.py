@@ -261,8 +261,7 @@ def loss_step(
     """`loss_gradient_step` to one candidate each; differentiable with ``create_graph``.
 
     ``gradient_norm`` is <w, n>, with n the direction of unit p-norm; infinite where f does not grow
-    along it. n follows the gradient of log sum exp of the other logits minus the label's. That
-    gradient has the direction of the cross-entropy's, which vanishes in fp32 where the net is sure.
+    along it. n follows the gradient of `margin_loss`.
 
     Args:
         view: the net.
@@ -275,9 +274,7 @@ def loss_step(
     source, target = candidates.source, candidates.classes[:, 0]
     with torch.enable_grad():
         logits = forward.logits if rows is None else forward.logits[rows]
-        label = torch.where(candidates.toward_label, target, source)[:, None]
-        others = logits.scatter(1, label, -torch.inf).logsumexp(dim=1)
-        loss = others - logits.gather(1, label)[:, 0]
+        loss = margin_loss(logits, torch.where(candidates.toward_label, target, source))
         rising = torch.where(candidates.toward_label, -loss, loss)
         logit_diff = logit_differences(logits, source, candidates.classes)[:, 0]
     w = view.logit_diff_gradient(forward, logit_diff, create_graph)
@@ -298,6 +295,17 @@ def loss_step(
         norm.detach(),
         num_queries=torch.full_like(target, 2),  # of f and of the loss
     )
+
+
+def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """(A,) log sum exp of the other logits (A, K) minus that of the label: log(exp(CE) - 1).
+
+    Its gradient has the direction of the cross-entropy's, which vanishes in fp32 where the net is
+    sure.
+    """
+    label = labels[:, None]
+    others = logits.scatter(1, label, -torch.inf).logsumexp(dim=1)
+    return others - logits.gather(1, label)[:, 0]
 
 
 def logit_differences(logits: Tensor, source: Tensor, classes: Tensor) -> Tensor:

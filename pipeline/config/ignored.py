@@ -51,11 +51,7 @@ def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str
     yield from _of_attack("evaluation.attack", config.evaluation.attack)
     if not isinstance(config, FinetuneConfig):
         return
-    if config.regularizer.gradient == "one_step":
-        for field in fields(AttackConfig):
-            if field.name != "norm":
-                yield f"regularizer.attack.{field.name}", "regularizer.gradient is one_step"
-    else:
+    if config.regularizer.gradient != "one_step":
         yield from _of_attack("regularizer.attack", config.regularizer.attack)
     yield from _of_schedule(config.schedule)
     if config.train.pretrain_epochs == 0:
@@ -132,6 +128,10 @@ def _of_methods(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
 
 
 def _of_regularizer(options: RegularizerConfig) -> Iterator[tuple[str, str]]:
+    if options.gradient == "one_step":
+        for field in fields(AttackConfig):
+            if field.name != "norm":
+                yield f"regularizer.attack.{field.name}", "regularizer.gradient is one_step"
     if options.gradient != "unrolled":
         yield "regularizer.through_earlier_steps", f"regularizer.gradient is {options.gradient}"
     elif options.attack.max_iterations == 1:

@@ -38,8 +38,10 @@ class RegularizerConfig(Section):
     """For unrolled: whether a step's gradient goes through the point that the steps before it have
     reached. false: each step is differentiated at a fixed point."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Precision of the attack and of the term's gradient. Rounding in bf16 hides the sign of logit
-    differences near the boundary; fp16 has eight times finer steps. Default: runtime.precision."""
+    """Precision of the attack and of the term's gradient; with gradient one_step that of the last
+    linearisation, where the first pass is the cross-entropy's. Rounding in bf16 hides the sign of
+    logit differences near the boundary; fp16 has eight times finer steps. Default:
+    runtime.precision."""
     attack: AttackConfig = field(
         default_factory=lambda: AttackConfig(
             linearize_at="overshot",
@@ -68,7 +70,8 @@ class RegularizerConfig(Section):
         """Check that the attack has a gradient of this kind, and c the size for the form."""
         method = self.attack.method
         names = "deepfool or superdeepfool in regularizer"
-        require(method in ("deepfool", "superdeepfool"), "attack.method", names, method)
+        has_gradient = method in ("deepfool", "superdeepfool") or self.gradient == "one_step"
+        require(has_gradient, "attack.method", names, method)
         fits = method == "deepfool" or self.gradient != "unrolled"
         rule = "boundary where regularizer.attack.method is superdeepfool"
         require(fits, "gradient", rule, self.gradient)

@@ -15,8 +15,8 @@ class Clean(NamedTuple):
 
     images: Tensor  # (N, C, H, W), in the network's input space
     labels: Tensor  # (N,) int64
-    cross_entropy: Tensor  # (N,), with a graph
-    logits: Tensor  # (N, K), with a graph
+    cross_entropy: Tensor  # (N,), with a graph if there is no ``loss_gradient``
+    logits: Tensor  # (N, K), the same
     # A forward pass that can be differentiated by the images, so that an attack may start from it.
     # None if the attack needs its own: no method attacks, the batch is split to save memory, or the
     # net computes other logits in training mode than in the mode that attacks use.
@@ -53,7 +53,7 @@ class Method:
         attacks: whether `term` can use ``clean.graph``, which is computed only if a method does.
         measures: whether its terms contain the size of perturbations (``ratio``).
         takes_loss_gradient: whether `term` uses ``clean.loss_gradient`` if it is there, and then
-            needs no graph.
+            needs no graph of `Clean`. It is computed if the method is the only one, and attacks.
     """
 
     active = True

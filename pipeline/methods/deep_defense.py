@@ -32,7 +32,9 @@ class DeepDefense(Method):
         super().__init__(config, view)
         self.options = config.regularizer
         self.active = self.options.lam != 0
-        self.takes_loss_gradient = self.options.gradient == "one_step"
+        # Not a subclass, whose term may need the graphs of `Clean`.
+        one_step = self.options.gradient == "one_step"
+        self.takes_loss_gradient = one_step and type(self) is DeepDefense
         # The parameters that the regulariser's gradient reaches; None: all.
         self.parameters = None
         if self.options.layers:
@@ -101,7 +103,8 @@ def _start(
     clean: Clean, rows: Tensor, same_precision: bool
 ) -> PointsToLinearize | LossGradient | None:
     """Where the attack on some images (A,) of the batch starts, of what the clean pass has left."""
-    if clean.loss_gradient is not None:  # a direction, for which any precision is good enough
+    # The classes and the step are then those of the run's precision, whatever the term's is.
+    if clean.loss_gradient is not None:
         return clean.loss_gradient.of_rows(rows)
     # A new forward pass of a few images costs less than gradients of all.
     if clean.graph is not None and same_precision and 2 * len(rows) > len(clean.images):

@@ -93,8 +93,8 @@ class LayerRecord(TorchFunctionMode):
         """Set the weights a of f and b of the tangents' terms, (A,) fp32 each; b after a pass with
         tangents only.
 
-        If they are known before the gradient by the inputs, set them there: then that pass
-        multiplies layer by layer, and nothing is kept.
+        Before the gradient by the inputs, if the weights are known there: then that pass multiplies
+        layer by layer, and nothing is kept. Or after it. `weighted_gradients` comes last.
         """
         # fp16 has little range, and e is usually scaled up: the weights become small.
         weights = [w for w in (weight, tangent_weight) if w is not None]

@@ -38,7 +38,7 @@ class MeasuredDistance(NamedTuple):
 
     distance: Tensor  # (N,) in the norm of the attack, differentiable by the parameters
     clean: Tensor  # (N,) int64, class at the image
-    flipped: Tensor  # (N,) bool, a boundary was reached; untested: there is a linearised distance
+    flipped: Tensor  # (N,) bool, the class changed; with one_step: ``distance`` has a gradient
     iterations: Tensor  # (N,) int64, steps before the last linearisation
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.attacks.linearized_step import PointsToLinearize
+from pipeline.attacks.linearized_step import PointsToLinearize, margin_loss
 from pipeline.models.attack_view import AttackView, ForwardPass, upcast
 from pipeline.models.layer_record import Gradients
 from pipeline.regularizer.trace import add_gradients
@@ -41,12 +41,6 @@ class CrossEntropyPass(NamedTuple):
     mean: Tensor  # scalar, the mean cross-entropy, differentiable by the parameters
     cross_entropy: Tensor  # (N,), without a graph
     start: LossGradient
-
-
-def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """L (A,): log sum exp of the other logits (A, K) minus that of the label."""
-    others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
-    return others - logits.gather(1, labels[:, None])[:, 0]
 
 
 def loss_gradient(
@@ -132,4 +126,7 @@ class _KnownGradient(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, adjoint: Tensor
     ) -> tuple[Any, ...]:
-        return None, None, *(None if g is None else adjoint * g for g in ctx.gradients)
+        if ctx.gradients is None:
+            raise RuntimeError("the gradient is handed out once, by the first backward pass")
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, *(None if g is None else g.mul_(adjoint) for g in gradients)

@@ -7,7 +7,8 @@ The step leads from x to where the linearised L has changed by f, the highest ot
 of the label: r = -f u / ||u||^2 (p = 2). The class is not tested at its end. The net is linearised
 there for the second time, and the distance to that boundary is measured
 (`pipeline.regularizer.linearized_distance`). u comes from the backward pass of the cross-entropy,
-so that all this costs one forward and one backward pass more than a plain step.
+so that all this costs one forward and one backward pass more than a plain step. Nets that need
+passes of their own are in docs/gradient.md.
 """
 
 import torch
@@ -46,7 +47,8 @@ def one_step(
     norm = per_sample_norm(start.gradient, dual_exponent(p))
     norm = norm.where(norm > 0, torch.inf)
     delta = steepest_step(start.gradient, norm, (label_logit - others) / norm, p)
-    delta = delta.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # it starts at the image itself
+    # An image without a usable gradient is linearised where it is.
+    delta = delta.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     clean = start.logits.argmax(dim=1)
     perturbed = Perturbed(view, images, labels, delta, toward_label=clean != labels)
     distance, exists = linearized_distance(perturbed, p, at_once=at_once)

@@ -34,8 +34,8 @@ class Losses(NamedTuple):
     penalty: Tensor  # (N,) regulariser R of each sample; zeros without Deep Defense
     correct: Tensor  # (N,) bool
     ratio: Tensor  # (N,) ||dx|| / ||x||; zeros without Deep Defense
-    iterations: Tensor  # (N,) of DeepFool; zeros without Deep Defense
-    flipped: Tensor  # (N,) bool, whether DeepFool changed the class
+    iterations: Tensor  # (N,) of the attack; zeros without Deep Defense
+    flipped: Tensor  # (N,) bool, whether the attack changed the class; one_step does not test it
     weight: Tensor  # (N,) how often the image counts in sums of the four values above
 
 
@@ -131,6 +131,8 @@ class Objective(nn.Module):
             loss = self(images, labels, use_methods=True).loss
             torch.autograd.grad(loss, parameters, allow_unused=True)
 
+        if self._differs_in_training_mode():
+            self._can_share_forward = False
         self.eval()  # in training mode, batch norm would update its statistics by random images
         try:
             return memory_budget.max_images_that_fit(
@@ -138,7 +140,7 @@ class Objective(nn.Module):
             )
         finally:
             self.train()
-            self._can_share_forward = None  # the answer depends on the mode
+            self._can_share_forward = None  # the answer of the trial depends on the mode
 
     def _clean_pass(self, images: Tensor, labels: Tensor, attack: bool) -> tuple[Tensor, Clean]:
         """The mean cross-entropy, and what the methods' terms start from."""
@@ -206,10 +208,16 @@ class Objective(nn.Module):
             self._can_share_forward = self._has_same_logits_in_both_modes(images[:2])
         return self._can_share_forward
 
-    def _has_same_logits_in_both_modes(self, images: Tensor) -> bool:
+    def _differs_in_training_mode(self) -> bool:
+        """Whether a layer is known to compute something else than in the attack."""
         # With attack_dropout, the attack uses the same dropout masks as the cross-entropy.
         shared = DROPOUT_LAYERS if self.view.dropout else ()
-        if any(draws(m) and m.training and not isinstance(m, shared) for m in self.net.modules()):
+        return any(module.training for module in batch_norms(self.net)) or any(
+            draws(m) and m.training and not isinstance(m, shared) for m in self.net.modules()
+        )
+
+    def _has_same_logits_in_both_modes(self, images: Tensor) -> bool:
+        if self._differs_in_training_mode():
             return False
         rows = torch.arange(len(images), device=images.device)
         with torch.no_grad():

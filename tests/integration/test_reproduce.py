@@ -215,7 +215,7 @@ def check_costs(folder: Path, path: Path) -> None:
         assert row["accuracy"] == pytest.approx(100 * summary["accuracy"])
         assert row["flops_epochs"] == row["flops_step"]  # one epoch
     assert 3 < own["flops_step"] < 10 < authors["flops_step"]
-    assert authors["share_of_most"] == 1
+    assert authors["share_of_highest"] == 1
 
 
 @pytest.mark.slow

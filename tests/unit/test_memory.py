@@ -158,3 +158,32 @@ def test_auto_says_what_it_chose(tmp_path: Path) -> None:
         r"max_images auto: (\d+) of \1 images at once \(\d+\.\d MiB each, \d+\.\d GiB free\)",
         output,
     ), output
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_the_estimate_is_of_training_mode(drops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout the cross-entropy's graph is alive while the regulariser's is made."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3), nn.ReLU()]
+    for _ in range(4):
+        layers += [nn.Conv2d(16, 16, 3), nn.ReLU()]
+    last = nn.Dropout() if drops else nn.Identity()
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), last, nn.Linear(16, 10))
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    objective = make_objective(net, with_attack("one_step"))
+
+    def train() -> None:
+        loss = objective(images, labels, use_methods=True).loss
+        torch.autograd.grad(loss, list(net.parameters()))
+
+    train()  # with the checks of the net
+    in_training = memory_budget.peak_bytes(train, images.device)
+
+    def peak_of(step: Callable[[int], None], *_: object) -> int:
+        return memory_budget.peak_bytes(lambda: step(len(images)), images.device)
+
+    monkeypatch.setattr(memory_budget, "max_images_that_fit", peak_of)
+    estimate = make_objective(net, with_attack("one_step")).max_images_that_fit(
+        (3, 32, 32), 16, images.device
+    )
+    assert estimate == pytest.approx(in_training, rel=0.1)

@@ -1,5 +1,6 @@
 """What training adds to the cross-entropy: each method against its definition."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,10 @@ from tests.helpers.runs import expect_error
 PAPER = RegularizerConfig(lam=15, c=25, d=5)
 
 
-def objective(net: nn.Module, method: str, **options_of_method: object) -> Objective:
-    options = ObjectiveConfig(
-        method=method, adversarial=AdversarialConfig(eps=0.1), **options_of_method
-    )
-    return Objective(net, FinetuneConfig(objective=options, regularizer=PAPER))
+def objective(net: nn.Module, method: str, gradient: str = "unrolled") -> Objective:
+    options = ObjectiveConfig(method=method, adversarial=AdversarialConfig(eps=0.1))
+    regularizer = replace(PAPER, gradient=gradient)
+    return Objective(net, FinetuneConfig(objective=options, regularizer=regularizer))
 
 
 def gradients(loss_of: Objective, batch: tuple[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
@@ -75,10 +75,11 @@ def test_fgs_examples_are_mixed_in(net: nn.Module, batch: tuple) -> None:
     assert alone.item() == pytest.approx(F.cross_entropy(net(images), labels).item(), rel=1e-12)
 
 
-def test_methods_add_up(net: nn.Module, batch: tuple) -> None:
-    parts = [gradients(objective(net, m), batch) for m in ("deep_defense", "adversarial_2")]
-    clean = gradients(objective(net, "clean"), batch)
-    both = objective(net, "deep_defense+adversarial_2")
+@pytest.mark.parametrize("gradient", ["unrolled", "one_step"])
+def test_methods_add_up(net: nn.Module, batch: tuple, gradient: str) -> None:
+    names = ("deep_defense", "adversarial_2", "clean")
+    *parts, clean = [gradients(objective(net, name, gradient), batch) for name in names]
+    both = objective(net, "deep_defense+adversarial_2", gradient)
     for one, two, base, sum_ in zip(*parts, clean, gradients(both, batch), strict=True):
         torch.testing.assert_close(one + two - base, sum_, rtol=1e-9, atol=1e-12)
     assert both(*batch, use_methods=True).ratio.gt(0).all()

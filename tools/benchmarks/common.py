@@ -223,8 +223,7 @@ def _shown(value: Any) -> str:
 def regularizers(max_images: int | Literal["auto"] | None) -> dict[str, RegularizerConfig]:
     """The regulariser with each gradient, by name; the paper's options for ImageNet.
 
-    The last two measure the true distance: after DeepFool and a projection, and after DeepFool's
-    first step.
+    ``true distance`` is measured after DeepFool and a projection.
     """
     unrolled = RegularizerConfig(lam=LAM, c=C, max_images=max_images)
     boundary = replace(unrolled, gradient="boundary")

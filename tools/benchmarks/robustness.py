@@ -8,32 +8,30 @@ the run's cost in plain epochs. The authors' algorithm has the gradient of
 
 import argparse
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import Row, device_of, in_turn, medians
 from benchmarks.counters import Flops
-from benchmarks.regularizer import authors
+from benchmarks.regularizer import Loss, authors
 from pipeline.config import FinetuneConfig, parse
 from pipeline.data import index, source
 from pipeline.data.batches import TrainingPlan
 from pipeline.data.loader import Batch, Loader
 from pipeline.errors import UserError
-from pipeline.models import build
+from pipeline.models import build, prepare
 from pipeline.regularizer.sampling import uniform_numbers
 from pipeline.reports import runs
 from pipeline.training.objective import Objective
 
 AUTHORS, EXACT, DISTANCES = "authors' algorithm", "deep_defense_exact", "distances"
 NUM_BATCHES = 3
-PLAIN = "plain"
+PLAIN, OWN = "plain", "own"
 
 
 class _Cost(NamedTuple):
@@ -66,26 +64,27 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         for name, same in rows.items()
     ]
     most = max(row["flops_epochs"] for row in means)
-    return [row | {"share_of_most": row["flops_epochs"] / most} for row in means]
+    return [row | {"share_of_highest": row["flops_epochs"] / most} for row in means]
 
 
 def _rows_of_run(folder: Path, options: argparse.Namespace) -> list[Row]:
     """The run's row, and that of the authors' algorithm for the run that has its gradient."""
     config = parse.parse(FinetuneConfig, None, ["--config", str(folder / "config.yaml")])
-    if "adversarial_2" in config.objective.method:
-        return []
+    if config.objective.method != "deep_defense":
+        return []  # another method's steps are in its cost
     results = runs.read(folder / DISTANCES).evaluation.statistics
-    if results.diagnostics is None:
-        raise UserError(f"{folder / DISTANCES} has no diagnostics; remove it and make it again")
-    deepfool = results.diagnostics.methods.get("deepfool", {}).get("mean")
+    if results.diagnostics is None or "deepfool" not in results.diagnostics.methods:
+        raise UserError(
+            f"{folder / DISTANCES} is not by deepfool and another attack; remove it, and run "
+            "tools/reproduce.py with --attack deepfool+superdeepfool"
+        )
+    names = {OWN: folder.name, AUTHORS: AUTHORS} if folder.name == EXACT else {OWN: folder.name}
     of_weights = [
-        _costs(config, weights, options)
+        _costs(config, weights, options, tuple(names))
         for weights in (config.model.weights, str(folder / "weights.pth"))
     ]
     rows = []
-    for key, name in (("own", folder.name), ("authors", AUTHORS)):
-        if key not in of_weights[0] or (key == "authors" and folder.name != EXACT):
-            continue
+    for key, name in names.items():
         flops = statistics.mean(costs[key].flops for costs in of_weights)
         seconds = statistics.mean(costs[key].time for costs in of_weights)
         rows.append(
@@ -93,7 +92,7 @@ def _rows_of_run(folder: Path, options: argparse.Namespace) -> list[Row]:
                 "name": name,
                 "epochs": config.train.epochs,
                 "accuracy": 100 * results.accuracy,
-                "deepfool": deepfool,
+                "deepfool": results.diagnostics.methods["deepfool"]["mean"],
                 "best": results.rho,
                 "flops_step": flops,
                 "time_step": seconds,
@@ -105,24 +104,29 @@ def _rows_of_run(folder: Path, options: argparse.Namespace) -> list[Row]:
 
 
 def _costs(
-    config: FinetuneConfig, weights: str | None, options: argparse.Namespace
+    config: FinetuneConfig, weights: str | None, options: argparse.Namespace, names: tuple[str, ...]
 ) -> dict[str, _Cost]:
-    """The cost of a step of the run, and of the authors' algorithm, with these weights."""
+    """The cost of a step of the run (`OWN`) and of the authors' algorithm, with these weights."""
     device = device_of(options)
     photos = index.read(str(config.data.train), option="data.train")
-    net = build.build(replace(config.model, weights=weights), photos.num_classes).to(device)
-    objective = Objective(net, config)
-    batches = _batches(config, photos, device)
-
+    net = build.build(replace(config.model, weights=weights), photos.num_classes)
+    objective = Objective(prepare.move_net(net, config.runtime, device), config)
+    plan = TrainingPlan(photos, config.data, config.train, 0, 1)
+    batches = _batches(config, photos, plan, device)
     first = objective(batches[0].images, batches[0].labels, use_methods=True)
     objective.typical_ratio = first.ratio[first.correct].mean().item()
-    objective.uniform = torch.from_numpy(uniform_numbers(0, 0, config.train.batch_size)).to(device)
+    uniform = uniform_numbers(0, 0, config.train.batch_size)[plan.part(0)]
+    objective.uniform = torch.from_numpy(uniform).to(device)
 
-    def own(images: Tensor, labels: Tensor) -> Tensor:
-        return objective(images, labels, use_methods=True).loss
+    def loss(images: Tensor, labels: Tensor, *, use_methods: bool) -> Tensor:
+        return objective(images, labels, use_methods=use_methods).loss
 
-    losses = {PLAIN: partial(_cross_entropy, net), "own": own, "authors": partial(authors, net)}
-    steps = {name: partial(_steps, net, loss, batches) for name, loss in losses.items()}
+    losses: dict[str, Loss] = {
+        PLAIN: partial(loss, use_methods=False),
+        OWN: partial(loss, use_methods=True),
+        AUTHORS: partial(authors, objective.view.forward_current_mode),
+    }
+    steps = {name: partial(_steps, net, losses[name], batches) for name in (PLAIN, *names)}
     flops = {}
     for name, run in steps.items():
         with Flops() as counter:
@@ -130,25 +134,20 @@ def _costs(
         flops[name] = counter.total
     typical = medians(in_turn(steps, options.repeats, device))
     return {
-        name: _Cost(flops[name] / flops[PLAIN], typical[name] / typical[PLAIN])
-        for name in steps
-        if name != PLAIN
+        name: _Cost(flops[name] / flops[PLAIN], typical[name] / typical[PLAIN]) for name in names
     }
 
 
-def _batches(config: FinetuneConfig, photos: index.Index, device: torch.device) -> list[Batch]:
+def _batches(
+    config: FinetuneConfig, photos: index.Index, plan: TrainingPlan, device: torch.device
+) -> list[Batch]:
     """The first batches of the run."""
-    size = config.train.batch_size
-    specs = TrainingPlan(photos, config.data, config.train, 0, 1).specs(0, NUM_BATCHES)
     threads = source.decoding_threads(config.data)
-    return list(Loader(photos, specs, config.data, device, size, threads))
+    specs = plan.specs(0, NUM_BATCHES)
+    return list(Loader(photos, specs, config.data, device, plan.pass_size, threads))
 
 
-def _cross_entropy(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(net(images), labels)
-
-
-def _steps(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], batches: list[Batch]) -> None:
+def _steps(net: nn.Module, loss: Loss, batches: list[Batch]) -> None:
     for batch in batches:
         net.zero_grad()
         loss(batch.images, batch.labels).backward()
