@@ -24,6 +24,7 @@ from pipeline.data.mapped_files import Files
 from pipeline.data.mean_image import mean_of
 from pipeline.data.plan import BatchSpec, Windows
 from pipeline.errors import UserError, first_few
+from pipeline.runtime.allocator import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,8 @@ class Loader:
     def _recover(self, error: RuntimeError) -> None:
         """Find the images because of which the pipeline failed. Raise an error that names them, or
         start a new pipeline without them."""
+        if is_out_of_memory(error):
+            raise error
         pending = [spec for spec, _ in self._in_flight]
         self._close()
         bad = sorted({row for spec in pending for row in self._undecodable(spec)})
@@ -198,13 +201,15 @@ class Loader:
         self._bad_rows.update(bad)
 
     def _undecodable(self, spec: BatchSpec) -> list[int]:
-        """Decode a batch one image at a time; returns the rows that fail."""
+        """Decode a batch one image at a time; returns the rows that fail. The CPU does it: a
+        pipeline for each image takes long on a GPU."""
         single = (spec.take(np.array([position])) for position in range(len(spec.rows)))
         return [int(image.rows[0]) for image in single if not self._decodes(image)]
 
     def _decodes(self, image: BatchSpec) -> bool:
         inputs = self._inputs(self._files.views(image.rows), image)
-        pipeline = build_pipeline(lambda: inputs, replace(self._options, batch_size=1))
+        options = replace(self._options, batch_size=1, device=torch.device("cpu"))
+        pipeline = build_pipeline(lambda: inputs, options)
         try:
             pipeline.run()
         except RuntimeError:

@@ -6,18 +6,24 @@ import gc
 
 import torch
 
-# Messages of PyTorch's CPU allocator, the C++ library and oneDNN when an allocation fails.
+# Messages of PyTorch's CPU allocator, the C++ library and oneDNN when an allocation fails, and of
+# CUDA's libraries, which do not use PyTorch's allocator: cuBLAS, cuDNN, NCCL and DALI.
 _MESSAGES = (
     "can't allocate memory",
     "std::bad_alloc",
     "could not create a memory object",
     "could not create a primitive",
     "could not execute a primitive",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "cudaErrorMemoryAllocation",
+    "CUDA error: out of memory",
+    "Cuda failure 2 'out of memory'",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out. On a CPU this is decided by its message."""
+    """Whether an error means that memory ran out. Most libraries say so in the message only."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)

@@ -32,7 +32,7 @@ from pipeline.errors import (
 from pipeline.runtime.allocator import is_out_of_memory, retain_freed_blocks
 from pipeline.runtime.machine import cpu_name
 from pipeline.runtime.rendezvous import LivenessBoard, fresh_store
-from pipeline.runtime.reproducibility import use_reproducible_kernels
+from pipeline.runtime.reproducibility import set_tf32, use_reproducible_kernels
 
 Result = TypeVar("Result")
 
@@ -110,8 +110,7 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     use_reproducible_kernels()
     if device.type == "cpu":
         retain_freed_blocks()
-    torch.backends.cuda.matmul.allow_tf32 = config.tf32
-    torch.backends.cudnn.allow_tf32 = config.tf32
+    set_tf32(config.tf32)
     store = _join(rank, size, device, config)
     liveness = LivenessBoard(store, rank, size)
     try:

@@ -40,6 +40,13 @@ def use_reproducible_kernels() -> None:
     os.environ.setdefault(_MODE, "AUTO,STRICT")
 
 
+def set_tf32(allowed: bool) -> None:
+    """Let matrix products and convolutions on GPUs round their inputs to TF32, or not. torch's own
+    default allows it for convolutions only."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def images_at_once(batch_size: int, device: torch.device) -> int:
     """Number of images in an evaluation's batch; at least `MIN_BATCH` on a CPU."""
     return max(batch_size, MIN_BATCH) if device.type == "cpu" else batch_size

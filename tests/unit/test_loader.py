@@ -211,6 +211,18 @@ def test_a_batch_with_no_image_left_is_an_error(tmp_path: Path) -> None:
         list(Loader(photos, specs, config, CPU, 2, threads=2))
 
 
+def test_without_memory_no_image_is_blamed(photos: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Loader) -> torch.Tensor:
+        raise RuntimeError("[/dali] CUDA allocation failed: cudaErrorMemoryAllocation")
+
+    monkeypatch.setattr(Loader, "_run", fail)
+    monkeypatch.setattr(Loader, "_decodes", lambda *_: pytest.fail("an image was tried"))
+    config = DataConfig()
+    specs = evaluation_specs(photos, np.arange(4), config, 4)
+    with pytest.raises(RuntimeError, match="cudaErrorMemoryAllocation"):
+        list(Loader(photos, specs, config, CPU, 4, threads=2))
+
+
 def test_wait_for_data_is_measured(photos: Index) -> None:
     config = DataConfig()
     specs = evaluation_specs(photos, np.arange(40), config, 8)

@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline.config import ModelConfig, RegularizerConfig, RuntimeConfig
 from pipeline.models.build import build
+from pipeline.runtime.allocator import is_out_of_memory
 from pipeline.runtime.distributed import distributed_session
 from pipeline.training import memory_budget
 from pipeline.training.objective import make_objective
@@ -187,3 +188,19 @@ def test_the_estimate_is_of_training_mode(drops: bool, monkeypatch: pytest.Monke
         (3, 32, 32), 16, images.device
     )
     assert estimate == pytest.approx(in_training, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("NCCL error ... Cuda failure 2 'out of memory'", True),
+        ("CUDA runtime API error cudaErrorMemoryAllocation (2)", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("could not create a primitive descriptor for a convolution", False),
+    ],
+)
+def test_errors_that_mean_out_of_memory(message: str, expected: bool) -> None:
+    assert is_out_of_memory(RuntimeError(message)) == expected

@@ -23,7 +23,7 @@ from pipeline.models import build, prepare
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime import allocator, machine
 from pipeline.runtime.files import writable, write_json
-from pipeline.runtime.reproducibility import use_reproducible_kernels
+from pipeline.runtime.reproducibility import set_tf32, use_reproducible_kernels
 
 Row = dict[str, Any]
 JSON_REMEDY = "give another --json"
@@ -44,6 +44,7 @@ def set_up_device(options: argparse.Namespace) -> torch.device:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch sees no GPU on this machine")
     use_reproducible_kernels()
+    set_tf32(allowed=False)
     if options.device == "cpu":
         allocator.retain_freed_blocks()
     torch.manual_seed(0)
