@@ -47,6 +47,8 @@ def attack_view_of(
     size = images_at_once(evaluation.batch_size, device)
     smallest = min_batch_size(size, device)
     if evaluation.space == "input":
-        return AttackView(net, min_batch_size=smallest)
+        return AttackView(net, min_batch_size=smallest).with_fused_attention()
     bounds = (0.0, 1.0) if evaluation.clip else None
-    return AttackView(Normalised(net, data).to(device), bounds=bounds, min_batch_size=smallest)
+    normalised = Normalised(net, data).to(device)
+    view = AttackView(normalised, bounds=bounds, min_batch_size=smallest)
+    return view.with_fused_attention()

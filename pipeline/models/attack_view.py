@@ -67,6 +67,7 @@ class AttackView:
         self.rows_in_batch: Tensor | None = None
         self._head = _last_layer(net)
         self._channels_last = _is_channels_last(net)
+        self.fused_attention = False
         self._checked: dict[str, bool] = {}  # results of checks of the net, shared by copies
 
     def seed_dropout(self, seed: int) -> None:
@@ -92,6 +93,15 @@ class AttackView:
         """A view of the same net, with the present masks, in another precision."""
         view = copy.copy(self)
         view.precision = precision
+        return view
+
+    def with_fused_attention(self) -> "AttackView":
+        """A view of the same net, with the present masks, that may use fused attention kernels.
+
+        They are faster, and have no second derivative.
+        """
+        view = copy.copy(self)
+        view.fused_attention = True
         return view
 
     def with_min_batch_size(self, min_batch_size: int) -> "AttackView":
@@ -223,8 +233,7 @@ class AttackView:
         for module in switched:
             module.training = False
         try:
-            # The fused attention kernels have no second derivative.
-            with sdpa_kernel(SDPBackend.MATH):
+            with nullcontext() if self.fused_attention else sdpa_kernel(SDPBackend.MATH):
                 yield
         finally:
             for module in switched:

@@ -60,6 +60,7 @@ def robustness(
     images = upcast(images.detach())
     p = float(config.attack.norm)
     if config.gradient == "one_step":
+        view = view.with_fused_attention()
         if not isinstance(start, LossGradient):
             start = loss_gradient(view, images, labels, start, at_once)
         measured = one_step(view, images, labels, p, start, at_once)
@@ -83,20 +84,21 @@ def _after_attack(
     at_once: int | None,
 ) -> MeasuredDistance:
     """The distance that an attack finds."""
-    attack = config.attack
+    # Only the unrolled gradient takes second derivatives, in passes of its own.
+    attack, first_order = config.attack, view.with_fused_attention()
     if attack.method == "superdeepfool":
-        return true_distance(view, images, labels, attack, points=points, at_once=at_once)
+        return true_distance(first_order, images, labels, attack, points=points, at_once=at_once)
     options = AttackOptions(record=True, keep_graph=config.gradient == "boundary", at_once=at_once)
-    perturbation = deepfool(view, images, attack, labels, points=points, options=options)
+    perturbation = deepfool(first_order, images, attack, labels, points=points, options=options)
+    unrolls = config.gradient == "unrolled"
     trace = AttackTrace(
-        view.with_current_masks(),
+        (view if unrolls else first_order).with_current_masks(),
         images,
         perturbation,
         attack,
         len(images) if at_once is None else at_once,
         config.through_earlier_steps,
     )
-    unrolls = config.gradient == "unrolled"
     norm = per_sample_norm(unrolled(trace), float(attack.norm)) if unrolls else boundary(trace)
     return MeasuredDistance(norm, perturbation.clean, perturbation.flipped, perturbation.iterations)
 

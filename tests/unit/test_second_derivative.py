@@ -1,9 +1,14 @@
 """Layers that are replaced because they have no second derivative."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models import VisionTransformer
 from torchvision.models.swin_transformer import (
     PatchMergingV2,
     ShiftedWindowAttentionV2,
@@ -11,9 +16,12 @@ from torchvision.models.swin_transformer import (
     SwinTransformerBlockV2,
 )
 
+from pipeline.config import DataConfig, EvaluationConfig
+from pipeline.evaluation.attack_space import attack_view_of
+from pipeline.models.attack_view import AttackView
 from pipeline.models.second_derivative import make_twice_differentiable
 from pipeline.training.objective import make_objective
-from tests.helpers.gradients import CONFIG, gradient_by
+from tests.helpers.gradients import CONFIG, gradient_by, with_attack
 
 
 def small_swin() -> nn.Module:
@@ -88,3 +96,41 @@ def test_normalisation_of_zero_and_tiny_vectors() -> None:
         assert second.isfinite().all()
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(net, x)
+
+
+class Attentions(TorchDispatchMode):
+    """Counts calls of fused attention kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += "_flash_attention_for_cpu.default" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["unrolled", "boundary", "one_step"])
+def test_attention_is_fused_where_no_second_derivative_follows(kind: str) -> None:
+    torch.manual_seed(0)
+    net = VisionTransformer(16, 4, 2, 2, 16, 32, num_classes=5).double().eval()
+    nn.init.normal_(net.heads[0].weight)
+    images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.arange(4)
+    with Attentions() as attentions:
+        fused = gradient_by(net, images, labels, with_attack(kind))
+    assert attentions.number >= 2 * 2  # the two layers, in the cross-entropy and in the attack
+    with sdpa_kernel(SDPBackend.MATH), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AttackView, "with_fused_attention", lambda view: view)
+        with Attentions() as attentions:
+            plain = gradient_by(net, images, labels, with_attack(kind))
+    assert attentions.number == 0
+    torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-9)
+
+
+def test_an_evaluation_uses_fused_attention() -> None:
+    torch.manual_seed(0)
+    net = VisionTransformer(16, 4, 2, 2, 16, 32, num_classes=5).eval()
+    view = attack_view_of(net, DataConfig(), EvaluationConfig(), torch.device("cpu"))
+    with Attentions() as attentions:
+        view(torch.randn(2, 3, 16, 16))
+    assert attentions.number == 2
