@@ -47,6 +47,9 @@ def after_training(config: FinetuneConfig, size: int) -> str:
     folder = config.folder
     arguments = [_script("pipeline/evaluate.py"), "--config", folder / "config.yaml"]
     arguments += ["--model.weights", folder / "weights.pth", "--output", f"{folder}-evaluation"]
+    if config.regularizer.gradient == "one_step" and config.evaluation.attack.method == "deepfool":
+        # DeepFool's path grows more than the distance: docs/reproduction.md.
+        arguments += ["--evaluation.attack.method", "deepfool+superdeepfool"]
     launcher = ["torchrun", "--standalone", f"--nproc_per_node={size}"] if size > 1 else ["python"]
     return f"evaluate it: {_quoted([*launcher, *arguments])}\ncurves:      {watch(folder)}"
 

@@ -162,12 +162,25 @@ class Objective(nn.Module):
 
     def _takes_loss_gradient(self, images: Tensor) -> bool:
         """Whether one pass computes the cross-entropy and the direction of the only method."""
-        return (
-            len(self.methods) == 1
-            and self.methods[0].takes_loss_gradient
-            and self._shares_forward(images)
-            and self.view.can_record_layers(images)
-        )
+        takes = any(method.takes_loss_gradient for method in self.methods)
+        return takes and self.why_passes_are_separate(images) is None
+
+    def why_passes_are_separate(self, images: Tensor) -> str | None:
+        """Why the cross-entropy's pass cannot give the direction of ``gradient: one_step``; None if
+        it does, or if no method wants it.
+
+        Args:
+            images: (N, C, H, W) of any content, for trials of the net.
+        """
+        if not any(method.takes_loss_gradient for method in self.methods):
+            return None
+        if len(self.methods) > 1:
+            return "several methods"
+        if not self._shares_forward(images):
+            return "the net in training mode differs: dropout, or batch norm that is not frozen"
+        if not self.view.can_record_layers(images):
+            return "parameters in other layers than convolutions, linear layers and batch norm"
+        return None
 
     def _clean_forward(self, images: Tensor, attack: bool) -> tuple[Tensor, ForwardPass | None]:
         """The logits for the cross-entropy, and a forward pass from which an attack may start."""

@@ -1,6 +1,7 @@
 """The distance after one step along the loss's gradient, and the pass it shares."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import ModelConfig, RegularizerConfig, RuntimeConfig
+from pipeline.config import (
+    AdversarialConfig,
+    FinetuneConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RegularizerConfig,
+    RuntimeConfig,
+)
 from pipeline.config.checks import OptionError
 from pipeline.methods.base import Clean, Term
 from pipeline.methods.deep_defense import DeepDefense
@@ -293,3 +301,28 @@ def test_attacks_that_do_not_fit_are_refused() -> None:
     assert with_attack("one_step", method="ddn").attack.method == "ddn"  # unused, with a warning
     with pytest.raises(OptionError, match="method"):
         with_attack("boundary", method="ddn")
+
+
+@pytest.mark.parametrize(
+    ("make", "method", "reason"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "deep_defense", None),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "clean", None),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(12, 3)), None, "dropout"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 3)), None, "layers"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)),
+            "deep_defense+adversarial_2",
+            "several",
+        ),
+    ],
+)
+def test_why_passes_are_separate(
+    make: Callable[[], nn.Module], method: str | None, reason: str | None
+) -> None:
+    adversarial = AdversarialConfig(eps=0.1)
+    options = ObjectiveConfig(method=method or "deep_defense", adversarial=adversarial)
+    config = FinetuneConfig(regularizer=ONE_STEP, objective=options)
+    objective = Objective(make(), config)
+    said = objective.why_passes_are_separate(torch.randn(2, 1, 3, 4))
+    assert (said is None) if reason is None else (said is not None and reason in said)

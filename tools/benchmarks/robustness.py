@@ -8,6 +8,7 @@ the run's cost in plain epochs. The authors' algorithm has the gradient of
 
 import argparse
 import statistics
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from pipeline.training.objective import Objective
 
 AUTHORS, EXACT, DISTANCES = "authors' algorithm", "deep_defense_exact", "distances"
 NUM_BATCHES = 3
+REMEDY = "the --output of tools/reproduce.py EXPERIMENT --data DIR --attack deepfool+superdeepfool"
 PLAIN, OWN = "plain", "own"
 
 
@@ -48,13 +50,19 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         UserError: --runs is missing, or has no runs with distances.
     """
     if options.runs is None:
-        raise UserError("robustness needs --runs: a folder of tools/reproduce.py --attack METHOD")
+        raise UserError(f"robustness needs --runs: {REMEDY}")
+    for weights in sorted(Path(options.runs).glob("seed*/deep_defense*/weights.pth")):
+        if not (weights.parent / DISTANCES / "summary.json").exists():
+            print(f"left out {weights.parent}: it has no {DISTANCES}", file=sys.stderr)
     rows: dict[str, list[Row]] = {}
     for folder in sorted(Path(options.runs).glob(f"seed*/deep_defense*/{DISTANCES}/summary.json")):
         for row in _rows_of_run(folder.parent.parent, options):
             rows.setdefault(row["name"], []).append(row)
     if not rows:
-        raise UserError(f"{options.runs} has no seed*/deep_defense*/{DISTANCES}/summary.json")
+        raise UserError(
+            f"--runs {options.runs} has no seed*/deep_defense*/{DISTANCES}/summary.json; "
+            f"it is {REMEDY}"
+        )
     means = [
         {
             "name": name,

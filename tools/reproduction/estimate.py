@@ -25,7 +25,7 @@ from reproduction.plan import PlannedRun
 
 _NUM_CLASSES = {"mnist": 10, "cifar10": 10, "ilsvrc": 1000}
 _NUM_IMAGES = 8  # number of images timed first; a batch is timed only if they take less than _LONG
-_LONG = 1.0  # seconds after which timing stops
+_LONG, _VERY_LONG = 1.0, 10.0  # seconds after which timing stops; after the first call
 _DEEPFOOL_QUERIES = 20  # forward passes and gradients of an image, roughly
 _START = 12.0  # seconds until the first step: imports, DALI, the index
 
@@ -84,7 +84,10 @@ class RuntimeEstimator:
     def _seconds_to_train(self, config: FinetuneConfig, clean: bool) -> float:
         """Seconds of training on one image."""
         method = "clean" if clean else config.objective.method
-        kind = f"{method} {config.regularizer.gradient} {bool(config.regularizer.layers)}"
+        kind = method
+        if "deep_defense" in method:
+            some = ", some layers" if config.regularizer.layers else ""
+            kind = f"{method}, {config.regularizer.gradient}{some}"
 
         def make_step(num_images: int) -> Callable[[], object]:
             net = self._net(config)
@@ -143,9 +146,10 @@ def threads(ranks: int, max_parallel: int) -> int:
 
 
 def _fastest(step: Callable[[], object]) -> float:
-    """Seconds of the fastest of at most three calls; the first one is also a warm-up."""
+    """Seconds of the fastest of at most three calls. The first is also a warm-up, and alone only if
+    it takes very long."""
     seconds: list[float] = []
-    while len(seconds) < 3 and sum(seconds) < _LONG:
+    while len(seconds) < 3 and sum(seconds) < (_VERY_LONG if len(seconds) == 1 else _LONG):
         begin = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - begin)
