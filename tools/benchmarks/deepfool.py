@@ -70,6 +70,7 @@ def adversarial_library_attack(net: nn.Module, images: Tensor, labels: Tensor) -
         from adv_lib.attacks import df  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
+    attack: Callable[..., Tensor] = df  # its annotation asks for a module; a function will do
     with torch.no_grad():
         classes = net(images).topk(NUM_CANDIDATES, dim=1).indices
     numbers = torch.arange(len(images), device=images.device) / len(images)
@@ -82,7 +83,7 @@ def adversarial_library_attack(net: nn.Module, images: Tensor, labels: Tensor) -
 
     def run() -> Tensor:
         predicted = torch.zeros_like(labels)  # the first candidate is the predicted class
-        perturbed = df(
+        perturbed = attack(
             candidate_logits,
             inputs,
             predicted,
