@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.attacks.attack_state import SampleColumns
+from pipeline.attacks.linearized_step import other_logits
 from pipeline.attacks.norms import expand_to_images, per_sample_norm
 from pipeline.config import FgsConfig
 from pipeline.models.attack_view import AttackView, ForwardPass
@@ -208,7 +209,7 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     An image with margin 0 counts as misclassified.
     """
     own = logits.gather(1, labels[:, None])
-    other = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    other = other_logits(logits, labels).amax(dim=1)
     margin = own[:, 0] - other
     return margin.where(logits.isfinite().all(dim=1), -torch.inf)
 

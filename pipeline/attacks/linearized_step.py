@@ -303,9 +303,13 @@ def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Its gradient has the direction of the cross-entropy's, which vanishes in fp32 where the net is
     sure.
     """
-    label = labels[:, None]
-    others = logits.scatter(1, label, -torch.inf).logsumexp(dim=1)
-    return others - logits.gather(1, label)[:, 0]
+    others = other_logits(logits, labels).logsumexp(dim=1)
+    return others - logits.gather(1, labels[:, None])[:, 0]
+
+
+def other_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits (A, K) with -inf for the label's."""
+    return logits.scatter(1, labels[:, None], -torch.inf)
 
 
 def logit_differences(logits: Tensor, source: Tensor, classes: Tensor) -> Tensor:

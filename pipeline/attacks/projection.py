@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.attacks.linearized_step import logit_differences
+from pipeline.attacks.linearized_step import logit_differences, other_logits
 from pipeline.attacks.norms import (
     dual_exponent,
     expand_to_images,
@@ -85,7 +85,7 @@ def linearize_boundary(
         p: norm of the perturbation, in (1, inf].
         toward_label: (A,) bool. Default: no sample.
     """
-    other = forward.logits.detach().scatter(1, label[:, None], -torch.inf).argmax(dim=1)
+    other = other_logits(forward.logits.detach(), label).argmax(dim=1)
     source, target = label, other
     if toward_label is not None:
         source, target = other.where(toward_label, label), label.where(toward_label, other)

@@ -10,6 +10,7 @@ the change of the nearest point itself has no effect to first order. MMA (Ding e
 and DyART (Xu et al., ICLR 2023) use the same gradient.
 """
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -52,6 +53,13 @@ class Perturbed:
     delta: Tensor  # (N, C, H, W), the perturbations
     toward_label: Tensor  # (N,) bool
 
+    def split(self, size: int) -> "Iterator[tuple[Tensor, Perturbed]]":
+        """Consecutive parts of at most ``size`` images, with their positions (A,) in the batch."""
+        rows = torch.arange(len(self.images), device=self.images.device)
+        columns = (rows, self.images, self.labels, self.delta, self.toward_label)
+        for part_rows, *part in zip(*(column.split(size) for column in columns), strict=True):
+            yield part_rows, Perturbed(self.view, *part)
+
 
 @dataclass(frozen=True)
 class _End:
@@ -81,9 +89,11 @@ def linearized_distance(
         at_once: largest number of images in the net at a time. Default: all.
     """
     view, images = perturbed.view, perturbed.images
-    parts = torch.arange(len(images), device=images.device).split(at_once or len(images))
-    keeps_record = len(parts) == 1 and view.can_record_layers(images)
-    ends = [_end(perturbed, rows, p, num_projections, keeps_record) for rows in parts]
+    size = at_once or len(images)
+    keeps_record = size >= len(images) and view.can_record_layers(images)
+    ends = [
+        _end(part, rows, p, num_projections, keeps_record) for rows, part in perturbed.split(size)
+    ]
     # Backward passes come after masks for another batch may have been drawn.
     distance = _LinearizedDistance.apply(view.with_current_masks(), ends, *view.parameters())
     return distance, torch.cat([end.weight != 0 for end in ends])
@@ -92,13 +102,12 @@ def linearized_distance(
 def _end(
     perturbed: Perturbed, rows: Tensor, p: float, num_projections: int, keeps_record: bool
 ) -> _End:
-    """Project some perturbations (A,) of the batch, and linearise at the end."""
-    view, images, labels = perturbed.view, perturbed.images[rows], perturbed.labels[rows]
-    delta, toward_label = perturbed.delta[rows], perturbed.toward_label[rows]
+    """Project some perturbations, at positions (A,) of the batch, and linearise at the end."""
+    view, delta = perturbed.view, perturbed.delta
 
     def linearize(delta: Tensor) -> LinearizedBoundary:
-        forward = view.forward_with_grad(images + delta, rows)
-        return linearize_boundary(view, forward, labels, p, toward_label)
+        forward = view.forward_with_grad(perturbed.images + delta, rows)
+        return linearize_boundary(view, forward, perturbed.labels, p, perturbed.toward_label)
 
     for number in range(num_projections):
         boundary = linearize(delta)
@@ -111,7 +120,7 @@ def _end(
     usable = boundary.dual_norm.isfinite() & (distance >= 0)
     return _End(
         rows=rows,
-        points=images + delta,
+        points=perturbed.images + delta,
         source=boundary.source,
         target=boundary.target,
         distance=distance.where(usable, per_sample_norm(delta, p)),

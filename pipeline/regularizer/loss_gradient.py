@@ -31,8 +31,17 @@ class LossGradient(NamedTuple):
     gradient: Tensor  # (A, C, H, W) of L by the images
 
     def of_rows(self, rows: Tensor) -> "LossGradient":
-        """Of some of the images."""
+        """Of some of the images (A,), in their order."""
+        if len(rows) == len(self.logits):
+            return self
         return LossGradient(self.logits[rows], self.gradient[rows])
+
+    @classmethod
+    def concatenate(cls, parts: "list[LossGradient]") -> "LossGradient":
+        """Of consecutive parts of a batch."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 class CrossEntropyPass(NamedTuple):
@@ -60,24 +69,25 @@ def loss_gradient(
         at_once: largest number of images in the net at a time. Default: all.
     """
     if points is not None:
-        rows = points.rows
-        start = _differentiate(view, points.release(), labels, rows)
-        return start if len(rows) == len(start.gradient) else start.of_rows(rows)
+        rows, forward = points.rows, points.release()
+        return _differentiate(view, forward, _margin_loss(forward, labels, rows)).of_rows(rows)
     rows = torch.arange(len(images), device=images.device).split(at_once or len(images))
-    parts = [
-        _differentiate(view, view.forward_with_grad(images[part], part), labels[part])
-        for part in rows
-    ]
-    return LossGradient(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    parts = []
+    for part in rows:
+        forward = view.forward_with_grad(images[part], part)
+        parts.append(_differentiate(view, forward, _margin_loss(forward, labels[part])))
+        del forward  # and the graph, before the next is made
+    return LossGradient.concatenate(parts)
 
 
-def _differentiate(
-    view: AttackView, forward: ForwardPass, labels: Tensor, rows: Tensor | None = None
-) -> LossGradient:
-    """The gradient of all images of a forward pass; labels are those of some rows of it."""
+def _margin_loss(forward: ForwardPass, labels: Tensor, rows: Tensor | None = None) -> Tensor:
+    """L (A,), with a graph, of some rows of a forward pass; default: of all."""
     with torch.enable_grad():
-        logits = forward.logits if rows is None else forward.logits[rows]
-        loss = margin_loss(logits, labels)
+        return margin_loss(forward.logits if rows is None else forward.logits[rows], labels)
+
+
+def _differentiate(view: AttackView, forward: ForwardPass, loss: Tensor) -> LossGradient:
+    """The gradient of L for all images of a forward pass."""
     return LossGradient(forward.logits.detach(), view.logit_diff_gradient(forward, loss))
 
 
@@ -102,12 +112,12 @@ def cross_entropy_pass(
         record = view.record_layers()
         with record:
             forward = view.forward_with_grad(images[part], part)
-        loss = margin_loss(forward.logits.detach(), labels[part])
-        record.weigh(loss.sigmoid() / (len(images) * view.gradient_scale))
-        parts.append(_differentiate(view, forward, labels[part]))
-        del forward  # and the graph, before the next is made
+        loss = _margin_loss(forward, labels[part])
+        record.weigh(loss.detach().sigmoid() / (len(images) * view.gradient_scale))
+        parts.append(_differentiate(view, forward, loss))
+        del forward, loss  # and the graph, before the next is made
         total = add_gradients(total, record.weighted_gradients())
-    start = LossGradient(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    start = LossGradient.concatenate(parts)
     cross_entropy = F.cross_entropy(start.logits, labels, reduction="none")
     mean = _KnownGradient.apply(cross_entropy.mean(), total, *view.parameters())
     return CrossEntropyPass(mean, cross_entropy, start)

@@ -14,6 +14,7 @@ passes of their own are in docs/gradient.md.
 import torch
 from torch import Tensor
 
+from pipeline.attacks.linearized_step import other_logits
 from pipeline.attacks.norms import dual_exponent, per_sample_norm, steepest_step
 from pipeline.models.attack_view import AttackView
 from pipeline.regularizer.linearized_distance import (
@@ -43,10 +44,10 @@ def one_step(
         at_once: largest number of images in the net at a time. Default: all.
     """
     label_logit = start.logits.gather(1, labels[:, None])[:, 0]
-    others = start.logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    other_logit = other_logits(start.logits, labels).amax(dim=1)
     norm = per_sample_norm(start.gradient, dual_exponent(p))
     norm = norm.where(norm > 0, torch.inf)
-    delta = steepest_step(start.gradient, norm, (label_logit - others) / norm, p)
+    delta = steepest_step(start.gradient, norm, (label_logit - other_logit) / norm, p)
     # An image without a usable gradient is linearised where it is.
     delta = delta.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     clean = start.logits.argmax(dim=1)

@@ -1,9 +1,12 @@
 """A counter of floating-point operations. Unlike times, counts have no noise."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+Result = TypeVar("Result")
 
 
 class Flops(TorchDispatchMode):
@@ -24,3 +27,10 @@ class Flops(TorchDispatchMode):
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=result)
         return result
+
+
+def counted(run: Callable[[], Result]) -> tuple[Result, int]:
+    """What ``run`` returns, and the FLOPs that it took."""
+    with Flops() as counter:
+        result = run()
+    return result, counter.total

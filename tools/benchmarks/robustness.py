@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Row, device_of, in_turn, medians
-from benchmarks.counters import Flops
+from benchmarks.counters import counted
 from benchmarks.regularizer import Loss, authors
 from pipeline.config import FinetuneConfig, parse
 from pipeline.data import index, source
@@ -29,8 +29,9 @@ from pipeline.models import build, prepare
 from pipeline.regularizer.sampling import uniform_numbers
 from pipeline.reports import runs
 from pipeline.training.objective import Objective
+from reproduction.experiments import DISTANCES
 
-AUTHORS, EXACT, DISTANCES = "authors' algorithm", "deep_defense_exact", "distances"
+AUTHORS, EXACT = "authors' algorithm", "deep_defense_exact"
 NUM_BATCHES = 3
 REMEDY = "the --output of tools/reproduce.py EXPERIMENT --data DIR --attack deepfool+superdeepfool"
 PLAIN, OWN = "plain", "own"
@@ -87,8 +88,15 @@ def _rows_of_run(folder: Path, options: argparse.Namespace) -> list[Row]:
             "tools/reproduce.py with --attack deepfool+superdeepfool"
         )
     names = {OWN: folder.name, AUTHORS: AUTHORS} if folder.name == EXACT else {OWN: folder.name}
+    photos = index.read(str(config.data.train), option="data.train")
+    batches = _batches(config, photos, device_of(options))
     of_weights = [
-        _costs(config, weights, options, tuple(names))
+        _costs(
+            _objective(config, weights, photos.num_classes, batches[0]),
+            batches,
+            tuple(names),
+            options,
+        )
         for weights in (config.model.weights, str(folder / "weights.pth"))
     ]
     rows = []
@@ -111,20 +119,32 @@ def _rows_of_run(folder: Path, options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _costs(
-    config: FinetuneConfig, weights: str | None, options: argparse.Namespace, names: tuple[str, ...]
-) -> dict[str, _Cost]:
-    """The cost of a step of the run (`OWN`) and of the authors' algorithm, with these weights."""
-    device = device_of(options)
-    photos = index.read(str(config.data.train), option="data.train")
-    net = build.build(replace(config.model, weights=weights), photos.num_classes)
-    objective = Objective(prepare.move_net(net, config.runtime, device), config)
+def _batches(config: FinetuneConfig, photos: index.Index, device: torch.device) -> list[Batch]:
+    """The first batches of the run."""
     plan = TrainingPlan(photos, config.data, config.train, 0, 1)
-    batches = _batches(config, photos, plan, device)
-    first = objective(batches[0].images, batches[0].labels, use_methods=True)
-    objective.typical_ratio = first.ratio[first.correct].mean().item()
-    uniform = uniform_numbers(0, 0, config.train.batch_size)[plan.part(0)]
-    objective.uniform = torch.from_numpy(uniform).to(device)
+    threads = source.decoding_threads(config.data)
+    specs = plan.specs(0, NUM_BATCHES)
+    return list(Loader(photos, specs, config.data, device, plan.pass_size, threads))
+
+
+def _objective(
+    config: FinetuneConfig, weights: str | None, num_classes: int, first: Batch
+) -> Objective:
+    """The objective of the run with these weights; it measures a part of the misclassified images
+    if the run does."""
+    device = first.images.device
+    net = build.build(replace(config.model, weights=weights), num_classes)
+    objective = Objective(prepare.move_net(net, config.runtime, device), config)
+    losses = objective(first.images, first.labels, use_methods=True)
+    objective.typical_ratio = losses.ratio[losses.correct].mean().item()
+    objective.uniform = torch.from_numpy(uniform_numbers(0, 0, len(first.images))).to(device)
+    return objective
+
+
+def _costs(
+    objective: Objective, batches: list[Batch], names: tuple[str, ...], options: argparse.Namespace
+) -> dict[str, _Cost]:
+    """The cost of a step of the run (`OWN`), and of the authors' algorithm (`AUTHORS`)."""
 
     def loss(images: Tensor, labels: Tensor, *, use_methods: bool) -> Tensor:
         return objective(images, labels, use_methods=use_methods).loss
@@ -134,25 +154,14 @@ def _costs(
         OWN: partial(loss, use_methods=True),
         AUTHORS: partial(authors, objective.view.forward_current_mode),
     }
-    steps = {name: partial(_steps, net, losses[name], batches) for name in (PLAIN, *names)}
-    flops = {}
-    for name, run in steps.items():
-        with Flops() as counter:
-            run()
-        flops[name] = counter.total
-    typical = medians(in_turn(steps, options.repeats, device))
+    steps = {
+        name: partial(_steps, objective.net, losses[name], batches) for name in (PLAIN, *names)
+    }
+    flops = {name: counted(run)[1] for name, run in steps.items()}
+    typical = medians(in_turn(steps, options.repeats, device_of(options)))
     return {
         name: _Cost(flops[name] / flops[PLAIN], typical[name] / typical[PLAIN]) for name in names
     }
-
-
-def _batches(
-    config: FinetuneConfig, photos: index.Index, plan: TrainingPlan, device: torch.device
-) -> list[Batch]:
-    """The first batches of the run."""
-    threads = source.decoding_threads(config.data)
-    specs = plan.specs(0, NUM_BATCHES)
-    return list(Loader(photos, specs, config.data, device, plan.pass_size, threads))
 
 
 def _steps(net: nn.Module, loss: Loss, batches: list[Batch]) -> None:

@@ -6,7 +6,6 @@ gradient is compared with the same one of all samples.
 
 import argparse
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -23,7 +22,7 @@ from benchmarks.common import (
     runtime_of,
     spread,
 )
-from benchmarks.counters import Flops
+from benchmarks.counters import counted
 from pipeline.models.attack_view import PRECISIONS, AttackView
 from pipeline.regularizer.sampling import uniform_numbers
 from pipeline.training.objective import Objective, make_objective
@@ -77,13 +76,13 @@ def compare(options: argparse.Namespace, images: Tensor, labels: Tensor) -> list
     flops: dict[str, float] = {}
     for name in ("plain", *made):
         sampled = name in made and not name.endswith(ALL)
-        counted = [
-            _counted(lambda name=name, draw=draw: gradient_of(name, draw))
+        measured = [
+            counted(lambda name=name, draw=draw: gradient_of(name, draw))
             for draw in range(NUM_DRAWS if sampled else 1)
         ]
-        flops[name] = statistics.mean(count for _, count in counted)
+        flops[name] = statistics.mean(count for _, count in measured)
         clean = gradients["plain"][0] if name in made else 0.0
-        gradients[name] = [gradient - clean for gradient, _ in counted]
+        gradients[name] = [gradient - clean for gradient, _ in measured]
     seconds = in_turn(
         {name: lambda name=name: gradient_of(name) for name in flops}, options.repeats, device
     )
@@ -110,13 +109,6 @@ def _agreement(gradients: list[Tensor], every: list[Tensor] | None) -> Row:
         "lowest_cosine": min(_cosine(gradient, every[0]) for gradient in gradients),
         "norm_ratio": max(norms, key=lambda ratio: abs(ratio - 1.0)),
     }
-
-
-def _counted(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """A gradient and the FLOPs that it took."""
-    with Flops() as counter:
-        gradient = run()
-    return gradient, counter.total
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

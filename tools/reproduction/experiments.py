@@ -93,7 +93,12 @@ def _true_distance(name: str, title: str, *options: str) -> Method:
     return _boundary(name, title, *attack, *options)
 
 
-_ONE_STEP = ("--regularizer.gradient", "one_step")
+def _one_step(name: str, title: str, *options: str) -> Method:
+    """Deep Defense on the distance after one step along the gradient of the cross-entropy."""
+    gradient = ("--regularizer.gradient", "one_step")
+    return _method(name, title, "deep_defense", *gradient, *options)
+
+
 _TEN_EPOCHS = ("--train.epochs", "10", "--schedule.milestones", "[8]")
 _MNIST = (
     *_paper_methods(eps="10", beta="0.0001"),
@@ -109,14 +114,8 @@ _MNIST = (
     _boundary("deep_defense_boundary", "Deep Defense, boundary gradient, 10 epochs", *_TEN_EPOCHS),
     _true_distance("deep_defense_true", "Deep Defense, true distance"),
     _true_distance("deep_defense_true_10", "Deep Defense, true distance, 10 epochs", *_TEN_EPOCHS),
-    _method("deep_defense_step", "Deep Defense, one step", "deep_defense", *_ONE_STEP),
-    _method(
-        "deep_defense_step_10",
-        "Deep Defense, one step, 10 epochs",
-        "deep_defense",
-        *_ONE_STEP,
-        *_TEN_EPOCHS,
-    ),
+    _one_step("deep_defense_step", "Deep Defense, one step"),
+    _one_step("deep_defense_step_10", "Deep Defense, one step, 10 epochs", *_TEN_EPOCHS),
     _method(
         "deep_defense_2", "Deep Defense + II", "deep_defense+adversarial_2", *_fgs_options("10")
     ),
@@ -125,7 +124,7 @@ _CIFAR10 = (
     *_paper_methods(eps="2", beta="0.0003"),
     _boundary("deep_defense_boundary", "Deep Defense, boundary gradient"),
     _true_distance("deep_defense_true", "Deep Defense, true distance"),
-    _method("deep_defense_step", "Deep Defense, one step", "deep_defense", *_ONE_STEP),
+    _one_step("deep_defense_step", "Deep Defense, one step"),
 )
 
 EXPERIMENTS = {
