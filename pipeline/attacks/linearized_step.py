@@ -177,8 +177,8 @@ def nearest_boundary(
             left = more.nonzero().squeeze(1)
             if len(left) == 0:
                 break
-            # A new forward of a few, with what pads it, costs less than gradients of many.
-            if 2 * max(len(left), view.min_batch_size) <= len(forward.inputs):
+            # A new forward of a few costs less than gradients of many.
+            if 2 * len(left) <= len(forward.inputs):
                 samples, forward_rows = left, torch.arange(len(left), device=rows.device)
                 forward = None  # frees its graph before the next is made
                 forward = view.forward_with_grad(inputs[rows[samples]], candidates.key[samples])

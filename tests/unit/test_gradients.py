@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.attacks.attack_state import Perturbation
 from pipeline.attacks.deepfool import AttackOptions, deepfool
-from pipeline.config import AttackConfig, ModelConfig, RegularizerConfig, RuntimeConfig
+from pipeline.config import ModelConfig, RegularizerConfig, RuntimeConfig
 from pipeline.models.attack_view import AttackView, ForwardPass
 from pipeline.models.build import build
 from pipeline.regularizer import piecewise_linear
@@ -170,20 +170,6 @@ def test_lazy_candidates_with_a_large_safety_factor_are_all_candidates(name: str
     )
     whole = gradient_by(net, images, labels, CONFIG)
     assert (lazy - whole).norm() < 1e-9 * whole.norm()
-
-
-@pytest.mark.parametrize(("min_batch_size", "expected"), [(1, True), (20, False)])
-def test_no_new_forward_of_a_few_that_are_padded_to_a_batch(
-    min_batch_size: int, expected: bool
-) -> None:
-    net, images, labels = setting("lenet", count=20)
-    config = AttackConfig(max_iterations=1, candidate_search="pruned")
-    sizes: list[int] = []
-    net.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
-    deepfool(AttackView(net, min_batch_size=min_batch_size), images, config, labels)
-    # The clean images and the test; a few images have more candidates than the first.
-    assert (len(sizes) > 2) == expected
-    assert sizes[0] == sizes[-1] == 20
 
 
 def test_lazy_candidates_save_gradients_and_choose_nearly_the_same() -> None:
