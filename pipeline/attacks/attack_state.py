@@ -85,6 +85,17 @@ class Perturbation:
         )
 
 
+def split_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (B,) and (A - B,) int64 where a mask (A,) is true and false.
+
+    The host waits once for the mask; `Tensor.nonzero` of each part would wait twice.
+    """
+    on_host = mask.cpu()
+    parts = (on_host.nonzero(), (~on_host).nonzero())
+    true, false = (rows.squeeze(1).to(mask.device, non_blocking=True) for rows in parts)
+    return true, false
+
+
 class SampleColumns:
     """Base of dataclasses whose fields are tensors (A, ...) of A samples."""
 

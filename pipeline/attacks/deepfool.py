@@ -20,6 +20,7 @@ from pipeline.attacks.attack_state import (
     IterationResult,
     Perturbation,
     Step,
+    split_rows,
 )
 from pipeline.attacks.linearized_step import (
     Candidates,
@@ -65,7 +66,7 @@ def initial_state(
     labels = clean if labels is None else labels
     toward_label = clean != labels
     choices = candidate_classes(logits, labels, config.num_candidates)
-    choices[toward_label] = labels[toward_label, None]
+    choices = torch.where(toward_label[:, None], labels[:, None], choices)
     key = torch.arange(len(images), device=images.device) if key is None else key
     return AttackState(
         key=key,
@@ -215,10 +216,9 @@ class _Sweep:
             )
             if self.options.record:
                 result.steps.append(done.step)
-            ended = (done.ended | last).nonzero().squeeze(1)
+            ended, left = split_rows(done.ended | last)
             delta = perturbation(self.view, done.state.take(ended), self.config)
             result.write_rows(done, ended, delta, first)
-            left = (~done.ended).nonzero().squeeze(1)
             # With what comes after it, such a graph takes no more memory than one of all images.
             fits = len(state) + len(left) <= len(images) <= 2 * len(ended)
             if self.options.keep_graph and done.forward is not None and fits:

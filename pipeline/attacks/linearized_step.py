@@ -19,6 +19,10 @@ from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView, ForwardPass
 
 
+# Some of the samples of a batch: their positions (B,) int64, or a slice of all.
+Samples = Tensor | slice
+
+
 @dataclass
 class PointsToLinearize:
     """A forward pass of the points where A samples linearise.
@@ -90,7 +94,9 @@ def candidate_classes(logits: Tensor, labels: Tensor, number: int) -> Tensor:
     # out, the last candidate is dropped instead, so that all rows have the same length.
     is_label = top == labels[:, None]
     is_label[:, -1] |= ~is_label.any(dim=1)
-    return top[~is_label].view(len(top), -1)
+    column = torch.arange(top.shape[1] - 1, device=top.device)
+    after_label = column >= is_label.int().argmax(dim=1, keepdim=True)
+    return top.gather(1, column + after_label)
 
 
 @dataclass
@@ -113,25 +119,29 @@ class _Nearest:
         return cls(distance, distance.clone(), position, slope, torch.zeros_like(position))
 
     def update(
-        self, position: int, samples: Tensor, distance: Tensor, gradient: Tensor, norm: Tensor
+        self, position: int, samples: Samples, distance: Tensor, gradient: Tensor, norm: Tensor
     ) -> None:
-        """Enter the boundary of candidate ``position`` for some samples (B,)."""
-        nearer = distance < self.distance[samples]  # False for NaN, and for a zero gradient's inf
-        changed = samples[nearer]
-        self.distance[changed] = distance[nearer]
-        self.gradient_norm[changed] = norm[nearer]
-        self.position[changed] = position
+        """Enter the boundary of candidate ``position`` for some samples (B,).
+
+        Masks choose values, not rows: rows of a mask would make the host wait for the GPU.
+        """
+        before = self.distance[samples]
+        nearer = distance < before  # False for NaN, and for an infinite distance
+        self.distance[samples] = distance.where(nearer, before)
+        self.gradient_norm[samples] = norm.where(nearer, self.gradient_norm[samples])
+        self.position[samples] = self.position[samples].masked_fill(nearer, position)
         if self.gradient is None:  # the first candidate is that of all samples
             self.gradient = gradient
         else:
-            self.gradient[changed] = gradient[nearer]
+            nearer = expand_to_images(nearer)
+            self.gradient[samples] = gradient.where(nearer, self.gradient[samples])
 
     def step(self, candidates: Candidates, logit_diffs: Tensor, p: float) -> LinearizedStep:
         """The step (A, C, H, W) to the nearest boundary; zero where there is none."""
         if self.gradient is None:
             raise ValueError("a step needs at least one candidate class")
         displacement = steepest_step(self.gradient, self.gradient_norm, self.distance, p)
-        displacement[self.distance.isinf()] = 0.0
+        displacement.masked_fill_(expand_to_images(self.distance.isinf()), 0.0)
         column = self.position[:, None]
         return LinearizedStep(
             displacement,
@@ -167,27 +177,33 @@ def nearest_boundary(
     candidates, logit_diffs, spread = _in_visiting_order(view, logits, candidates, pruned)
     nearest = _Nearest.none_yet(logit_diffs[:, 0])
     # The samples of a round, and their positions in the forward pass.
-    samples, forward_rows = torch.arange(len(rows), device=rows.device), rows
+    samples, forward_rows = slice(None), rows
+    searching = torch.ones_like(candidates.toward_label)
     for m in range(candidates.classes.shape[1]):
-        if m > 0:
-            more = ~candidates.toward_label
-            if pruned:
-                reachable = nearest.largest_slope * spread[:, m] * nearest.distance
-                more &= logit_diffs[:, m].abs() < config.pruning_factor * reachable
-            left = more.nonzero().squeeze(1)
+        if m == 1:
+            searching = ~candidates.toward_label
+        if m > 0 and pruned:
+            reachable = nearest.largest_slope * spread[:, m] * nearest.distance
+            searching &= logit_diffs[:, m].abs() < config.pruning_factor * reachable
+        if m == 1 or (m > 1 and pruned):
+            left = searching.nonzero().squeeze(1)
             if len(left) == 0:
                 break
             # A new forward of a few costs less than gradients of many.
-            if 2 * len(left) <= len(forward.inputs):
+            if 2 * view.padded_size(len(left)) <= view.padded_size(len(forward.inputs)):
                 samples, forward_rows = left, torch.arange(len(left), device=rows.device)
                 forward = None  # frees its graph before the next is made
-                forward = view.forward_with_grad(inputs[rows[samples]], candidates.key[samples])
+                forward = view.forward_with_grad(inputs[rows[left]], candidates.key[left])
         gradient, logit_diff = _gradient(view, forward, forward_rows, candidates, samples, m)
         norm = per_sample_norm(gradient, dual_exponent(p))
-        nearest.update(m, samples, logit_diff.abs() / norm, gradient, norm)
-        nearest.num_queries[samples] += 1
-        slope = torch.maximum(nearest.largest_slope[samples], norm / spread[samples, m])
-        nearest.largest_slope[samples] = slope
+        # A sample that has stopped is among them if the pass is of all. It must not see more
+        # candidates than in another batch.
+        active = searching[samples]
+        distance = (logit_diff.abs() / norm).where(active, torch.inf)
+        nearest.update(m, samples, distance, gradient, norm)
+        nearest.num_queries[samples] += active
+        slope = (norm / spread[samples, m]).where(active, 0.0)
+        nearest.largest_slope[samples] = torch.maximum(nearest.largest_slope[samples], slope)
     return nearest.step(candidates, logit_diffs, p)
 
 
@@ -212,7 +228,7 @@ def _gradient(
     forward: ForwardPass,
     forward_rows: Tensor,
     candidates: Candidates,
-    samples: Tensor,
+    samples: Samples,
     position: int,
 ) -> tuple[Tensor, Tensor]:
     """w (B, C, H, W) and f (B,) of candidate ``position`` of some samples (B,)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.attacks import chain
-from pipeline.attacks.attack_state import AttackState, IterationResult
+from pipeline.attacks.attack_state import AttackState, IterationResult, split_rows
 from pipeline.attacks.deepfool import deepfool_iteration, initial_state, perturbation
 from pipeline.attacks.fgs import fgs_direction, measure_fgs
 from pipeline.attacks.linearized_step import PointsToLinearize
@@ -198,10 +198,9 @@ class Evaluator:
         """Move the images that have finished DeepFool on; the others go back into its pool."""
         last = done.state.iteration >= self._attack.max_iterations
         ended = done.ended | last
-        unfinished = (~ended).nonzero().squeeze(1)
+        rows, unfinished = split_rows(ended)
         if len(unfinished):
             self._deepfool_pool.append((done.state.take(unfinished), reference[unfinished]))
-        rows = ended.nonzero().squeeze(1)
         if len(rows):
             done = done.take(rows)
             delta = perturbation(self.view, done.state, self._attack)

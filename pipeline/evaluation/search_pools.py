@@ -5,6 +5,7 @@ In: images that enter the first stage. Out: images that have left the last one.
 
 from collections.abc import Sequence
 
+from pipeline.attacks.attack_state import split_rows
 from pipeline.attacks.search import Advanced, SearchState, Stage
 from pipeline.models.attack_view import AttackView
 
@@ -51,10 +52,9 @@ class SearchPools:
     def put_back(self, advanced: Advanced, stage: int) -> list[SearchState]:
         """Return images to their stage or move them on; returns those that leave the last one."""
         state, ended = advanced
-        staying = (~ended).nonzero().squeeze(1)
+        leaving, staying = split_rows(ended)
         if len(staying):
             self._pools[stage].append(state.take(staying))
-        leaving = ended.nonzero().squeeze(1)
         if len(leaving) == 0:
             return []
         return self.enter(self._stages[stage].finish(state.take(leaving)), stage + 1)

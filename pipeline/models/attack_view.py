@@ -110,6 +110,12 @@ class AttackView:
         view.min_batch_size = min_batch_size
         return view
 
+    def padded_size(self, num_images: int) -> int:
+        """How many images the net gets for this many."""
+        if num_images == 0 or self._masks is not None:
+            return num_images
+        return max(num_images, self.min_batch_size)
+
     def forward_with_grad(self, inputs: Tensor, rows: Tensor | None = None) -> ForwardPass:
         """Logits of inputs (A, C, H, W), with a graph for gradients by the inputs.
 
@@ -200,10 +206,11 @@ class AttackView:
             rows: (N,) int64, which images of the batch they are, for their dropout masks. Default:
                 all, in order.
         """
-        num_images = images.shape[0]
+        num_images = images.shape[0]  # a recorded pattern would count a call of len()
+        padded = self.padded_size(num_images)
         with self._eval_mode():
-            if 0 < num_images < self.min_batch_size and self._masks is None:
-                padding = images[-1:].expand(self.min_batch_size - num_images, *images.shape[1:])
+            if num_images < padded:
+                padding = images[-1:].expand(padded - num_images, *images.shape[1:])
                 return self.forward_current_mode(torch.cat([images, padding]))[:num_images]
             return self.forward_current_mode(images, rows)
 

@@ -78,6 +78,8 @@ def test_the_pool_finds_what_each_image_alone_has(candidate_search: str, target_
     assert samples.flipped.tolist() == together.flipped.tolist()
     assert np.allclose(samples.perturbation_norm, per_sample_norm(together.delta), rtol=1e-8)
     assert samples.prediction.tolist() == together.clean.tolist()
+    alone = Samples.concatenate(f.samples for f in run(AttackView(net), config, images, labels, 1))
+    assert samples.queries.tolist() == alone.queries.tolist()
     logits = net(images)
     rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
     assert samples.label_rank.tolist() == rank.tolist()
