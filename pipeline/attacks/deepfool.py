@@ -171,6 +171,19 @@ def deepfool(
         options: what to keep, and how many images to process at a time.
     """
     images = upcast(images.detach())
+    with view.cast_weights_once(images):  # the first forward has a graph if one is kept
+        return _in_parts(view, images, config, labels, points, options)
+
+
+def _in_parts(
+    view: AttackView,
+    images: Tensor,
+    config: AttackConfig,
+    labels: Tensor | None,
+    points: PointsToLinearize | None,
+    options: AttackOptions,
+) -> Perturbation:
+    """`deepfool` of ``options.at_once`` images at a time."""
     sweep = _Sweep(view, config, options)
     size = len(images) if options.at_once is None else options.at_once
     if len(images) <= size:

@@ -18,6 +18,7 @@ from pipeline.models.fixed_dropout import DROPOUT_LAYERS, DropoutMasks, FixedDro
 from pipeline.models.layer_record import LayerRecord, is_recordable
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALF_PRECISIONS = (torch.bfloat16, torch.float16)
 
 
 class ForwardPass(NamedTuple):
@@ -34,8 +35,8 @@ class AttackView:
     keeps the masks of `draw_dropout_masks`, so that the net is one function while it is attacked
     and differentiated. Logits are fp32.
 
-    Each forward has its own autocast block. One block around forwards with and without a graph
-    would reuse cast weights that have no graph.
+    Each forward has its own autocast block, unless it is in one of `cast_weights_once`. One block
+    around forwards with and without a graph would reuse cast weights that have no graph.
     """
 
     def __init__(
@@ -116,6 +117,13 @@ class AttackView:
             return num_images
         return max(num_images, self.min_batch_size)
 
+    def cast_weights_once(self, images: Tensor) -> torch.autocast:
+        """A block in which all forwards share the weights that the first one has cast.
+
+        Gradients by the parameters are complete only if that one has a graph.
+        """
+        return autocast(images, self.precision)
+
     def forward_with_grad(self, inputs: Tensor, rows: Tensor | None = None) -> ForwardPass:
         """Logits of inputs (A, C, H, W), with a graph for gradients by the inputs.
 
@@ -184,8 +192,10 @@ class AttackView:
         if check not in self._checked:
             trial = torch.cat([images[:1], 0.5 * images[:1], 0.25 * images[:1]])
             rows = torch.zeros(3, dtype=torch.int64, device=images.device)
+            # In deep nets bf16 rounds by a tenth and more.
+            tolerance = 0.5 if self.precision in HALF_PRECISIONS else 0.1
             self._checked[check] = self.min_batch_size == 1 and is_recordable(
-                lambda points: self(points, rows), trial, self.parameters()
+                lambda points: self(points, rows), trial, self.parameters(), tolerance
             )
         return self._checked[check]
 
@@ -260,7 +270,7 @@ class AttackView:
 
 def autocast(images: Tensor, precision: torch.dtype) -> torch.autocast:
     """An autocast block for the device of ``images``; without effect in fp32 and fp64."""
-    reduced = precision in (torch.bfloat16, torch.float16)
+    reduced = precision in HALF_PRECISIONS
     return torch.autocast(images.device.type, precision if reduced else None, enabled=reduced)
 
 

@@ -168,7 +168,10 @@ class CheckedLayerRecord(LayerRecord):
 
 
 def is_recordable(
-    net: Callable[[Tensor], Tensor], images: Tensor, parameters: Sequence[Tensor]
+    net: Callable[[Tensor], Tensor],
+    images: Tensor,
+    parameters: Sequence[Tensor],
+    tolerance: float = 0.1,
 ) -> bool:
     """Whether a record gives the gradients that autograd gives, tried on some images (A, C, H, W).
 
@@ -176,6 +179,8 @@ def is_recordable(
         net: from images to logits (A, K).
         images: to try it on.
         parameters: to differentiate by.
+        tolerance: largest relative difference that counts as rounding. Samples or layers that are
+            mixed up differ by as much as the gradient's size.
     """
     record = CheckedLayerRecord(parameters)
     images = images.detach().requires_grad_()
@@ -194,8 +199,7 @@ def is_recordable(
     pairs = [(a, b) for a, b in zip(record.gradients(weight), expected, strict=True)]
     differences = torch.stack([(b if a is None else b - a).double().norm() for a, b in pairs])
     sizes = torch.stack([b.double().norm() for _, b in pairs])
-    # Reduced precision rounds; samples or layers that are mixed up differ by as much as the size.
-    return bool((differences <= 0.1 * sizes + 1e-3 * sizes.norm()).all())
+    return bool((differences <= tolerance * sizes + 1e-3 * sizes.norm()).all())
 
 
 class _RunLayer(torch.autograd.Function):
