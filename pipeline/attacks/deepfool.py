@@ -26,9 +26,9 @@ from pipeline.attacks.linearized_step import (
     Candidates,
     PointsToLinearize,
     candidate_classes,
-    loss_gradient_step,
     nearest_boundary,
 )
+from pipeline.attacks.loss_step import loss_gradient_step
 from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView, upcast
 

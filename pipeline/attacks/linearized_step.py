@@ -18,8 +18,7 @@ from pipeline.attacks.norms import dual_exponent, expand_to_images, per_sample_n
 from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView, ForwardPass
 
-
-# Some of the samples of a batch: their positions (B,) int64, or a slice of all.
+# Some of the samples of a batch: positions (B,) int64, or a slice of all.
 Samples = Tensor | slice
 
 
@@ -194,15 +193,16 @@ def nearest_boundary(
                 samples, forward_rows = left, torch.arange(len(left), device=rows.device)
                 forward = None  # frees its graph before the next is made
                 forward = view.forward_with_grad(inputs[rows[left]], candidates.key[left])
-        gradient, logit_diff = _gradient(view, forward, forward_rows, candidates, samples, m)
+        target, source = candidates.classes[samples, m], candidates.source[samples]
+        gradient = _gradient(view, forward, forward_rows, target, source)
         norm = per_sample_norm(gradient, dual_exponent(p))
         # A sample that has stopped is among them if the pass is of all. It must not see more
         # candidates than in another batch.
         active = searching[samples]
-        distance = (logit_diff.abs() / norm).where(active, torch.inf)
+        distance = (logit_diffs[samples, m].abs() / norm).masked_fill(~active, torch.inf)
         nearest.update(m, samples, distance, gradient, norm)
         nearest.num_queries[samples] += active
-        slope = (norm / spread[samples, m]).where(active, 0.0)
+        slope = (norm / spread[samples, m]).masked_fill(~active, 0.0)
         nearest.largest_slope[samples] = torch.maximum(nearest.largest_slope[samples], slope)
     return nearest.step(candidates, logit_diffs, p)
 
@@ -227,100 +227,21 @@ def _gradient(
     view: AttackView,
     forward: ForwardPass,
     forward_rows: Tensor,
-    candidates: Candidates,
-    samples: Samples,
-    position: int,
-) -> tuple[Tensor, Tensor]:
-    """w (B, C, H, W) and f (B,) of candidate ``position`` of some samples (B,)."""
-    with torch.enable_grad():
-        logit_diff = logit_differences(
-            forward.logits[forward_rows],
-            candidates.source[samples],
-            candidates.classes[samples, position : position + 1],
-        )[:, 0]
-    gradient = view.logit_diff_gradient(forward, logit_diff)
-    if len(forward_rows) < len(gradient):
-        gradient = gradient[forward_rows]
-    return gradient, logit_diff.detach()
+    target: Tensor,
+    source: Tensor,
+) -> Tensor:
+    """w (B, C, H, W) of classes (B,) for some rows (B,) of a forward pass.
 
-
-def loss_gradient_step(
-    view: AttackView, points: PointsToLinearize, candidates: Candidates, config: AttackConfig
-) -> LinearizedStep:
-    """The step along the gradient of the cross-entropy, as far as the linearised boundary of the
-    candidate of highest logit: FGS for p = inf, a normalised gradient step for p = 2.
-
-    Args:
-        view: the net.
-        points: where to linearise; released.
-        candidates: the classes to leave and to consider; the cross-entropy of samples that move
-            toward their label falls, that of others rises.
-        config: the norm is used.
+    The gradient of f by the logits is written down: autograd's takes many small operations.
     """
-    forward = points.release()
-    logits = forward.logits.detach()[points.rows]
-    logit_diffs = logit_differences(logits, candidates.source, candidates.classes)
-    highest = logit_diffs.abs().argmin(dim=1, keepdim=True)
-    target = candidates._replace(classes=candidates.classes.gather(1, highest))
-    return loss_step(view, forward, target, float(config.norm), rows=points.rows)
-
-
-def loss_step(
-    view: AttackView,
-    forward: ForwardPass,
-    candidates: Candidates,
-    p: float,
-    *,
-    rows: Tensor | None = None,
-    create_graph: bool = False,
-) -> LinearizedStep:
-    """`loss_gradient_step` to one candidate each; differentiable with ``create_graph``.
-
-    ``gradient_norm`` is <w, n>, with n the direction of unit p-norm; infinite where f does not grow
-    along it. n follows the gradient of `margin_loss`.
-
-    Args:
-        view: the net.
-        forward: where to linearise.
-        candidates: with classes (A, 1).
-        p: norm of the step.
-        rows: (A,) positions of the samples in the forward pass. Default: all, in order.
-        create_graph: make the step differentiable by the parameters and the inputs.
-    """
-    source, target = candidates.source, candidates.classes[:, 0]
-    with torch.enable_grad():
-        logits = forward.logits if rows is None else forward.logits[rows]
-        loss = margin_loss(logits, torch.where(candidates.toward_label, target, source))
-        rising = torch.where(candidates.toward_label, -loss, loss)
-        logit_diff = logit_differences(logits, source, candidates.classes)[:, 0]
-    w = view.logit_diff_gradient(forward, logit_diff, create_graph)
-    steepest = view.logit_diff_gradient(forward, rising, create_graph)
-    if rows is not None:
-        w, steepest = w[rows], steepest[rows]
-    dual_norm = per_sample_norm(steepest, dual_exponent(p))
-    dual_norm = dual_norm.where(dual_norm > 0, torch.inf)
-    unit = steepest_step(steepest, dual_norm, torch.ones_like(dual_norm), p)
-    slope = (w * unit).flatten(1).sum(dim=1)
-    norm = slope.where(slope > 0, torch.inf)
-    displacement = unit * expand_to_images(logit_diff.abs() / norm)
-    return LinearizedStep(
-        displacement,
-        source,
-        target,
-        logit_diff.detach(),
-        norm.detach(),
-        num_queries=torch.full_like(target, 2),  # of f and of the loss
-    )
-
-
-def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """(A,) log sum exp of the other logits (A, K) minus that of the label: log(exp(CE) - 1).
-
-    Its gradient has the direction of the cross-entropy's, which vanishes in fp32 where the net is
-    sure.
-    """
-    others = other_logits(logits, labels).logsumexp(dim=1)
-    return others - logits.gather(1, labels[:, None])[:, 0]
+    adjoint = forward.logits.new_zeros(len(forward_rows), forward.logits.shape[1])
+    adjoint.scatter_(1, target[:, None], 1.0)
+    # Added, since the classes are equal where a sample has arrived at its label.
+    adjoint.scatter_add_(1, source[:, None], adjoint.new_full((len(source), 1), -1.0))
+    if len(forward_rows) < len(forward.logits):
+        adjoint = torch.zeros_like(forward.logits).index_copy_(0, forward_rows, adjoint)
+    gradient = view.input_gradient(forward, adjoint)
+    return gradient[forward_rows] if len(forward_rows) < len(gradient) else gradient
 
 
 def other_logits(logits: Tensor, labels: Tensor) -> Tensor:

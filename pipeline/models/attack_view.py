@@ -153,6 +153,16 @@ class AttackView:
         )
         return gradient if scale == 1.0 else gradient / scale
 
+    def input_gradient(self, forward: ForwardPass, adjoint: Tensor) -> Tensor:
+        """Per-sample gradients (A, C, H, W) of <adjoint, logits> by the inputs; adjoint (A, K).
+
+        The graph is kept, for further gradients.
+        """
+        scale = self.gradient_scale
+        scaled = adjoint if scale == 1.0 else adjoint * scale
+        (gradient,) = torch.autograd.grad(forward.logits, forward.inputs, scaled, retain_graph=True)
+        return gradient if scale == 1.0 else gradient / scale
+
     def class_weight_distances(self, source: Tensor, classes: Tensor) -> Tensor:
         """Distances of the classes' weights in the last layer; ones for a net without such a layer.
 

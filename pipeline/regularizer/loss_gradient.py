@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.attacks.linearized_step import PointsToLinearize, margin_loss
+from pipeline.attacks.linearized_step import PointsToLinearize
+from pipeline.attacks.loss_step import margin_loss
 from pipeline.models.attack_view import AttackView, ForwardPass, upcast
 from pipeline.models.layer_record import Gradients
 from pipeline.regularizer.trace import add_gradients

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from pipeline.attacks.attack_state import Perturbation, Step
 from pipeline.attacks.linearized_step import logit_differences
@@ -109,8 +110,8 @@ def finite_or_zero(view: AttackView, gradients: Gradients) -> Gradients:
     present = [gradient for gradient in gradients if gradient is not None]
     if view.precision != torch.float16 or not present:
         return gradients
-    finite = torch.stack([gradient.isfinite().all() for gradient in present]).all()
-    return [None if g is None else g.where(finite, 0.0) for g in gradients]
+    infinite = ~get_total_norm(present).isfinite()
+    return [None if g is None else g.masked_fill(infinite, 0.0) for g in gradients]
 
 
 def target_logit_diff(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.attacks.attack_state import Step
-from pipeline.attacks.linearized_step import Candidates, loss_step
+from pipeline.attacks.linearized_step import Candidates
+from pipeline.attacks.loss_step import loss_step
 from pipeline.attacks.norms import dual_exponent, expand_to_images, per_sample_norm, steepest_step
 from pipeline.errors import UserError, first_line
 from pipeline.models.attack_view import ForwardPass

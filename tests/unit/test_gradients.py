@@ -178,19 +178,18 @@ def test_lazy_candidates_save_gradients_and_choose_nearly_the_same() -> None:
     for kind in ("exhaustive", "pruned"):
         objective = make_objective(net, with_attack(candidate_search=kind))
         calls = []
-        original = objective.view.logit_diff_gradient
+        original = objective.view.input_gradient
 
         def counting(  # noqa: ANN202
             forward: ForwardPass,
-            logit_diff: Tensor,
-            create_graph: bool = False,
+            adjoint: Tensor,
             calls=calls,  # noqa: ANN001
             original=original,  # noqa: ANN001
         ):
-            calls.append(len(logit_diff))
-            return original(forward, logit_diff, create_graph)
+            calls.append(len(adjoint))
+            return original(forward, adjoint)
 
-        objective.view.logit_diff_gradient = counting  # type: ignore[method-assign]
+        objective.view.input_gradient = counting  # type: ignore[method-assign]
         net.eval()
         ratios[kind] = objective(images, labels, use_methods=True).ratio
         counts[kind] = sum(calls)
