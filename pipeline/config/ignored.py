@@ -47,7 +47,8 @@ def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str
     """Options that these settings leave without effect, and why."""
     on_cpu = "cpu" in (device, config.runtime.device)
     if on_cpu:
-        yield "runtime.tf32", "the run is on a CPU"
+        for name in ("tf32", "deterministic"):
+            yield f"runtime.{name}", "the run is on a CPU"
     yield from _of_attack("evaluation.attack", config.evaluation.attack)
     if not isinstance(config, FinetuneConfig):
         return

@@ -19,6 +19,9 @@ class RuntimeConfig(Section):
     scaling). Norms and logit differences are always fp32. Evaluation runs in fp32."""
     tf32: bool = False
     """Allow TF32 in fp32 matrix products and convolutions on a GPU, in evaluation too."""
+    deterministic: bool | Literal["auto"] = "auto"
+    """On a GPU, use algorithms that repeat their results bit by bit, where torch has them. auto: in
+    evaluations; true: in training too, which is slower; false: nowhere. CPUs always repeat them."""
     channels_last: bool | Literal["auto"] = "auto"
     """Keep the net and its input in channels_last memory format. auto: on the CPU, and on a GPU
     with half precision, where it is faster."""

@@ -23,7 +23,7 @@ from pipeline.evaluation.evaluator import Evaluator, Finished
 from pipeline.evaluation.samples import Samples
 from pipeline.models.attack_view import AttackView, upcast
 from pipeline.runtime.distributed import DistributedContext
-from pipeline.runtime.reproducibility import images_at_once
+from pipeline.runtime.reproducibility import deterministic_algorithms, images_at_once
 from pipeline.runtime.signals import StopRequest
 
 # Called with the images that have finished, and with the rows of images that did not decode.
@@ -64,7 +64,7 @@ class Measurement:
             Stopped: raised on every rank, if one of them received a signal.
         """
         if stop is None:
-            return self._run(rows, on_finished, examples)
+            return self._run_repeatably(rows, on_finished, examples)
 
         def keep_until_stopped(finished: Finished, skipped: list[int]) -> None:
             on_finished(finished, skipped)
@@ -72,7 +72,7 @@ class Measurement:
                 raise Stopped
 
         results = self.ranks.run_unless_stopped(
-            lambda: self._run(rows, keep_until_stopped, examples)
+            lambda: self._run_repeatably(rows, keep_until_stopped, examples)
         )
         if results is None:
             raise Stopped
@@ -88,6 +88,13 @@ class Measurement:
         view = attack_space.attack_view_of(self.net, config.data, config.evaluation, device)
         size = config.data.crop_size
         return reason_against(view, (config.data.channels, size, size), device)
+
+    def _run_repeatably(
+        self, rows: np.ndarray, on_finished: OnFinished, examples: frozenset[int]
+    ) -> tuple[Samples, list[int]]:
+        wanted = self.config.runtime.deterministic is not False
+        with deterministic_algorithms(self.ranks.device, wanted):
+            return self._run(rows, on_finished, examples)
 
     def _run(
         self, rows: np.ndarray, on_finished: OnFinished, examples: frozenset[int]

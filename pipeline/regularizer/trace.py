@@ -51,7 +51,7 @@ class AttackTrace(NamedTuple):
         left = torch.ones_like(self.perturbation.flipped)
         while self.perturbation.boundary_passes:
             forward, rows, samples = self.perturbation.boundary_passes.pop()
-            left[samples] = False
+            left.index_fill_(0, samples, value=0)  # `left[samples] = False` waits for the GPU
             with torch.enable_grad():
                 logits = forward.logits[rows]
             del forward

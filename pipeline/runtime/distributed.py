@@ -9,8 +9,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -31,21 +31,33 @@ from pipeline.errors import (
 )
 from pipeline.runtime.allocator import is_out_of_memory, retain_freed_blocks
 from pipeline.runtime.machine import cpu_name
+from pipeline.runtime.rank_variables import ranks_from_env
 from pipeline.runtime.rendezvous import LivenessBoard, fresh_store
 from pipeline.runtime.reproducibility import set_tf32, use_reproducible_kernels
+from pipeline.runtime.step_deadline import StepDeadline
 
 Result = TypeVar("Result")
+
+_NCCL_WAITS_LONGER = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process: global and local rank, the numbers of ranks, and the device."""
+    """This process: global and local rank, the numbers of ranks, and the device.
+
+    Attributes:
+        host_group: the ranks' group for values on the host. With GPUs the default group is NCCL's,
+            whose operations neither fail nor time out where Python can see it.
+        step_deadline: a context for a step that waits for other ranks on the GPU.
+    """
 
     rank: int
     world_size: int
     local_rank: int
     local_size: int
     device: torch.device
+    host_group: dist.ProcessGroup | None = None  # None: the default group
+    step_deadline: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     @property
     def is_main(self) -> bool:
@@ -60,14 +72,14 @@ class DistributedContext:
         return cpu_name()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor over all ranks, in place."""
-        dist.all_reduce(values)
+        """Sum a tensor on the host over all ranks, in place."""
+        dist.all_reduce(values, group=self.host_group)
         return values
 
     def gather(self, value: Any) -> list[Any]:
         """Collect an object of every rank on every rank, in rank order."""
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.host_group)
         return values
 
     def run_unless_stopped(self, work: Callable[[], Result]) -> Result | None:
@@ -84,7 +96,7 @@ class DistributedContext:
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.host_group)
 
 
 def restarted() -> bool:
@@ -103,7 +115,7 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     prints one line.
     """
     try:
-        rank, size, local_rank, local_size = _rank_from_env()
+        rank, size, local_rank, local_size = ranks_from_env()
     except UserError as error:
         _exit_alone(str(error))
     device = _device(config, local_rank)
@@ -111,32 +123,15 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     if device.type == "cpu":
         retain_freed_blocks()
     set_tf32(config.tf32)
-    store = _join(rank, size, device, config)
+    store, host_group = _join(rank, size, device, config)
     liveness = LivenessBoard(store, rank, size)
+    deadline = nullcontext()
+    if size > 1 and host_group is not None:
+        deadline = _step_deadline(rank, liveness, config.collective_timeout)
     try:
-        yield DistributedContext(rank, size, local_rank, local_size, device)
-    except UserError as error:
-        _exit_with_error(store, rank, size, f"error: {error}")
-    except OSError as error:
-        if not is_disk_error(error):
-            raise
-        _exit_with_error(store, rank, size, f"error: {disk_message(error)}")
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            _exit_with_error(
-                store, rank, size, f"error: out of memory ({first_line(error)}); {LESS_MEMORY}"
-            )
-        if _another_failed(store, rank):
-            raise SystemExit(USER_ERROR_EXIT_CODE) from None
-        if size > 1 and _is_lost(error):
-            print(
-                f"error: rank {rank} lost the other ranks ({first_line(error)})"
-                f"{liveness.unresponsive()}; rerun the same command to resume from the last "
-                "checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(LOST_EXIT_CODE)  # the process group's threads may still wait for the lost rank
+        yield DistributedContext(rank, size, local_rank, local_size, device, host_group, deadline)
+    except (UserError, OSError, RuntimeError, MemoryError) as error:
+        _exit_after(error, store, liveness, rank, size)
         raise
     finally:
         if size == 1 and dist.is_initialized():  # no other rank to wait for, also after an error
@@ -149,48 +144,6 @@ LESS_MEMORY = (
     "use --regularizer.max_images auto, a larger train.gradient_accumulation_steps, a smaller "
     "evaluation.batch_size, or runtime.precision bf16"
 )
-
-
-def _rank_from_env() -> tuple[int, int, int, int]:
-    """Rank, number of ranks, local rank and number of ranks on this node.
-
-    Raises:
-        UserError: a variable is missing or has no valid value.
-    """
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
-        size = _number("WORLD_SIZE", least=1)
-        default_local_rank = "0" if size == 1 else None
-        return (
-            _number("RANK", below=size),
-            size,
-            _number("LOCAL_RANK", default_local_rank, below=size),
-            _number("LOCAL_WORLD_SIZE", "1", least=1),
-        )
-    if "SLURM_PROCID" in env and _number("SLURM_NTASKS", "1", least=1) > 1:  # srun: a rank per task
-        size = _number("SLURM_NTASKS", least=1)
-        local_size = size // _number("SLURM_NNODES", "1", least=1)
-        return (
-            _number("SLURM_PROCID", below=size),
-            size,
-            _number("SLURM_LOCALID", below=size),
-            max(local_size, 1),
-        )
-    return 0, 1, 0, 1
-
-
-def _number(name: str, default: str | None = None, least: int = 0, below: int = sys.maxsize) -> int:
-    """The value of an environment variable, a whole number n with least <= n < below."""
-    text = os.environ.get(name, default)
-    if text is not None and text.isdecimal() and least <= int(text) < below:
-        return int(text)
-    problem = "is not set" if text is None else f"is {text!r}"
-    upper = f" to {below - 1}" if below < sys.maxsize else " up"
-    raise UserError(
-        f"the environment variable {name} {problem}, and must be a whole number from {least}"
-        f"{upper}; start ranks with torchrun or the launchers; for one process, unset RANK and "
-        "WORLD_SIZE"
-    )
 
 
 def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
@@ -212,8 +165,11 @@ def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> Store:
-    backend = "nccl" if device.type == "cuda" else "gloo"
+def _join(
+    rank: int, size: int, device: torch.device, config: RuntimeConfig
+) -> tuple[Store, dist.ProcessGroup | None]:
+    """Connect the ranks; returns their store, and their group for the host if it is another one."""
+    on_gpu = device.type == "cuda"
     timeout = timedelta(seconds=config.collective_timeout)
     if size == 1:
         # Documented, but not re-exported in a way that type checkers accept.
@@ -221,11 +177,20 @@ def _join(rank: int, size: int, device: torch.device, config: RuntimeConfig) -> 
     else:
         store = _rendezvous(rank, size, config)
     store.set_timeout(timeout)
-    device_id = device if device.type == "cuda" else None
     dist.init_process_group(
-        backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        # NCCL's thread aborts the process without a message, so others come first.
+        timeout=timeout + _NCCL_WAITS_LONGER if on_gpu else timeout,
+        device_id=device if on_gpu else None,
     )
-    return store
+    if not on_gpu:
+        return store, None
+    host_group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(host_group, dist.ProcessGroup), "every rank is in it"
+    return store, host_group
 
 
 def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> Store:
@@ -277,6 +242,42 @@ def _exit_with_error(store: Store, rank: int, size: int, message: str) -> NoRetu
 def _is_lost(error: BaseException) -> bool:
     """Whether a collective failed because another rank ended or never connected."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _exit_after(
+    error: Exception, store: Store, liveness: LivenessBoard, rank: int, size: int
+) -> None:
+    """Exit if an error is a user's, of a full disk or memory, or follows from another rank's."""
+    if isinstance(error, UserError):
+        _exit_with_error(store, rank, size, f"error: {error}")
+    if isinstance(error, OSError):
+        if is_disk_error(error):
+            _exit_with_error(store, rank, size, f"error: {disk_message(error)}")
+        return
+    if is_out_of_memory(error):
+        _exit_with_error(
+            store, rank, size, f"error: out of memory ({first_line(error)}); {LESS_MEMORY}"
+        )
+    if _another_failed(store, rank):
+        raise SystemExit(USER_ERROR_EXIT_CODE) from None
+    if size > 1 and _is_lost(error):
+        _exit_lost(rank, first_line(error), liveness)
+
+
+def _step_deadline(rank: int, liveness: LivenessBoard, seconds: int) -> StepDeadline:
+    reason = f"a step took more than {seconds} s, runtime.collective_timeout"
+    return StepDeadline(seconds, lambda: _exit_lost(rank, reason, liveness))
+
+
+def _exit_lost(rank: int, reason: str, liveness: LivenessBoard) -> NoReturn:
+    """Print that other ranks are lost, and which; exit at once."""
+    print(
+        f"error: rank {rank} lost the other ranks ({reason}){liveness.unresponsive()}; rerun the "
+        "same command to resume from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(LOST_EXIT_CODE)  # the process group's threads may still wait for the lost rank
 
 
 def _another_failed(store: Store, rank: int) -> bool:

@@ -1,4 +1,4 @@
-"""Bitwise equal results for an image in any batch, on CPUs.
+"""Bitwise equal results: of an image in any batch on CPUs, of the same batch on a GPU.
 
 The last bits of a row of a matrix product can depend on the row's position and on the number of
 rows, because the library chooses its kernel by them. Near a class boundary DeepFool enlarges such a
@@ -16,8 +16,11 @@ image:
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch.utils import deterministic
 
 from pipeline.runtime.machine import cpu_name
 
@@ -36,8 +39,10 @@ _MODE = "MKL_CBWR"
 
 
 def use_reproducible_kernels() -> None:
-    """Set MKL's CNR mode, unless the user has set one. MKL reads it at its first matrix product."""
+    """Set MKL's CNR mode, and a fixed workspace for cuBLAS's deterministic algorithms, unless the
+    user has set them. The libraries read them at their first matrix product."""
     os.environ.setdefault(_MODE, "AUTO,STRICT")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def set_tf32(allowed: bool) -> None:
@@ -45,6 +50,32 @@ def set_tf32(allowed: bool) -> None:
     default allows it for convolutions only."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def deterministic_algorithms(device: torch.device, wanted: bool) -> Iterator[None]:
+    """A block in which a GPU repeats its results bit by bit, where torch has such algorithms.
+
+    torch warns of operations that have none, such as the gradient of adaptive average pooling. CPUs
+    need no setting.
+
+    Args:
+        device: the device of the run.
+        wanted: false: the block changes nothing.
+    """
+    if not wanted or device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False  # a debugging aid, which costs time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warns)
+        deterministic.fill_uninitialized_memory = fills
 
 
 def images_at_once(batch_size: int, device: torch.device) -> int:

@@ -5,16 +5,17 @@ loss is not finite.
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig
 from pipeline.data.batches import TrainingPlan
 from pipeline.data.loader import Batch
 from pipeline.regularizer.sampling import uniform_numbers
 from pipeline.runtime.distributed import DistributedContext
+from pipeline.runtime.host_copy import HostCopy
+from pipeline.runtime.reproducibility import deterministic_algorithms
 from pipeline.runtime.seeds import derive_seed
 from pipeline.runtime.signals import StopRequest
 from pipeline.training.memory_budget import MemoryBudget
@@ -110,17 +111,32 @@ class StepRunner:
         Raises:
             UserError: the loss is not finite.
         """
+        repeatable = self.config.runtime.deterministic is True
+        with (
+            self.ranks.step_deadline,
+            deterministic_algorithms(self.ranks.device, repeatable),
+        ):
+            return self._run(step, batches, stop)
+
+    def _run(self, step: int, batches: Iterator[Batch], stop: StopRequest | None) -> StepStats:
         self.optimizer.set_lr(self.schedule.lr(step))
         passes: list[tuple[Batch, Losses]] = []
-        for number in range(self.config.train.gradient_accumulation_steps):
-            batch = next(batches)
-            passes.append((batch, self._forward_backward(batch, number, step)))
-        own_sums = sum_batches(
-            (losses for _, losses in passes),
-            self.ranks.device,
-            stop=stop is not None and stop.received,
+        accumulation = self.config.train.gradient_accumulation_steps
+        for number in range(accumulation - 1):
+            with self._ddp.no_sync():
+                loss = self._forward(next(batches), number, step, passes)
+                self.optimizer.backward(loss / accumulation)
+        loss = self._forward(next(batches), accumulation - 1, step, passes)
+        # Queued before the backward pass, which waits for all ranks on the GPU.
+        own_sums = HostCopy(
+            sum_batches(
+                (losses for _, losses in passes),
+                self.ranks.device,
+                stop=stop is not None and stop.received,
+            )
         )
-        stats = unstack_sums(self.ranks.sum(own_sums))
+        self.optimizer.backward(loss / accumulation)
+        stats = unstack_sums(self.ranks.sum(own_sums.wait()))
         if stats.num_nonfinite:
             self._raise_nonfinite(step, int(stats.num_nonfinite), passes)
         self.optimizer.step()
@@ -128,18 +144,17 @@ class StepRunner:
             self.objective.after_step(step + 1)
         return stats
 
-    def _forward_backward(self, batch: Batch, number: int, step: int) -> Losses:
-        """Add the gradients of one of the step's batches; returns its losses without a graph."""
+    def _forward(
+        self, batch: Batch, number: int, step: int, passes: list[tuple[Batch, Losses]]
+    ) -> Tensor:
+        """The loss of one of the step's batches; its losses without a graph go to ``passes``."""
         self._seed_dropout(number, step)
         use_methods = self.schedule.is_finetuning_step(step)
         if use_methods and self.objective.attacks:
             self._draw_uniform(number, step, len(batch.images))
-        accumulation = self.config.train.gradient_accumulation_steps
-        is_last = number == accumulation - 1
-        with nullcontext() if is_last else self._ddp.no_sync():
-            losses = self._ddp(batch.images, batch.labels, use_methods=use_methods)
-            self.optimizer.backward(losses.loss / accumulation)
-        return losses._replace(loss=losses.loss.detach())
+        losses = self._ddp(batch.images, batch.labels, use_methods=use_methods)
+        passes.append((batch, losses._replace(loss=losses.loss.detach())))
+        return losses.loss
 
     def _seed_dropout(self, number: int, step: int) -> None:
         """Make dropout a function of the run's seed, the step, the batch's number and the rank."""

@@ -3,10 +3,13 @@
 import json
 import re
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from launchers import jobs
 from launchers.run_status import Submission
@@ -16,8 +19,12 @@ from pipeline.config import (
 )
 from pipeline.errors import exit_on_user_error, exit_with_error
 from pipeline.runtime import signals
-from pipeline.runtime.distributed import _rank_from_env, distributed_session
+from pipeline.runtime.distributed import DistributedContext, distributed_session
+from pipeline.runtime.host_copy import HostCopy
 from pipeline.runtime.monitor import Monitor
+from pipeline.runtime.rank_variables import ranks_from_env
+from pipeline.runtime.reproducibility import deterministic_algorithms
+from pipeline.runtime.step_deadline import StepDeadline
 
 
 def test_metrics_go_on_from_the_checkpoint(tmp_path: Path) -> None:
@@ -36,14 +43,55 @@ def test_place_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS")
     for name in names:
         monkeypatch.delenv(name, raising=False)
-    assert _rank_from_env() == (0, 1, 0, 1)
+    assert ranks_from_env() == (0, 1, 0, 1)
     slurm = {"SLURM_NTASKS": 8, "SLURM_PROCID": 5, "SLURM_LOCALID": 1, "SLURM_NNODES": 2}
     for name, value in slurm.items():
         monkeypatch.setenv(name, str(value))
-    assert _rank_from_env() == (5, 8, 1, 4)
+    assert ranks_from_env() == (5, 8, 1, 4)
     for name, value in zip(names, (3, 4, 1, 2), strict=False):
         monkeypatch.setenv(name, str(value))
-    assert _rank_from_env() == (3, 4, 1, 2)
+    assert ranks_from_env() == (3, 4, 1, 2)
+
+
+def test_a_step_that_takes_too_long_is_given_up() -> None:
+    given_up = threading.Event()
+    deadline = StepDeadline(0.3, given_up.set)
+    for _ in range(4):  # together longer than the limit
+        with deadline:
+            time.sleep(0.1)
+    assert not given_up.wait(0.5)  # outside of a step
+    with deadline:
+        assert given_up.wait(5)
+
+
+def test_a_copy_to_the_host_has_the_values() -> None:
+    values = torch.arange(3.0, dtype=torch.float64)
+    assert HostCopy(values).wait().tolist() == [0.0, 1.0, 2.0]
+
+
+def test_values_on_the_host_go_through_the_group_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with GPUs, where the default group cannot sum them."""
+    groups = []
+    monkeypatch.setattr(dist, "all_reduce", lambda _, group: groups.append(group))
+    monkeypatch.setattr(dist, "barrier", lambda group: groups.append(group))
+    monkeypatch.setattr(dist, "all_gather_object", lambda *_, group: groups.append(group))
+    of_host = dist.ProcessGroup(0, 2)
+    context = DistributedContext(0, 2, 0, 2, torch.device("cpu"), of_host)
+    context.sum(torch.zeros(1))
+    context.barrier()
+    context.gather(None)
+    assert groups == [of_host] * 3
+
+
+def test_deterministic_algorithms_are_for_gpus() -> None:
+    for name, wanted, expected in (
+        ("cuda", True, True),
+        ("cuda", False, False),
+        ("cpu", True, False),
+    ):
+        with deterministic_algorithms(torch.device(name), wanted):
+            assert torch.are_deterministic_algorithms_enabled() is expected
+        assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_rank_without_a_gpu_prints_it(
