@@ -33,6 +33,7 @@ from pipeline.runtime import config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.files import write_json
 from pipeline.runtime.monitor import Monitor
+from pipeline.training.cost_note import cost_note, trial_images
 from pipeline.training.trainer import Trainer
 
 
@@ -104,7 +105,7 @@ def describe(trainer: Trainer) -> str:
     budget = ""
     if trainer.runner.budget is not None:
         budget = f"\nregularizer.max_images auto: {trainer.runner.budget}"
-    separate = _separate_passes(trainer)
+    cost = cost_note(trainer.runner.objective, trial_images(config.data, ranks.device))
     per_step = f"{ranks.world_size} rank(s) x {config.train.gradient_accumulation_steps} pass(es)"
     return (
         f"{config.model.name}, {num_parameters:,} trained parameters, {config.runtime.precision} "
@@ -113,22 +114,7 @@ def describe(trainer: Trainer) -> str:
         f"{schedule.clean_steps} clean steps, then "
         f"{schedule.total_steps - schedule.clean_steps} with {with_options(config)}, "
         f"each of {config.train.batch_size} images: "
-        f"{per_step} x {trainer.plan.pass_size}{budget}{separate}"
-    )
-
-
-def _separate_passes(trainer: Trainer) -> str:
-    """A line that says why one_step costs more than two plain steps, if it does."""
-    data, device = trainer.config.data, trainer.ranks.device
-    generator = torch.Generator().manual_seed(0)  # leaves the run's random numbers as they are
-    shape = (2, data.channels, data.crop_size, data.crop_size)
-    images = torch.randn(shape, generator=generator).to(device)
-    reason = trainer.runner.objective.why_passes_are_separate(images)
-    if reason is None:
-        return ""
-    return (
-        "\nregularizer.gradient one_step takes passes of its own beside the cross-entropy's "
-        f"({reason}): 2.7 to 3.7 plain steps a step instead of 2, docs/gradient.md"
+        f"{per_step} x {trainer.plan.pass_size}{budget}{cost}"
     )
 
 

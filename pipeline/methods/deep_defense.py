@@ -50,7 +50,7 @@ class DeepDefense(Method):
             zeros = torch.zeros_like(weight)
             return Term(zeros.sum(), *(zeros,) * 3, flipped=zeros.bool(), weight=weight)
         everything = len(rows) == len(clean.images)
-        view, images, labels = self._attack_view(), clean.images, clean.labels
+        view, images, labels = self.attack_view(), clean.images, clean.labels
         if not everything:
             view, images, labels = view.of_rows(rows), images[rows], labels[rows]
         start = _start(clean, rows, view.precision == self.view.precision)
@@ -82,7 +82,7 @@ class DeepDefense(Method):
             weight=weight,
         )
 
-    def _attack_view(self) -> AttackView:
+    def attack_view(self) -> AttackView:
         """The net in the precision of the regulariser."""
         precision = self.options.precision
         return self.view if precision is None else self.view.in_precision(PRECISIONS[precision])

@@ -25,8 +25,9 @@ from pipeline.attacks.attack_state import Step
 from pipeline.attacks.linearized_step import Candidates
 from pipeline.attacks.loss_step import loss_step
 from pipeline.attacks.norms import dual_exponent, expand_to_images, per_sample_norm, steepest_step
+from pipeline.config import AttackConfig
 from pipeline.errors import UserError, first_line
-from pipeline.models.attack_view import ForwardPass
+from pipeline.models.attack_view import AttackView, ForwardPass
 from pipeline.models.layer_record import Gradients
 from pipeline.regularizer.piecewise_linear import (
     backward_piecewise_linear,
@@ -43,14 +44,19 @@ from pipeline.regularizer.trace import (
 
 def unrolled(trace: AttackTrace) -> Tensor:
     """The perturbation (N, C, H, W), differentiable by the parameters, exactly."""
-    view, images, config = trace.view, trace.images, trace.config
+    has_formula = is_piecewise_linear_attack(trace.view, trace.images, trace.config)
+    return _Unrolled.apply(trace, has_formula, *trace.view.parameters())
+
+
+def is_piecewise_linear_attack(view: AttackView, images: Tensor, config: AttackConfig) -> bool:
+    """Whether `pipeline.regularizer.piecewise_linear` differentiates the steps; if not, second
+    derivatives do. The net is tried with the first of the images (N, C, H, W)."""
     has_formula = config.step_direction == "boundary" and float(config.norm) < torch.inf
-    piecewise_linear = (
+    return (
         has_formula
         and view.is_piecewise_linear(images)
         and (is_full_precision(view, images) or view.can_record_layers(images))
     )
-    return _Unrolled.apply(trace, piecewise_linear, *view.parameters())
 
 
 class _Unrolled(torch.autograd.Function):

@@ -18,9 +18,9 @@ image:
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch.utils import deterministic
 
 from pipeline.runtime.machine import cpu_name
 
@@ -68,14 +68,16 @@ def deterministic_algorithms(device: torch.device, wanted: bool) -> Iterator[Non
         return
     before = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = deterministic.fill_uninitialized_memory
+    # A module whose attributes are properties.
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    deterministic.fill_uninitialized_memory = False  # a debugging aid, which costs time
+    memory.fill_uninitialized_memory = False  # a debugging aid, which costs time
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warns)
-        deterministic.fill_uninitialized_memory = fills
+        memory.fill_uninitialized_memory = fills
 
 
 def images_at_once(batch_size: int, device: torch.device) -> int:
