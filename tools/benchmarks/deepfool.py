@@ -112,14 +112,15 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     attacks = {name: run for name, run in other_libraries.items() if run is not None}
     attacks |= {name: our_attack(view, images, config) for name, config in OURS.items()}
     # This call is also a warm-up.
-    quality = {name: _quality(view, images, labels, run()) for name, run in attacks.items()}
-    return rates(in_turn(attacks, options.repeats, device), len(images), quality)
+    results = {name: quality(view, images, labels, run()) for name, run in attacks.items()}
+    return rates(in_turn(attacks, options.repeats, device), len(images), results)
 
 
 @torch.no_grad()
-def _quality(
+def quality(
     view: AttackView, images: Tensor, labels: Tensor, perturbed: Tensor
 ) -> dict[str, float]:
+    """rho2 of perturbed images, and the share whose class has changed."""
     ratio = per_sample_norm((perturbed - images).double()) / per_sample_norm(images.double())
     flipped = view(perturbed).argmax(dim=1) != labels
     return {"rho2": ratio.mean().item(), "flipped": flipped.float().mean().item()}

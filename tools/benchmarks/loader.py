@@ -152,7 +152,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         for _ in range(options.repeats):
             for name, make in loaders.items():
                 with contextlib.closing(make()) as batches:
-                    speeds[name].append(_speed(batches, num_images))
+                    speeds[name].append(images_per_second(batches, num_images))
     typical = medians(speeds)
     return [
         {
@@ -166,7 +166,7 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     ]
 
 
-def _speed(batches: Batches, num_images: int) -> float:
+def images_per_second(batches: Batches, num_images: int) -> float:
     """Images per second after a warm-up, which fills the queues of prefetched batches."""
     for _ in range(WARM_UP):
         next(batches)
