@@ -1,0 +1,99 @@
+"""Training runs of the embedded demonstration: precisions, and an interrupted run."""
+
+import math
+import signal
+from pathlib import Path
+
+import torch
+
+from gpu_checks.check import Record, Setup
+from gpu_checks.processes import (
+    FINETUNE,
+    TORCHRUN,
+    Started,
+    metrics,
+    run_options,
+    start,
+    wait_for_step,
+    weights,
+)
+from pipeline.errors import STOPPED_EXIT_CODE
+
+WEIGHT_LIMIT = 1e-6  # relative; equal bits are claimed on CPUs only
+
+
+def training(setup: Setup, record: Record) -> None:
+    """Short runs in each precision under torchrun: finite losses, and the loss scale of fp16."""
+    started = {p: _start_if_new(setup, p) for p in setup.size.precisions}
+    for precision, run in started.items():
+        if run is not None:
+            run.wait()
+        folder = run_folder(setup, precision)
+        losses = metrics(folder, "train/loss")
+        is_finite = bool(losses) and all(map(math.isfinite, losses))
+        record.equal(f"{precision}: losses finite", is_finite, expected=True)
+        record.note(f"{precision}: first and last loss", _ends(losses))
+        record.note(f"{precision}: images/s", metrics(folder, "train/images_per_second")[-1])
+        accuracies = metrics(folder, "evaluation/accuracy")
+        record.note(f"{precision}: accuracy before and after", _ends(accuracies))
+        scales = metrics(folder, "train/loss_scale")
+        if precision == "fp16":
+            record.equal("fp16: loss scale recorded", bool(scales), expected=True)
+            record.note("fp16: first and last loss scale", _ends(scales))
+
+
+def _ends(values: list[float]) -> str:
+    return f"{values[0]:.5g}, {values[-1]:.5g}" if values else "none"
+
+
+def run_folder(setup: Setup, precision: str) -> Path:
+    """The folder of the uninterrupted run in a precision."""
+    return setup.folder / "runs" / precision
+
+
+def _start_if_new(setup: Setup, precision: str) -> Started | None:
+    """Start the run in a precision; None if it has ended before. Runs share the device."""
+    folder = run_folder(setup, precision)
+    if (folder / "weights.pth").exists():
+        return None
+    options = run_options(setup, folder, "--runtime.precision", precision)
+    return start(folder.with_suffix(".log"), *TORCHRUN, "--nproc_per_node=1", FINETUNE, *options)
+
+
+def resume(setup: Setup, record: Record) -> None:
+    """A run that SIGUSR2 stops and that is started again: the weights of the uninterrupted run."""
+    uninterrupted = _start_if_new(setup, "fp32")
+    if uninterrupted is not None:
+        uninterrupted.wait()
+    folder = setup.folder / "runs" / "interrupted"
+    options = run_options(setup, folder)
+    run = start(folder.with_suffix(".log"), FINETUNE, *options)  # one process, without torchrun
+    wait_for_step(run, folder, setup.size.interrupted_at)
+    run.process.send_signal(signal.SIGUSR2)
+    run.wait(STOPPED_EXIT_CODE)
+    record.equal("exit code after SIGUSR2", run.process.returncode, STOPPED_EXIT_CODE)
+    output = start(folder.with_suffix(".2.log"), FINETUNE, *options).wait()
+    record.equal("resumed from a checkpoint", "resuming from" in output, expected=True)
+    _compare_weights(setup, record, run_folder(setup, "fp32"), folder)
+
+
+def _compare_weights(setup: Setup, record: Record, one: Path, two: Path) -> None:
+    expected, measured = weights(one), weights(two)
+    record.equal("names of weights", measured.keys() == expected.keys(), expected=True)
+    same = all(torch.equal(measured[name], value) for name, value in expected.items())
+    if setup.on_gpu:
+        record.note("weights: equal bits", same)
+    else:
+        record.equal("weights: equal bits", same, expected=True)
+    record.at_most(
+        "weights: relative difference", relative_difference(measured, expected), WEIGHT_LIMIT
+    )
+
+
+def relative_difference(
+    measured: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
+) -> float:
+    """The norm of the difference of all weights, relative to that of the weights."""
+    pairs = [(measured[name].double(), value.double()) for name, value in expected.items()]
+    difference = torch.cat([(a - b).flatten() for a, b in pairs]).norm()
+    return (difference / torch.cat([b.flatten() for _, b in pairs]).norm()).item()
