@@ -58,7 +58,9 @@ class AttackTrace(NamedTuple):
             yield samples, logits
         # At the same points as the kept graphs, or without the overshoot.
         scale = self.config.reach / (1.0 + self.config.overshoot)
-        for samples in left.nonzero().squeeze(1).split(self.at_once):
+        rest = left.nonzero().squeeze(1)
+        # An empty tensor is split into one part without samples.
+        for samples in rest.split(self.at_once) if len(rest) else ():
             points = torch.add(self.images[samples], self.perturbation.delta[samples], alpha=scale)
             with torch.enable_grad():
                 logits = self.view(points, samples)

@@ -147,6 +147,24 @@ def test_an_image_beyond_fp16s_range_does_not_spoil_the_weights(kind: str) -> No
     assert gradient(net).isfinite().all()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_batch_whose_images_all_end_in_one_iteration(precision: str) -> None:
+    """Then the kept graph is that of all images, and no other forward pass is needed."""
+    net, images, _ = setting("lenet")
+    net, image = net.float(), images[:1].float()
+    with torch.no_grad():
+        label = net.eval()(image).argmax(dim=1)
+    attack = {"linearize_at": "overshot", "overshoot": 0.5}  # far enough for the first step
+    config = replace(with_attack("boundary", **attack), precision=precision)
+    objective = make_objective(net, config)
+    net.eval().zero_grad()
+    losses = objective(image, label, use_methods=True)
+    losses.loss.backward()
+    assert losses.flipped.all()
+    assert gradient(net).isfinite().all()
+    assert gradient(net).norm() > 0
+
+
 def test_smooth_nets_are_known_as_such() -> None:
     for name, expected in (
         ("tests.helpers.nets:smooth", False),
