@@ -128,9 +128,14 @@ class Record:
         """Require a value of at least ``limit``; NaN fails."""
         self.values.append(Value(name, value, f"at least {limit:g}", bool(value >= limit)))
 
-    def equal(self, name: str, value: Any, expected: Any) -> None:
-        """Require an equal value."""
-        self.values.append(Value(name, value, f"equal to {expected}", bool(value == expected)))
+    def equal(self, name: str, value: Any, expected: Any, *, required: bool = True) -> None:
+        """Require an equal value; or report it, where equality is not claimed."""
+        tolerance = f"equal to {expected}" if required else f"{expected} is not claimed"
+        self.values.append(Value(name, value, tolerance, not required or bool(value == expected)))
+
+    def true(self, name: str, value: bool, *, required: bool = True) -> None:
+        """Require that something holds; or report it, where it is not claimed."""
+        self.equal(name, bool(value), expected=True, required=required)
 
     def fail(self, name: str, reason: str) -> None:
         """Report that something did not work."""

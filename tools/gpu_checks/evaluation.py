@@ -85,10 +85,7 @@ def _compare(
         for column, values in columns.items()
         if not np.array_equal(values, expected_columns[column], equal_nan=True)
     ]
-    if required:
-        record.equal(f"{name}: columns that differ", differing, [])
-    else:
-        record.note(f"{name}: columns that differ", ", ".join(differing) or "none")
+    record.equal(f"{name}: columns that differ", differing, [], required=required)
     relative = np.abs(samples.perturbation_norm / expected.perturbation_norm - 1)
     record.note(f"{name}: images whose norm differs", int(np.sum(relative > 0)))
     record.note(f"{name}: largest relative difference", float(relative.max()))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 from torch.cuda import nccl
 
 from benchmarks.common import Row
@@ -31,9 +32,15 @@ def describe_machine(setup: Setup) -> dict[str, Any]:
             "memory, GiB": round(torch.cuda.mem_get_info(setup.device)[1] / 2**30, 1),
             "driver": driver_version(),
             "cudnn": torch.backends.cudnn.version(),
-            "nccl": ".".join(map(str, nccl.version())),
+            "nccl": _nccl_version(),
         }
     return about | {"cuda of torch": torch.version.cuda} | machine.versions()
+
+
+def _nccl_version() -> str:
+    if not distributed.is_nccl_available():
+        return "none"
+    return ".".join(map(str, nccl.version()))
 
 
 def driver_version() -> str:

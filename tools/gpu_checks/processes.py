@@ -1,5 +1,6 @@
 """Runs of pipeline/finetune.py in processes of their own."""
 
+import atexit
 import json
 import os
 import signal
@@ -82,7 +83,9 @@ def start(log: Path, *arguments: object, **variables: str) -> Started:
             start_new_session=True,
             env=environment,
         )
-    return Started(process, log)
+    started = Started(process, log)
+    atexit.register(started.kill)  # after Ctrl-C nothing is left running
+    return started
 
 
 def run_options(setup: Setup, folder: Path, *more: str) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def equal_weights(setup: Setup, record: Record) -> None:
     results = json.loads(path.read_text())
     record.note("ranks", number)
     record.equal("ranks with other weights than rank 0", len(set(results["digests"])) - 1, 0)
-    record.equal("weights finite", results["finite"], expected=True)
+    record.true("weights finite", results["finite"])
     record.at_most(
         "difference from one process, relative to the update", results["difference"], UPDATE_LIMIT
     )
@@ -89,7 +89,7 @@ def killed_rank(setup: Setup, record: Record) -> None:
     record.equal("ranks that ended without an error", codes.count(0), 0)
     record.note("exit codes", ", ".join(map(str, codes)))
     name = f"rank {number - 1} on {socket.gethostname()}"
-    record.equal("the killed rank is named", any(name in text for text in outputs), expected=True)
+    record.true("the killed rank is named", any(name in text for text in outputs))
 
 
 def _start_ranks(setup: Setup, number: int) -> list[Started]:
