@@ -48,10 +48,10 @@ def equal_bits(setup: Setup, record: Record) -> None:
         with cudnn_deterministic(deterministic):
             first, second, *others = (_samples(setup, size) for size in (32, *BATCH_SIZES))
         required = deterministic or not setup.on_gpu
-        _compare(record, f"{name}the same again", second, first, required)
+        compare(record, f"{name}the same again", second, first, required)
         for size, samples in zip(BATCH_SIZES[1:], others, strict=True):
             title = f"{name}batches of {size} instead of {BATCH_SIZES[0]}"
-            _compare(record, title, samples, first, required=not setup.on_gpu)
+            compare(record, title, samples, first, required=not setup.on_gpu)
 
 
 @contextmanager
@@ -76,9 +76,8 @@ def _samples(setup: Setup, batch_size: int) -> Samples:
     return samples
 
 
-def _compare(
-    record: Record, name: str, samples: Samples, expected: Samples, required: bool
-) -> None:
+def compare(record: Record, name: str, samples: Samples, expected: Samples, required: bool) -> None:
+    """Compare all columns; if equality is not required, only norms must agree."""
     columns, expected_columns = samples.to_dict(), expected.to_dict()
     differing = [
         column

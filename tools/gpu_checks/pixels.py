@@ -28,9 +28,9 @@ from pipeline.data.plan import BatchSpec, training_windows
 from pipeline.data.source import decoding_threads
 
 CPU = torch.device("cpu")
-# Decoders differ in rounding, in the inverse DCT and in how they enlarge the colour channels.
-# A mean of 2/255 is a fifth of the step between neighbouring values of 8-bit colour in 4:2:0
-# images' edges; a wrong window, channel order or normalisation gives ten times as much.
+# Decoders differ in rounding, in the inverse DCT and in how they enlarge the colour channels: near
+# coloured edges by more than 2/255, elsewhere by less. A wrong window, channel order or
+# normalisation changes the mean by ten times as much.
 MEAN_LIMIT = 2.0  # in 1/255
 SHARE_LIMIT = 0.1  # of values that differ by more than MEAN_LIMIT: colours near edges
 NUM_KEPT = 700  # bytes of the damaged JPEG: its header and its first blocks
@@ -145,7 +145,7 @@ def half_input(setup: Setup, record: Record) -> None:
 
 
 def damaged_images(setup: Setup, record: Record) -> None:
-    """A JPEG whose second half is lost after indexing: named, or left out, and how long it took."""
+    """A JPEG that is damaged after indexing: named, or left out, and how long that takes."""
     photo_index = _damaged_photos(setup)
     rows, damaged = np.arange(len(photo_index)), photo_index.id(1)
     for on_error in ("skip", "raise"):

@@ -116,8 +116,10 @@ def launches(setup: Setup, record: Record) -> None:
 
 
 def busy(setup: Setup, record: Record) -> None:
-    """The share of a step during which the GPU computes: kernels' time in the profile, over the
-    time of a step without the profiler."""
+    """The share of a step during which the GPU computes.
+
+    It is the time that kernels cover in a profile, over the time of a step without the profiler.
+    """
     if not setup.on_gpu:
         raise Skip("the busy share is that of a GPU")
     size = max(setup.size.batch_sizes)

@@ -85,8 +85,10 @@ def loader_table(setup: Setup, record: Record) -> None:
 
 
 def rho2_speed(setup: Setup, record: Record) -> None:
-    """Images/s of an evaluation with the pruned search, from JPEGs to samples, and the time that
-    ILSVRC's 50,000 validation images would take at this speed."""
+    """Images/s of an evaluation with the pruned search, from JPEGs to samples.
+
+    The time for ILSVRC's 50,000 validation images is extrapolated from a few hundred.
+    """
     attack = AttackConfig(candidate_search="pruned", max_iterations=50)
     evaluation = EvaluationConfig(attack=attack, batch_size=max(setup.size.batch_sizes))
     name = setup.size.model
