@@ -58,11 +58,11 @@ FULL = Size(
 )
 SMALL = Size(
     small=True,
-    num_photos=70,
+    num_photos=40,
     side=32,
     num_compared=2,
-    num_evaluated=70,
-    batch_sizes=(2, 4),
+    num_evaluated=40,
+    batch_sizes=(2,),
     model="gpu_checks.nets:tiny",
     repeats=1,
     precisions=("fp32",),
