@@ -18,8 +18,11 @@ def gpu_tests(setup: Setup, record: Record) -> None:
     options = ("-m", "gpu", "-q", "-p", "no:cacheprovider", "--rootdir", ROOT, ROOT / "tests")
     run = start(setup.folder / "pytest.log", "-m", "pytest", *options)
     output = run.wait(None)
-    counts = re.findall(r"(\d+) (passed|failed|error|skipped)", output)
-    record.note("tests", ", ".join(f"{number} {how}" for number, how in counts) or "none")
+    counts = {
+        how: int(n) for n, how in re.findall(r"(\d+) (passed|failed|errors?|skipped)", output)
+    }
+    record.note("tests", ", ".join(f"{n} {how}" for how, n in counts.items()) or "none")
+    record.at_least("tests that passed", counts.get("passed", 0), 1)
     record.equal("pytest's exit code", run.process.returncode, 0)
     if run.process.returncode:
         record.note("pytest's last lines", output[-2000:])
