@@ -13,10 +13,12 @@ in the options.
 """
 
 import argparse
+import faulthandler
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import common
@@ -67,6 +69,7 @@ CHECKS: dict[str, Check] = {
 }
 # A decoder that meets damaged data may end its process.
 IN_NEW_PROCESS_ON_GPU = {"damaged_images"}
+HANG_MINUTES = 3  # after the time of --minutes a process that hangs is ended
 REMEDY = "give another --output"
 
 
@@ -88,7 +91,8 @@ def parser() -> arguments.Parser:
         "--minutes",
         type=arguments.Number(float, Range(minimum=0)),
         default=10.0,
-        help="no check starts later than this many minutes after the start (%(default)s)",
+        help="no check starts later than this many minutes after the start; a check that still "
+        f"runs {HANG_MINUTES} minutes after that ends the program (%(default)s)",
     )
     top.add_argument(
         "--multi", action="store_true", help="also check ranks: one for each GPU; on a CPU two"
@@ -128,13 +132,28 @@ def _say(begin: float, message: str) -> None:
     print(f"[{time.monotonic() - begin:6.1f} s] {message}", flush=True)
 
 
+@contextmanager
+def _end_if_it_hangs(seconds: float) -> Iterator[None]:
+    """Print where all threads are and end the process with exit status 1, if the block takes
+    longer: libraries that wait for a GPU cannot be interrupted."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks that the options name; returns the exit status."""
     options = parser().parse_args(argv)
     if options.list:
         list_checks()
         return 0
-    with exit_on_user_error(), tempfile.TemporaryDirectory() as folder:
+    with (
+        exit_on_user_error(),
+        tempfile.TemporaryDirectory() as folder,
+        _end_if_it_hangs(60 * (options.minutes + HANG_MINUTES)),
+    ):
         outcomes = run_all(
             [name for name in CHECKS if not options.only or name in options.only],
             set_up(options, Path(folder)),

@@ -162,6 +162,28 @@ def command(folder: Path, *options: object) -> list[str]:
 
 
 @pytest.mark.slow
+def test_a_check_that_hangs_ends_the_program(tmp_path: Path) -> None:
+    lines = (
+        "import time, gpu_check",
+        "def hangs(setup, record):",
+        "    time.sleep(200)",
+        "gpu_check.CHECKS, gpu_check.HANG_MINUTES = {'hangs': hangs}, 0",
+        f"gpu_check.main(['--device', 'cpu', '--minutes', '0.1', '--output', {str(tmp_path)!r}])",
+    )
+    tools = str(Path(gpu_check.__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        env=environment() | {"PYTHONPATH": f"{environment()['PYTHONPATH']}:{tools}"},
+        timeout=100,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "in hangs" in done.stderr  # where it was
+    assert results_of(tmp_path)["hangs"]["status"] == "running"
+
+
+@pytest.mark.slow
 def test_the_form_on_a_cpu(tmp_path: Path) -> None:
     done = subprocess.run(
         command(tmp_path), capture_output=True, text=True, env=environment(), timeout=300

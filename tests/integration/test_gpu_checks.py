@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image, JpegImagePlugin
 
-from gpu_checks import against_cpu, evaluation, page, pixels, profiling, runs
-from gpu_checks.check import SMALL, Record, Setup, run_check
+from gpu_checks import against_cpu, evaluation, page, pixels, profiling, ranks, runs
+from gpu_checks.check import SMALL, Record, Setup, Skip, run_check
 from gpu_checks.images import photos, photos_of_kind
 from gpu_checks.nets import tiny
 from gpu_checks.processes import ProcessFailed, start
@@ -122,11 +122,45 @@ def test_losses_and_the_loss_scale_are_read_from_the_metrics(setup: Setup) -> No
     assert values["fp16: first and last loss scale"] == "1024, 1024"
 
 
+@pytest.mark.parametrize("change", [0.0, 1e-9, 1e-3])
+def test_other_weights_after_resuming_are_noticed(setup: Setup, change: float) -> None:
+    on_gpu = replace(setup, device=torch.device("cuda", 0))
+    values = {"fp32": 0.0, "repeated": 1e-12, "interrupted": change}
+    for name, value in values.items():
+        folder = runs.run_folder(setup, name)
+        folder.mkdir(parents=True)
+        weight = torch.ones(8, dtype=torch.float64)
+        weight[0] += value
+        torch.save({"weight": weight}, folder / "weights.pth")
+    failures = {}
+    for on in (setup, on_gpu):
+        record = Record()
+        runs._compare_weights(on, record)
+        failures[on.device.type] = record.failures
+    bits, difference = "weights: equal bits", "weights: relative difference"
+    # On a GPU the last bits may differ.
+    expected = {0.0: ([], []), 1e-9: ([bits], []), 1e-3: ([bits, difference], [difference])}
+    assert (failures["cpu"], failures["cuda"]) == expected[change]
+
+
+def test_ranks_need_several_devices(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Skip, match="needs --multi"):
+        ranks.num_ranks(setup)
+    several = replace(setup, multi=True)
+    assert ranks.num_ranks(several) == 2
+    on_gpu = replace(several, device=torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert ranks.num_ranks(on_gpu) == 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(Skip, match="needs two GPUs; torch sees 1"):
+        ranks.num_ranks(on_gpu)
+
+
 def test_a_process_that_fails_is_reported_with_its_output(tmp_path: Path) -> None:
     with pytest.raises(ProcessFailed, match=r"exit code 7, not 0: (.|\n)*the reason"):
-        start(tmp_path / "log", "-c", "print('the reason'); raise SystemExit(7)").wait()
+        start(tmp_path / "log", "-c", "print('the reason'); raise SystemExit(7)").wait(60)
     with pytest.raises(ProcessFailed, match=r"no end within 0\.2 s"):
-        start(tmp_path / "log", "-c", "import time; time.sleep(60)").wait(seconds=0.2)
+        start(tmp_path / "log", "-c", "import time; time.sleep(60)").wait(0.2)
 
 
 def test_waits_are_counted_by_the_projects_line() -> None:

@@ -17,6 +17,7 @@ from benchmarks.common import Row
 from pipeline.errors import first_line
 
 ROOT = Path(__file__).resolve().parents[2]
+MAX_PROCESS_SECONDS, MIN_PROCESS_SECONDS = 240.0, 60.0  # the second also close to the deadline
 
 
 class Skip(Exception):
@@ -93,6 +94,11 @@ class Setup:
     def seconds_left(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - time.monotonic()
+
+    @property
+    def process_seconds(self) -> float:
+        """Seconds that a process which a check starts may take."""
+        return min(MAX_PROCESS_SECONDS, max(self.seconds_left, MIN_PROCESS_SECONDS))
 
 
 class Value(NamedTuple):

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ JSON_NAME, PAGE_NAME = "gpu_check.json", "gpu_check.md"
 
 def describe_machine(setup: Setup) -> dict[str, Any]:
     """Device, driver and versions of packages."""
-    about: dict[str, Any] = {"device": setup.device.type, "cpu": machine.cpu_name()}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    about: dict[str, Any] = {"started": started, "device": setup.device.type}
+    about["cpu"] = machine.cpu_name()
     about |= {"cores": machine.cores(), "size": "small" if setup.size.small else "full"}
     if setup.on_gpu:
         about |= {

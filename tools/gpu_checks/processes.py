@@ -18,7 +18,6 @@ from gpu_checks.check import ROOT, Setup
 
 FINETUNE = ROOT / "pipeline" / "finetune.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
-MAX_SECONDS = 240.0  # for one process
 _SHOWN = 2000  # characters of a process's output in an error
 
 
@@ -33,12 +32,12 @@ class Started:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def wait(self, expected: int | None = 0, seconds: float = MAX_SECONDS) -> str:
+    def wait(self, seconds: float, expected: int | None = 0) -> str:
         """Wait for its end; returns its output.
 
         Args:
-            expected: exit code; None: any.
             seconds: time after which the process is killed.
+            expected: exit code; None: any.
 
         Raises:
             ProcessFailed: it has another exit code, or did not end.
@@ -62,7 +61,7 @@ class Started:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)  # torchrun then ends its workers
             try:
-                self.process.wait(timeout=10)
+                self.process.wait(timeout=40)  # torchrun gives its workers 30 s
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
@@ -94,13 +93,13 @@ def run_options(setup: Setup, folder: Path, *more: str) -> tuple[str, ...]:
     return (*device, *setup.size.run_options, "--output", str(folder), *more)
 
 
-def wait_for_step(started: Started, folder: Path, step: int) -> None:
+def wait_for_step(started: Started, folder: Path, step: int, seconds: float) -> None:
     """Wait until a run has recorded a step.
 
     Raises:
         ProcessFailed: the run ended before, or did not get there in time.
     """
-    path, deadline = folder / "metrics.jsonl", time.monotonic() + MAX_SECONDS
+    path, deadline = folder / "metrics.jsonl", time.monotonic() + seconds
     while time.monotonic() < deadline:
         if path.exists() and f'"step": {step},' in path.read_text():
             return
@@ -108,7 +107,7 @@ def wait_for_step(started: Started, folder: Path, step: int) -> None:
             raise ProcessFailed(f"the run ended before step {step}: {started.output[-_SHOWN:]}")
         time.sleep(0.005)
     started.kill()
-    raise ProcessFailed(f"no step {step} within {MAX_SECONDS:g} s: {started.output[-_SHOWN:]}")
+    raise ProcessFailed(f"no step {step} within {seconds:g} s: {started.output[-_SHOWN:]}")
 
 
 def metrics(folder: Path, name: str) -> list[float]:

@@ -47,7 +47,8 @@ def equal_weights(setup: Setup, record: Record) -> None:
     arguments = ["-m", "gpu_checks.rank_worker", "--device", setup.device.type, "--json", path]
     if setup.size.small:
         arguments.append("--small")
-    start(path.with_suffix(".log"), *TORCHRUN, f"--nproc_per_node={number}", *arguments).wait()
+    ranks = (*TORCHRUN, f"--nproc_per_node={number}", *arguments)
+    start(path.with_suffix(".log"), *ranks).wait(setup.process_seconds)
     results = json.loads(path.read_text())
     record.note("ranks", number)
     record.equal("ranks with other weights than rank 0", len(set(results["digests"])) - 1, 0)
@@ -71,13 +72,13 @@ def killed_rank(setup: Setup, record: Record) -> None:
     folder = setup.folder / "runs" / "killed"
     ranks = _start_ranks(setup, number)
     try:
-        wait_for_step(ranks[0], folder, 2)
+        wait_for_step(ranks[0], folder, 2, setup.process_seconds)
         os.kill(ranks[-1].process.pid, signal.SIGKILL)
         begin = time.monotonic()
         outputs, codes = [], []
         for rank in ranks[:-1]:
             left = begin + COLLECTIVE_TIMEOUT + ANSWER_SECONDS - time.monotonic()
-            outputs.append(rank.wait(None, max(left, 1.0)))
+            outputs.append(rank.wait(max(left, 1.0), expected=None))
             codes.append(rank.process.returncode)
     except ProcessFailed as error:
         record.fail("the other ranks end", str(error))

@@ -29,7 +29,7 @@ def training(setup: Setup, record: Record) -> None:
     for precision, run in started.items():
         try:
             if run is not None:
-                run.wait()
+                run.wait(setup.process_seconds)
         except ProcessFailed as error:
             record.fail(f"{precision}: ends", str(error))
         else:
@@ -76,15 +76,16 @@ def resume(setup: Setup, record: Record) -> None:
     folder = run_folder(setup, "interrupted")
     options = run_options(setup, folder)
     run = start(folder.with_suffix(".log"), FINETUNE, *options)  # one process, without torchrun
-    wait_for_step(run, folder, setup.size.interrupted_at)
+    wait_for_step(run, folder, setup.size.interrupted_at, setup.process_seconds)
     run.process.send_signal(signal.SIGUSR2)
-    run.wait(STOPPED_EXIT_CODE)
+    run.wait(setup.process_seconds, STOPPED_EXIT_CODE)
     record.equal("exit code after SIGUSR2", run.process.returncode, STOPPED_EXIT_CODE)
-    output = start(folder.with_suffix(".2.log"), FINETUNE, *options).wait()
+    again = start(folder.with_suffix(".2.log"), FINETUNE, *options)
+    output = again.wait(setup.process_seconds)
     record.true("resumed from a checkpoint", "resuming from" in output)
     for other in others:
         if other is not None:
-            other.wait()
+            other.wait(setup.process_seconds)
     _compare_weights(setup, record)
 
 

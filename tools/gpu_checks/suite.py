@@ -17,7 +17,7 @@ def gpu_tests(setup: Setup, record: Record) -> None:
         raise Skip(f"no tests in {ROOT}")
     options = ("-m", "gpu", "-q", "-p", "no:cacheprovider", "--rootdir", ROOT, ROOT / "tests")
     run = start(setup.folder / "pytest.log", "-m", "pytest", *options)
-    output = run.wait(None)
+    output = run.wait(setup.process_seconds, expected=None)
     counts = {
         how: int(n) for n, how in re.findall(r"(\d+) (passed|failed|errors?|skipped)", output)
     }
