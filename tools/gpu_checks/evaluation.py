@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,11 +23,9 @@ BATCH_SIZES = (32, 64)
 NORM_LIMIT = 1e-4
 
 
-def measurement(
-    setup: Setup, net: nn.Module, evaluation: EvaluationConfig, half: bool = False
-) -> Measurement:
+def measurement(setup: Setup, net: nn.Module, evaluation: EvaluationConfig) -> Measurement:
     """An evaluation of a net on the photos, on the device, as pipeline/evaluate.py runs it."""
-    data = replace(data_config(setup), half_input=half)
+    data = data_config(setup)
     runtime = RuntimeConfig(device="cuda" if setup.on_gpu else "cpu")
     config = RunConfig(data=data, evaluation=evaluation, runtime=runtime)
     ranks = DistributedContext(0, 1, 0, 1, setup.device)
