@@ -1,10 +1,6 @@
 """Evaluations of the same images: in this process again, in other batches, and how fast."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
-import torch
 from torch import nn
 
 from gpu_checks.check import Record, Setup
@@ -23,10 +19,13 @@ BATCH_SIZES = (32, 64)
 NORM_LIMIT = 1e-4
 
 
-def measurement(setup: Setup, net: nn.Module, evaluation: EvaluationConfig) -> Measurement:
+def measurement(
+    setup: Setup, net: nn.Module, evaluation: EvaluationConfig, repeatable: bool = True
+) -> Measurement:
     """An evaluation of a net on the photos, on the device, as pipeline/evaluate.py runs it."""
     data = data_config(setup)
-    runtime = RuntimeConfig(device="cuda" if setup.on_gpu else "cpu")
+    device = "cuda" if setup.on_gpu else "cpu"
+    runtime = RuntimeConfig(device=device, deterministic="auto" if repeatable else False)
     config = RunConfig(data=data, evaluation=evaluation, runtime=runtime)
     ranks = DistributedContext(0, 1, 0, 1, setup.device)
     net = prepare.move_net(net, runtime, setup.device)
@@ -34,41 +33,28 @@ def measurement(setup: Setup, net: nn.Module, evaluation: EvaluationConfig) -> M
 
 
 def equal_bits(setup: Setup, record: Record) -> None:
-    """Samples of two evaluations, and of two batch sizes; with and without deterministic cuDNN.
+    """Samples of two evaluations, and of two batch sizes; with and without repeatable algorithms.
 
     Equal bits are claimed on CPUs, for any batch. On a GPU they are required of the same evaluation
-    with deterministic algorithms; the rest is reported, and norms must agree.
+    with runtime.deterministic; the rest is reported, and norms must agree.
     """
-    settings = (False, True) if setup.on_gpu else (False,)
-    for deterministic in settings:
-        name = f"cudnn.deterministic {deterministic}, " if setup.on_gpu else ""
-        with cudnn_deterministic(deterministic):
-            first, second, *others = (_samples(setup, size) for size in (32, *BATCH_SIZES))
-        required = deterministic or not setup.on_gpu
+    for repeatable in (False, True) if setup.on_gpu else (True,):
+        name = f"runtime.deterministic {'auto' if repeatable else 'false'}, "
+        first, second, *others = (_samples(setup, size, repeatable) for size in (32, *BATCH_SIZES))
+        required = repeatable or not setup.on_gpu
         compare(record, f"{name}the same again", second, first, required)
         for size, samples in zip(BATCH_SIZES[1:], others, strict=True):
             title = f"{name}batches of {size} instead of {BATCH_SIZES[0]}"
             compare(record, title, samples, first, required=not setup.on_gpu)
 
 
-@contextmanager
-def cudnn_deterministic(deterministic: bool) -> Iterator[None]:
-    """Let cuDNN choose only algorithms that give the same bits in each run, or any."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = deterministic
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
-
-
-def _samples(setup: Setup, batch_size: int) -> Samples:
+def _samples(setup: Setup, batch_size: int, repeatable: bool) -> Samples:
     net = net_of("squeezenet1_1", setup.size.side, setup.size.small)
     attack = AttackConfig(max_iterations=5)
     evaluation = EvaluationConfig(
         attack=attack, fgs=FgsConfig(eps=[0.01], search=False), batch_size=batch_size
     )
-    run = measurement(setup, net, evaluation)
+    run = measurement(setup, net, evaluation, repeatable)
     samples, _ = run.run(run.index.subset(setup.size.num_evaluated))
     return samples
 

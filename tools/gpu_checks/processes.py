@@ -89,7 +89,9 @@ def start(log: Path, *arguments: object, **variables: str) -> Started:
 
 def run_options(setup: Setup, folder: Path, *more: str) -> tuple[str, ...]:
     """Options of a short run of the embedded demonstration."""
-    device = ("--runtime.device", setup.device.type)
+    device = ["--runtime.device", setup.device.type]
+    if setup.on_gpu:  # so that a run can be compared with its repetition
+        device += ["--runtime.deterministic", "true"]
     return (*device, *setup.size.run_options, "--output", str(folder), *more)
 
 
