@@ -2,11 +2,10 @@
 
 In: an index and a stream of `BatchSpec`s (rows and windows from the plan). Out: `Batch`es of
 normalised images on the rank's device. DALI decodes, resizes and normalises in threads (and on
-the GPU where there is one) while the net works; Python only slices the archives.
+the GPU where there is one) while the net works; a thread reads the headers of coming images.
 """
 
 import gc
-import itertools
 import sys
 import time
 from collections import deque
@@ -17,12 +16,12 @@ import numpy as np
 import torch
 
 from pipeline.config import DataConfig
-from pipeline.data import image_headers
 from pipeline.data.dali_graph import GraphOptions, Inputs, Pipeline, build_pipeline
 from pipeline.data.index import Index
 from pipeline.data.mapped_files import Files
 from pipeline.data.mean_image import mean_of
 from pipeline.data.plan import BatchSpec, Windows
+from pipeline.data.read_ahead import EncodedBatch, ReadAhead
 from pipeline.errors import UserError, first_few
 from pipeline.runtime.allocator import is_out_of_memory
 
@@ -86,8 +85,11 @@ class Loader:
         # Batches that were passed to DALI and not returned yet. DALI reads the mapped files without
         # a copy; the views of the batches keep these files open. The last batch is kept until the
         # next one has been returned.
-        self._in_flight: deque[tuple[BatchSpec, Inputs]] = deque()
-        self._returned: tuple[BatchSpec, Inputs] | None = None
+        self._in_flight: deque[tuple[EncodedBatch, Inputs]] = deque()
+        self._returned: tuple[EncodedBatch, Inputs] | None = None
+        # Batches of a pipeline that failed, which are passed to the next one.
+        self._repeated: deque[EncodedBatch] = deque()
+        self._read_ahead: ReadAhead | None = None
         self._pipeline: Pipeline | None = None
 
     def __iter__(self) -> Generator[Batch]:
@@ -96,8 +98,9 @@ class Loader:
         Raises:
             UndecodableImages: images do not decode, and ``data.on_error`` is raise; names them.
         """
-        self._pipeline = build_pipeline(self._next_inputs, self._options)
+        self._read_ahead = ReadAhead(self._specs, self._files)
         try:
+            self._pipeline = build_pipeline(self._next_inputs, self._options)
             while True:
                 begin = time.perf_counter()
                 batch = self._next()
@@ -106,7 +109,9 @@ class Loader:
                 self.wait_seconds += time.perf_counter() - begin
                 yield batch
         finally:
-            self._close()
+            self._end_pipeline()
+            self._read_ahead.close()
+            self._read_ahead = None
 
     def _next(self) -> Batch | None:
         while True:
@@ -120,11 +125,11 @@ class Loader:
                 failure = error.with_traceback(None)
             self._recover(failure)
         self._returned = self._in_flight.popleft()
-        spec = self._returned[0]
+        spec = self._returned[0].spec
         labels = torch.from_numpy(self.index.label[spec.rows].astype(np.int64))
         return Batch(images, labels.to(self._options.device, non_blocking=True), spec.rows)
 
-    def _close(self) -> None:
+    def _end_pipeline(self) -> None:
         """End DALI's threads, and only then release the mapped bytes that they read."""
         self._pipeline = None
         gc.collect()  # the pipeline's Python object has reference cycles
@@ -142,48 +147,42 @@ class Loader:
         return images
 
     def _next_inputs(self) -> Inputs:
-        spec = next(self._specs)
-        if self._bad_rows:
-            spec = self._without_bad(spec)
-        views = self._files.views(spec.rows)
+        assert self._read_ahead is not None, "only while iterating"
+        batch = self._repeated.popleft() if self._repeated else next(self._read_ahead)
         # The decoder of DALI 2.4 crashes the process if it cannot parse the header of one of
         # several images, because its threads still run when their batch is released.
-        bad = [
-            row
-            for row, view in zip(spec.rows.tolist(), views, strict=True)
-            if not self.index.is_array[row]
-            and image_headers.size(view) != (self.index.width[row], self.index.height[row])
-        ]
+        bad = [row for row in batch.bad_rows if row not in self._bad_rows]
         if bad:
             self._leave_out(bad)
-            spec = self._without_bad(spec)
-            views = self._files.views(spec.rows)
-        inputs = self._inputs(views, spec)
-        self._in_flight.append((spec, inputs))
+        if self._bad_rows:
+            batch = self._without_bad(batch)
+        inputs = self._inputs(batch)
+        self._in_flight.append((batch, inputs))
         return inputs
 
-    def _without_bad(self, spec: BatchSpec) -> BatchSpec:
-        good = np.array([int(row) not in self._bad_rows for row in spec.rows])
-        if not good.any():
-            names = [self.index.id(row) for row in spec.rows]
+    def _without_bad(self, batch: EncodedBatch) -> EncodedBatch:
+        rows = batch.spec.rows.tolist()
+        good = [position for position, row in enumerate(rows) if row not in self._bad_rows]
+        if not good:
+            names = [self.index.id(row) for row in rows]
             raise UserError(
                 f"no image of a batch decodes: {first_few(names)}; "
                 "check the archives, or make the index again with tools/index.py --verify"
             )
-        return spec.take(np.flatnonzero(good))
+        return batch.take(np.array(good))
 
     def _recover(self, error: RuntimeError) -> None:
         """Find the images because of which the pipeline failed. Raise an error that names them, or
         start a new pipeline without them."""
         if is_out_of_memory(error):
             raise error
-        pending = [spec for spec, _ in self._in_flight]
-        self._close()
-        bad = sorted({row for spec in pending for row in self._undecodable(spec)})
+        failed = [batch for batch, _ in self._in_flight]
+        self._end_pipeline()
+        bad = sorted({row for batch in failed for row in self._undecodable(batch)})
         if not bad:
             raise error  # all images decode, so there is another cause
         self._leave_out(bad)
-        self._specs = itertools.chain(pending, self._specs)
+        self._repeated.extendleft(reversed(failed))
         self._pipeline = build_pipeline(self._next_inputs, self._options)
 
     def _leave_out(self, bad: list[int]) -> None:
@@ -200,14 +199,14 @@ class Loader:
         self.skipped += bad
         self._bad_rows.update(bad)
 
-    def _undecodable(self, spec: BatchSpec) -> list[int]:
+    def _undecodable(self, batch: EncodedBatch) -> list[int]:
         """Decode a batch one image at a time; returns the rows that fail. The CPU does it: a
         pipeline for each image takes long on a GPU."""
-        single = (spec.take(np.array([position])) for position in range(len(spec.rows)))
-        return [int(image.rows[0]) for image in single if not self._decodes(image)]
+        single = (batch.take(np.array([position])) for position in range(len(batch.views)))
+        return [int(image.spec.rows[0]) for image in single if not self._decodes(image)]
 
-    def _decodes(self, image: BatchSpec) -> bool:
-        inputs = self._inputs(self._files.views(image.rows), image)
+    def _decodes(self, image: EncodedBatch) -> bool:
+        inputs = self._inputs(image)
         options = replace(self._options, batch_size=1, device=torch.device("cpu"))
         pipeline = build_pipeline(lambda: inputs, options)
         try:
@@ -219,11 +218,12 @@ class Loader:
             gc.collect()
         return True
 
-    def _inputs(self, views: list[np.ndarray], spec: BatchSpec) -> Inputs:
+    def _inputs(self, batch: EncodedBatch) -> Inputs:
+        spec = batch.spec
         windows = (getattr(spec.windows, field.name) for field in fields(Windows))
         if self._options.has_arrays:
-            return (views, *windows, self.index.is_array[spec.rows])
-        return (views, *windows)
+            return (batch.views, *windows, self.index.is_array[spec.rows])
+        return (batch.views, *windows)
 
 
 def _check_arrays(index: Index, config: DataConfig) -> None:

@@ -10,6 +10,7 @@ from pipeline.data.dali_graph import Inputs
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader
 from pipeline.data.plan import BatchSpec, Windows
+from pipeline.data.read_ahead import EncodedBatch
 
 _BATCH = 32  # images, which are decoded at their full size
 
@@ -28,10 +29,10 @@ class _Verifier(Loader):
             except _NoImageLeft:
                 continue  # the next batch
 
-    def _without_bad(self, spec: BatchSpec) -> BatchSpec:
-        if all(int(row) in self._bad_rows for row in spec.rows):
+    def _without_bad(self, batch: EncodedBatch) -> EncodedBatch:
+        if all(row in self._bad_rows for row in batch.spec.rows.tolist()):
             raise _NoImageLeft
-        return super()._without_bad(spec)
+        return super()._without_bad(batch)
 
     def _leave_out(self, bad: list[int]) -> None:
         self.skipped += bad

@@ -12,7 +12,7 @@ from tests.helpers.runs import environment
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 300])
 def test_breaking_again_and_again_does_not_crash(tmp_path: Path, keep: int) -> None:
-    """DALI's decoder alone would take the process down now and then: see `Loader._source`."""
+    """DALI's decoder alone would take the process down now and then: see `Loader._next_inputs`."""
     script = (
         "import sys\n"
         "from pathlib import Path\n"
