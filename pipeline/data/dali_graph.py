@@ -108,6 +108,7 @@ def _decode_images(options: GraphOptions, encoded: DataNode, *windows: DataNode)
         normalized_shape=False,
         device="mixed" if options.on_gpu else "cpu",
         output_type=DALIImageType.RGB if config.channels == 3 else DALIImageType.GRAY,
+        jpeg_fancy_upsampling=True,  # on a GPU, chroma is upsampled as on the CPU
         adjust_orientation=False,  # as PIL and torchvision: EXIF is not applied
     )
     images = fn.resize(
