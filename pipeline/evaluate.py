@@ -62,6 +62,7 @@ def main() -> None:
         config = reference.resolve_reference(config)
         chain.stages_of(config.evaluation.attack)  # reports a mistake in an attack's options
         run_folder.check_folder(config, "evaluation")
+        source.check_decoder(config.data, ranks.device)
         index = source.open_index(config, "val")
         net = prepare.build_net(config, index)
         manifest = describe(config, index, net)

@@ -65,6 +65,7 @@ def make_trainer(config: FinetuneConfig, ranks: DistributedContext) -> Trainer:
     chain.stages_of(config.evaluation.attack)  # reports a mistake in an attack's options
     run_folder.check_folder(config, "training")
     torch.manual_seed(config.train.seed)
+    source.check_decoder(config.data, ranks.device)
     indices = source.open_index(config, "train"), source.open_index(config, "val")
     net = prepare.build_net(config, *indices)
     threads = source.decoding_threads(config.data, ranks.local_size)

@@ -49,6 +49,7 @@ def main() -> None:
         config = reference.resolve_reference(config)
         run_folder.check_folder(config, "adversarial")
         torch.manual_seed(0)
+        source.check_decoder(config.data, ranks.device)
         index = source.open_index(config, "val")
         net = prepare.build_net(config, index)
         if config.evaluation.space != "input":

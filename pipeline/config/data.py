@@ -47,6 +47,13 @@ class DataConfig(Section):
     on_error: Literal["raise", "skip"] = "raise"
     """What to do if an image cannot be decoded. raise: stop and name it; skip: count it, and
     continue without it."""
+    decoder: Literal["auto", "cpu", "gpu"] = "auto"
+    """What decodes, resizes and normalises images. auto: the GPU if the run is on one, else the
+    CPU. cpu: the CPU; a run on a GPU then gets the same pixels as a run on a CPU. gpu: the GPU; a
+    run on a CPU is refused. The two decode JPEGs to slightly different pixels."""
+    hw_decoder_load: float = number(0.65, Range(minimum=0, maximum=1))
+    """Share of the JPEGs, 0 to 1, that the GPU's hardware decoder takes; the others are decoded by
+    kernels on the GPU. For decoding on a GPU that has such a unit (A100, H100)."""
     num_threads: int | None = number(None, Range(minimum=1, maximum=1024, unit="threads"))
     """Threads of each rank that decode images. Default: the rank's share of the machine's cores,
     plus one."""
@@ -55,6 +62,12 @@ class DataConfig(Section):
     half_input: bool = False
     """On a GPU, pass half-precision channels_last images to the net. This halves the memory
     traffic."""
+
+    def decoder_on(self, device_type: str) -> Literal["cpu", "gpu"]:
+        """What decodes images in a run on this type of device, cpu or cuda."""
+        if self.decoder == "auto":
+            return "gpu" if device_type == "cuda" else "cpu"
+        return self.decoder
 
     def check(self) -> None:
         """Check the number of values in lists, and their order."""

@@ -47,8 +47,10 @@ def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str
     """Options that these settings leave without effect, and why."""
     on_cpu = "cpu" in (device, config.runtime.device)
     if on_cpu:
-        for name in ("tf32", "deterministic"):
-            yield f"runtime.{name}", "the run is on a CPU"
+        for name in ("runtime.tf32", "runtime.deterministic", "data.hw_decoder_load"):
+            yield name, "the run is on a CPU"
+    elif config.data.decoder == "cpu":
+        yield "data.hw_decoder_load", "data.decoder is cpu"
     yield from _of_attack("evaluation.attack", config.evaluation.attack)
     if not isinstance(config, FinetuneConfig):
         return

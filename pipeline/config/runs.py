@@ -41,12 +41,15 @@ class RunConfig(Section):
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def check(self) -> None:
-        """Refuse empty paths, and names in OUTPUT that are longer than file systems allow."""
+        """Refuse empty paths, names in OUTPUT that are longer than file systems allow, and the
+        GPU's decoder on a CPU."""
         for name in ("output", "resume"):
             require(getattr(self, name) != "", name, "a path", "''")
         longest = max((len(os.fsencode(part)) for part in Path(self.output or "").parts), default=0)
         rule = f"a path whose names have at most {_LONGEST_NAME} bytes"
         require(longest <= _LONGEST_NAME, "output", rule, f"one of {longest}")
+        needs_gpu = self.data.decoder == "gpu" and self.runtime.device == "cpu"
+        require(not needs_gpu, "data.decoder", "auto or cpu with runtime.device cpu", "gpu")
 
     @property
     def folder(self) -> Path:

@@ -32,15 +32,20 @@ class GraphOptions:
 
     config: DataConfig
     mean: np.ndarray  # from `pipeline.data.mean_image.mean_of`
-    device: torch.device  # device of the batches; a CUDA device decodes on the GPU
+    device: torch.device  # device of the batches
     batch_size: int  # the largest size of a batch
     num_threads: int
     has_arrays: bool  # some samples are float32 arrays, which are only mirrored
 
     @property
     def on_gpu(self) -> bool:
-        """Whether images are decoded on a GPU."""
+        """Whether batches are on a GPU."""
         return self.device.type == "cuda"
+
+    @property
+    def decodes_on_gpu(self) -> bool:
+        """Whether images are decoded, resized and normalised on a GPU."""
+        return self.config.decoder_on(self.device.type) == "gpu"
 
     @property
     def half(self) -> bool:
@@ -55,8 +60,15 @@ class GraphOptions:
 
 def build_pipeline(source: Callable[[], Inputs], options: GraphOptions) -> Pipeline:
     """A pipeline that calls ``source`` for each batch, before the batch is used."""
+    pipeline = define_pipeline(source, options)
+    pipeline.build()
+    return pipeline
+
+
+def define_pipeline(source: Callable[[], Inputs], options: GraphOptions) -> Pipeline:
+    """The pipeline of `build_pipeline` without its threads and memory; it needs no GPU."""
     graph = _graph_of_images_and_arrays if options.has_arrays else _graph_of_images
-    pipeline = graph(
+    return graph(
         source,
         options,
         batch_size=options.batch_size,
@@ -64,14 +76,12 @@ def build_pipeline(source: Callable[[], Inputs], options: GraphOptions) -> Pipel
         device_id=options.device.index if options.on_gpu else None,
         prefetch_queue_depth=options.config.prefetch,
     )
-    pipeline.build()
-    return pipeline
 
 
 @pipeline_def
 def _graph_of_images(source: Callable[[], Inputs], options: GraphOptions) -> DataNode:
     encoded, *windows = fn.external_source(source=source, num_outputs=6, batch=True, no_copy=True)
-    return _decode_images(options, encoded, *windows)
+    return _on_device(options, _decode_images(options, encoded, *windows))
 
 
 @pipeline_def(enable_conditionals=True)
@@ -79,7 +89,13 @@ def _graph_of_images_and_arrays(source: Callable[[], Inputs], options: GraphOpti
     encoded, *windows, is_array = fn.external_source(
         source=source, num_outputs=7, batch=True, no_copy=True
     )
-    return _decode_or_read(options, encoded, windows, is_array)
+    return _on_device(options, _decode_or_read(options, encoded, windows, is_array))
+
+
+def _on_device(options: GraphOptions, images: DataNode) -> DataNode:
+    """Copy images that the CPU has finished to the GPU of the batches. Only finished ones: the GPU
+    rounds other last bits when it resizes and normalises."""
+    return images.gpu() if options.on_gpu and not options.decodes_on_gpu else images
 
 
 def _decode_or_read(
@@ -106,9 +122,10 @@ def _decode_images(options: GraphOptions, encoded: DataNode, *windows: DataNode)
         axes=[0, 1],
         normalized_anchor=False,
         normalized_shape=False,
-        device="mixed" if options.on_gpu else "cpu",
+        device="mixed" if options.decodes_on_gpu else "cpu",
         output_type=DALIImageType.RGB if config.channels == 3 else DALIImageType.GRAY,
         jpeg_fancy_upsampling=True,  # on a GPU, chroma is upsampled as on the CPU
+        hw_decoder_load=config.hw_decoder_load,
         adjust_orientation=False,  # as PIL and torchvision: EXIF is not applied
     )
     images = fn.resize(
@@ -140,7 +157,7 @@ def _read_arrays(options: GraphOptions, encoded: DataNode, mirror: DataNode) -> 
     config = options.config
     shape = [config.channels, config.crop_size, config.crop_size]
     arrays = fn.reinterpret(encoded, dtype=DALIDataType.FLOAT, shape=shape, layout="CHW")
-    if options.on_gpu:
+    if options.decodes_on_gpu:
         arrays = arrays.gpu()
     arrays = fn.flip(arrays, horizontal=mirror)
     if options.half:

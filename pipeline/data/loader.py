@@ -62,7 +62,7 @@ class Loader:
             index: the positions of the images.
             specs: the batches, in order; may be endless.
             config: the options of preprocessing.
-            device: device of the batches; a CUDA device decodes on the GPU.
+            device: device of the batches; on a CUDA device, ``data.decoder`` says what decodes.
             batch_size: largest number of images in a batch.
             threads: number of DALI's worker threads.
 
@@ -207,7 +207,8 @@ class Loader:
 
     def _decodes(self, image: EncodedBatch) -> bool:
         inputs = self._inputs(image)
-        options = replace(self._options, batch_size=1, device=torch.device("cpu"))
+        config = replace(self._options.config, decoder="cpu")
+        options = replace(self._options, config=config, batch_size=1, device=torch.device("cpu"))
         pipeline = build_pipeline(lambda: inputs, options)
         try:
             pipeline.run()

@@ -1,5 +1,7 @@
 """The index of a run, and the threads that decode its images."""
 
+import torch
+
 from pipeline.config import DataConfig, RunConfig
 from pipeline.data import demo, index
 from pipeline.data.index import Index
@@ -24,6 +26,19 @@ def open_index(config: RunConfig, part: str) -> Index:
             "evaluated only there: input"
         )
     return images
+
+
+def check_decoder(config: DataConfig, device: torch.device) -> None:
+    """Refuse ``data.decoder`` gpu where there is none.
+
+    Raises:
+        UserError: the run is on a CPU.
+    """
+    if config.decoder == "gpu" and device.type == "cpu":
+        raise UserError(
+            "data.decoder is gpu, but the run is on a CPU; use --data.decoder auto, or check why "
+            "torch sees no GPU on this machine"
+        )
 
 
 def decoding_threads(config: DataConfig, local_size: int = 1) -> int:

@@ -52,6 +52,7 @@ CHANGEABLE = (
     "data.prefetch",
     "data.on_error",
     "data.half_input",
+    "data.hw_decoder_load",
     "data.check_classes",
     "evaluation.batch_size",
 )

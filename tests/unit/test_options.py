@@ -21,7 +21,8 @@ from pipeline.config.checks import OptionError, Range, Section, options
 
 # Stated here once more: options for which 0 or infinity is a valid value. -1 and NaN never are.
 ZERO_IS_VALID = {
-    *("num_examples", "data.mean", "evaluation.attack.overshoot", "evaluation.fgs.eps"),
+    *("num_examples", "data.mean", "data.hw_decoder_load"),
+    *("evaluation.attack.overshoot", "evaluation.fgs.eps"),
     *("evaluation.attack.restarts", "regularizer.attack.restarts"),
     *("evaluation.attack.max_projections", "regularizer.attack.max_projections"),
     *("regularizer.lam", "regularizer.c", "regularizer.d", "regularizer.attack.overshoot"),
@@ -193,6 +194,9 @@ def test_a_schedule_longer_than_the_run_prints_a_warning() -> None:
         ("--objective.parseval.columns 1", "objective.parseval.columns"),
         ("--data.half_input true --runtime.precision bf16 --runtime.device cpu", "data.half_input"),
         ("--data.half_input true --runtime.precision bf16", ""),
+        ("--data.hw_decoder_load 0.5 --runtime.device cpu", "data.hw_decoder_load"),
+        ("--data.hw_decoder_load 0.5 --data.decoder cpu", "data.hw_decoder_load"),
+        ("--data.hw_decoder_load 0.5 --data.decoder gpu", ""),
         ("--objective.method clean+parseval --objective.parseval.beta 1", ""),
         ("--schedule.milestones [8] --schedule.gamma 0.1", ""),
     ],

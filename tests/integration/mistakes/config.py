@@ -97,6 +97,16 @@ RANGES = [
     tuning(
         "no such option value", r"train\.batch_size must be at least 1", "--train.batch_size", 0
     ),
+    tuning(
+        "decoder without a GPU",
+        r"data\.decoder must be auto or cpu with runtime\.device cpu, got gpu",
+        *("--data.decoder", "gpu", "--runtime.device", "cpu"),
+    ),
+    tuning(
+        "share of the hardware decoder",
+        r"data\.hw_decoder_load must be from 0 to 1, got 1\.5",
+        *("--data.hw_decoder_load", 1.5),
+    ),
     refused("no images", r"num_examples must be at least 0", EVALUATE, "--num_examples", -1),
 ]
 
