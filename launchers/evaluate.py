@@ -62,7 +62,8 @@ def check(config: EvaluateConfig) -> Manifest:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # as the jobs do
         net = prepare.build_net(config, index)
-    return entry.describe(config, index, net)
+    device = config.runtime.device  # of the jobs; a login node need not have their GPUs
+    return entry.describe(config, index, net, None if device == "auto" else device)
 
 
 def num_shards(requested: int | None, default: int, manifest: Manifest) -> int:

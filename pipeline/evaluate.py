@@ -65,7 +65,7 @@ def main() -> None:
         source.check_decoder(config.data, ranks.device)
         index = source.open_index(config, "val")
         net = prepare.build_net(config, index)
-        manifest = describe(config, index, net)
+        manifest = describe(config, index, net, ranks.device.type)
         rows = rows_of_shard(config, index)
         monitor.say(announce(config, manifest.identity.protocol, rows, ranks))
         advice = build.preprocessing_advice(config.model, config.data)
@@ -113,8 +113,17 @@ def open_results(
     return store
 
 
-def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Manifest:
-    """The identity of this evaluation, and what else reports need."""
+def describe(
+    config: EvaluateConfig, index: Index, net: torch.nn.Module, device_type: str | None
+) -> Manifest:
+    """The identity of this evaluation, and what else reports need.
+
+    Args:
+        config: the options.
+        index: the images.
+        net: the net, whose weights are hashed.
+        device_type: type of the run's device, cpu or cuda; None if it is not known yet.
+    """
     num_classes = prepare.num_classes_of(config, index)
     identity = Identity(
         model=config.model.name,
@@ -122,13 +131,14 @@ def describe(config: EvaluateConfig, index: Index, net: torch.nn.Module) -> Mani
         index=index.fingerprint,
         num_indexed=len(index),
         num_images=config.evaluation.num_images,
-        input=preprocessing_of(config.data),
+        input=preprocessing_of(config.data, device_type),
         protocol=evaluation_protocol(config.evaluation, config.runtime, num_classes),
     )
     about = {
         "index": index.path,
         "class_names": index.class_names,
         "class_ids": index.classes.identities,
+        "mix_decoders": config.mix_decoders,
     }
     return Manifest(identity, about)
 

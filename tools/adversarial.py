@@ -54,7 +54,7 @@ def main() -> None:
         net = prepare.build_net(config, index)
         if config.evaluation.space != "input":
             raise UserError("evaluation.space: examples are stored in the net's input space: input")
-        identity = describe(config, index, net).identity.to_dict()
+        identity = describe(config, index, net, ranks.device.type).identity.to_dict()
         warn(*warn_ignored(config, ranks.device.type))
         if config.dry_run:
             monitor.say(f"{len(index):,} images to attack, into {config.output}")
@@ -87,8 +87,11 @@ def begin(folder: Path, identity: dict[str, Any], ranks: DistributedContext) -> 
     path = folder / "manifest.json"
     if path.exists():
         try:
-            changed = parse.differences(json.loads(path.read_text()), identity, ())
-        except (OSError, ValueError, AttributeError):
+            earlier = json.loads(path.read_text())
+            # Earlier versions recorded no decoder.
+            earlier["input"].setdefault("decoder", identity["input"]["decoder"])
+            changed = parse.differences(earlier, identity, ())
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
             raise UserError(
                 f"{path} is damaged; remove {folder} to make the examples again, or give another "
                 "--output"

@@ -83,6 +83,9 @@ class EvaluateConfig(RunConfig):
     num_examples: int = number(8, Range(minimum=0, unit="images"))
     """Number of images, evenly spaced in the index, whose perturbations are stored for the contact
     sheet."""
+    mix_decoders: bool = False
+    """Allow OUTPUT to hold results of images that the CPU decoded, and of others that a GPU decoded
+    (data.decoder): resume and merge both. Their pixels differ a little, so false refuses this."""
 
     def check(self) -> None:
         """Check the form and the range of the shard."""

@@ -46,6 +46,7 @@ PREPROCESSING_KINDS: Kinds = {
     "interpolation": TEXT,
     "channels": WHOLE_NUMBER,
     "std": LIST,
+    "decoder": TEXT,
 }
 _FGS_KINDS: Kinds = {"eps": LIST, "reference": NUMBER + NOTHING, "search": (bool,)}
 _PROTOCOL_KINDS: Kinds = {
@@ -69,6 +70,7 @@ class Preprocessing:
     interpolation: str
     channels: int
     std: list[float]
+    decoder: str | None  # cpu, gpu or "cpu and gpu"; None: not known before the run
 
     def to_dict(self) -> dict[str, Any]:
         """The values that manifest.json stores."""
@@ -195,8 +197,14 @@ def _fgs_protocol(fgs: FgsConfig) -> FgsProtocol:
     return FgsProtocol(eps=fgs.measured, reference=fgs.reference, search=fgs.search)
 
 
-def preprocessing_of(data: DataConfig) -> Preprocessing:
-    """The preprocessing with these options."""
+def preprocessing_of(data: DataConfig, device_type: str | None) -> Preprocessing:
+    """The preprocessing with these options.
+
+    Args:
+        data: the options.
+        device_type: type of the run's device, cpu or cuda; None if it is not known yet.
+    """
+    is_known = device_type is not None or data.decoder != "auto"
     return Preprocessing(
         mean=mean_image.identity(data),
         crop=data.crop_size,
@@ -204,6 +212,7 @@ def preprocessing_of(data: DataConfig) -> Preprocessing:
         interpolation=data.interpolation,
         channels=data.channels,
         std=data.std,
+        decoder=data.decoder_on(device_type or "") if is_known else None,
     )
 
 

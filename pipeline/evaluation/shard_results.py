@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from pipeline.config import Shard
 from pipeline.errors import UserError
 from pipeline.evaluation.agreement import allowed_difference, check_agreement
-from pipeline.evaluation.manifest import Manifest, read_manifest
+from pipeline.evaluation.manifest import Manifest, read_manifest, read_manifests
 from pipeline.evaluation.result_lines import ResultRow, read_lines, read_rows
 from pipeline.evaluation.samples import Example, Samples
 from pipeline.runtime.distributed import DistributedContext, restarted
@@ -30,6 +31,10 @@ from pipeline.runtime.npz import read_npz
 WHOLE = Shard(0, 1)
 _MANIFEST = "manifest.json"
 _MEAN = "mean.npy"
+_DECODER_REMEDY = (
+    "give all shards --data.decoder cpu, or merge the results of both decoders with "
+    "--mix_decoders true"
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,9 @@ class ResultsFolder:
             (store.shard_folder / "examples").mkdir(parents=True, exist_ok=True)
             path = store.shard_folder / _MANIFEST
             if path.exists():  # a job on another machine may have written some results
-                difference = allowed_difference([read_manifest(path), manifest])
+                earlier = read_manifest(path)
+                difference = allowed_difference([earlier, manifest])
+                manifest = manifest.merged(earlier)
                 about = manifest.about | {"batch_difference": difference}
                 manifest = replace(manifest, about=about)
             write_json(path, manifest.to_dict())
@@ -117,7 +124,7 @@ class ResultsFolder:
         samples = Samples.from_rows(rows, protocol.num_eps, protocol.num_distances)
         logs = sorted(self.folder.glob("*/runs.jsonl"))
         return StoredResults(
-            manifest=manifests[0],
+            manifest=reduce(Manifest.merged, manifests),
             samples=samples.take(np.argsort(samples.row)),
             ids={row: values["id"] for row, values in done.items()},
             skipped={row: image_id for row, image_id in skipped.items() if row not in done},
@@ -135,13 +142,15 @@ class ResultsFolder:
         """
         if not paths:
             raise UserError(f"{self.folder} contains no results of pipeline/evaluate.py")
-        manifests = [read_manifest(path) for path in paths]
+        manifests = read_manifests(paths)
         for path, manifest in zip(paths, manifests, strict=True):
             difference = manifests[0].differences(manifest)
             if difference:
+                by_decoder = manifests[0].differs_by_decoder_alone(manifest)
+                remedy = _DECODER_REMEDY if by_decoder else "move one of them away"
                 raise UserError(
                     f"{paths[0].parent} and {path.parent} are of different evaluations: "
-                    f"{difference}; move one of them away"
+                    f"{difference}; {remedy}"
                 )
         return manifests
 
@@ -195,12 +204,15 @@ def refuse_other(folder: Path, manifest: Manifest) -> None:
     Raises:
         UserError: lists the differences.
     """
-    for path in _manifests(folder):
-        difference = manifest.differences(read_manifest(path))
+    paths = _manifests(folder)
+    for path, other in zip(paths, read_manifests(paths), strict=True):
+        difference = manifest.differences(other)
         if difference:
+            by_decoder = manifest.differs_by_decoder_alone(other)
+            remedy = f"{_DECODER_REMEDY}, or give" if by_decoder else "give"
             raise UserError(
                 f"{path.parent} contains results of another evaluation (this one -> that one: "
-                f"{difference}); give another --output"
+                f"{difference}); {remedy} another --output"
             )
 
 

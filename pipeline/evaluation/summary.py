@@ -70,7 +70,7 @@ class Summary:
     @classmethod
     def from_dict(cls, values: Any) -> "Summary":
         """Create it from the values of a file; earlier versions did not write
-        batch_difference and no_lower_bound.
+        batch_difference, no_lower_bound and the decoder.
 
         Raises:
             ValueError: the message is a phrase about what is wrong with them.
@@ -82,7 +82,8 @@ class Summary:
         problem = lacking(values, {**IDENTITY_KINDS, **_KINDS})
         if problem:
             raise ValueError(problem)
-        identity = Identity.from_dict({name: values[name] for name in IDENTITY_KINDS})
+        devices = [str(run.get("device")) for run in values["runs"] if isinstance(run, dict)]
+        identity = Identity.from_dict({name: values[name] for name in IDENTITY_KINDS}, devices)
         return cls(
             statistics=Statistics.from_dict(values, identity.protocol.rho_name),
             identity=identity,
@@ -143,6 +144,8 @@ def format_summary(summary: Summary) -> str:
         f"5 % above {quantiles['0.95']:.4g}",
     ]
     lines += _format_diagnostics(summary)
+    if summary.identity.input.decoder == "cpu and gpu":
+        lines.append("a GPU decoded some images, the CPU others; their pixels differ a little")
     if summary.no_lower_bound:
         lines.append(f"no lower bound of distances: {summary.no_lower_bound}")
     fgs = statistics.fgs

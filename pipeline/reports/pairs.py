@@ -163,6 +163,8 @@ def _check_measured_alike(a: EvaluatedImages, b: EvaluatedImages, method: str | 
     changed = _changed(a, b, method)
     if changed:
         remedy = "evaluate both with the same options and the same index"
+        if any(line.startswith("input.decoder:") for line in changed):
+            remedy += ", and decode both alike (--data.decoder cpu)"
         common = [name for name in names_of_a if name in names_of_b]
         comparable = [name for name in common if not _changed(a, b, name)]
         if comparable and method is None:

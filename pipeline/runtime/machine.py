@@ -2,8 +2,16 @@
 
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
+
+_GPU_NAME = re.compile(r"\b(NVIDIA|Tesla|Quadro|GeForce|TITAN)\b")
+
+
+def is_gpu_name(device: str) -> bool:
+    """Whether a device's name, as results record it, is that of a GPU."""
+    return _GPU_NAME.search(device) is not None
 
 
 def cores() -> int:

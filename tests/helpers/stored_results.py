@@ -53,7 +53,13 @@ def manifest(total: int = 6, attack: AttackConfig | None = None, **changes: obje
         num_indexed=total,
         num_images=None,
         input=Preprocessing(
-            mean=[0.5], crop=8, resize=8, interpolation="bilinear", channels=1, std=[0.25]
+            mean=[0.5],
+            crop=8,
+            resize=8,
+            interpolation="bilinear",
+            channels=1,
+            std=[0.25],
+            decoder="cpu",
         ),
         protocol=evaluation_protocol(evaluation, RuntimeConfig(), 10),
     )

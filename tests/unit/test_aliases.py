@@ -232,7 +232,7 @@ def test_stored_protocols_keep_their_first_names() -> None:
     assert protocol["visit"] == "lazy, safety 1.15"
     assert protocol["direction"] == "gradient of the cross-entropy"
     assert protocol["linearised_at"] == "the point where the class was tested, with overshoot"
-    stored = preprocessing_of(DataConfig(crop_size=20, resize_size=30)).to_dict()
+    stored = preprocessing_of(DataConfig(crop_size=20, resize_size=30), "cpu").to_dict()
     assert (stored["crop"], stored["resize"]) == (20, 30)
     default = evaluation_protocol(EvaluationConfig(), RuntimeConfig(), 10)
     assert "direction" not in default.to_dict()

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ def with_mean(folder: Path) -> Argv:
 def shard_renamed(folder: Path) -> Argv:
     whole.write_tree(whole.evaluation(), folder / "run")
     (folder / "run" / SHARD).rename(folder / "run" / "results" / "0-of-1.old")
+    return (REPORT, "merge", folder / "run")
+
+
+def two_decoders(folder: Path) -> Argv:
+    """A second shard, whose images a GPU decoded."""
+    whole.write_tree(whole.evaluation(), folder / "run")
+    other = folder / "run" / "results" / "0-of-2"
+    shutil.copytree(folder / "run" / SHARD, other)
+    by_gpu = whole.replaced(b'"decoder": "cpu"', b'"decoder": "gpu"')
+    whole.damage_file(other / "manifest.json", by_gpu)
     return (REPORT, "merge", folder / "run")
 
 
@@ -100,6 +111,12 @@ RESULTS = [
         "cannot be read .*delta",
     ),
     Case("mean of results: half", with_mean, r"mean\.npy is not an .npy file"),
+    Case(
+        "shards of two decoders",
+        two_decoders,
+        r"0-of-1 and .*0-of-2 .*: input\.decoder: cpu -> gpu; give all shards --data\.decoder cpu"
+        ", or .*--mix_decoders true",
+    ),
     Case(
         "shard: another name", shard_renamed, r"0-of-1\.old is no folder of a shard.*; move it away"
     ),
