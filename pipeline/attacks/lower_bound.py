@@ -151,7 +151,7 @@ class _HeldNet:
     def __init__(self, view: AttackView, images: Tensor, number: int) -> None:
         self.view = view.with_min_batch_size(1)  # padding would be visited too
         self.image = images[number : number + 1]  # (1, C, H, W)
-        self.row = torch.tensor([number], device=images.device)
+        self.row = torch.full((1,), number, device=images.device)
         with RecordActivationPattern(constants=view.net.buffers()) as record:
             self.logits = self.view(self.image, self.row)[0]  # (K,)
         self._pattern = record.pattern
@@ -203,7 +203,7 @@ def _bound_of_image(
     norms, gradients = net.jacobian(q)
     eps = torch.finfo(gradients.dtype).eps
     enlarge = 1.0 + NORM_MARGIN * eps
-    infinite = net.logits.new_tensor([torch.inf])  # for a net without kinks
+    infinite = net.logits.new_full((1,), torch.inf)  # for a net without kinks
     distances = [_ratio(gap, norm) for gap, norm in zip(net.gaps, norms, strict=True)]
     radius = torch.cat([infinite, *distances]).amin() / enlarge
 

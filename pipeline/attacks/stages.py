@@ -101,7 +101,10 @@ class RandomStart(Stage):
 
     def start(self, state: SearchState) -> Advanced:
         """All images leave at once, with their new start."""
-        signs = torch.stack([self._signs(key, state.images[0]) for key in state.key.tolist()])
+        signs = torch.stack(
+            [self._signs(key, state.images.shape[1:]) for key in state.key.tolist()]
+        )
+        signs = signs.to(state.images.dtype).to(state.images.device, non_blocking=True)
         distance = state.distances[:, self.method].to(state.images.dtype)
         fallback = self.length_without_distance * per_sample_norm(state.images, self.p)
         norm = (self.length * distance).where(distance.isfinite(), fallback)
@@ -109,11 +112,10 @@ class RandomStart(Stage):
         state = replace(state.restarted(), delta=signs * expand_to_images(size))
         return Advanced(state, torch.ones_like(state.flipped))
 
-    def _signs(self, key: int, like: Tensor) -> Tensor:
-        """(C, H, W) of random signs."""
+    def _signs(self, key: int, shape: torch.Size) -> Tensor:
+        """Random signs, int8 on the CPU."""
         generator = torch.Generator().manual_seed((key << 10) + self.number)
-        bits = torch.randint(2, like.shape, generator=generator, dtype=torch.int8)
-        return (2 * bits - 1).to(like.device, like.dtype)
+        return 2 * torch.randint(2, shape, generator=generator, dtype=torch.int8) - 1
 
 
 @dataclass(frozen=True)

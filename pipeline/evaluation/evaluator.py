@@ -124,7 +124,7 @@ class Evaluator:
         forward = self.view.forward_with_grad(images)
         logits = forward.logits.detach()
         direction = fgs_direction(forward, labels) if self.config.fgs.enabled else None
-        key = torch.from_numpy(batch.rows[part]).to(images.device)
+        key = torch.from_numpy(batch.rows[part]).to(images.device, non_blocking=True)
         state = initial_state(images, logits, self._attack, key=key)
         reference = torch.full_like(key, -1)
         if self._references is not None:

@@ -34,7 +34,7 @@ class Parseval(Method):
             width = matrices.shape[2]
             num_columns = max(1, round(self.options.columns * width))
             order = torch.randperm(width, generator=torch.Generator().manual_seed(seed))
-            columns = order[:num_columns].to(weight.device)
+            columns = order[:num_columns].to(weight.device, non_blocking=True)
             changed = retracted(matrices[:, :, columns], self.options.beta)
             matrices = matrices.index_copy(2, columns, changed)
             weight.copy_(matrices.view(weight.shape))

@@ -166,7 +166,10 @@ class StepRunner:
         """Give the objective random numbers that do not depend on the number of ranks."""
         train = self.config.train
         uniform = uniform_numbers(train.seed, step, train.batch_size)[self.plan.part(number)]
-        self.objective.uniform = torch.from_numpy(uniform[:num_images]).to(self.ranks.device)
+        # The host does not wait for the device.
+        self.objective.uniform = torch.from_numpy(uniform[:num_images]).to(
+            self.ranks.device, non_blocking=True
+        )
 
     def _raise_nonfinite(self, step: int, number: int, passes: list[tuple[Batch, Losses]]) -> None:
         """Raise the error that names the images whose loss is not finite, of all ranks."""
