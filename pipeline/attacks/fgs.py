@@ -167,8 +167,8 @@ def smallest_eps(
         points = brackets.images + eps * brackets.sign
         brackets = brackets.narrow(position, _margins_at(view, points, brackets.label).double())
         done = brackets.high - brackets.low <= 1
-        high = brackets.high[done]
-        result[brackets.rows[done]] = _lattice(high).where(high < STEPS, torch.inf)
+        smallest = _lattice(brackets.high).where(brackets.high < STEPS, torch.inf)
+        result[brackets.rows] = smallest.where(done, 0.0)  # masks of rows would wait for the GPU
         brackets = brackets.take((~done).nonzero().squeeze(1))
     return result
 

@@ -145,5 +145,5 @@ def worst_of_each_class(robustness: Robustness, labels: Tensor, number: int) -> 
         rows = members.nonzero().squeeze(1)
         order = rows[badness[rows].argsort(descending=True, stable=True)][:number]
         same_class = labels[order][:, None] == labels[order]
-        chosen[order[~same_class.tril(diagonal=-1).any(dim=1)]] = True
+        chosen[order] = ~same_class.tril(diagonal=-1).any(dim=1)
     return chosen
