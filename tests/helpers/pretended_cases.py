@@ -80,7 +80,8 @@ def attention_net() -> nn.Module:
         mlp_dim=32,
         num_classes=10,
     )
-    net.heads = nn.Linear(16, 10)  # torchvision's has zero weights, so that no image has a gradient
+    # torchvision's last layer has zero weights, with which no image has a gradient.
+    net.heads = nn.Sequential(nn.Linear(16, 10))
     return net
 
 

@@ -6,7 +6,7 @@
 
 A tensor on the device is a `CudaTensor`: torch sees the device cuda:0, and every operation is
 computed on the CPU. Code of torch above its dispatcher (autograd's formulas, autocast, indexing)
-takes its CUDA way, and the backward pass runs in the thread of cuda:0.
+takes its CUDA path, and the backward pass runs in the thread of cuda:0.
 
 Operations on tensors of both devices are refused as CUDA refuses them. Launches and waits are
 counted (`pretended_cuda_counts`). Not covered: the numbers, the memory and the time of CUDA's
@@ -258,6 +258,7 @@ def pretend() -> Iterator[Counts]:
     """
     os.environ.pop("LD_PRELOAD", None)  # not for processes that this one starts
     torch._C._ensureCUDADeviceGuardSet()  # a guard that does nothing, as FakeTensorMode sets it
+    # Sixteen devices, for as many of which autograd asks whether they have a context.
     ctypes.c_char.in_dll(ctypes.CDLL(None), DEVICE_COUNT).value = b"\x10"
     # A wrapper cannot be put into an existing parameter, so modules get new ones.
     torch.__future__.set_overwrite_module_params_on_conversion(True)

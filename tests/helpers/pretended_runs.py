@@ -1,9 +1,9 @@
 """Runs the cases of `pretended_cases` on the pretended CUDA device.
 
-    python -m tests.helpers.pretended_runs --table
+    python -m tests.helpers.pretended_runs table
 
-prints the launches and the waits of ResNet-18's steps and evaluations. Without --table, the
-arguments are names of `GROUPS`, and the outcomes are printed as JSON. Each call starts one process.
+prints the launches and the waits of ResNet-18's steps and evaluations, from a process with the
+device. In that process the arguments are names of `GROUPS`, and the outcomes are printed as JSON.
 """
 
 import json
@@ -142,7 +142,7 @@ def run_groups(*names: str) -> dict[str, dict[str, Outcome]]:
 
 def main() -> None:
     """Run the groups of the command line here, or start a process that does and print a table."""
-    if sys.argv[1:] == ["--table"]:
+    if sys.argv[1:] == ["table"]:
         print(table(run_groups("counted steps", "counted evaluations")))
         return
     with tempfile.TemporaryDirectory() as folder, pretend(), substituted():

@@ -34,13 +34,13 @@ class Bounds(NamedTuple):
 
 # Of ResNet-18 with random weights: 32 images a step, 16 a batch of an evaluation.
 BOUNDS = {
-    "bf16 plain": Bounds(260, 1),
-    "bf16 unrolled": Bounds(7700, 90),
-    "bf16 boundary": Bounds(3100, 90),
-    "bf16 one_step": Bounds(1500, 2),
-    "exhaustive": Bounds(1850, 62),
-    "pruned": Bounds(1750, 46),
-    "fgs": Bounds(2150, 64),
+    "bf16 plain": Bounds(launches=260, waits=1),
+    "bf16 unrolled": Bounds(launches=7600, waits=16),
+    "bf16 boundary": Bounds(launches=3000, waits=17),
+    "bf16 one_step": Bounds(launches=1500, waits=1),
+    "exhaustive": Bounds(launches=1800, waits=14),
+    "pruned": Bounds(launches=1600, waits=15),
+    "fgs": Bounds(launches=2100, waits=16),
 }
 SLOW_STEPS = [name for name in STEPS if name not in QUICK_STEPS]
 SLOW_EVALUATIONS = [name for name in EVALUATIONS if name not in QUICK_EVALUATIONS]
@@ -177,8 +177,10 @@ def test_waits_are_found(quick: Outcomes, fault: str, reason: str) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_rules(quick: Outcomes, name: str) -> None:
     outcome, rule = quick["rules"][name], RULES[name]
-    assert bool(outcome["refused"]) == rule.refused
-    assert rule.refused or outcome["waits"] == int(rule.waits)
+    if rule.refused:
+        assert "found at least two devices" in outcome["refused"]
+    else:
+        assert outcome == {"refused": "", "waits": int(rule.waits)}
 
 
 @pytest.mark.gpu
