@@ -73,14 +73,22 @@ def _evaluations(names: Iterable[str], pictures: Index) -> dict[str, Outcome]:
 
 
 def _counted_steps(names: Iterable[str], pictures: Index) -> dict[str, Outcome]:
-    outcomes = {name: run_steps(COUNTED_STEPS[name], pictures) for name in names}
-    for outcome in outcomes.values():
-        del outcome["weights"]
-    return outcomes
+    return {
+        name: outcome_of(lambda n=name: _without_weights(run_steps(COUNTED_STEPS[n], pictures)))
+        for name in names
+    }
 
 
 def _counted_evaluations(pictures: Index) -> dict[str, Outcome]:
-    return {name: evaluate(case, pictures)[1] for name, case in COUNTED_EVALUATIONS.items()}
+    return {
+        name: outcome_of(lambda c=case: evaluate(c, pictures)[1])
+        for name, case in COUNTED_EVALUATIONS.items()
+    }
+
+
+def _without_weights(outcome: Outcome) -> Outcome:
+    """What can be written as JSON."""
+    return {name: value for name, value in outcome.items() if name != "weights"}
 
 
 def try_rule(rule: Rule) -> Outcome:
@@ -104,9 +112,7 @@ def _faults(pictures: Index) -> dict[str, Outcome]:
             return clip(view, points)
 
         with mock.patch.object(AttackView, "clip_", clip_with_fault):
-            outcome = run_steps(case, pictures)
-        del outcome["weights"]
-        return outcome
+            return _without_weights(run_steps(case, pictures))
 
     return {name: outcome_of(lambda f=fault: faulty_step(f)) for name, fault in FAULTS.items()}
 

@@ -93,6 +93,11 @@ def excess(outcome: Outcome, bounds: Bounds) -> dict[str, float]:
     return {name: value for name, value in values.items() if value > getattr(bounds, name)}
 
 
+def assert_within_bounds(outcome: Outcome, bounds: Bounds) -> None:
+    assert "error" not in outcome, outcome["error"]
+    assert excess(outcome, bounds) == {}, outcome["wait_sites"]
+
+
 @pytest.mark.parametrize("name", QUICK_STEPS)
 def test_step(quick: Outcomes, name: str) -> None:
     assert_good_step(quick["quick steps"][name])
@@ -134,22 +139,19 @@ def test_run(slow: Outcomes, name: str) -> None:
 
 @pytest.mark.parametrize("name", QUICK_COUNTED_STEPS)
 def test_bounds(quick: Outcomes, name: str) -> None:
-    outcome = quick["quick counted steps"][name]
-    assert excess(outcome, BOUNDS[name]) == {}, outcome["wait_sites"]
+    assert_within_bounds(quick["quick counted steps"][name], BOUNDS[name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SLOW_COUNTED_STEPS if name in BOUNDS])
 def test_other_bounds(slow: Outcomes, name: str) -> None:
-    outcome = slow["counted steps"][name]
-    assert excess(outcome, BOUNDS[name]) == {}, outcome["wait_sites"]
+    assert_within_bounds(slow["counted steps"][name], BOUNDS[name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTED_EVALUATIONS)
 def test_bounds_of_evaluations(slow: Outcomes, name: str) -> None:
-    outcome = slow["counted evaluations"][name]
-    assert excess(outcome, BOUNDS[name]) == {}, outcome["wait_sites"]
+    assert_within_bounds(slow["counted evaluations"][name], BOUNDS[name])
 
 
 def test_mixed_devices_are_found(quick: Outcomes) -> None:
