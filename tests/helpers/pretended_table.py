@@ -16,6 +16,8 @@ def table(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
         outcomes: of the groups "counted steps" and "counted evaluations".
     """
     steps, evaluations = outcomes["counted steps"], outcomes["counted evaluations"]
+    for outcome in (*steps.values(), *evaluations.values()):
+        assert "error" not in outcome, outcome["error"]
     names = dict.fromkeys(name.partition(" ")[2] for name in steps)
     lines = [
         [f"step, {name}", *_cells([steps[f"{precision} {name}"] for precision in _PRECISIONS])]
