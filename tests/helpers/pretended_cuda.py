@@ -124,13 +124,14 @@ def _execute(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def _count_copy(function: Any, args: Sequence[Any], kwargs: dict[str, Any], on_cuda: bool) -> None:
-    if function.overloadpacket is aten._to_copy:
-        non_blocking = kwargs.get("non_blocking", False)
-        counts.copy(to_device=on_cuda, from_device=args[0].is_cuda, non_blocking=non_blocking)
+    if function.overloadpacket is aten._to_copy:  # to the CPU: into pinned memory
+        waits = not kwargs.get("non_blocking", False)
+        counts.copy(to_device=on_cuda, from_device=args[0].is_cuda, waits=waits)
         return
     target, source = args[:2]
-    non_blocking = kwargs.get("non_blocking", len(args) > 2 and args[2])
-    counts.copy(to_device=target.is_cuda, from_device=source.is_cuda, non_blocking=non_blocking)
+    into_pageable = source.is_cuda and not target.is_cuda and not target.is_pinned()
+    waits = into_pageable or not kwargs.get("non_blocking", len(args) > 2 and args[2])
+    counts.copy(to_device=target.is_cuda, from_device=source.is_cuda, waits=waits)
 
 
 def _refuse_mixed_devices(
@@ -206,6 +207,19 @@ class _Generator(torch.Generator):
         return generator
 
 
+class _Event:
+    """An event; only waiting for it is of interest."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def record(self, *_: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        counts.wait("event")
+
+
 class _Stream:
     """A stream that does nothing."""
 
@@ -237,6 +251,7 @@ _TORCH_CUDA: dict[str, Any] = {
     "default_stream": lambda *_: _Stream(),
     "stream": lambda _: nullcontext(),
     "Stream": lambda *_, **__: _Stream(),
+    "Event": _Event,
     "synchronize": lambda *_: counts.wait("synchronize"),
     "empty_cache": lambda: None,
     "memory_allocated": lambda *_: 0,

@@ -48,14 +48,12 @@ class Counts:
         self.waits += 1
         self.wait_sites[f"{_line_of_pipeline()} {reason}"] += 1
 
-    def copy(self, *, to_device: bool, from_device: bool, non_blocking: bool) -> None:
+    def copy(self, *, to_device: bool, from_device: bool, waits: bool) -> None:
         """Count a copy of which at least one side is on the device."""
         if to_device and from_device:
             self.launch("copy")
-        elif from_device:
-            self.wait("copy to the CPU")
-        elif not non_blocking:
-            self.wait("blocking copy from the CPU")
+        elif waits:
+            self.wait("copy to the CPU" if from_device else "blocking copy from the CPU")
 
     def operation(self, function: Any, args: Sequence[Any]) -> None:
         """Count an operation that is not a copy: the overload, and its positional arguments."""

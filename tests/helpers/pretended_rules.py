@@ -67,8 +67,10 @@ RULES: dict[str, Rule] = {
     "argsort": Rule(lambda x, _: x.argsort()),
     # Copies and new tensors.
     "to the CPU": Rule(lambda x, _: x.cpu(), waits=True),
+    "to the CPU, not blocking": Rule(lambda x, _: x.to("cpu", non_blocking=True)),
     "from the CPU": Rule(lambda x, _: _CPU_VALUES.to(x.device), waits=True),
     "from the CPU, not blocking": Rule(lambda x, _: _CPU_VALUES.to(x.device, non_blocking=True)),
+    "copy_ to the CPU": Rule(lambda x, _: torch.zeros(4).copy_(x), waits=True),
     "copy_ from the CPU": Rule(lambda x, _: x.copy_(_CPU_VALUES), waits=True),
     "torch.tensor": Rule(lambda x, _: torch.tensor([1.0], device=x.device), waits=True),
     "new_tensor": Rule(lambda x, _: x.new_tensor([1.0]), waits=True),
