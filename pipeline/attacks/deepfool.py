@@ -217,6 +217,7 @@ class _Sweep:
         logits = points.logits
         state = initial_state(images, logits, self.config, labels, key)
         result = Perturbation.empty(images, logits.argmax(dim=1))
+        all_rows = torch.arange(len(images), device=images.device)
         for iteration in range(self.config.max_iterations):
             last = iteration + 1 == self.config.max_iterations
             done = deepfool_iteration(
@@ -229,7 +230,8 @@ class _Sweep:
             )
             if self.options.record:
                 result.steps.append(done.step)
-            ended, left = split_rows(done.ended | last)
+            # The host waits for the GPU here, but not after the last iteration.
+            ended, left = (all_rows[: len(state)], all_rows[:0]) if last else split_rows(done.ended)
             delta = perturbation(self.view, done.state.take(ended), self.config)
             result.write_rows(done, ended, delta, first)
             # With what comes after it, such a graph takes no more memory than one of all images.

@@ -178,13 +178,15 @@ def nearest_boundary(
     # The samples of a round, and their positions in the forward pass.
     samples, forward_rows = slice(None), rows
     searching = torch.ones_like(candidates.toward_label)
-    for m in range(candidates.classes.shape[1]):
+    num_candidates = candidates.classes.shape[1]
+    for m in range(num_candidates):
         if m == 1:
             searching = ~candidates.toward_label
         if m > 0 and pruned:
             reachable = nearest.largest_slope * spread[:, m] * nearest.distance
             searching &= logit_diffs[:, m].abs() < config.pruning_factor * reachable
-        if m == 1 or (m > 1 and pruned):
+        # The host waits for the number of samples; the last candidate is not worth it.
+        if m == 1 or (pruned and 1 < m < num_candidates - 1):
             left = searching.nonzero().squeeze(1)
             if len(left) == 0:
                 break

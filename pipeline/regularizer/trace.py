@@ -49,18 +49,21 @@ class AttackTrace(NamedTuple):
         First the samples whose graph was kept; that graph is released when they are yielded.
         """
         left = torch.ones_like(self.perturbation.flipped)
+        num_left = len(left)
         while self.perturbation.boundary_passes:
             forward, rows, samples = self.perturbation.boundary_passes.pop()
             left.index_fill_(0, samples, value=0)  # `left[samples] = False` waits for the GPU
+            num_left -= len(samples)
             with torch.enable_grad():
                 logits = forward.logits[rows]
             del forward
             yield samples, logits
         # At the same points as the kept graphs, or without the overshoot.
         scale = self.config.reach / (1.0 + self.config.overshoot)
-        rest = left.nonzero().squeeze(1)
+        # In their order, as of `nonzero`, which waits for the GPU.
+        rest = left.byte().argsort(descending=True, stable=True)[:num_left]
         # An empty tensor is split into one part without samples.
-        for samples in rest.split(self.at_once) if len(rest) else ():
+        for samples in rest.split(self.at_once) if num_left else ():
             points = torch.add(self.images[samples], self.perturbation.delta[samples], alpha=scale)
             with torch.enable_grad():
                 logits = self.view(points, samples)

@@ -35,12 +35,12 @@ class Bounds(NamedTuple):
 # Of ResNet-18 with random weights: 32 images a step, 16 a batch of an evaluation.
 BOUNDS = {
     "bf16 plain": Bounds(launches=260, waits=1),
-    "bf16 unrolled": Bounds(launches=7500, waits=16),
-    "bf16 boundary": Bounds(launches=2900, waits=17),
+    "bf16 unrolled": Bounds(launches=6900, waits=12),
+    "bf16 boundary": Bounds(launches=2800, waits=12),
     "bf16 one_step": Bounds(launches=1500, waits=1),
-    "exhaustive": Bounds(launches=1750, waits=14),
-    "pruned": Bounds(launches=1500, waits=15),
-    "fgs": Bounds(launches=2050, waits=16),
+    "exhaustive": Bounds(launches=1750, waits=12),
+    "pruned": Bounds(launches=1600, waits=12),
+    "fgs": Bounds(launches=2050, waits=14),
 }
 SLOW_STEPS = [name for name in STEPS if name not in QUICK_STEPS]
 SLOW_EVALUATIONS = [name for name in EVALUATIONS if name not in QUICK_EVALUATIONS]
