@@ -22,6 +22,9 @@ from pipeline.runtime.seeds import derive_seed
 # Probability where the expected gradients in T and F are equal: above 1, so that a measured sample
 # of F, with its weight, stays smaller than one of T.
 _SAFETY = 2.0
+# A larger probability is taken as 1: it would save little and add noise. On CIFAR-10 (c 25) 0.78
+# saved 1 % of a step and cost 1 to 2 % of the distance that a net has after training.
+_LARGEST = 0.5
 _STREAM = 2  # separates these random numbers from others of the same seed and step
 
 
@@ -50,7 +53,8 @@ def probability_in_f(config: RegularizerConfig, typical_ratio: float) -> float:
     in_t, in_f = slopes(config, typical_ratio)
     if config.smallest_share < 1.0 or _SAFETY * in_f >= in_t:
         return 1.0
-    return max(config.min_probability, _SAFETY * in_f / in_t)
+    probability = max(config.min_probability, _SAFETY * in_f / in_t)
+    return probability if probability <= _LARGEST else 1.0
 
 
 def select_all(images: Tensor) -> Selection:

@@ -40,6 +40,8 @@ def test_probabilities_follow_the_expected_gradients() -> None:
     in_t, in_f = 70 * math.exp(-70 * 0.0167), 5 * math.exp(5 * 0.0167)
     assert probability_in_f(nin, 0.0167) == pytest.approx(2 * in_f / in_t)
     assert probability_in_f(RegularizerConfig(c=25, d=5), 0.11) == 1.0  # MNIST
+    assert probability_in_f(RegularizerConfig(c=25, d=5), 0.0224) == 1.0  # CIFAR-10: 0.78
+    assert probability_in_f(RegularizerConfig(c=500, d=5, min_probability=0.6), 1e-3) == 1.0
     assert probability_in_f(RegularizerConfig(c=0, d=5), 0.01) == 1.0
     assert probability_in_f(RegularizerConfig(c=500, d=5, min_probability=1), 1e-3) == 1.0
     assert probability_in_f(imagenet, 50.0) == 1.0  # exp(-25000) is zero

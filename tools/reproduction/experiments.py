@@ -100,16 +100,17 @@ def _one_step(name: str, title: str, *options: str) -> Method:
 
 
 _TEN_EPOCHS = ("--train.epochs", "10", "--schedule.milestones", "[8]")
+_EXACT = _method(
+    "deep_defense_exact",
+    "Deep Defense, every candidate",
+    "deep_defense",
+    *("--regularizer.attack.target_class", "reselect"),
+    *("--regularizer.attack.candidate_search", "exhaustive"),
+    *("--regularizer.attack.linearize_at", "current"),
+)
 _MNIST = (
     *_paper_methods(eps="10", beta="0.0001"),
-    _method(
-        "deep_defense_exact",
-        "Deep Defense, every candidate",
-        "deep_defense",
-        *("--regularizer.attack.target_class", "reselect"),
-        *("--regularizer.attack.candidate_search", "exhaustive"),
-        *("--regularizer.attack.linearize_at", "current"),
-    ),
+    _EXACT,
     _boundary("deep_defense_boundary_5", "Deep Defense, boundary gradient"),
     _boundary("deep_defense_boundary", "Deep Defense, boundary gradient, 10 epochs", *_TEN_EPOCHS),
     _true_distance("deep_defense_true", "Deep Defense, true distance"),
@@ -122,6 +123,7 @@ _MNIST = (
 )
 _CIFAR10 = (
     *_paper_methods(eps="2", beta="0.0003"),
+    _EXACT,
     _boundary("deep_defense_boundary", "Deep Defense, boundary gradient"),
     _true_distance("deep_defense_true", "Deep Defense, true distance"),
     _one_step("deep_defense_step", "Deep Defense, one step"),
