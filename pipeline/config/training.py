@@ -55,8 +55,8 @@ class RegularizerConfig(Section):
     min_probability: float = number(0.1, Range(above=0, maximum=1))
     """Misclassified samples whose gradient is expected to be smaller than that of correctly
     classified ones are measured with a probability, of at least this, and then count 1 /
-    probability times, unless that would be more than half of them. The term's mean and its expected
-    gradient stay the same, and on ImageNet most of its cost is saved. 1: measure all samples."""
+    probability times. Above one half all are measured. The term's mean and its expected gradient
+    stay the same, and on ImageNet most of its cost is saved. 1: measure all samples."""
     layers: list[str] = field(default_factory=list)
     """Patterns of parameter names (7.*, layer4.*). The term's gradient is restricted to these
     parameters, as in the paper's Figure 4; the cross-entropy's gradient is not. Default: all
