@@ -124,8 +124,9 @@ class StepRunner:
         accumulation = self.config.train.gradient_accumulation_steps
         for number in range(accumulation - 1):
             with self._ddp.no_sync():
-                loss = self._forward(next(batches), number, step, passes)
-                self.optimizer.backward(loss / accumulation)
+                self.optimizer.backward(
+                    self._forward(next(batches), number, step, passes) / accumulation
+                )
         loss = self._forward(next(batches), accumulation - 1, step, passes)
         # Queued before the backward pass, which waits for all ranks on the GPU.
         own_sums = HostCopy(
@@ -136,6 +137,7 @@ class StepRunner:
             )
         )
         self.optimizer.backward(loss / accumulation)
+        del loss  # its graph holds perturbations after the backward pass
         stats = unstack_sums(self.ranks.sum(own_sums.wait()))
         if stats.num_nonfinite:
             self._raise_nonfinite(step, int(stats.num_nonfinite), passes)
