@@ -14,6 +14,9 @@ from types import TracebackType
 class StepDeadline:
     """A context: after ``seconds`` in it, a thread calls ``give_up``.
 
+    An error that leaves the context does not end the limit: what is freed on the way out may wait
+    for the GPU too, and the GPU for a lost rank. The next step sets a new limit.
+
     The thread runs while the main thread waits in CUDA, since that releases Python's lock.
     """
 
@@ -35,7 +38,8 @@ class StepDeadline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._set(None)
+        if error is None:
+            self._set(None)
 
     def _set(self, deadline: float | None) -> None:
         with self._changed:

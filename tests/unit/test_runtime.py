@@ -64,6 +64,20 @@ def test_a_step_that_takes_too_long_is_given_up() -> None:
         assert given_up.wait(5)
 
 
+def test_an_error_does_not_end_the_limit_of_its_step() -> None:
+    """Freeing the loader after it may wait for a GPU that waits for a lost rank."""
+    given_up = threading.Event()
+    deadline = StepDeadline(0.3, given_up.set)
+    with pytest.raises(RuntimeError, match="lost"), deadline:
+        raise RuntimeError("lost")
+    with deadline:  # a new limit
+        time.sleep(0.2)
+    assert not given_up.wait(0.5)
+    with pytest.raises(RuntimeError, match="lost"), deadline:
+        raise RuntimeError("lost")
+    assert given_up.wait(5)
+
+
 def test_a_copy_to_the_host_has_the_values() -> None:
     values = torch.arange(3.0, dtype=torch.float64)
     assert HostCopy(values).wait().tolist() == [0.0, 1.0, 2.0]
