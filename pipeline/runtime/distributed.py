@@ -127,7 +127,7 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     liveness = LivenessBoard(store, rank, size)
     deadline = nullcontext()
     if size > 1 and host_group is not None:
-        deadline = _step_deadline(rank, liveness, config.collective_timeout)
+        deadline = _step_deadline(store, rank, liveness, config.collective_timeout)
     try:
         yield DistributedContext(rank, size, local_rank, local_size, device, host_group, deadline)
     except (UserError, OSError, RuntimeError, MemoryError) as error:
@@ -264,9 +264,14 @@ def _exit_after(
         _exit_lost(rank, first_line(error), liveness)
 
 
-def _step_deadline(rank: int, liveness: LivenessBoard, seconds: int) -> StepDeadline:
-    reason = f"a step took more than {seconds} s, runtime.collective_timeout"
-    return StepDeadline(seconds, lambda: _exit_lost(rank, reason, liveness))
+def _step_deadline(store: Store, rank: int, liveness: LivenessBoard, seconds: int) -> StepDeadline:
+    def give_up() -> None:
+        if _another_failed(store, rank):
+            os._exit(USER_ERROR_EXIT_CODE)
+        reason = f"a step took more than {seconds} s, runtime.collective_timeout"
+        _exit_lost(rank, reason, liveness)
+
+    return StepDeadline(seconds, give_up)
 
 
 def _exit_lost(rank: int, reason: str, liveness: LivenessBoard) -> NoReturn:

@@ -1,6 +1,7 @@
 """Ranks by environment variables, signals, metrics and progress."""
 
 import json
+import os
 import re
 import signal
 import threading
@@ -17,12 +18,18 @@ from launchers.slurm_states import TaskState
 from pipeline.config import (
     RuntimeConfig,
 )
-from pipeline.errors import exit_on_user_error, exit_with_error
-from pipeline.runtime import signals
+from pipeline.errors import (
+    LOST_EXIT_CODE,
+    USER_ERROR_EXIT_CODE,
+    exit_on_user_error,
+    exit_with_error,
+)
+from pipeline.runtime import distributed, signals
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.host_copy import HostCopy
 from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.rank_variables import ranks_from_env
+from pipeline.runtime.rendezvous import LivenessBoard
 from pipeline.runtime.reproducibility import deterministic_algorithms
 from pipeline.runtime.step_deadline import StepDeadline
 
@@ -76,6 +83,40 @@ def test_an_error_does_not_end_the_limit_of_its_step() -> None:
     with pytest.raises(RuntimeError, match="lost"), deadline:
         raise RuntimeError("lost")
     assert given_up.wait(5)
+
+
+class Ended(Exception):
+    """Raised in place of an exit."""
+
+
+@pytest.mark.parametrize(
+    ("failed_rank", "code"), [("1", LOST_EXIT_CODE), ("0", USER_ERROR_EXIT_CODE)]
+)
+def test_a_step_that_takes_too_long_ends_the_process(
+    failed_rank: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without a message if another rank has printed one; a job must not be requeued for that."""
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    store.set("failed", failed_rank)
+    store.set("host/0", "node")
+    liveness = LivenessBoard(store, 1, 2)
+    deadline = distributed._step_deadline(store, 1, liveness, 600)
+    with pytest.raises(Ended, match=str(code)):
+        deadline._give_up()
+    message = capsys.readouterr().err
+    if code == LOST_EXIT_CODE:
+        assert "rank 1 lost the other ranks (a step took more than 600 s" in message
+        assert "no answer from rank 0 on node" in message
+    else:
+        assert message == ""
 
 
 def test_a_copy_to_the_host_has_the_values() -> None:
