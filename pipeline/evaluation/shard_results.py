@@ -33,7 +33,7 @@ _MANIFEST = "manifest.json"
 _MEAN = "mean.npy"
 _DECODER_REMEDY = (
     "give all shards --data.decoder cpu, or merge the results of both decoders with "
-    "--mix_decoders true"
+    "pipeline/evaluate.py --mix_decoders true"
 )
 
 
