@@ -29,4 +29,4 @@ class RuntimeConfig(Section):
     """Seconds that a rank waits at the start until all ranks are connected."""
     collective_timeout: int = number(600, _TIMEOUT)
     """Seconds after which a collective operation fails. Ranks that wait for an unresponsive rank
-    then stop."""
+    then stop. With several GPUs also the longest time of a step, with its wait for data."""
