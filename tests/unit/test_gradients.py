@@ -1,5 +1,6 @@
 """Two ways to the exact gradient, candidates visited lazily, and the boundary gradient."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -128,6 +129,21 @@ def test_the_regularisers_precision_is_its_own(
     # one_step starts along a gradient in the run's precision, and ends at other points.
     assert cosine(actual, expected) > (0.99 if kind == "one_step" else least)
     assert not torch.equal(actual, in_bf16)
+
+
+@pytest.mark.parametrize("kind", ["unrolled", "boundary"])
+@pytest.mark.parametrize("linearize_at", ["current", "overshot"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_weights_that_are_cast_once_give_the_same_gradient(
+    kind: str, linearize_at: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cast without a graph, where torch makes one, would lose the gradients of kept graphs."""
+    net, images, labels = setting("lenet")
+    net, images = net.float(), images.float()
+    config = replace(with_attack(kind, linearize_at=linearize_at), precision=precision)
+    cast_once = gradient_by(net, images, labels, config)
+    monkeypatch.setattr(AttackView, "cast_weights_once", lambda *_: nullcontext())
+    assert torch.equal(cast_once, gradient_by(net, images, labels, config))
 
 
 @pytest.mark.parametrize("kind", ["unrolled", "boundary", "one_step", "true distance"])
