@@ -8,8 +8,8 @@ r"""Check this project on a GPU, in about ten minutes and without data.
 
 Images are generated. Results are compared with the CPU's, or with what the documentation claims;
 then speed is measured. OUTPUT/gpu_check.json and OUTPUT/gpu_check.md are written after each check.
-A check that fails does not stop the others. Exit status: 0; 1 if a check failed; 2 after a mistake
-in the options.
+A check that fails does not stop the others. Exit status: 0, also if checks were skipped; 1 if a
+check failed; 2 after a mistake in the options.
 """
 
 import argparse
@@ -91,8 +91,8 @@ def parser() -> arguments.Parser:
         "--minutes",
         type=arguments.Number(float, Range(minimum=0)),
         default=10.0,
-        help="no check starts later than this many minutes after the start; a check that still "
-        f"runs {HANG_MINUTES} minutes after that ends the program (%(default)s)",
+        help="checks that have not started this many minutes after the start are skipped; one "
+        f"that still runs {HANG_MINUTES} minutes after that ends the program (%(default)s)",
     )
     top.add_argument(
         "--multi", action="store_true", help="also check ranks: one for each GPU; on a CPU two"

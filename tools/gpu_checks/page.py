@@ -27,6 +27,7 @@ def describe_machine(setup: Setup) -> dict[str, Any]:
     about: dict[str, Any] = {"started": started, "device": setup.device.type}
     about["cpu"] = machine.cpu_name()
     about |= {"cores": machine.cores(), "size": "small" if setup.size.small else "full"}
+    about["reference of nets"] = f"fp{32 if setup.on_gpu else 64} on the CPU"
     if setup.on_gpu:
         about |= {
             "device": torch.cuda.get_device_name(setup.device),
@@ -94,7 +95,7 @@ def page(about: dict[str, Any], outcomes: Sequence[Outcome], seconds: float) -> 
     ]
     parts = [
         f"# GPU check: {summary(outcomes)}\n",
-        f"{seconds:.0f} seconds in all.\n",
+        f"{seconds:.0f} seconds in all; {about['size']} form, on {about['device']}.\n",
         markdown_table(("machine", ""), ((name, _cell(value)) for name, value in about.items()), 2),
         markdown_table(("check", "status", "seconds", "reason"), lines, num_left=4),
     ]

@@ -99,7 +99,7 @@ def rho2_speed(setup: Setup, record: Record) -> None:
     begin = time.perf_counter()
     samples, skipped = run.run(rows)
     speed = len(rows) / (time.perf_counter() - begin)
-    record.equal("images evaluated", (len(samples), len(skipped)), (len(rows), 0))
+    record.equal("images evaluated, left out", (len(samples), len(skipped)), (len(rows), 0))
     record.at_most("images without finite numbers", int(samples.nonfinite.sum()), 0)
     record.note("rho2 (random weights)", float(samples.ratio.mean()))
     record.note("mean iterations", float(samples.steps.mean()))
