@@ -48,4 +48,4 @@ def _sites_table(steps: Mapping[str, Outcome], evaluations: Mapping[str, Outcome
         [site, *(str(outcome["wait_sites"].get(site, "")) for outcome in columns.values())]
         for site in sites
     ]
-    return markdown_table(["waits", *columns], lines)
+    return markdown_table(["waits (evaluations: of all batches)", *columns], lines)
