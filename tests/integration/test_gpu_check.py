@@ -93,7 +93,7 @@ def test_no_check_starts_when_the_time_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_check, "CHECKS", FAKES)
-    assert call(tmp_path, "--minutes", 0) == 0
+    assert call(tmp_path, "--minutes", 0) == 1
     checks = results_of(tmp_path)
     assert {check["status"] for check in checks.values()} == {"skipped"}
     assert {check["reason"] for check in checks.values()} == {"the time of --minutes is over"}
