@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data import index, scan
+from pipeline.data import ilsvrc, index
 from pipeline.data.index import Index
 from pipeline.runtime.reproducibility import use_reproducible_kernels
 from tests.helpers import images
@@ -91,9 +91,9 @@ def squeezenet_weights(real_data: Path) -> Path:
 def ilsvrc_val(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of the miniature ILSVRC's 150 validation photos."""
     folder = real_data / "ilsvrc-mini"
-    kit = scan.read_development_kit(folder / "ILSVRC2012_devkit_t12.tar.gz")
+    kit = ilsvrc.read_development_kit(folder / "ILSVRC2012_devkit_t12.tar.gz")
     archive = folder / "ILSVRC2012_img_val.tar"
-    rows = scan.scan_ilsvrc_val(archive, kit.validation_labels)
+    rows = ilsvrc.scan_ilsvrc_val(archive, kit.validation_labels)
     path = tmp_path_factory.mktemp("ilsvrc") / "val.parquet"
     index.write(path, rows.table(), folder, kit.names, {archive.name: archive})
     return path

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pipeline.data import index
 from pipeline.data.classes import Classes
-from pipeline.data.scan import ReportProgress, Scan
-from pipeline.data.scan_rows import printable
+from pipeline.data.scan_rows import ReportProgress, Scan, printable
 from pipeline.runtime import machine
 
 _MAX_LINES = 8  # lines for each reason for which members are left out

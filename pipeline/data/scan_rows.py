@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from pipeline.data.classes import Classes
 from pipeline.data.image_check import ImageFacts, NotDecodable, look
+
+ReportProgress = Callable[[int], None]  # called with the amount done so far
 
 
 class Member(NamedTuple):

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.io import loadmat, savemat
 
-from pipeline.data import index, scan
+from pipeline.data import ilsvrc as ilsvrc_archives
+from pipeline.data import index
 from pipeline.data.index import Index
 from pipeline.data.mapped_files import Files
 from pipeline.errors import UserError
@@ -122,7 +123,7 @@ def test_counts_are_checked(ilsvrc: Path) -> None:
 def test_archive_cut_short(ilsvrc: Path) -> None:
     os.truncate(ilsvrc / "train.tar", os.path.getsize(ilsvrc / "train.tar") // 2)
     with pytest.raises(UserError, match=r"train\.tar.*(not complete|complete\?)"):
-        scan.scan_ilsvrc_train(ilsvrc / "train.tar", dict.fromkeys(WNIDS, 0))
+        ilsvrc_archives.scan_ilsvrc_train(ilsvrc / "train.tar", dict.fromkeys(WNIDS, 0))
 
 
 def test_real_ilsvrc_labels(real_data: Path, ilsvrc_val: Path) -> None:
@@ -140,7 +141,7 @@ def test_real_ilsvrc_labels(real_data: Path, ilsvrc_val: Path) -> None:
         assert leaves[val.label[row]] == wnid_of[numbers[number - 1]]
     assert numbers != (val.label + 1).tolist()
     labels = {wnid: label for label, wnid in enumerate(leaves)}
-    train = scan.scan_ilsvrc_train(folder / "ILSVRC2012_img_train.tar", labels)
+    train = ilsvrc_archives.scan_ilsvrc_train(folder / "ILSVRC2012_img_train.tar", labels)
     assert len(train) == 350
     assert not train.rejected
     pairs = zip(train.columns["id"], train.columns["label"], strict=True)

@@ -11,6 +11,7 @@ from pipeline.data import index, scan
 from pipeline.data.image_check import DECODABLE
 from pipeline.data.index import Index
 from pipeline.data.mapped_files import Files
+from pipeline.data.tar_members import tar_members
 from pipeline.data.verify import undecodable_rows
 from pipeline.errors import UserError
 from tests.helpers.images import encode, picture, write_tar
@@ -84,7 +85,7 @@ def test_changed_archive(tmp_path: Path, photos: Index, change: int, comparison:
 
 def test_scan_forgets_members_as_it_goes(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {f"c/{k}": b"x" for k in range(5)})
-    assert [m.name for m in scan.tar_members(path)] == [f"c/{k}" for k in range(5)]
+    assert [m.name for m in tar_members(path)] == [f"c/{k}" for k in range(5)]
 
 
 @pytest.mark.slow

@@ -17,9 +17,9 @@ from PIL import Image
 
 from benchmarks.common import Row
 from pipeline.config import DataConfig
-from pipeline.data import index, plan, scan
+from pipeline.data import ilsvrc, index, plan, scan
 
-ILSVRC_TRAIN = scan.ILSVRC_COUNTS["train"]
+ILSVRC_TRAIN = ilsvrc.ILSVRC_COUNTS["train"]
 SPARSE_MEMBERS, SPARSE_BYTES = 100_000, 110_000  # members of a sparse tar, and bytes of each
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.scan import ILSVRC_COUNTS
+from pipeline.data.ilsvrc import ILSVRC_COUNTS
 from pipeline.errors import UserError, first_line
 
 _TOOLS = Path(__file__).resolve().parent.parent

@@ -1,0 +1,1 @@
+"""The commands of tools/index.py, and what they share."""
