@@ -3,7 +3,8 @@
 import re
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.data import index
@@ -21,17 +22,18 @@ class NewIndex:
     path: Path
     rows: Scan
     classes: Classes
-    source: Path  # the archive, or the folder of class folders
+    root: Path  # the folder that the `file` column is relative to
+    archives: Mapping[str, Path] = field(default_factory=dict)  # by their names in that column
+
+    @classmethod
+    def of_archive(cls, path: Path, rows: Scan, classes: Classes, archive: Path) -> "NewIndex":
+        """The index of one archive. A link's own folder and name are recorded, not its target's."""
+        return cls(path, rows, classes, archive.parent.resolve(), {archive.name: archive})
 
     @property
-    def root(self) -> Path:
-        """The folder that the `file` column is relative to."""
-        return self.source if self.source.is_dir() else self.source.resolve().parent
-
-    @property
-    def archives(self) -> dict[str, Path]:
-        """The archive's path by its name; empty for a folder."""
-        return {} if self.source.is_dir() else {self.source.name: self.source}
+    def source(self) -> Path:
+        """The archive; the folder, if there is none or several."""
+        return next(iter(self.archives.values())) if len(self.archives) == 1 else self.root
 
     def verify(self, progress: ReportProgress) -> None:
         """Decode every image as training does, and leave out those that fail.

@@ -108,6 +108,17 @@ def test_bytes_of_nested_members(ilsvrc: Path) -> None:
     assert view.tobytes() == encode(picture(30, 30, 2), "JPEG")
 
 
+def test_a_link_to_an_archive(ilsvrc: Path) -> None:
+    """The index names the link; its target may have another name, in another folder."""
+    (ilsvrc / "links").mkdir()
+    for name in ("train.tar", "val.tar", "kit.tar.gz"):
+        (ilsvrc / "links" / name).symlink_to(ilsvrc / f"blob-{name}")
+        (ilsvrc / name).rename(ilsvrc / f"blob-{name}")
+    _, val, _ = index_ilsvrc(ilsvrc / "links", "--partial")
+    (view,) = Files(val).views(np.array([1]))
+    assert view.tobytes() == encode(picture(22, 30, 2), "JPEG")
+
+
 def test_counts_are_checked(ilsvrc: Path) -> None:
     done = in_process(
         "tools/index.py",

@@ -35,6 +35,6 @@ def index_tar(options: argparse.Namespace) -> None:
     check_out(out)
     with progress_bar("tar", file_size(archive), in_bytes=True) as progress:
         rows, classes = scan.scan_tar(archive, progress, classes_option(options))
-    new_index = NewIndex(out, rows, classes, archive)
+    new_index = NewIndex.of_archive(out, rows, classes, archive)
     finish_scan(new_index, options.verify)
     write(new_index)

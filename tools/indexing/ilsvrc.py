@@ -28,7 +28,9 @@ def index_archives(options: argparse.Namespace) -> None:
             else:
                 scans[part] = ilsvrc.scan_ilsvrc_val(archive, kit.validation_labels, progress)
     indices = {
-        part: NewIndex(options.out / f"{part}.parquet", rows, kit.classes, archives[part])
+        part: NewIndex.of_archive(
+            options.out / f"{part}.parquet", rows, kit.classes, archives[part]
+        )
         for part, rows in scans.items()
     }
     for part, new_index in indices.items():
