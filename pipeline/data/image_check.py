@@ -13,6 +13,11 @@ _HEAD = 16 * 1024  # bytes read of each member; the whole member if its header i
 _TAIL = 64  # bytes that are searched for the end marker
 # PIL's names of the formats that DALI 2.4 decodes; MPO is a JPEG file with several images.
 DECODABLE = frozenset({"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
+# Endings of files that are meant to be images. A GIF is one too, and is refused by its content.
+_ENDINGS = frozenset(
+    {"bmp", "gif", "j2k", "jp2", "jpe", "jpeg", "jpg", "mpo", "png", "pnm", "pbm", "pgm", "ppm"}
+    | {"tif", "tiff", "webp"}
+)
 # PIL's limit. A small file whose header has a larger size may be meant to exhaust the memory.
 MAX_PIXELS = 178_956_970
 
@@ -28,6 +33,11 @@ class ImageFacts(NamedTuple):
 
 class NotDecodable(Exception):
     """The loader cannot decode the image; the message gives the reason in one phrase."""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's ending is that of an image."""
+    return name.rpartition(".")[2].lower() in _ENDINGS
 
 
 def look(source: BinaryIO, offset: int, length: int) -> ImageFacts:

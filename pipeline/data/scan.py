@@ -1,6 +1,6 @@
 """Scanning data for an index: one pass over the headers of archives or files, without unpacking.
 
-In: an ImageFolder tree, or a tar with one folder per class.
+In: an ImageFolder tree, a tar with one folder per class, or a folder and a file of labels.
 Out: a `Scan` with rows for `pipeline.data.index.write`, and the members that are not images.
 """
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from pipeline.data.classes import Classes
+from pipeline.data.image_check import is_image_name
+from pipeline.data.label_files import LabelFile
 from pipeline.data.scan_rows import Member, ReportProgress, Scan, is_utf8, printable
 from pipeline.data.tar_members import check_complete, file_size, tar_members
 from pipeline.errors import UserError, first_few, warn
@@ -86,14 +88,60 @@ def scan_folder(
         if label is None:
             scan.reject(name, name, "not in a class folder")
             continue
-        try:
-            with (root / name).open("rb") as source:
-                length = os.fstat(source.fileno()).st_size
-                scan.add(Member(name, name, 0, length, label), source)
-        except OSError as error:
-            scan.reject(name, name, error.strerror or str(error))
+        _add_file(scan, root, name, label)
         progress(number)
     return scan, classes
+
+
+def scan_labelled_folder(
+    root: Path,
+    labels: LabelFile,
+    progress: ReportProgress = lambda _: None,
+    partial: bool = False,
+) -> Scan:
+    """Scan a folder whose images' labels are in a file, such as ILSVRC's flat validation images.
+
+    Args:
+        root: the folder.
+        labels: the label of each file, by its path in the folder, with or without its ending.
+        progress: called with the number of files scanned so far.
+        partial: accept labels of images that the folder lacks.
+
+    Raises:
+        UserError: no such folder, an image without a label, or a label without an image.
+    """
+    if not root.is_dir():
+        raise UserError(f"no folder {root}")
+    scan = Scan()
+    for number, name in enumerate(list_folder(root)[0], 1):
+        label = labels.label(name)
+        if label is not None:
+            _add_file(scan, root, name, label)
+        elif is_image_name(name):
+            raise UserError(
+                f"{labels.path} has no line for {printable(root / name)}; add its class, or move "
+                "the image out of the folder"
+            )
+        else:
+            scan.reject(name, name, f"no line in {labels.path.name}")
+        progress(number)
+    missing = list(labels.unused())
+    if missing and not partial:
+        raise UserError(
+            f"{root} lacks {len(missing):,} of the images that {labels.path} lists, first "
+            f"{missing[0]}; is the copy complete? --partial accepts this"
+        )
+    return scan
+
+
+def _add_file(scan: Scan, root: Path, name: str, label: int) -> None:
+    """Add one file of a folder to a scan."""
+    try:
+        with (root / name).open("rb") as source:
+            length = os.fstat(source.fileno()).st_size
+            scan.add(Member(name, name, 0, length, label), source)
+    except OSError as error:
+        scan.reject(name, name, error.strerror or str(error))
 
 
 def list_folder(root: Path) -> tuple[list[str], list[str]]:
@@ -145,8 +193,8 @@ def _classes(
             )
     if not by_file:
         raise UserError(
-            f"{source} holds {len(names):,} files and no images in class folders; images must be "
-            "in one folder per class, CLASS/IMAGE"
+            f"{source} holds {len(names):,} files and no images in class folders; put them "
+            "in one folder per class, CLASS/IMAGE, or list their classes: folder --labels FILE"
         )
     if read_classes is not None:
         classes = read_classes(class_folders)
