@@ -1,6 +1,7 @@
 """The bytes of images, as views of memory-mapped archives or read from files."""
 
 import contextlib
+import errno
 import os
 import weakref
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ import numpy as np
 
 from pipeline.data.index import Index
 from pipeline.errors import UserError
+from pipeline.runtime import machine
 
 _HEAD = 16 * 1024  # bytes in which most images' headers end
+_OTHER_FILES = 512  # descriptors of a run besides those of archives, of which each takes two
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Files:
     def __init__(self, index: Index) -> None:
         self.index = index
         self._archives: dict[int, _Archive] = {}
+        machine.allow_open_files(_OTHER_FILES + 2 * len(index.file_sizes))
         for number, name in enumerate(index.files):
             if name in index.file_sizes:
                 archive = self._archives[number] = self._open(number)
@@ -112,7 +116,15 @@ class Files:
             return _Archive(np.asarray(np.memmap(path, dtype=np.uint8, mode="r")), descriptor)
         except FileNotFoundError:
             raise self._missing(file) from None
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                number = _OTHER_FILES + 2 * len(self.index.file_sizes)
+                raise UserError(
+                    f"{self.index.path} has {len(self.index.file_sizes):,} archives, more than a "
+                    f"process may open; raise the limit: ulimit -n {number}"
+                ) from None
+            raise self._unreadable(file, error) from None
+        except ValueError as error:  # an empty file cannot be mapped
             raise self._unreadable(file, error) from None
 
     def _path(self, file: int) -> Path:

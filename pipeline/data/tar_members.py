@@ -17,7 +17,11 @@ _COMPRESSED = {  # first bytes: the format, and the program that unpacks it
 
 
 def tar_members(
-    path: Path, start: int = 0, end: int | None = None, folders: bool = False
+    path: Path,
+    start: int = 0,
+    end: int | None = None,
+    folders: bool = False,
+    complete: bool = False,
 ) -> Iterator[tarfile.TarInfo]:
     """Yield the regular files of a tar; offsets count from the first byte of the file at ``path``.
 
@@ -26,6 +30,8 @@ def tar_members(
         start: position of the tar's first byte in the file.
         end: largest valid position of the tar's end.
         folders: yield folders too.
+        complete: refuse a file that ends after a member, without the block of zeros that ends a
+            tar. Some programs do not write it.
 
     Raises:
         UserError: the file is missing, not a tar, compressed, or cut short.
@@ -44,7 +50,10 @@ def tar_members(
                         raise tarfile.ReadError("a class archive is longer than its entry")
                 # tarfile treats a damaged header as the end. A real end is a block of zeros.
                 file.seek(archive.offset)
-                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                last_block = file.read(tarfile.BLOCKSIZE)
+                if complete and not last_block:
+                    raise tarfile.ReadError("it ends without a block of zeros")
+                if last_block.strip(b"\0"):
                     raise tarfile.ReadError(f"no member header at byte {archive.offset:,}")
     except (tarfile.TarError, OSError) as error:
         raise UserError(_unreadable_message(path, error)) from None

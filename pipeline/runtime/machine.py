@@ -1,8 +1,9 @@
-"""The CPU, its cores and versions of packages, on which a run's numbers and times depend."""
+"""The CPU, its cores, limits and versions of packages, on which a run depends."""
 
 import os
 import platform
 import re
+import resource
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,14 @@ def cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def allow_open_files(number: int) -> None:
+    """Raise this process's limit of open files to ``number``, as far as the system permits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,211 @@
+"""WebDataset shards to rows of an index: a tar has members KEY.jpg with KEY.cls or KEY.json.
+
+KEY is a member's path up to the first dot of its last part, as the webdataset library has it.
+"""
+
+import glob
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from pipeline.data.class_list import numbered_classes
+from pipeline.data.classes import Classes
+from pipeline.data.image_check import is_image_name
+from pipeline.data.scan_rows import Member, ReportProgress, Scan, is_utf8, printable
+from pipeline.data.tar_members import check_complete, file_size, tar_members
+from pipeline.errors import UserError, first_few
+
+_JSON_LABEL = "label"  # the key of KEY.json, unless another is given
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_Location = tuple[int, int]  # offset and length in the shard, in bytes
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Shards in natural order, and how their labels are stored.
+
+    Attributes:
+        paths: absolute paths; links are not resolved, so that the shards keep their names.
+        classes: the classes whose numbers the samples have. None: the numbers 0 to the largest.
+        label_key: key of KEY.json that holds the class number. None: KEY.cls, or else "label".
+        repeated_keys: whether a key may occur in several shards.
+    """
+
+    paths: list[Path]
+    classes: Classes | None = None
+    label_key: str | None = None
+    repeated_keys: bool = False
+
+    @property
+    def root(self) -> Path:
+        """The folder that contains all shards."""
+        return Path(os.path.commonpath([path.parent for path in self.paths]))
+
+    @property
+    def archives(self) -> dict[str, Path]:
+        """The shards' paths by their names, which are relative to the root."""
+        root = self.root
+        return {path.relative_to(root).as_posix(): path for path in self.paths}
+
+
+def list_shards(patterns: list[str]) -> list[Path]:
+    """Absolute paths of shards in natural order: shard-2.tar before shard-10.tar.
+
+    Args:
+        patterns: files; patterns with *, ? and [...]; ranges such as {0000..1023}.
+
+    Raises:
+        UserError: a pattern matches no file, or a shard is matched twice.
+    """
+    paths: list[Path] = []
+    for pattern in patterns:
+        for name in _expand_ranges(pattern):
+            is_pattern = glob.has_magic(name) and not os.path.exists(name)
+            matches = glob.glob(name) if is_pattern else [name]
+            if not matches:
+                raise UserError(f"webdataset: no file matches {name}; give the shards' paths")
+            paths += [Path(os.path.abspath(match)) for match in matches]
+    paths.sort(key=lambda path: _natural_key(str(path)))
+    for path, following in itertools.pairwise(paths):
+        if path == following:
+            raise UserError(f"webdataset: {path} is given twice; give each shard once")
+    return paths
+
+
+def _expand_ranges(pattern: str) -> Iterator[str]:
+    """The names of a pattern with ranges of numbers, {0000..1023}, as shells expand them."""
+    match = _RANGE.search(pattern)
+    if match is None or os.path.exists(pattern):
+        yield pattern
+        return
+    for number in range(int(match[1]), int(match[2]) + 1):
+        digits = str(number).zfill(len(match[1]))
+        yield from _expand_ranges(pattern[: match.start()] + digits + pattern[match.end() :])
+
+
+def _natural_key(name: str) -> list[Any]:
+    """A name's text and numbers by turns, which compare as texts and as numbers."""
+    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"([0-9]+)", name))]
+
+
+def scan_shards(shards: Shards, progress: ReportProgress = lambda _: None) -> tuple[Scan, Classes]:
+    """Scan shards: the headers of their members and images, and the files with the labels.
+
+    Args:
+        shards: the shards.
+        progress: called with the number of bytes scanned so far.
+
+    Returns:
+        The scan, whose ids are the shard's name without its ending and the key; and the classes.
+
+    Raises:
+        UserError: a shard is missing or cut short, a key occurs twice, or a sample has no class.
+    """
+    scan, num_bytes, largest = Scan(), 0, (0, shards.root)
+    shard_of: dict[str, str] = {}
+    for name, path in shards.archives.items():
+        if not is_utf8(name):
+            raise UserError(f"{printable(path)}: the name of a shard must be UTF-8; rename it")
+        samples = _samples(path)
+        if not shards.repeated_keys:
+            _check_keys(samples, name, shard_of)
+        with path.open("rb") as source:
+            for key, files in samples.items():
+                if "image" not in files:
+                    scan.reject(key, name, "no image")
+                    continue
+                number = _class_number(shards, path, source, key, files)
+                largest = max(largest, (number, path))
+                sample_id = f"{PurePosixPath(name).with_suffix('')}/{key}"
+                scan.add(Member(sample_id, name, *files["image"], number), source)
+                progress(num_bytes + sum(files["image"]))
+        num_bytes += file_size(path)
+    return scan, shards.classes or numbered_classes(*largest)
+
+
+def _samples(path: Path) -> dict[str, dict[str, _Location]]:
+    """The position of the "image", the "cls" and the "json" of each key of a shard.
+
+    Raises:
+        UserError: the shard cannot be read or is cut short, or a key has two such members.
+    """
+    samples: dict[str, dict[str, _Location]] = {}
+    size = file_size(path)
+    for info in tar_members(path, complete=True):
+        check_complete(path, info, size)
+        name = info.name.removeprefix("./")
+        folder, _, last = name.rpartition("/")
+        stem, _, ending = last.partition(".")
+        kind = "image" if is_image_name(last) and "." not in ending else ending.lower()
+        if not stem or kind not in ("image", "cls", "json"):
+            continue
+        key = f"{folder}/{stem}" if folder else stem
+        files = samples.setdefault(key, {})
+        if kind in files:
+            raise UserError(
+                f"{printable(path)} has a second {kind} of the key {printable(key)}, "
+                f"{printable(name)}; write the shard again with one sample for each key"
+            )
+        files[kind] = (info.offset_data, info.size)
+    return samples
+
+
+def _check_keys(samples: dict[str, Any], name: str, shard_of: dict[str, str]) -> None:
+    """Refuse keys of earlier shards, and add those of this one to ``shard_of``."""
+    for key in samples:
+        if key in shard_of:
+            raise UserError(
+                f"the key {printable(key)} is in {shard_of[key]} and in {name}; are these copies? "
+                "--repeated_keys accepts keys that are unique only inside their shards"
+            )
+        shard_of[key] = name
+
+
+def _class_number(
+    shards: Shards, path: Path, source: BinaryIO, key: str, files: dict[str, _Location]
+) -> int:
+    """The class number of a sample, from its KEY.cls or KEY.json."""
+    kinds = ["json"] if shards.label_key is not None else ["cls", "json"]
+    kind = next((kind for kind in kinds if kind in files), None)
+    where = f"{path}: {printable(key)}"
+    if kind is None:
+        missing = " or ".join(f"{printable(key)}.{kind}" for kind in kinds)
+        raise UserError(f"{where} has no class: {missing} is missing; write the shard again")
+    offset, length = files[kind]
+    content = os.pread(source.fileno(), length, offset)
+    if kind == "json":
+        value = _json_label(content, shards.label_key or _JSON_LABEL, where)
+    else:
+        value = content.decode(errors="backslashreplace").strip()
+    if not (value.isascii() and value.isdecimal()):
+        raise UserError(
+            f"{where}.{kind} holds {value[:40]!r}, not a class number (0, 1, ...); write the "
+            "shard again with numbers"
+        )
+    number = int(value[:20])
+    if shards.classes is not None and number >= len(shards.classes):
+        raise UserError(
+            f"{where}.{kind} holds the class number {number}; --classes lists "
+            f"{len(shards.classes)} classes, 0 to {len(shards.classes) - 1}"
+        )
+    return number
+
+
+def _json_label(content: bytes, label_key: str, where: str) -> str:
+    """The value of a sample's JSON under a key, as text."""
+    try:
+        values = json.loads(content)
+    except ValueError as error:  # includes bytes that are not UTF-8
+        raise UserError(f"{where}.json is not JSON ({error}); write the shard again") from None
+    if not isinstance(values, dict) or label_key not in values:
+        keys = first_few(sorted(values)) if isinstance(values, dict) else "none"
+        raise UserError(
+            f"{where}.json has no {label_key!r}; its keys are: {keys}; name the one with the "
+            "class number by --label_key"
+        )
+    return json.dumps(values[label_key]).strip('"')
