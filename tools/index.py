@@ -2,7 +2,10 @@ r"""Index images for --data.train and --data.val. Images are read from their arc
 
     python tools/index.py ilsvrc --train ILSVRC2012_img_train.tar --val ILSVRC2012_img_val.tar \
         --devkit ILSVRC2012_devkit_t12.tar.gz --out DIR    # DIR/train.parquet, DIR/val.parquet
+    python tools/index.py kaggle ROOT --out DIR            # ROOT/ILSVRC/Data/CLS-LOC; the same two
+    python tools/index.py webdataset 'DIR/imagenet1k-train-*.tar' --out FILE.parquet
     python tools/index.py folder ROOT --out FILE.parquet   # ROOT/class/image, as ImageFolder
+    python tools/index.py folder ROOT --labels FILE --out VAL.parquet     # flat; FILE: name class
     python tools/index.py tar ARCHIVE --out FILE.parquet   # class/image members
     python tools/index.py folder ROOT --classes TRAIN.parquet --out VAL.parquet
     python tools/index.py join A.parquet B.parquet --out BOTH.parquet
@@ -15,10 +18,12 @@ their order, for a part of a data set that lacks some classes.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from indexing.class_folders import index_folder, index_tar
-from indexing.ilsvrc import index_archives
+from indexing.ilsvrc import index_archives, index_kaggle
 from indexing.mean_image import write_mean
+from indexing.webdataset import index_shards
 from pipeline.config import DataConfig, arguments, checks
 from pipeline.data import index
 from pipeline.errors import exit_on_user_error
@@ -27,6 +32,14 @@ from pipeline.runtime.files import writable
 _CROP_RANGE = checks.options(DataConfig)["crop_size"].range
 assert _CROP_RANGE is not None
 SIDE = arguments.Number(int, _CROP_RANGE)
+
+
+CLASSES = (
+    "the classes and their order: an index, or a text file with a class id on each line (and, "
+    "after a tab or space, a name), such as LOC_synset_mapping.txt. To index evaluation images, "
+    "use the index of the training images. Default: the folders, sorted; for webdataset and "
+    "--labels, the numbers from 0 to the largest one, or the ids that --labels lists, sorted"
+)
 
 
 def join(options: argparse.Namespace) -> None:
@@ -39,55 +52,114 @@ def join(options: argparse.Namespace) -> None:
 def parser() -> arguments.Parser:
     """The command line."""
     top = arguments.Parser(description=__doc__)
-    commands = top.add_subparsers(required=True, metavar="ilsvrc | folder | tar | join | mean")
-    ilsvrc_parser = commands.add_parser("ilsvrc", help=index_archives.__doc__)
-    ilsvrc_parser.add_argument(
-        "--train", type=Path, help="ILSVRC2012_img_train.tar, a tar of class tars"
+    commands = top.add_subparsers(
+        required=True, metavar="ilsvrc | kaggle | webdataset | folder | tar | join | mean"
     )
-    ilsvrc_parser.add_argument("--val", type=Path, help="ILSVRC2012_img_val.tar, a flat tar")
-    ilsvrc_parser.add_argument(
-        "--devkit", type=Path, required=True, help="ILSVRC2012_devkit_t12.tar.gz: the classes"
-    )
-    ilsvrc_parser.add_argument("--out", type=Path, required=True, help="folder for the two indices")
-    ilsvrc_parser.add_argument(
-        "--partial", action="store_true", help="accept other numbers of images than ILSVRC's"
-    )
-    ilsvrc_parser.set_defaults(run=index_archives)
-    folder_parser = commands.add_parser("folder", help=index_folder.__doc__)
-    folder_parser.add_argument("root", type=Path, help="folder with one folder for each class")
-    folder_parser.add_argument(
-        "--out", type=Path, help="index to write (default: ROOT's name .parquet)"
-    )
-    folder_parser.set_defaults(run=index_folder)
-    tar_parser = commands.add_parser("tar", help=index_tar.__doc__)
-    tar_parser.add_argument(
-        "archive", type=Path, nargs="+", help="tar with one folder for each class, not compressed"
-    )
-    tar_parser.add_argument(
-        "--out", type=Path, help="index to write (default: the tar's name .parquet)"
-    )
-    tar_parser.set_defaults(run=index_tar)
-    for name in ("folder", "tar"):
-        commands.choices[name].add_argument(
-            "--classes",
-            type=Path,
-            metavar="FILE",
-            help="the classes and their order: an index, or a text file with a class id on each "
-            "line (and, after a tab or space, a name), such as LOC_synset_mapping.txt. To index "
-            "evaluation images, use the index of the training images. Default: the folders, "
-            "sorted",
-        )
+    add_ilsvrc(commands)
+    add_webdataset(commands)
+    add_class_folders(commands)
+    for name in ("webdataset", "folder", "tar"):
+        commands.choices[name].add_argument("--classes", type=Path, metavar="FILE", help=CLASSES)
     for command in commands.choices.values():
         command.add_argument(
             "--verify",
             action="store_true",
             help="decode every image with DALI, as training does, instead of reading only its "
-            "header (slow)",
+            "header (slow; default: off)",
         )
     join_parser = commands.add_parser("join", help=join.__doc__)
     join_parser.add_argument("indices", type=Path, nargs="+", help="indices to join, in this order")
     join_parser.add_argument("--out", type=Path, required=True, help="index to write")
     join_parser.set_defaults(run=join)
+    add_mean(commands)
+    return top
+
+
+def add_ilsvrc(commands: Any) -> None:
+    """Add the commands for ILSVRC-2012, which write train.parquet and val.parquet."""
+    archives = commands.add_parser("ilsvrc", help=index_archives.__doc__)
+    archives.add_argument(
+        "--train", type=Path, help="ILSVRC2012_img_train.tar, a tar of class tars"
+    )
+    archives.add_argument("--val", type=Path, help="ILSVRC2012_img_val.tar, a flat tar")
+    archives.add_argument(
+        "--devkit", type=Path, required=True, help="ILSVRC2012_devkit_t12.tar.gz: the classes"
+    )
+    archives.set_defaults(run=index_archives)
+    kaggle = commands.add_parser("kaggle", help=index_kaggle.__doc__)
+    kaggle.add_argument(
+        "root",
+        type=Path,
+        help="folder into which Kaggle's archive was unpacked, with ILSVRC/Data/CLS-LOC, "
+        "LOC_synset_mapping.txt and LOC_val_solution.csv",
+    )
+    kaggle.set_defaults(run=index_kaggle)
+    for command in (archives, kaggle):
+        command.add_argument(
+            "--out", type=Path, required=True, help="folder for train.parquet and val.parquet"
+        )
+        command.add_argument(
+            "--partial",
+            action="store_true",
+            help="accept other numbers of images than ILSVRC's 1,281,167 and 50,000 (default: off)",
+        )
+
+
+def add_webdataset(commands: Any) -> None:
+    """Add the command for WebDataset shards."""
+    command = commands.add_parser("webdataset", help=index_shards.__doc__)
+    command.add_argument(
+        "shards",
+        nargs="+",
+        help="tars, not compressed: files, patterns such as 'train-*.tar', or ranges such as "
+        "'train-{0000..1023}.tar'; they are put into natural order",
+    )
+    command.add_argument("--out", type=Path, required=True, help="index to write")
+    command.add_argument(
+        "--label_key",
+        metavar="KEY",
+        help="read class numbers, which count from 0, from this key of the samples' .json "
+        "(default: from .cls, or else from the key label of .json)",
+    )
+    command.add_argument(
+        "--repeated_keys",
+        action="store_true",
+        help="accept a key that occurs in several shards (default: off)",
+    )
+    command.set_defaults(run=index_shards)
+
+
+def add_class_folders(commands: Any) -> None:
+    """Add the commands for folders and for one tar."""
+    folder = commands.add_parser("folder", help=index_folder.__doc__)
+    folder.add_argument(
+        "root", type=Path, help="folder with one folder for each class; with --labels, of any form"
+    )
+    folder.add_argument("--out", type=Path, help="index to write (default: ROOT's name .parquet)")
+    folder.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="text with an image's path in ROOT, with or without its ending, and its class in each "
+        "line, separated by a tab or a space: a class id, or a number that counts from 0 (default: "
+        "classes are the folders)",
+    )
+    folder.add_argument(
+        "--partial",
+        action="store_true",
+        help="accept lines of --labels for images that ROOT lacks (default: off)",
+    )
+    folder.set_defaults(run=index_folder)
+    tar = commands.add_parser("tar", help=index_tar.__doc__)
+    tar.add_argument(
+        "archive", type=Path, nargs="+", help="tar with one folder for each class, not compressed"
+    )
+    tar.add_argument("--out", type=Path, help="index to write (default: the tar's name .parquet)")
+    tar.set_defaults(run=index_tar)
+
+
+def add_mean(commands: Any) -> None:
+    """Add the command for mean images."""
     mean_parser = commands.add_parser("mean", help=write_mean.__doc__)
     mean_parser.add_argument("index", type=Path, help="index of the images to train on")
     mean_parser.add_argument("--out", type=Path, required=True, help=".npy file to write")
@@ -107,7 +179,6 @@ def parser() -> arguments.Parser:
         "--channels", type=int, choices=(1, 3), default=3, help="1: grey (%(default)s)"
     )
     mean_parser.set_defaults(run=write_mean)
-    return top
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.in_process import call
-from tests.integration.mistakes import config, data, files, models, runs
+from tests.integration.mistakes import config, data, files, layouts, models, runs
 from tests.integration.mistakes.case import Case
 
-CASES = [*config.CASES, *data.CASES, *models.CASES, *runs.CASES, *files.CASES]
+MODULES = (config, data, layouts, models, runs, files)
+CASES = [case for module in MODULES for case in module.CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.number for case in CASES])

@@ -5,19 +5,29 @@ from pathlib import Path
 
 from indexing.common import check_out, classes_option, finish_scan, progress_bar, write
 from pipeline.data import scan
+from pipeline.data.class_list import read_class_list
+from pipeline.data.label_files import LabelFile, read_label_lines, to_labels
 from pipeline.data.new_index import NewIndex
 from pipeline.data.tar_members import file_size
 from pipeline.errors import UserError
 
 
 def index_folder(options: argparse.Namespace) -> None:
-    """Index an ImageFolder tree."""
+    """Index an ImageFolder tree, or a folder with a file of labels."""
     root = options.root.resolve()
     out = options.out or Path(f"{root.name}.parquet")
     check_out(out)
     total = len(scan.list_folder(root)[0]) if root.is_dir() else 0
     with progress_bar("folder", total, in_bytes=False) as progress:
-        rows, classes = scan.scan_folder(root, progress, classes_option(options))
+        if options.labels is None:
+            if options.partial:
+                raise UserError("folder: --partial has no effect without --labels FILE")
+            rows, classes = scan.scan_folder(root, progress, classes_option(options))
+        else:
+            listed = None if options.classes is None else read_class_list(options.classes)
+            labels, classes = to_labels(read_label_lines(options.labels), listed, options.labels)
+            labels = LabelFile(options.labels, labels)
+            rows = scan.scan_labelled_folder(root, labels, progress, options.partial)
     new_index = NewIndex(out, rows, classes, root)
     finish_scan(new_index, options.verify)
     write(new_index)

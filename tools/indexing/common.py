@@ -62,7 +62,7 @@ def finish_scan(new_index: NewIndex, verify: bool) -> None:
     for line in new_index.rejected_lines():
         say(line)
     if len(new_index.rows) == 0:
-        raise UserError(f"{new_index.source} contains no images in class folders")
+        raise UserError(f"{new_index.source} contains no images that can be indexed")
     empty = new_index.rows.empty_classes(new_index.classes)
     if empty:
         have = "class has" if len(empty) == 1 else "classes have"

@@ -1,0 +1,186 @@
+"""Other layouts of the same photos give the pixels and the labels of ILSVRC's archives."""
+
+import json
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import DataConfig
+from pipeline.data import ilsvrc, index
+from pipeline.data.batches import evaluation_specs
+from pipeline.data.index import Index
+from pipeline.data.loader import Loader
+from pipeline.data.mapped_files import Files
+from pipeline.data.tar_members import append_member
+from tests.helpers.in_process import call, succeed
+
+RAW = DataConfig(mean=[0.0] * 3, std=[1 / 255] * 3, crop_size=96, resize_size=112)
+INDEX = "tools/index.py"
+
+
+class Miniature(NamedTuple):
+    """The miniature ILSVRC as its archives are indexed."""
+
+    train: Index
+    val: Index
+    kit: ilsvrc.DevelopmentKit
+
+
+@pytest.fixture(scope="module")
+def miniature(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Miniature:
+    folder, out = real_data / "ilsvrc-mini", tmp_path_factory.mktemp("ilsvrc")
+    archives = {name: folder / f"ILSVRC2012_img_{name}.tar" for name in ("train", "val")}
+    kit = folder / "ILSVRC2012_devkit_t12.tar.gz"
+    parts = [word for name, path in archives.items() for word in (f"--{name}", path)]
+    succeed(INDEX, "ilsvrc", *parts, "--devkit", kit, "--out", out, "--partial")
+    train, val = (index.read(str(out / f"{name}.parquet")) for name in archives)
+    return Miniature(train, val, ilsvrc.read_development_kit(kit))
+
+
+@pytest.fixture
+def synsets(miniature: Miniature, tmp_path: Path) -> Path:
+    """LOC_synset_mapping.txt of all 1,000 classes, in an order that is not the labels'."""
+    kit = miniature.kit
+    lines = [f"{wnid} {name}, other" for wnid, name in zip(kit.wnids, kit.names, strict=True)]
+    path = tmp_path / "LOC_synset_mapping.txt"
+    path.write_text("\n".join(reversed(lines)))
+    return path
+
+
+def encoded_images(photos: Index) -> dict[str, bytes]:
+    """The bytes of each image, by its id."""
+    views = Files(photos).views(np.arange(len(photos)))
+    return {photos.id(row): view.tobytes() for row, view in enumerate(views)}
+
+
+def labels_of(photos: Index) -> dict[str, int]:
+    return {photos.id(row): int(photos.label[row]) for row in range(len(photos))}
+
+
+def pixels_of(photos: Index) -> dict[str, torch.Tensor]:
+    """The decoded pixels of each image, by its id, as a run gets them."""
+    specs = evaluation_specs(photos, np.arange(len(photos)), RAW, 50)
+    loader = Loader(photos, specs, RAW, torch.device("cpu"), 50, threads=2)
+    return {
+        photos.id(row): image.clone()
+        for batch in loader
+        for row, image in zip(batch.rows.tolist(), batch.images, strict=True)
+    }
+
+
+def assert_same_images(photos: Index, expected: Index, original: dict[str, str]) -> None:
+    """The same labels and pixels, where ``original`` states the expected index's id of each id."""
+    assert sorted(original.values()) == sorted(labels_of(expected))
+    assert {original[name]: k for name, k in labels_of(photos).items()} == labels_of(expected)
+    expected_pixels = pixels_of(expected)
+    pixels = {original[name]: image for name, image in pixels_of(photos).items()}
+    assert pixels.keys() == expected_pixels.keys()
+    for name, image in pixels.items():
+        assert torch.equal(image, expected_pixels[name]), name
+
+
+def write_files(folder: Path, contents: dict[str, bytes]) -> None:
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def test_kaggles_tree(miniature: Miniature, synsets: Path, tmp_path: Path) -> None:
+    images = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    write_files(images / "train", encoded_images(miniature.train))
+    write_files(images / "val", encoded_images(miniature.val))
+    wnids = miniature.kit.wnids
+    rows = [
+        f"{Path(name).stem},{wnids[label]} 1 2 3 4 {wnids[0]} 5 6 7 8 "
+        for name, label in reversed(labels_of(miniature.val).items())
+    ]
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(rows))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    argv = (INDEX, "kaggle", tmp_path, "--out", tmp_path / "out")
+    refused = call(*argv)
+    assert "train: 350 images, ILSVRC-2012 has 1,281,167" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    output = succeed(*argv, "--partial")
+    assert "train.parquet: 350 images of 1,000 classes" in output
+    assert "val.parquet: 150 images of 1,000 classes" in output
+    for name, expected in (("train", miniature.train), ("val", miniature.val)):
+        photos = index.read(str(tmp_path / "out" / f"{name}.parquet"))
+        assert photos.classes == expected.classes
+        assert_same_images(photos, expected, {name: name for name in labels_of(photos)})
+    after = {path for path in tmp_path.rglob("*") if path.is_file()} - before.keys()
+    assert after == {tmp_path / "out" / "train.parquet", tmp_path / "out" / "val.parquet"}
+
+
+def write_shards(folder: Path, images: dict[str, bytes], labels: dict[str, int]) -> dict[str, str]:
+    """Three shards of photos; the original id of each id in their index."""
+    names, original = list(images), {}
+    for shard, start in ((2, 0), (10, 100), (100, 200)):
+        stem = f"imagenet1k-train-{shard}"
+        with tarfile.open(folder / f"{stem}.tar", "w") as archive:
+            for name in names[start : start + 100 if shard < 100 else None]:
+                key = PurePosixPath(name).stem
+                kind = "PNG" if images[name].startswith(b"\x89PNG") else "JPEG"
+                ending = "png" if kind == "PNG" else ("jpg", "JPEG")[shard == 2]
+                values = {"label": labels[name], "filename": name}
+                if shard == 10:  # the order of the members and the kind of label may differ
+                    append_member(archive, f"./{key}.{ending}", images[name])
+                    append_member(archive, f"./{key}.json", json.dumps(values).encode())
+                else:
+                    append_member(archive, f"{key}.cls", f"{labels[name]}\n".encode())
+                    append_member(archive, f"{key}.json", b'{"label": -1}')
+                    append_member(archive, f"{key}.{ending}", images[name])
+                original[f"{stem}/{key}"] = name
+    return original
+
+
+def test_webdataset_shards(miniature: Miniature, synsets: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    labels = labels_of(miniature.train)
+    original = write_shards(tmp_path / "store", encoded_images(miniature.train), labels)
+    (tmp_path / "shards").mkdir()
+    for path in sorted((tmp_path / "store").iterdir()):  # as a download's cache: links to blobs
+        blob = path.rename(path.with_name(f"blob{path.stat().st_size}"))
+        (tmp_path / "shards" / path.name).symlink_to(blob)
+    lines = [f"{wnid} x" for wnid in miniature.kit.wnids]
+    synsets.write_text("\n".join(lines))
+    pattern, out = tmp_path / "shards" / "imagenet1k-train-*.tar", tmp_path / "out.parquet"
+    argv = (INDEX, "webdataset", pattern, "--out", out)
+    assert "350 images of 1,000 classes" in succeed(*argv, "--classes", synsets)
+    photos = index.read(str(out))
+    assert photos.classes.ids == miniature.train.classes.ids
+    assert photos.files == [f"imagenet1k-train-{k}.tar" for k in (2, 10, 100)]
+    assert photos.root == tmp_path / "shards"
+    assert [photos.id(row) for row in range(len(photos))] == list(original)
+    assert_same_images(photos, miniature.train, original)
+    num_classes = max(labels.values()) + 1
+    assert f"350 images of {num_classes} classes" in succeed(*argv)
+    assert index.read(str(out)).classes.ids == [str(k) for k in range(num_classes)]
+
+
+def test_a_flat_folder_with_labels(miniature: Miniature, synsets: Path, tmp_path: Path) -> None:
+    folder, file, out = tmp_path / "val", tmp_path / "val.txt", tmp_path / "out.parquet"
+    write_files(folder, encoded_images(miniature.val))
+    (folder / "notes.txt").write_text("not an image")
+    wnids = miniature.kit.wnids
+    synsets.write_text("\n".join(wnids))
+    argv = (INDEX, "folder", folder, "--labels", file, "--out", out)
+    labels = labels_of(miniature.val)
+    expected = {name: name for name in labels}
+    # WordNet ids beside names without endings, and numbers beside names with them.
+    file.write_text("\n".join(f"{Path(name).stem} {wnids[k]}" for name, k in labels.items()))
+    succeed(*argv, "--classes", synsets)
+    photos = index.read(str(out))
+    assert photos.classes.ids == wnids
+    assert_same_images(photos, miniature.val, expected)
+    file.write_text("".join(f"{name}\t{k}\n" for name, k in labels.items()))
+    succeed(*argv, "--classes", synsets)
+    photos = index.read(str(out))
+    assert (photos.classes.ids, labels_of(photos)) == (wnids, labels)
+    succeed(*argv)
+    photos = index.read(str(out))
+    assert labels_of(photos) == labels
+    assert photos.classes.ids == [str(k) for k in range(max(labels.values()) + 1)]
