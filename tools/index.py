@@ -79,9 +79,11 @@ def add_ilsvrc(commands: Any) -> None:
     """Add the commands for ILSVRC-2012, which write train.parquet and val.parquet."""
     archives = commands.add_parser("ilsvrc", help=index_archives.__doc__)
     archives.add_argument(
-        "--train", type=Path, help="ILSVRC2012_img_train.tar, a tar of class tars"
+        "--train", type=Path, help="ILSVRC2012_img_train.tar, a tar of class tars (default: none)"
     )
-    archives.add_argument("--val", type=Path, help="ILSVRC2012_img_val.tar, a flat tar")
+    archives.add_argument(
+        "--val", type=Path, help="ILSVRC2012_img_val.tar, a flat tar (default: none)"
+    )
     archives.add_argument(
         "--devkit", type=Path, required=True, help="ILSVRC2012_devkit_t12.tar.gz: the classes"
     )

@@ -111,7 +111,9 @@ def scan_shards(shards: Shards, progress: ReportProgress = lambda _: None) -> tu
     for name, path in shards.archives.items():
         if not is_utf8(name):
             raise UserError(f"{printable(path)}: the name of a shard must be UTF-8; rename it")
-        samples = _samples(path)
+        samples, dotted = _samples(path)
+        for member in dotted:
+            scan.reject(member, name, "a name of several dots; the key would end at the first one")
         if not shards.repeated_keys:
             _check_keys(samples, name, shard_of)
         with path.open("rb") as source:
@@ -128,20 +130,28 @@ def scan_shards(shards: Shards, progress: ReportProgress = lambda _: None) -> tu
     return scan, shards.classes or numbered_classes(*largest)
 
 
-def _samples(path: Path) -> dict[str, dict[str, _Location]]:
-    """The position of the "image", the "cls" and the "json" of each key of a shard.
+def _samples(path: Path) -> tuple[dict[str, dict[str, _Location]], list[str]]:
+    """Read the headers of a shard's members.
+
+    Returns:
+        The position of the "image", the "cls" and the "json" of each key; and the names of images
+        such as KEY.depth.png, which are no sample's image.
 
     Raises:
         UserError: the shard cannot be read or is cut short, or a key has two such members.
     """
     samples: dict[str, dict[str, _Location]] = {}
+    dotted: list[str] = []
     size = file_size(path)
     for info in tar_members(path, complete=True):
         check_complete(path, info, size)
         name = info.name.removeprefix("./")
         folder, _, last = name.rpartition("/")
         stem, _, ending = last.partition(".")
-        kind = "image" if is_image_name(last) and "." not in ending else ending.lower()
+        if is_image_name(last) and "." in ending:
+            dotted.append(name)
+            continue
+        kind = "image" if is_image_name(last) else ending.lower()
         if not stem or kind not in ("image", "cls", "json"):
             continue
         key = f"{folder}/{stem}" if folder else stem
@@ -152,7 +162,7 @@ def _samples(path: Path) -> dict[str, dict[str, _Location]]:
                 f"{printable(name)}; write the shard again with one sample for each key"
             )
         files[kind] = (info.offset_data, info.size)
-    return samples
+    return samples, dotted
 
 
 def _check_keys(samples: dict[str, Any], name: str, shard_of: dict[str, str]) -> None:

@@ -42,6 +42,7 @@ def test_members_of_samples(tmp_path: Path) -> None:
     assert scan(path) == {"x/a.b/0": 3, "x/1": 0}
     assert scan(path, label_key="class") == {"x/a.b/0": 4, "x/1": 1}
     rows, classes = scan_shards(Shards([path]))
+    assert [name for name, _ in rows.rejected] == ["x.tar: 1.depth.png"]
     index.write(tmp_path / "x.parquet", rows.table(), tmp_path, classes, {"x.tar": path})
     assert undecodable_rows(index.read(str(tmp_path / "x.parquet")), threads=1) == []
 

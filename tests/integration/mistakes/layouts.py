@@ -200,6 +200,11 @@ CASES: list[Case] = [
         shards(sample("a", b'{"label": "n1"}', "json")),
         r"a\.json holds 'n1', not a class number",
     ),
+    Case(
+        "webdataset, names of several dots",
+        shards(sample("a.b")),
+        r"left out 0\.tar: a\.b\.png: a name of several dots; the key would end at the first one",
+    ),
     Case("webdataset, no samples", shards({"x": b""}), r"0\.tar contains no images that can be in"),
     Case("labels", labels("x 1\ny.png 0\n", "x.png", "y.png"), r"2 images of 2 classes", 0),
     Case("labels, no file", labels(None, "x.png"), r"--labels: no file labels\.txt; it states the"),
