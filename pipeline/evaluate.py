@@ -41,8 +41,9 @@ from pipeline.evaluation.protocol import (
 from pipeline.evaluation.self_check import largest_difference
 from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.evaluation.summary import format_summary, write_outputs
-from pipeline.models import build, prepare
+from pipeline.models import prepare
 from pipeline.models.attack_view import AttackView
+from pipeline.models.preprocessing import preprocessing_advice
 from pipeline.runtime import allocator, config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.monitor import Monitor
@@ -68,7 +69,7 @@ def main() -> None:
         manifest = describe(config, index, net, ranks.device.type)
         rows = rows_of_shard(config, index)
         monitor.say(announce(config, manifest.identity.protocol, rows, ranks))
-        advice = build.preprocessing_advice(config.model, config.data)
+        advice = preprocessing_advice(config.model, config.data)
         warn(*warn_ignored(config, ranks.device.type), advice)
         if config.dry_run:
             return

@@ -28,7 +28,8 @@ from pipeline.attacks import chain
 from pipeline.data import source
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, exit_on_user_error, first_few, warn
 from pipeline.evaluation import reference
-from pipeline.models import build, prepare
+from pipeline.models import prepare
+from pipeline.models.preprocessing import preprocessing_advice
 from pipeline.runtime import config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.files import write_json
@@ -80,7 +81,7 @@ def announce(trainer: Trainer, monitor: Monitor) -> None:
     monitor.say(describe(trainer))
     warn(
         *warn_ignored(config, trainer.ranks.device.type, trainer.plan.steps_per_epoch),
-        build.preprocessing_advice(config.model, config.data),
+        preprocessing_advice(config.model, config.data),
         messages.no_lower_bound(trainer.held_out.no_lower_bound),
     )
 

@@ -15,7 +15,8 @@ from pipeline.config import ModelConfig, RunConfig
 from pipeline.data.classes import Classes, difference, shifted_name
 from pipeline.data.index import Index
 from pipeline.errors import UserError, warn
-from pipeline.models.build import is_file_name, torchvision_categories
+from pipeline.models import torchvision_nets
+from pipeline.models.weights import is_file_name
 from pipeline.runtime import torch_file
 
 KEY = "deep_defense_classes"  # of the metadata; torch's own keys there are names of modules
@@ -87,7 +88,7 @@ def check_weights(config: RunConfig, index: Index) -> None:
         changed = difference(index.classes, recorded) if recorded is not None else ""
     else:
         recorded = None
-        changed = shifted_name(index.classes, torchvision_categories(model))
+        changed = shifted_name(index.classes, torchvision_nets.categories(model))
     if changed:
         _report(
             config,

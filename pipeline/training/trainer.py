@@ -23,8 +23,8 @@ from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.statistics import distance_warnings, nonfinite_warning, summarize
 from pipeline.models import prepare
-from pipeline.models.build import portable_state
 from pipeline.models.weight_classes import with_classes
+from pipeline.models.weights import portable_state
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.monitor import Monitor, peak_memory_mib
 from pipeline.runtime.signals import StopRequest

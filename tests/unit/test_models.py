@@ -12,14 +12,11 @@ from pipeline.config import DataConfig, ModelConfig, RegularizerConfig
 from pipeline.data.classes import Classes
 from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView
-from pipeline.models.build import (
-    batch_norms,
-    build,
-    load_weights,
-    preprocessing_advice,
-    torchvision_categories,
-)
+from pipeline.models.build import batch_norms, build
+from pipeline.models.preprocessing import preprocessing_advice
+from pipeline.models.torchvision_nets import categories
 from pipeline.models.weight_classes import KEY, recorded_classes, with_classes
+from pipeline.models.weights import load_weights
 from pipeline.training.objective import make_objective
 from tests.helpers import nets
 
@@ -204,5 +201,5 @@ def test_weights_record_their_classes(tmp_path: Path, kind: str) -> None:
 
 def test_categories_of_named_weights() -> None:
     config = ModelConfig(name="resnet18", weights="IMAGENET1K_V1")
-    assert torchvision_categories(config)[:2] == ["tench", "goldfish"]
-    assert torchvision_categories(ModelConfig(name="resnet18", weights="NONE")) == []
+    assert categories(config)[:2] == ["tench", "goldfish"]
+    assert categories(ModelConfig(name="resnet18", weights="NONE")) == []

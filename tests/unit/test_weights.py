@@ -10,8 +10,9 @@ from torch import nn
 
 from pipeline.config import FinetuneConfig, ModelConfig
 from pipeline.errors import UserError
-from pipeline.models.build import build, portable_state
+from pipeline.models.build import build
 from pipeline.models.head import head_keys
+from pipeline.models.weights import portable_state
 from pipeline.runtime import torch_file
 from pipeline.runtime.monitor import Monitor
 from pipeline.training.checkpoint import read, write

@@ -1,0 +1,97 @@
+"""torchvision's classifiers, and the weights that it publishes for them.
+
+In: the name of a net, the name of weights. Out: the net, its state dict, its classes and the
+preprocessing of its images.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.config import ModelConfig
+from pipeline.errors import UserError, first_line
+
+# torchvision's nets with auxiliary classifiers, which are left out. Their named weights include
+# these, and were trained on pixels from -1 to 1.
+_WITH_AUXILIARY = ("googlenet", "inception_v3")
+_AUXILIARY_KEYS = ("aux1.", "aux2.", "AuxLogits.")
+
+
+def names() -> list[str]:
+    """The names of all classifiers."""
+    return _zoo().list_models(module=_zoo())
+
+
+def create(name: str, num_classes: int) -> nn.Module:
+    """A net with random weights, without auxiliary classifiers."""
+    options = {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY else {}
+    return _zoo().get_model(name, weights=None, num_classes=num_classes, **options)
+
+
+def _zoo() -> Any:
+    """torchvision.models, imported late: the import takes as long as that of torch."""
+    import torchvision
+
+    return torchvision.models
+
+
+def without_auxiliary(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the tensors of the auxiliary classifiers that the net may have.
+
+    Args:
+        name: the net, of any kind.
+        state: its state dict.
+    """
+    if name not in _WITH_AUXILIARY:
+        return state
+    return {key: v for key, v in state.items() if not key.startswith(_AUXILIARY_KEYS)}
+
+
+def named_state(config: ModelConfig) -> dict[str, Tensor]:
+    """The state dict of the weights that ``config.weights`` names, downloaded if necessary.
+
+    Raises:
+        UserError: there are no such weights for this net, or they cannot be downloaded.
+    """
+    try:
+        weights = _zoo().get_model_weights(config.name)[config.weights]
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (KeyError, ValueError):
+        raise UserError(
+            f"model.weights: {config.weights} is neither a file nor the name of torchvision's "
+            f"weights for {config.name}"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"model.weights: {config.weights} cannot be downloaded ({first_line(error)}); fetch "
+            "the file on a machine that can, and give its path"
+        ) from None
+
+
+def categories(config: ModelConfig) -> list[str]:
+    """Class names of torchvision's named weights, in the order of the net's outputs.
+
+    Empty if there are no such weights.
+    """
+    try:
+        return list(_zoo().get_model_weights(config.name)[config.weights].meta["categories"])
+    except (KeyError, ValueError):
+        return []
+
+
+def preprocessing(name: str, weights: str) -> dict[str, Any]:
+    """The data options that named weights were trained with.
+
+    Args:
+        name: the net.
+        weights: the name of its weights.
+    """
+    transforms = _zoo().get_model_weights(name)[weights].transforms()
+    from_minus_1_to_1 = name in _WITH_AUXILIARY
+    return {
+        "resize_size": transforms.resize_size[0],
+        "crop_size": transforms.crop_size[0],
+        "interpolation": transforms.interpolation.value,
+        "mean": [0.5] * 3 if from_minus_1_to_1 else list(transforms.mean),
+        "std": [0.5] * 3 if from_minus_1_to_1 else list(transforms.std),
+    }

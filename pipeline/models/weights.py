@@ -1,0 +1,127 @@
+"""Weights of nets: read from files or by name, compared with the net, and loaded.
+
+In: a net and `ModelConfig`. Out: the net with its weights; its state dict for a file.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipeline.config import ModelConfig
+from pipeline.errors import UserError, first_few, first_line, note
+from pipeline.models import torchvision_nets
+from pipeline.models.head import head_keys, resized_keys
+from pipeline.runtime import torch_file
+
+StateDict = dict[str, Tensor]
+
+
+def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
+    """Load ``config.weights``, a local file or the name of torchvision's weights.
+
+    With ``config.new_head`` the last layer keeps its present values.
+
+    Raises:
+        UserError: no such file or name, an unreadable file, numbers that are not finite, or a
+            mismatch, key by key.
+    """
+    name = config.weights
+    if name is None:
+        raise ValueError("load_weights needs config.weights")
+    state = read_state(Path(name)) if is_file_name(name) else torchvision_nets.named_state(config)
+    state = torchvision_nets.without_auxiliary(config.name, state)
+    expected = net.state_dict()
+    if config.new_head:
+        head = head_keys(net, state, num_classes)
+        state = {**state, **{key: expected[key] for key in head}}
+        note(f"a new head of {num_classes} classes: {', '.join(head)}; other weights from {name}")
+    resized = resized_keys(expected, state, num_classes)
+    problems = _mismatches(expected, state)
+    if problems:
+        details = first_few(problems, separator="; ")
+        message = f"model.weights: {name} does not fit {config.name}: {details}"
+        if len(problems) == len(resized):
+            message += (
+                f"; its head is for {len(state[resized[0]])} classes: index the images with all "
+                "of them, in their order (tools/index.py folder|tar ... --classes FILE), or "
+                f"fine-tune with model.new_head true for {num_classes} other classes"
+            )
+        raise UserError(message)
+    damaged = _nonfinite_keys(expected, state)
+    if damaged:
+        raise UserError(
+            f"model.weights: {name} holds numbers that are not finite in {first_few(damaged)}; "
+            "it is damaged, or of a run that diverged: use another file"
+        )
+    net.load_state_dict(state)
+
+
+def _nonfinite_keys(expected: StateDict, state: StateDict) -> list[str]:
+    """Names of tensors with NaN or infinity where the new net has none.
+
+    Buffers may contain infinity: attention masks do.
+    """
+    return [
+        key
+        for key, value in state.items()
+        if value.is_floating_point()
+        and not value.isfinite().all()
+        and (expected[key].isfinite() & ~value.isfinite()).any()
+    ]
+
+
+def portable_state(net: nn.Module) -> StateDict:
+    """The net's state dict with portable tensors: contiguous, on the CPU, no shared memory."""
+    state = net.state_dict()
+    for key, value in state.items():
+        state[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return state
+
+
+def read_state(path: Path) -> StateDict:
+    """A state dict from .safetensors or a torch file: bare, or under ``model``/``state_dict``.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds other things than tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"model.weights: no file {path}")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch_file.load(path)
+    except torch_file.ForeignObject as error:
+        raise UserError(
+            f"model.weights: {path} {error}; save the net's state_dict(), or convert it to "
+            ".safetensors"
+        ) from None
+    except torch_file.UnreadableFile as error:
+        raise UserError(f"model.weights: {path} {error}; fetch or write it again") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model.weights: {path} cannot be read: {first_line(error)}") from None
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"model.weights: {path} holds no state dict of tensors")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def is_file_name(name: str) -> bool:
+    """Whether ``model.weights`` is a file, not the name of torchvision's weights."""
+    return Path(name).suffix != "" or "/" in name or Path(name).exists()
+
+
+def _mismatches(expected: StateDict, state: StateDict) -> list[str]:
+    optional = {key for key in expected if key.endswith("num_batches_tracked")}
+    missing = [f"{key} is missing" for key in expected.keys() - state.keys() - optional]
+    extra = [f"{key} is unknown to the net" for key in state.keys() - expected.keys()]
+    for key in optional - state.keys():
+        state[key] = expected[key]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)}, the net has {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    return sorted(shapes) + sorted(missing) + sorted(extra)
