@@ -26,6 +26,7 @@ from launchers.requeue import requeue_script
 from pipeline.config import CONFIGS, RunConfig
 from pipeline.data import demo
 from pipeline.errors import UserError
+from pipeline.models.weights import is_file_name
 from pipeline.runtime import config_file
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -108,7 +109,7 @@ def with_absolute_paths(config: ConfigT) -> ConfigT:
     if isinstance(data.mean, str):
         data_paths["mean"] = str(Path(data.mean).absolute())
     weights = model.weights
-    if weights is not None and Path(weights).exists():
+    if weights is not None and is_file_name(weights) and Path(weights).exists():
         weights = str(Path(weights).absolute())
     resume = config.resume
     if resume not in ("auto", "never"):

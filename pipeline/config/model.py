@@ -11,11 +11,13 @@ class ModelConfig(Section):
 
     name: str = "resnet18"
     """A torchvision classifier (resnet18, alexnet, squeezenet1_1, ...); a net of the paper (mlp,
-    lenet, convnet, nin, caffe_alexnet); or your own net as package.module:callable, which is called
-    with num_classes=N if it takes this argument. The working folder is searched first."""
+    lenet, convnet, nin, caffe_alexnet); a net of timm as timm:NAME (timm:convnext_atto.d2_in1k), if
+    timm is installed; or your own net as package.module:callable, which is called with
+    num_classes=N if it takes this argument. The working folder is searched first."""
     weights: str | None = None
-    """A .pth or .safetensors file, a checkpoint or weights.pth of a run, or the name of weights of
-    torchvision, which are downloaded (DEFAULT, IMAGENET1K_V1). Default: random weights."""
+    """A .pth or .safetensors file, a checkpoint or weights.pth of a run, the name of weights of
+    torchvision, which are downloaded (DEFAULT, IMAGENET1K_V1), or pretrained: the weights that timm
+    publishes for a net timm:NAME, downloaded. Default: random weights."""
     init_std: float | None = number(None, Range(above=0))
     """Random weights are drawn from a normal distribution with this standard deviation, and biases
     are 0, as in Caffe and MatConvNet. Default: each layer's own initialisation."""

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.config import ModelConfig
 from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError
-from pipeline.models import paper_nets, torchvision_nets
+from pipeline.models import paper_nets, timm_nets, torchvision_nets
 from pipeline.models.second_derivative import make_twice_differentiable
 from pipeline.models.weights import load_weights
 from pipeline.runtime.importing import import_callable, report_exceptions
@@ -26,18 +26,23 @@ PAPER_NETS = {
 }
 
 
-def build(config: ModelConfig, num_classes: int) -> nn.Module:
+def build(config: ModelConfig, num_classes: int, image_size: int | None = None) -> nn.Module:
     """The net of ``config`` with ``num_classes`` outputs and its weights, if any are named.
+
+    Args:
+        config: the options of the net.
+        num_classes: number of its outputs.
+        image_size: side of its input in pixels; only timm's nets of one size use it.
 
     Raises:
         UserError: no such net, or weights that are missing or do not fit.
     """
-    net = _construct(config.name, num_classes)
+    net = _construct(config.name, num_classes, image_size)
     make_twice_differentiable(net)
     if config.init_std is not None:
         _draw_weights(net, config.init_std)
     if config.weights is not None:
-        load_weights(net, config, num_classes)
+        load_weights(net, config, num_classes, image_size)
     elif config.new_head:
         raise UserError("model.new_head: there are no weights to keep; give model.weights")
     if config.freeze_batch_norm:
@@ -46,16 +51,18 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
     return net
 
 
-def _construct(name: str, num_classes: int) -> nn.Module:
+def _construct(name: str, num_classes: int, image_size: int | None) -> nn.Module:
     if name in PAPER_NETS:
         return PAPER_NETS[name](num_classes)
+    if timm_nets.is_timm(name):
+        return timm_nets.create(name, num_classes, image_size)
     if ":" in name:
         return _import_user_net(name, num_classes)
     names = torchvision_nets.names()
     if name not in names:
         near = did_you_mean(name, [*PAPER_NETS, *names])
-        kinds = f"{', '.join(PAPER_NETS)}, package.module:callable, or one of torchvision's: "
-        kinds += ", ".join(names)
+        kinds = f"{', '.join(PAPER_NETS)}, timm:NAME, package.module:callable, "
+        kinds += f"or one of torchvision's: {', '.join(names)}"
         raise UserError(f"model.name: no net {name!r}{near or f'; use {kinds}'}")
     return torchvision_nets.create(name, num_classes)
 

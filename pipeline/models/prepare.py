@@ -43,7 +43,7 @@ def build_net(config: RunConfig, *indices: Index) -> nn.Module:
         check_indices(config, indices[0], other)
     if not model.new_head:
         check_weights(config, indices[0])
-    net = build.build(model, num_classes)
+    net = build.build(model, num_classes, config.data.crop_size)
     check_net(net, config, num_classes)
     return net
 

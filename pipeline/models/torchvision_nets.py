@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError, first_line
+from pipeline.models.published import PublishedPreprocessing
 
 # torchvision's nets with auxiliary classifiers, which are left out. Their named weights include
 # these, and were trained on pixels from -1 to 1.
@@ -53,14 +54,9 @@ def named_state(config: ModelConfig) -> dict[str, Tensor]:
     Raises:
         UserError: there are no such weights for this net, or they cannot be downloaded.
     """
+    weights = _named_weights(config)
     try:
-        weights = _zoo().get_model_weights(config.name)[config.weights]
         return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (KeyError, ValueError):
-        raise UserError(
-            f"model.weights: {config.weights} is neither a file nor the name of torchvision's "
-            f"weights for {config.name}"
-        ) from None
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"model.weights: {config.weights} cannot be downloaded ({first_line(error)}); fetch "
@@ -79,19 +75,33 @@ def categories(config: ModelConfig) -> list[str]:
         return []
 
 
-def preprocessing(name: str, weights: str) -> dict[str, Any]:
-    """The data options that named weights were trained with.
+def preprocessing(config: ModelConfig) -> PublishedPreprocessing:
+    """The preprocessing that the weights named by ``config.weights`` were trained with.
 
-    Args:
-        name: the net.
-        weights: the name of its weights.
+    Raises:
+        UserError: there are no such weights for this net.
     """
-    transforms = _zoo().get_model_weights(name)[weights].transforms()
-    from_minus_1_to_1 = name in _WITH_AUXILIARY
-    return {
-        "resize_size": transforms.resize_size[0],
-        "crop_size": transforms.crop_size[0],
-        "interpolation": transforms.interpolation.value,
-        "mean": [0.5] * 3 if from_minus_1_to_1 else list(transforms.mean),
-        "std": [0.5] * 3 if from_minus_1_to_1 else list(transforms.std),
-    }
+    transforms = _named_weights(config).transforms()
+    from_minus_1_to_1 = config.name in _WITH_AUXILIARY
+    return PublishedPreprocessing(
+        crop_size=transforms.crop_size[0],
+        crop_pct=transforms.crop_size[0] / transforms.resize_size[0],
+        interpolation=transforms.interpolation.value,
+        mean=[0.5] * 3 if from_minus_1_to_1 else list(transforms.mean),
+        std=[0.5] * 3 if from_minus_1_to_1 else list(transforms.std),
+    )
+
+
+def _named_weights(config: ModelConfig) -> Any:
+    """torchvision's entry of the weights that ``config.weights`` names.
+
+    Raises:
+        UserError: there are no such weights for this net.
+    """
+    try:
+        return _zoo().get_model_weights(config.name)[config.weights]
+    except (KeyError, ValueError):
+        raise UserError(
+            f"model.weights: {config.weights} is neither a file nor the name of torchvision's "
+            f"weights for {config.name}"
+        ) from None

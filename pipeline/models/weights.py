@@ -12,17 +12,25 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError, first_few, first_line, note
-from pipeline.models import torchvision_nets
+from pipeline.models import timm_nets, torchvision_nets
 from pipeline.models.head import head_keys, resized_keys
 from pipeline.runtime import torch_file
 
 StateDict = dict[str, Tensor]
 
 
-def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
-    """Load ``config.weights``, a local file or the name of torchvision's weights.
+def load_weights(
+    net: nn.Module, config: ModelConfig, num_classes: int, image_size: int | None = None
+) -> None:
+    """Load ``config.weights``: a local file, the name of torchvision's weights, or timm's.
 
     With ``config.new_head`` the last layer keeps its present values.
+
+    Args:
+        net: the net of ``config``.
+        config: its options.
+        num_classes: number of its outputs.
+        image_size: as for `timm_nets.create`.
 
     Raises:
         UserError: no such file or name, an unreadable file, numbers that are not finite, or a
@@ -31,7 +39,7 @@ def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
     name = config.weights
     if name is None:
         raise ValueError("load_weights needs config.weights")
-    state = read_state(Path(name)) if is_file_name(name) else torchvision_nets.named_state(config)
+    state = read_state(Path(name)) if is_file_name(name) else _named_state(config, image_size)
     state = torchvision_nets.without_auxiliary(config.name, state)
     expected = net.state_dict()
     if config.new_head:
@@ -57,6 +65,18 @@ def load_weights(net: nn.Module, config: ModelConfig, num_classes: int) -> None:
             "it is damaged, or of a run that diverged: use another file"
         )
     net.load_state_dict(state)
+
+
+def _named_state(config: ModelConfig, image_size: int | None) -> StateDict:
+    """The state dict of published weights."""
+    if not timm_nets.is_timm(config.name):
+        return torchvision_nets.named_state(config)
+    if config.weights != timm_nets.PRETRAINED:
+        raise UserError(
+            f"model.weights: {config.weights} is neither a file nor pretrained, the weights that "
+            f"timm publishes for {config.name}"
+        )
+    return timm_nets.published_state(config.name, image_size)
 
 
 def _nonfinite_keys(expected: StateDict, state: StateDict) -> list[str]:
@@ -109,7 +129,9 @@ def read_state(path: Path) -> StateDict:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether ``model.weights`` is a file, not the name of torchvision's weights."""
+    """Whether ``model.weights`` is a file, not the name of published weights."""
+    if name == timm_nets.PRETRAINED:  # also where a folder of this name exists
+        return False
     return Path(name).suffix != "" or "/" in name or Path(name).exists()
 
 
