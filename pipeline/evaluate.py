@@ -43,7 +43,7 @@ from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.evaluation.summary import format_summary, write_outputs
 from pipeline.models import prepare
 from pipeline.models.attack_view import AttackView
-from pipeline.models.preprocessing import preprocessing_advice
+from pipeline.models.preprocessing import preprocessing_advice, resolve_preprocessing
 from pipeline.runtime import allocator, config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.monitor import Monitor
@@ -60,7 +60,7 @@ def main() -> None:
         Monitor(None, ranks.is_main) as monitor,
     ):
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every shard
-        config = reference.resolve_reference(config)
+        config = resolve_preprocessing(reference.resolve_reference(config))
         chain.stages_of(config.evaluation.attack)  # reports a mistake in an attack's options
         run_folder.check_folder(config, "evaluation")
         source.check_decoder(config.data, ranks.device)

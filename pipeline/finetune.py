@@ -29,7 +29,7 @@ from pipeline.data import source
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, exit_on_user_error, first_few, warn
 from pipeline.evaluation import reference
 from pipeline.models import prepare
-from pipeline.models.preprocessing import preprocessing_advice
+from pipeline.models.preprocessing import preprocessing_advice, resolve_preprocessing
 from pipeline.runtime import config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.files import write_json
@@ -62,7 +62,7 @@ def main() -> None:
 def make_trainer(config: FinetuneConfig, ranks: DistributedContext) -> Trainer:
     """Check the options and the data, open the output folder unless this is a dry run, and build
     the net; all ranks must call this."""
-    config = reference.resolve_reference(config)
+    config = resolve_preprocessing(reference.resolve_reference(config))
     chain.stages_of(config.evaluation.attack)  # reports a mistake in an attack's options
     run_folder.check_folder(config, "training")
     torch.manual_seed(config.train.seed)

@@ -31,6 +31,7 @@ from pipeline.evaluation import reference
 from pipeline.evaluation.evaluator import Finished
 from pipeline.evaluation.measure import Measurement
 from pipeline.models import prepare
+from pipeline.models.preprocessing import resolve_preprocessing
 from pipeline.runtime import run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.files import write_json
@@ -46,7 +47,7 @@ def main() -> None:
         distributed_session(config.runtime) as ranks,
         Monitor(None, ranks.is_main) as monitor,
     ):
-        config = reference.resolve_reference(config)
+        config = resolve_preprocessing(reference.resolve_reference(config))
         run_folder.check_folder(config, "adversarial")
         torch.manual_seed(0)
         source.check_decoder(config.data, ranks.device)

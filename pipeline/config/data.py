@@ -22,6 +22,12 @@ class DataConfig(Section):
     check_classes: bool = True
     """Refuse data whose classes differ from those of the weights, and training and evaluation
     images of different classes. false: warn only."""
+    preprocessing: Literal["options", "auto"] = "options"
+    """options: mean, std, crop_size, resize_size and interpolation have the values given here or
+    their defaults. auto: those set neither in a YAML file nor on the command line are the ones that
+    the weights were trained with, as stated by timm for its nets, or by torchvision for weights by
+    name; config.yaml of the run has the values. If crop_size is set, resize_size keeps its ratio to
+    it."""
     crop_size: int = number(224, _SIDE)
     """Side of the square input of the network, in pixels."""
     resize_size: int = number(256, _SIDE)
@@ -62,6 +68,12 @@ class DataConfig(Section):
     half_input: bool = False
     """On a GPU, pass half-precision channels_last images to the net. This halves the memory
     traffic."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Names of the options that the user has set; `pipeline.config.parse` fills it in. No field:
+        # it is neither an option nor stored.
+        self.explicit: frozenset[str] = frozenset()
 
     def decoder_on(self, device_type: str) -> Literal["cpu", "gpu"]:
         """What decodes images in a run on this type of device, cpu or cuda."""

@@ -32,7 +32,8 @@ from pipeline.config.checks import (
     describe_type,
     sections,
 )
-from pipeline.config.text import did_you_mean, parse_yaml, read_yaml
+from pipeline.config.origin import explicit_options, origin
+from pipeline.config.text import did_you_mean, flatten, parse_yaml, read_yaml
 from pipeline.errors import UserError, exit_on_user_error
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -69,9 +70,10 @@ def parse(
         try:
             config = _construct(cls, parser.parse_args(arguments))
         except OptionError as error:
-            raise UserError(_origin(error.option, arguments, files) + str(error)) from None
+            raise UserError(origin(error.option, arguments, files) + str(error)) from None
         except (ArgumentError, ValueError, TypeError, OverflowError) as error:
             raise UserError(_explain(cls, error)) from None
+    config.data.explicit = explicit_options("data", arguments, files)
     if config.output is None:
         name = list(files)[-1].stem if files else config.model.name.replace(":", "-")
         config.output = str(Path("runs") / (name + output_suffix))
@@ -252,26 +254,9 @@ def _construct(cls: type, values: Any) -> Any:
     return cls(**arguments)
 
 
-def _origin(option: str, argv: Sequence[str], files: dict[Path, dict[str, Any]]) -> str:
-    """The YAML file that an option's value is from, as a prefix of a message."""
-    names = {word.partition("=")[0].removeprefix("--").rstrip("+") for word in argv}
-    if any(option == name or option.startswith(f"{name}.") for name in names):
-        return ""
-    return next((f"{path}: " for path, v in reversed(files.items()) if option in flatten(v)), "")
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain nested dictionaries."""
     return dataclasses.asdict(config)
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with ``section.option`` for keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = prefix + key
-        flat |= flatten(value, name + ".") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def stored_differences(stored: Any, config: RunConfig, free: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reading YAML files of experiments, and suggestions for misspelt names."""
+"""Reading YAML files of experiments, nested options as one level, near misses of names."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -81,6 +81,15 @@ def _where(error: yaml.YAMLError) -> str:
 
 def _problem(error: yaml.YAMLError) -> str:
     return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with ``section.option`` for keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = prefix + key
+        flat |= flatten(value, name + ".") if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:

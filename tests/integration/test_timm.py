@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
@@ -33,7 +34,7 @@ def options(name: str, photos: Index) -> tuple[object, ...]:
     size, _ = NETS[name]
     return (
         *("--model.name", f"timm:{name}", "--data.train", photos.path, "--data.val", photos.path),
-        *("--data.crop_size", size, "--data.resize_size", size + 4),
+        *("--data.crop_size", size, "--data.preprocessing", "auto"),
         *("--evaluation.num_images", 4, "--evaluation.attack.max_iterations", 3),
     )
 
@@ -60,6 +61,8 @@ def test_a_net_of_timm(
             succeed(*run, resumed)
     assert "step 1, in" in succeed(*run, resumed)
     assert_same_weights(whole, resumed)
+    stored = yaml.safe_load((resumed / "config.yaml").read_text())["data"]
+    assert (stored["preprocessing"], stored["interpolation"]) == ("options", "bicubic")
     assert_other_weights(whole / "weights.pth", name)
 
     net, plain = nets(name, whole / "weights.pth")
