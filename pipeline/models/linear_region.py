@@ -61,12 +61,14 @@ _AFFINE: frozenset[Callable] = frozenset(
         torch.Tensor.__getitem__,
         torch.Tensor.sub,
         torch.Tensor.__sub__,
+        torch.Tensor.ndim.__get__,  # pyright: ignore[reportAttributeAccessIssue]
         torch.Tensor.shape.__get__,  # pyright: ignore[reportAttributeAccessIssue]
         torch.Tensor.device.__get__,
         torch.Tensor.dtype.__get__,  # pyright: ignore[reportAttributeAccessIssue]
         torch.Tensor.float,
         torch.Tensor.double,
         torch.Tensor.to,
+        torch._assert,  # a check of shapes; gives no tensor
         torch._C._set_grad_enabled,
     ]
 )

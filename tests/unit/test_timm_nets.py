@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
-from pipeline.models import timm_nets
+from pipeline.models import linear_region, timm_nets
 from pipeline.models.build import build
 from pipeline.models.head import head_keys
 from pipeline.models.weights import is_file_name
+from tests.helpers.gradients import gradient_by, plain_gradient
 
 NEEDS_TIMM = pytest.mark.skipif(
     importlib.util.find_spec("timm") is None, reason="needs the package timm (extra timm)"
@@ -79,6 +80,20 @@ def test_nets_of_one_size_are_built_for_that_of_the_images() -> None:
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     with pytest.raises(UserError, match=r"cannot be built for images of 33 x 33 \(data\.crop_size"):
         build(ModelConfig(name="timm:nest_tiny"), 10, image_size=33)
+
+
+@NEEDS_TIMM
+def test_relu_nets_need_no_second_derivatives() -> None:
+    """timm joins batch norm and activation in a layer that checks the number of dimensions."""
+    torch.manual_seed(0)
+    net = build(ModelConfig(name="timm:regnetx_002"), 5).double().eval()
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        labels = net(images).argmax(dim=1)
+    assert linear_region.is_piecewise_linear(net, images[:1])
+    exact = plain_gradient(net, images, labels)
+    assert exact.norm() > 0
+    torch.testing.assert_close(gradient_by(net, images, labels), exact, rtol=1e-6, atol=1e-9)
 
 
 @NEEDS_TIMM
