@@ -107,7 +107,15 @@ def batch_norms(net: nn.Module) -> Iterator[nn.Module]:
     return (m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
+_PROBABILITIES = {"StochasticDepth": "p", "DropPath": "drop_prob"}  # torchvision's and timm's
+
+
 def draws(module: nn.Module) -> bool:
-    """Whether a layer draws random numbers in training mode: dropout, stochastic depth."""
-    paths = ("StochasticDepth", "DropPath")  # torchvision's and timm's
-    return isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in paths
+    """Whether a layer draws random numbers in training mode: dropout, stochastic depth.
+
+    With probability 0, which is the default of many ViTs, it passes its input on.
+    """
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p != 0
+    attribute = _PROBABILITIES.get(type(module).__name__)
+    return attribute is not None and getattr(module, attribute, None) != 0

@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig
 from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView
+from pipeline.models.build import draws
 from pipeline.models.fixed_dropout import DropoutMasks
 from pipeline.training.objective import Objective, make_objective
 from tests.helpers import nets
@@ -111,3 +113,36 @@ def test_nets_whose_rows_are_no_images_are_refused() -> None:
     view.draw_dropout_masks(2)
     with pytest.raises(UserError, match="one row for each image"):
         view(torch.ones(2, 4, 3, 3))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth as timm has it, by the name of its attribute."""
+
+    def __init__(self, drop_prob: float | None) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Dropout(0.0), False),
+        (nn.Dropout2d(0.1), True),
+        (StochasticDepth(0.0, "row"), False),
+        (StochasticDepth(0.1, "row"), True),
+        (DropPath(0.0), False),
+        (DropPath(0.1), True),
+        (DropPath(None), True),  # its own code decides
+        (nn.ReLU(), False),
+    ],
+)
+def test_which_layers_draw_random_numbers(layer: nn.Module, expected: bool) -> None:
+    assert draws(layer) is expected
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_dropout_of_probability_0_needs_no_passes_of_its_own(p: float) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(p), nn.Linear(8, 3))
+    objective = make_objective(net.train(), RegularizerConfig(gradient="one_step"))
+    reason = objective.why_passes_are_separate(torch.randn(2, 1, 4, 4))
+    assert (reason is None) is (p == 0)
