@@ -9,6 +9,7 @@ r"""Measure the speed of the gradient, the attack, the loader, and a whole train
     python tools/benchmark.py loader --data train.parquet
     python tools/benchmark.py step --device cuda --model resnet18 --precision bf16 --num-images 256
     python tools/benchmark.py robustness --runs runs/reproduce/mnist_mlp
+    python tools/benchmark.py families    # nets of each family: FLOPs of a step, in plain steps
     python tools/benchmark.py batches     # whether an image's last bits depend on its batch
     python tools/benchmark.py data        # index, plan and scan at ILSVRC-2012's size
 
@@ -27,6 +28,7 @@ from benchmarks import (
     data,
     deepfool,
     evaluation,
+    families,
     loader,
     regularizer,
     robustness,
@@ -45,12 +47,13 @@ BENCHMARKS = {
     "loader": loader.benchmark,
     "step": step.benchmark,
     "robustness": robustness.benchmark,
+    "families": families.benchmark,
     "batches": batches.benchmark,
     "data": data.benchmark,
 }
 DEFAULT_IMAGES = (
     "regularizer 16, deepfool 64, attacks 32, evaluation 100, loader 1024 per repeat, "
-    "step 32 per batch"
+    "step 32 per batch, families 2"
 )
 
 

@@ -1,11 +1,17 @@
 """tools/benchmark.py runs, its variants do what their names say, and its JSON is complete."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import families
 from benchmarks.common import regularizers
+from benchmarks.counters import counted
 from pipeline.data.index import Index
 from tests.helpers.in_process import call
 from tests.helpers.runs import Run, expect_error
@@ -69,6 +75,34 @@ def test_regularizer_with_true_labels(
     for name in names:
         assert rows[name]["flops_ratio"] <= rows[f"{name}, all samples"]["flops_ratio"]
         assert rows[name]["lowest_cosine"] > 0.9
+
+
+def test_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "NETS", {"squeezenet1_1": 64, "tests.helpers.nets:smooth": 32})
+    linear, smooth = rows_of(tmp_path, "families").values()
+    assert (linear["unrolled_by"], linear["first_nonlinear"]) == ("linear pieces", "")
+    assert (smooth["unrolled_by"], smooth["first_nonlinear"]) == ("second derivatives", "gelu")
+    for row in (linear, smooth):
+        assert 1.9 < row["one step"] < row["boundary"] < row["unrolled"]
+
+
+def test_families_without_timm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(families.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(families, "measure", lambda name, *_: {"name": name})
+    rows = families.benchmark(argparse.Namespace())
+    assert [row["name"] for row in rows] == [n for n in families.NETS if not n.startswith("timm:")]
+    assert "timm is not installed" in capsys.readouterr().out
+
+
+def test_fused_attention_is_counted() -> None:
+    q, k, v = (torch.randn(2, 3, 8, 16) for _ in range(3))
+    flops = {}
+    for backend in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
+        with sdpa_kernel(backend):
+            _, flops[backend] = counted(lambda: F.scaled_dot_product_attention(q, k, v))
+    assert set(flops.values()) == {2 * (2 * 2 * 3 * 8 * 8 * 16)}  # two products of matrices
 
 
 def check_rates(rows: dict[str, dict]) -> None:

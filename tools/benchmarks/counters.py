@@ -3,10 +3,25 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 Result = TypeVar("Result")
+
+# Fused attention on a CPU has no formula of torch's. Its arguments begin as those of the kernels on
+# a GPU do.
+_ON_GPU = "_scaled_dot_product_flash_attention"
+_ON_CPU = f"{_ON_GPU}_for_cpu"
+_FORMULAS = {
+    **flop_registry,
+    **{
+        getattr(torch.ops.aten, _ON_CPU + suffix): flop_registry[
+            getattr(torch.ops.aten, _ON_GPU + suffix)
+        ]
+        for suffix in ("", "_backward")
+    },
+}
 
 
 class Flops(TorchDispatchMode):
@@ -23,7 +38,7 @@ class Flops(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        formula = flop_registry.get(func.overloadpacket)
+        formula = _FORMULAS.get(func.overloadpacket)
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=result)
         return result
