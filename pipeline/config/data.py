@@ -90,8 +90,9 @@ class DataConfig(Section):
         else:
             require(len(self.mean) == self.channels, "mean", rule, self.mean)
         require(len(self.std) == self.channels, "std", rule, self.std)
+        # With auto, one of the two may still be a default that the weights' value replaces.
         require(
-            self.resize_size >= self.crop_size,
+            self.preprocessing == "auto" or self.resize_size >= self.crop_size,
             "resize_size",
             f"at least crop_size ({self.crop_size})",
             self.resize_size,

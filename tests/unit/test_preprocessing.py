@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from launchers import finetune
 from pipeline.config import EvaluateConfig, FinetuneConfig, RunConfig, parse
 from pipeline.errors import UserError
 from pipeline.models import timm_nets
@@ -73,6 +74,17 @@ def test_the_stored_configuration_has_the_values(
     again = resolved("--config", tmp_path / "config.yaml", "--data.preprocessing", "auto")
     assert values(again) == values(config)
     assert "data.preprocessing auto has no effect: all of its" in capsys.readouterr().out
+
+
+def test_launchers_store_the_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The jobs read every option from a YAML file, where none is left for auto."""
+    argv = [*TORCHVISION, "--data.train", "x.parquet", "--output", str(tmp_path)]
+    _, configs = finetune.parse_configs([["data.crop_size", "150", "300"]], argv)
+    assert [values(config)[2:] for config in configs] == [
+        (150, 160, "bicubic"),
+        (300, 320, "bicubic"),
+    ]
+    assert {config.data.preprocessing for config in configs} == {"options"}
 
 
 @pytest.mark.parametrize(

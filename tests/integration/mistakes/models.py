@@ -193,6 +193,11 @@ CASES: list[Case] = [
         r"state_dict\(\), or convert it to \.safetensors\n",
     ),
     Case(
+        "preprocessing of a net without a publisher",
+        lambda _: (FINETUNE, "--data.preprocessing", "auto", *DRY),
+        r"data\.preprocessing auto: the preprocessing of mlp with random weights is not known",
+    ),
+    Case(
         "near miss of a net", with_name("resnet81"), r"no net 'resnet81'; did you mean resnet18\?"
     ),
 ]
