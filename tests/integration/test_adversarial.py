@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,7 @@ def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Pat
     assert joined.is_array.sum() == 150
     assert joined.ids.to_pylist()[:6000] == images.ids.to_pylist()
     # Batches of images, of arrays and of both, mirrored by the plan.
-    data = DataConfig(**(vars(DATA) | {"hflip": True}))
+    data = replace(DATA, hflip=True)
     plan = TrainingPlan(joined, data, TrainConfig(batch_size=50), 0, 1)
     stored = loaded(index.read(str(made / "index.parquet")))
     specs = list(plan.specs(0, plan.steps_per_epoch))
@@ -152,4 +153,4 @@ def test_images_and_examples_are_trained_with_together(made: Path, tmp_path: Pat
     output = succeed("pipeline/finetune.py", *argv, "--output", tmp_path / "run")
     assert "15 with the cross-entropy only" in output
     with pytest.raises(UserError, match=r"its arrays are not of the shape \(1, 24, 24\)"):
-        Loader(joined, iter(specs), DataConfig(**(vars(DATA) | {"crop_size": 24})), CPU, 50, 2)
+        Loader(joined, iter(specs), replace(DATA, crop_size=24), CPU, 50, 2)
