@@ -39,7 +39,7 @@ BOUNDS = {
     "bf16 boundary": Bounds(launches=2800, waits=12),
     "bf16 one_step": Bounds(launches=1500, waits=1),
     "exhaustive": Bounds(launches=1750, waits=12),
-    "pruned": Bounds(launches=1600, waits=12),
+    "pruned": Bounds(launches=1600, waits=13),
     "fgs": Bounds(launches=2050, waits=14),
 }
 SLOW_STEPS = [name for name in STEPS if name not in QUICK_STEPS]
