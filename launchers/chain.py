@@ -34,9 +34,8 @@ from launchers.run_status import Submission
 from launchers.tasks import Report
 from pipeline.config import arguments, parse
 from pipeline.errors import exit_on_user_error, warn
-from pipeline.evaluation import reference
+from pipeline.evaluation.resolve import resolve
 from pipeline.evaluation.shard_results import Manifest
-from pipeline.models.preprocessing import resolve_preprocessing
 
 # The evaluations: name of the folder, and file of the weights, which the fine-tuning writes.
 PARTS = {"before": "reference.pth", "after": "weights.pth"}
@@ -86,7 +85,7 @@ def evaluations_of(
         config_file.save(dataclasses.replace(tuning, resume="auto"), base)
         search = ["--evaluation.fgs.search", "true"]
         config = parse.parse(EvaluateConfig, __doc__, ["--config", str(base), *search, *argv])
-    config = resolve_preprocessing(reference.resolve_reference(config))
+    config = resolve(config)
     config = submit.with_absolute_paths(config)
     # The weights to evaluate do not exist yet, so the check uses those that the fine-tuning starts
     # from. With model.new_head they do not fit the new head; then the check uses none.

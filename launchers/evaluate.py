@@ -29,10 +29,10 @@ from pipeline import evaluate as entry
 from pipeline.config import arguments, parse
 from pipeline.data import source
 from pipeline.errors import UserError, exit_on_user_error, warn
-from pipeline.evaluation import merge, reference
+from pipeline.evaluation import merge
+from pipeline.evaluation.resolve import resolve
 from pipeline.evaluation.shard_results import Manifest, refuse_other
 from pipeline.models import prepare
-from pipeline.models.preprocessing import resolve_preprocessing
 
 
 def parser() -> arguments.Parser:
@@ -131,7 +131,7 @@ def main() -> None:
     config = parse.parse(EvaluateConfig, __doc__, run_argv, output_suffix="-evaluation")
     with exit_on_user_error():
         resources = options.resources(args)
-        config = resolve_preprocessing(reference.resolve_reference(config))
+        config = resolve(config)
         manifest = check(config)
         total = num_shards(args.shards, 8, manifest)
         warn(*warn_ignored(config))

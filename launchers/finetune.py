@@ -33,9 +33,8 @@ from pipeline.config import arguments, parse
 from pipeline.data import source
 from pipeline.data.batches import TrainingPlan
 from pipeline.errors import exit_on_user_error, warn
-from pipeline.evaluation import reference
+from pipeline.evaluation.resolve import resolve
 from pipeline.models import prepare
-from pipeline.models.preprocessing import resolve_preprocessing
 
 
 def parser() -> arguments.Parser:
@@ -73,7 +72,7 @@ def parse_configs(
         point_argv = [text for name, value in point for text in (f"--{name}", value)]
         config = parse.parse(FinetuneConfig, __doc__, [*run_argv, *point_argv])
         config.output = str(folder / options.name_of(point))
-        config = resolve_preprocessing(reference.resolve_reference(config))
+        config = resolve(config)
         configs.append(submit.with_absolute_paths(config))
     return folder, configs
 

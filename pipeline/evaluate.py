@@ -28,7 +28,7 @@ from pipeline.attacks import chain
 from pipeline.data import source
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
-from pipeline.evaluation import attack_space, merge, reference
+from pipeline.evaluation import attack_space, merge
 from pipeline.evaluation.evaluator import Finished
 from pipeline.evaluation.manifest import Identity, Manifest
 from pipeline.evaluation.measure import Measurement, gather_samples
@@ -38,12 +38,13 @@ from pipeline.evaluation.protocol import (
     preprocessing_of,
     weights_hash,
 )
+from pipeline.evaluation.resolve import resolve
 from pipeline.evaluation.self_check import largest_difference
 from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.evaluation.summary import format_summary, write_outputs
 from pipeline.models import prepare
 from pipeline.models.attack_view import AttackView
-from pipeline.models.preprocessing import preprocessing_advice, resolve_preprocessing
+from pipeline.models.preprocessing import preprocessing_advice
 from pipeline.runtime import allocator, config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.monitor import Monitor
@@ -60,7 +61,7 @@ def main() -> None:
         Monitor(None, ranks.is_main) as monitor,
     ):
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every shard
-        config = resolve_preprocessing(reference.resolve_reference(config))
+        config = resolve(config)
         chain.stages_of(config.evaluation.attack)  # reports a mistake in an attack's options
         run_folder.check_folder(config, "evaluation")
         source.check_decoder(config.data, ranks.device)

@@ -27,11 +27,10 @@ from pipeline.data import array_tars, source
 from pipeline.data.index import join
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
 from pipeline.evaluate import describe
-from pipeline.evaluation import reference
 from pipeline.evaluation.evaluator import Finished
 from pipeline.evaluation.measure import Measurement
+from pipeline.evaluation.resolve import resolve
 from pipeline.models import prepare
-from pipeline.models.preprocessing import resolve_preprocessing
 from pipeline.runtime import run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.files import write_json
@@ -47,7 +46,7 @@ def main() -> None:
         distributed_session(config.runtime) as ranks,
         Monitor(None, ranks.is_main) as monitor,
     ):
-        config = resolve_preprocessing(reference.resolve_reference(config))
+        config = resolve(config)
         run_folder.check_folder(config, "adversarial")
         torch.manual_seed(0)
         source.check_decoder(config.data, ranks.device)

@@ -21,7 +21,7 @@ from pipeline.config import (
     parse,
 )
 from pipeline.errors import UserError
-from pipeline.evaluation.reference import resolve_reference
+from pipeline.evaluation.resolve import resolve
 from reproduction import data, experiments
 from reproduction.experiments import (
     DISTANCES,
@@ -226,7 +226,7 @@ class Planner:
         base += [*data.options(self.experiment.data, self.data), "--train.seed", str(seed)]
         argv = [*base, *self.options, *options, "--output", str(folder)]
         config = parse.parse(FinetuneConfig, "", argv)
-        return with_absolute_paths(resolve_reference(config))
+        return with_absolute_paths(resolve(config))
 
     def _add(self, planned: PlannedRun) -> PlannedRun:
         """Add a run unless it is there; returns the one that is there."""
