@@ -27,14 +27,15 @@ import torch
 from pipeline.attacks import chain
 from pipeline.data import source
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, exit_on_user_error, first_few, warn
-from pipeline.evaluation import reference
+from pipeline.evaluation.resolve import resolve
 from pipeline.models import prepare
-from pipeline.models.preprocessing import preprocessing_advice, resolve_preprocessing
+from pipeline.models.preprocessing import preprocessing_advice
+from pipeline.models.trial import trial_images
 from pipeline.runtime import config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.files import write_json
 from pipeline.runtime.monitor import Monitor
-from pipeline.training.cost_note import cost_note, trial_images
+from pipeline.training.cost_note import cost_note
 from pipeline.training.trainer import Trainer
 
 
@@ -62,7 +63,7 @@ def main() -> None:
 def make_trainer(config: FinetuneConfig, ranks: DistributedContext) -> Trainer:
     """Check the options and the data, open the output folder unless this is a dry run, and build
     the net; all ranks must call this."""
-    config = resolve_preprocessing(reference.resolve_reference(config))
+    config = resolve(config)
     chain.stages_of(config.evaluation.attack)  # reports a mistake in an attack's options
     run_folder.check_folder(config, "training")
     torch.manual_seed(config.train.seed)
@@ -107,7 +108,7 @@ def describe(trainer: Trainer) -> str:
     budget = ""
     if trainer.runner.budget is not None:
         budget = f"\nregularizer.max_images auto: {trainer.runner.budget}"
-    cost = cost_note(trainer.runner.objective, trial_images(config.data, ranks.device))
+    cost = cost_note(trainer.runner.objective, trial_images(config.data, 2).to(ranks.device))
     per_step = f"{ranks.world_size} rank(s) x {config.train.gradient_accumulation_steps} pass(es)"
     return (
         f"{config.model.name}, {num_parameters:,} trained parameters, {config.runtime.precision} "

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import FinetuneConfig, RunConfig
+from pipeline.config import DataConfig, FinetuneConfig, RunConfig
 from pipeline.errors import UserError, first_few, first_line, warn
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime.importing import describe_exception
@@ -44,13 +44,19 @@ def check_net(net: nn.Module, config: RunConfig, num_classes: int) -> None:
         _freeze_unused(net, logits, name)
 
 
+def trial_images(data: DataConfig, number: int) -> Tensor:
+    """Images (N, C, S, S) of noise on the CPU, to try a net with.
+
+    Not zeros: a net may divide by an image's norm. The run's random numbers stay as they are.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(number, data.channels, data.crop_size, data.crop_size, generator=generator)
+
+
 def _differentiable_logits(net: nn.Module, config: RunConfig) -> Tensor:
     """Logits (1, K) of one image, with a graph that reaches the image."""
     data, name = config.data, f"model.name: {config.model.name}"
-    # Not zeros: a net may divide by an image's norm. A separate generator, so that the run's random
-    # numbers do not depend on this trial.
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, data.channels, data.crop_size, data.crop_size, generator=generator)
+    images = trial_images(data, 1)
     try:
         graph = AttackView(net).forward_with_grad(images)
     except UserError:

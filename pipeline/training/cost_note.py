@@ -1,19 +1,10 @@
 """What makes a run slower than others, to be said when it begins."""
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.config import DataConfig
 from pipeline.methods import DeepDefense
 from pipeline.regularizer.unrolled import is_piecewise_linear_attack
 from pipeline.training.objective import Objective
-
-
-def trial_images(data: DataConfig, device: torch.device) -> Tensor:
-    """Two images (2, C, S, S) of noise; the run's random numbers stay as they are."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, data.channels, data.crop_size, data.crop_size)
-    return torch.randn(shape, generator=generator).to(device)
 
 
 def cost_note(objective: Objective, images: Tensor) -> str:

@@ -6,10 +6,9 @@ from torch import nn
 
 from pipeline.config import AttackConfig, DataConfig, FinetuneConfig, ObjectiveConfig
 from pipeline.config import RegularizerConfig as Options
-from pipeline.training.cost_note import cost_note, trial_images
+from pipeline.models.trial import trial_images
+from pipeline.training.cost_note import cost_note
 from pipeline.training.objective import Objective
-
-CPU = torch.device("cpu")
 
 
 def note(activation: nn.Module, groups: int, options: Options, method: str) -> str:
@@ -42,5 +41,5 @@ def test_trial_images_leave_random_numbers_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    assert trial_images(DataConfig(crop_size=8, resize_size=8), CPU).shape == (2, 3, 8, 8)
+    assert trial_images(DataConfig(crop_size=8, resize_size=8), 2).shape == (2, 3, 8, 8)
     assert torch.equal(torch.rand(3), expected)
