@@ -279,9 +279,14 @@ def _in_place(args: tuple, kwargs: dict) -> bool:
 
 def is_piecewise_linear(net: Callable[[Tensor], Tensor], images: Tensor) -> bool:
     """Whether every operation of the net is known, tried on one image (1, C, H, W)."""
+    return not unknown_operation(net, images)
+
+
+def unknown_operation(net: Callable[[Tensor], Tensor], images: Tensor) -> str:
+    """The first operation of the net that is not known to be piecewise linear; empty if all are."""
     try:
         with torch.no_grad(), RecordActivationPattern():
             net(images)
-    except NotPiecewiseLinear:
-        return False
-    return True
+    except NotPiecewiseLinear as error:
+        return str(error)
+    return ""

@@ -24,6 +24,7 @@ from pipeline.models.attack_view import AttackView
 from pipeline.runtime import allocator, machine
 from pipeline.runtime.files import writable, write_json
 from pipeline.runtime.reproducibility import set_tf32, use_reproducible_kernels
+from pipeline.training.objective import Objective
 
 Row = dict[str, Any]
 JSON_REMEDY = "give another --json"
@@ -219,6 +220,18 @@ def _shown(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def training_pass(
+    objective: Objective, images: Tensor, labels: Tensor, *, use_methods: bool
+) -> Callable[[], None]:
+    """The passes of a training step, without the optimiser."""
+
+    def run() -> None:
+        objective.zero_grad(set_to_none=True)
+        objective(images, labels, use_methods=use_methods).loss.backward()
+
+    return run
 
 
 def regularizers(max_images: int | Literal["auto"] | None) -> dict[str, RegularizerConfig]:

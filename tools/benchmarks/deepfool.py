@@ -12,7 +12,6 @@ from benchmarks.common import (
     NUM_CANDIDATES,
     OVERSHOOT,
     Row,
-    device_of,
     in_turn,
     load_attack,
     rates,
@@ -103,7 +102,6 @@ def our_attack(view: AttackView, images: Tensor, config: AttackConfig) -> Attack
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
     """One row for each variant: images/s, their ratio to foolbox's, rho2, share flipped."""
-    device = device_of(options)
     view, images, labels = load_attack(options, default=64)
     other_libraries = {
         "foolbox": foolbox_attack(view.net, images, labels),
@@ -111,16 +109,26 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     }
     attacks = {name: run for name, run in other_libraries.items() if run is not None}
     attacks |= {name: our_attack(view, images, config) for name, config in OURS.items()}
+    return measure(attacks, view, images, labels, options.repeats)
+
+
+def measure(
+    attacks: dict[str, Callable[[], Tensor]],
+    view: AttackView,
+    images: Tensor,
+    labels: Tensor,
+    repeats: int,
+) -> list[Row]:
+    """One row for each attack: images/s, rho2, and the share whose class has changed."""
     # This call is also a warm-up.
-    results = {name: quality(view, images, labels, run()) for name, run in attacks.items()}
-    return rates(in_turn(attacks, options.repeats, device), len(images), results)
+    results = {name: _quality(view, images, labels, run()) for name, run in attacks.items()}
+    return rates(in_turn(attacks, repeats, images.device), len(images), results)
 
 
 @torch.no_grad()
-def quality(
+def _quality(
     view: AttackView, images: Tensor, labels: Tensor, perturbed: Tensor
 ) -> dict[str, float]:
-    """rho2 of perturbed images, and the share whose class has changed."""
     ratio = per_sample_norm((perturbed - images).double()) / per_sample_norm(images.double())
     flipped = view(perturbed).argmax(dim=1) != labels
     return {"rho2": ratio.mean().item(), "flipped": flipped.float().mean().item()}

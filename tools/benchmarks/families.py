@@ -2,19 +2,17 @@
 
 import argparse
 import importlib.util
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Row, device_of, layout_of, regularizers
+from benchmarks.common import Row, device_of, layout_of, regularizers, training_pass
 from benchmarks.counters import counted
-from pipeline.config import ModelConfig, RegularizerConfig
+from pipeline.config import ModelConfig
 from pipeline.errors import first_line
 from pipeline.models import build, timm_nets
 from pipeline.models.attack_view import AttackView
-from pipeline.models.linear_region import NotPiecewiseLinear, RecordActivationPattern
+from pipeline.models.linear_region import unknown_operation
 from pipeline.training.objective import make_objective
 
 NUM_CLASSES = 1000
@@ -70,7 +68,10 @@ def measure(name: str, size: int, options: argparse.Namespace) -> Row:
         labels = net(images).argmax(dim=1)  # correct, so that every image is attacked
     operation = first_nonlinear_operation(net, images)
     configs = regularizers(options.max_images)
-    plain = counted(_step(net, configs["unrolled"], images, labels, use_methods=False))[1]
+    plain_pass = training_pass(
+        make_objective(net, configs["unrolled"]), images, labels, use_methods=False
+    )
+    plain = counted(plain_pass)[1]
     row: Row = {
         "name": name,
         "pixels": size,
@@ -79,7 +80,9 @@ def measure(name: str, size: int, options: argparse.Namespace) -> Row:
         "first_nonlinear": operation,
     }
     for gradient in GRADIENTS:
-        step = _step(net, configs[gradient], images, labels, use_methods=True)
+        step = training_pass(
+            make_objective(net, configs[gradient]), images, labels, use_methods=True
+        )
         try:
             step()  # the first step also tries what the net supports
             row[gradient] = counted(step)[1] / plain
@@ -90,28 +93,5 @@ def measure(name: str, size: int, options: argparse.Namespace) -> Row:
 
 def first_nonlinear_operation(net: nn.Module, images: Tensor) -> str:
     """The first operation that is not known to be piecewise linear; empty if all are."""
-    view = AttackView(net)
-    first = torch.zeros(1, dtype=torch.int64, device=images.device)
-    try:
-        with torch.no_grad(), RecordActivationPattern():
-            view(images[:1], first)
-    except NotPiecewiseLinear as error:
-        return str(error)
-    return ""
-
-
-def _step(
-    net: nn.Module,
-    config: RegularizerConfig,
-    images: Tensor,
-    labels: Tensor,
-    use_methods: bool,
-) -> Callable[[], Any]:
-    """The passes of a training step, without the optimiser."""
-    objective = make_objective(net, config)
-
-    def run() -> None:
-        net.zero_grad(set_to_none=True)
-        objective(images, labels, use_methods=use_methods).loss.backward()
-
-    return run
+    view, first = AttackView(net), torch.zeros(1, dtype=torch.int64, device=images.device)
+    return unknown_operation(lambda image: view(image, first), images[:1])

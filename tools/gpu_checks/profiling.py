@@ -7,18 +7,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
-from benchmarks.common import Row, layout_of, load_net, regularizers, runtime_of, synchronise
+from benchmarks.common import (
+    Row,
+    layout_of,
+    load_net,
+    regularizers,
+    runtime_of,
+    synchronise,
+    training_pass,
+)
 from gpu_checks.check import ROOT, Record, Setup, Skip
 from gpu_checks.tables import options_of
 from pipeline.config import RegularizerConfig
-from pipeline.training.objective import Objective, make_objective
+from pipeline.training.objective import make_objective
 
 NUM_IMAGES = 32  # for waits and launches: the fewer images, the more they cost
 TIMED_STEPS = 5
@@ -26,21 +33,7 @@ OUTSIDE = "outside pipeline/, or in a backward pass"  # whose warnings torch sho
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel")  # names of the calls begin like this
 
 
-class Step(NamedTuple):
-    """A forward and backward pass of one objective on one batch."""
-
-    objective: Objective
-    images: Tensor
-    labels: Tensor
-    use_methods: bool
-
-    def run(self) -> None:
-        """One step, without an optimiser."""
-        self.objective.zero_grad(set_to_none=True)
-        self.objective(self.images, self.labels, use_methods=self.use_methods).loss.backward()
-
-
-def steps_of(setup: Setup, num_images: int) -> dict[str, Step]:
+def steps_of(setup: Setup, num_images: int) -> dict[str, Callable[[], None]]:
     """A plain step and one of each gradient, in bf16 and channels_last, on the classes that the
     net predicts, so that all images are correct."""
     options = options_of(setup, "step", num_images, "bf16")
@@ -55,7 +48,7 @@ def steps_of(setup: Setup, num_images: int) -> dict[str, Step]:
     with torch.no_grad():
         labels = objectives["plain"].view(images).argmax(dim=1)
     return {
-        name: Step(objective, images, labels, name != "plain")
+        name: training_pass(objective, images, labels, use_methods=name != "plain")
         for name, objective in objectives.items()
     }
 
@@ -65,11 +58,11 @@ def waits(setup: Setup, record: Record) -> None:
     if not setup.on_gpu:
         raise Skip("torch counts waits only on a GPU")
     for name, step in steps_of(setup, NUM_IMAGES).items():
-        step.run()  # what the first step alone does is not counted
+        step()  # what the first step alone does is not counted
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with counted_warnings() as sites:
-                step.run()
+                step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
         title = f"{name}: waits in a step of {NUM_IMAGES} images"
@@ -107,8 +100,8 @@ def launches(setup: Setup, record: Record) -> None:
     """Kernel launches of a step; on a CPU operations of ATen, also those inside others."""
     rows: list[Row] = []
     for name, step in steps_of(setup, NUM_IMAGES if setup.on_gpu else 2).items():
-        step.run()
-        events = profiled(setup, step.run)
+        step()
+        events = profiled(setup, step)
         if setup.on_gpu:
             number = sum(event.name.startswith(LAUNCHES) for event in events)
         else:
@@ -128,9 +121,9 @@ def busy(setup: Setup, record: Record) -> None:
     size = max(setup.size.batch_sizes)
     steps = steps_of(setup, size)
     for name in ("plain", "boundary", "one step"):
-        steps[name].run()
-        seconds = _seconds(setup, steps[name].run)
-        events = profiled(setup, steps[name].run)
+        steps[name]()
+        seconds = _seconds(setup, steps[name])
+        events = profiled(setup, steps[name])
         kernels = (
             (event.time_range.start, event.time_range.end)
             for event in events

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import benchmark as tool
 from benchmarks import deepfool, regularizer, step
-from benchmarks.common import Row, in_turn, load_attack, rates, training_loader
+from benchmarks.common import Row, load_attack, training_loader
 from benchmarks.loader import images_per_second
 from gpu_checks.check import Record, Setup
 from gpu_checks.evaluation import measurement
@@ -67,9 +67,7 @@ def _deepfool_rows(options: argparse.Namespace) -> list[Row]:
     attacks = {
         name: deepfool.our_attack(view, images, config) for name, config in deepfool.OURS.items()
     }
-    results = {name: deepfool.quality(view, images, labels, run()) for name, run in attacks.items()}
-    seconds = in_turn(attacks, options.repeats, images.device)
-    return rates(seconds, len(images), results)
+    return deepfool.measure(attacks, view, images, labels, options.repeats)
 
 
 def loader_table(setup: Setup, record: Record) -> None:
