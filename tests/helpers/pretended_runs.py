@@ -54,11 +54,11 @@ FAULTS: dict[str, Callable[[Tensor], object]] = {
 
 
 def outcome_of(work: Callable[[], Outcome]) -> Outcome:
-    """The outcome, or the error and the line that raised it."""
+    """The outcome, or the error and its traceback."""
     try:
         return work()
     except Exception as error:
-        return {"error": f"{error}\n{traceback.format_exc()[-1500:]}"}
+        return {"error": traceback.format_exc()}
 
 
 def _steps(names: Iterable[str], pictures: Index) -> dict[str, Outcome]:
