@@ -37,7 +37,7 @@ def build(config: ModelConfig, num_classes: int, image_size: int | None = None) 
     Raises:
         UserError: no such net, or weights that are missing or do not fit.
     """
-    net = _construct(config.name, num_classes, image_size)
+    net = construct(config.name, num_classes, image_size)
     make_twice_differentiable(net)
     if config.init_std is not None:
         _draw_weights(net, config.init_std)
@@ -51,7 +51,14 @@ def build(config: ModelConfig, num_classes: int, image_size: int | None = None) 
     return net
 
 
-def _construct(name: str, num_classes: int, image_size: int | None) -> nn.Module:
+def construct(name: str, num_classes: int, image_size: int | None = None) -> nn.Module:
+    """The net ``name`` with random weights, as its library builds it.
+
+    The arguments are those of `build`.
+
+    Raises:
+        UserError: no such net.
+    """
     if name in PAPER_NETS:
         return PAPER_NETS[name](num_classes)
     if timm_nets.is_timm(name):

@@ -4,6 +4,7 @@ In: the name of a net. Out: the net, its published state dict, and the preproces
 timm is optional (extra ``timm``), so it is imported where it is used.
 """
 
+import dataclasses
 import importlib
 from typing import Any
 
@@ -36,8 +37,7 @@ def create(name: str, num_classes: int, image_size: int | None = None) -> nn.Mod
     Raises:
         UserError: timm is missing or has no such net, or the net cannot have this size.
     """
-    timm, config = _timm(), _published_config(name)
-    options = _size_options(config, image_size)
+    timm, options = _timm(), size_options(name, image_size)
     try:
         return timm.create_model(name.removeprefix(PREFIX), num_classes=num_classes, **options)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
@@ -67,7 +67,7 @@ def published_state(name: str, image_size: int | None = None) -> dict[str, Tenso
     )
     try:
         net = timm.create_model(
-            name.removeprefix(PREFIX), pretrained=True, **_size_options(config, image_size)
+            name.removeprefix(PREFIX), pretrained=True, **size_options(name, image_size)
         )
     # The download has many errors of its own: those of the hub, of its HTTP client, of the network.
     except Exception as error:
@@ -99,6 +99,22 @@ def preprocessing(name: str) -> PublishedPreprocessing:
         mean=list(config.mean),
         std=list(config.std),
     )
+
+
+def size_options(name: str, image_size: int | None) -> dict[str, int]:
+    """timm's option of the side of the input in pixels, for nets that are built for one size."""
+    if image_size is None or not _published_config(name).fixed_input_size:
+        return {}
+    return {"img_size": image_size}
+
+
+def published_fields(name: str) -> dict[str, Any]:
+    """The fields of timm's ``PretrainedCfg`` of a net.
+
+    Raises:
+        UserError: timm is missing, or has no such net.
+    """
+    return dataclasses.asdict(_published_config(name))
 
 
 def _timm() -> Any:
@@ -138,10 +154,3 @@ def _published_config(name: str) -> Any:
     else:
         near = near or "; timm.list_models() lists all"
     raise UserError(f"model.name: timm has no net {short_name!r}{near}")
-
-
-def _size_options(config: Any, image_size: int | None) -> dict[str, int]:
-    """The size of the input, for nets that are built for one size."""
-    if image_size is None or not config.fixed_input_size:
-        return {}
-    return {"img_size": image_size}

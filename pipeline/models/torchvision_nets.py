@@ -25,8 +25,12 @@ def names() -> list[str]:
 
 def create(name: str, num_classes: int) -> nn.Module:
     """A net with random weights, without auxiliary classifiers."""
-    options = {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY else {}
-    return _zoo().get_model(name, weights=None, num_classes=num_classes, **options)
+    return _zoo().get_model(name, weights=None, num_classes=num_classes, **options(name))
+
+
+def options(name: str) -> dict[str, Any]:
+    """torchvision's options of a net, beside the number of its classes."""
+    return {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY else {}
 
 
 def _zoo() -> Any:

@@ -4,6 +4,8 @@ import os
 import platform
 import re
 import resource
+import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,7 +32,8 @@ def allow_open_files(number: int) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a run's numbers depend on."""
+    """Versions of Python and of the packages that a run's numbers depend on, and the commit of this
+    project, if it runs from a git checkout."""
     packages = ("torch", "torchvision", "nvidia-dali-cuda130", "deep-defense-pipeline")
     by_name = {"python": platform.python_version()}
     for name in packages:
@@ -38,7 +41,28 @@ def versions() -> dict[str, str]:
             by_name[name] = version(name)
         except ModuleNotFoundError:  # DALI has other names for other CUDA versions
             continue
+    if revision := commit():
+        by_name["commit"] = revision
     return by_name
+
+
+@cache
+def commit() -> str:
+    """The git commit of this project, with "-dirty" behind it if tracked files have changed.
+
+    Empty without git, or if the project is not the top of a checkout.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
 
 
 def cpu_name() -> str:

@@ -57,7 +57,7 @@ def outcome_of(work: Callable[[], Outcome]) -> Outcome:
     """The outcome, or the error and its traceback."""
     try:
         return work()
-    except Exception as error:
+    except Exception:
         return {"error": traceback.format_exc()}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.config import ModelConfig
 from pipeline.data.index import Index
 from pipeline.models.build import build
+from tests.helpers.exports import export, loaded_net
 from tests.helpers.in_process import EVALUATE, FINETUNE, succeed
 from tests.helpers.runs import assert_same_weights
 from tests.helpers.tiny import kill_at_step
@@ -74,6 +75,10 @@ def test_a_net_of_timm(
     evaluated = ("--config", whole / "config.yaml", "--model.weights", whole / "weights.pth")
     printed = succeed(EVALUATE, *evaluated, "--output", tmp_path / "evaluation")
     assert "rho2" in printed
+
+    exported = export(whole, tmp_path / "exported", "--evaluation", tmp_path / "evaluation")
+    with torch.no_grad():
+        assert torch.equal(net(images), loaded_net(exported)(images))
 
 
 def assert_other_weights(path: Path, name: str) -> None:

@@ -1,0 +1,1 @@
+"""What tools/export.py does, by file of the export."""

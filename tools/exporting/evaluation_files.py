@@ -1,0 +1,61 @@
+"""The evaluations in an export: evaluations/NAME/, with the files of an evaluation's folder.
+
+Photos are left out, since the licence of a data set rarely lets them be published; so is every
+folder in the options, which would show the paths of the machine.
+"""
+
+import shutil
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from exporting.source import CONFIG
+from pipeline.evaluation import curves
+from pipeline.reports.runs import Run
+from pipeline.runtime.files import atomic_write
+
+FOLDER = "evaluations"
+CURVE = "curve.png"
+_COPIED = ("summary.json", "samples.parquet", "classes.csv", *curves.FILES.values())
+# Options that name files, and those of a run on one machine.
+_PATHS = (("data", "train"), ("data", "val"), ("data", "mean"), ("model", "weights"))
+_DROPPED = (("output",), ("resume",), ("data", "root"))
+
+
+def write_evaluations(evaluations: dict[str, Run], folder: Path) -> None:
+    """Write the files of each evaluation, and the figure of its curve.
+
+    Args:
+        evaluations: by the name of the folder.
+        folder: the export.
+    """
+    for name, run in evaluations.items():
+        target = folder / FOLDER / name
+        target.mkdir(parents=True)
+        for file in _COPIED:
+            if (run.folder / file).is_file():
+                shutil.copyfile(run.folder / file, target / file)
+        write_options(run.folder / CONFIG, target / CONFIG)
+        with atomic_write(target / CURVE) as partial:
+            curves.draw(run.samples, run.protocol).savefig(partial, format="png", dpi=150)
+
+
+def write_options(source: Path, target: Path) -> None:
+    """Copy a config.yaml; of paths only the last part is kept."""
+    options: dict[str, Any] = yaml.safe_load(source.read_text())
+    for path in _DROPPED:
+        _section(options, path).pop(path[-1], None)
+    for path in _PATHS:
+        section = _section(options, path)
+        if isinstance(value := section.get(path[-1]), str):
+            section[path[-1]] = PurePath(value).name
+    with atomic_write(target) as partial:
+        partial.write_text(yaml.safe_dump(options, sort_keys=False))
+
+
+def _section(options: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    section = options
+    for name in path[:-1]:
+        section = section.get(name, {})
+    return section

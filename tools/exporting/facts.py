@@ -1,0 +1,112 @@
+"""The numbers and texts of a model card, from runs and their evaluations."""
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from exporting.net_files import library_of
+from exporting.source import ExportedNet
+from pipeline.config import FinetuneConfig
+from pipeline.evaluation import curves
+from pipeline.evaluation.summary import Summary
+from pipeline.reports.runs import Run
+
+_TITLES = {
+    "deep_defense": "Deep Defense",
+    "adversarial_2": "adversarial training",
+    "parseval": "Parseval training",
+    "clean": "the cross-entropy alone",
+}
+
+
+def metrics(summary: Summary) -> dict[str, float]:
+    """Accuracy from 0 to 1, and the mean ratio by each attack and the smallest, by their names."""
+    statistics, rho = summary.statistics, summary.protocol.rho_name
+    methods = {} if statistics.diagnostics is None else statistics.diagnostics.methods
+    by_method = {f"{rho} by {name}": values["mean"] for name, values in methods.items()}
+    if by_method:
+        smallest = f"{rho}, the smallest of these"
+    else:
+        smallest = f"{rho} by {summary.protocol.method_names[0]}"
+    numbers = {"accuracy": statistics.accuracy, **by_method, smallest: statistics.rho}
+    if statistics.fgs is not None:
+        numbers |= {
+            f"accuracy after FGS, eps {after.eps:.4g}": after.accuracy
+            for after in statistics.fgs.accuracy
+        }
+    return numbers
+
+
+def data_set(run: Run) -> str:
+    """The name of an evaluation's data set: that of its index's file."""
+    return PurePath(str(run.option("data.val"))).stem
+
+
+def half_budget(run: Run) -> float | None:
+    """The budget ||dx||_p at which half of the correct images change their class; None: beyond all
+    measured ones."""
+    curve = next(iter(curves.curves_of(run.samples, run.protocol).values()))
+    reached = np.flatnonzero(2 * curve.num_robust <= curve.num_robust[0])
+    return float(curve.budget[reached[0]]) if len(reached) else None
+
+
+def evaluation_facts(name: str, run: Run) -> dict[str, Any]:
+    """What the card says of one evaluation."""
+    summary, protocol = run.evaluation, run.protocol
+    attack = ", then ".join(protocol.methods or ["deepfool"])
+    return {
+        "name": name,
+        "data_set": data_set(run),
+        "index": summary.identity.index,
+        "num_images": summary.statistics.num_samples,
+        "metrics": metrics(summary),
+        "norm": protocol.norm,
+        "half_budget": half_budget(run),
+        "measure": protocol.measure,
+        "attack": f"{attack}; {protocol.num_candidates} candidate classes, at most "
+        f"{protocol.max_iterations} iterations",
+        "space": protocol.space,
+        "precision": protocol.precision,
+        "decoder": summary.identity.input.decoder,
+        "environment": environment(run),
+    }
+
+
+def environment(run: Run) -> str:
+    """Device, versions and commit of a run, in one line."""
+    values = run.environment
+    versions: Mapping[str, str] = values.get("versions", {})
+    return ", ".join([str(values.get("device", "")), *(f"{k} {v}" for k, v in versions.items())])
+
+
+def training_facts(run: Run, config: FinetuneConfig) -> dict[str, Any]:
+    """What the card says of the fine-tuning."""
+    summary, objective = run.finetuning, config.objective
+    term = config.regularizer
+    options = {
+        "epochs": config.train.epochs,
+        "batch size": config.train.batch_size,
+        "learning rate": config.optim.lr,
+        "precision": config.runtime.precision,
+        "seed": config.train.seed,
+    }
+    methods = objective.method.split("+")
+    if "deep_defense" in methods:
+        options |= {"lambda": term.lam, "c": term.c, "d": term.d, "gradient": term.gradient}
+    return {
+        "method": " and ".join(_TITLES.get(method, method) for method in methods),
+        "options": options,
+        "base": config.model.weights and PurePath(config.model.weights).name,
+        "rho": summary.protocol.rho_name,
+        "before": summary.before,
+        "after": summary.after,
+        "environment": environment(run),
+    }
+
+
+def loading(exported: ExportedNet) -> str:
+    """The name of the way in which the card loads the net."""
+    library = library_of(exported)
+    return library if library in ("timm", "torchvision", "deep-defense-pipeline") else "own"
