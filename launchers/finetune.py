@@ -88,7 +88,7 @@ def check(config: FinetuneConfig, resources: Resources) -> list[str]:
     indices = source.open_index(config, "train"), source.open_index(config, "val")
     plan = TrainingPlan(indices[0], config.data, config.train, 0, resources.ranks)
     with torch.random.fork_rng(devices=[]):
-        prepare.build_net(config, *indices)
+        prepare.build_net(config, *prepare.labelled_indices(config, *indices))
     return warn_ignored(config, steps_per_epoch=plan.steps_per_epoch)
 
 

@@ -69,7 +69,7 @@ def make_trainer(config: FinetuneConfig, ranks: DistributedContext) -> Trainer:
     torch.manual_seed(config.train.seed)
     source.check_decoder(config.data, ranks.device)
     indices = source.open_index(config, "train"), source.open_index(config, "val")
-    net = prepare.build_net(config, *indices)
+    net = prepare.build_net(config, *prepare.labelled_indices(config, *indices))
     threads = source.decoding_threads(config.data, ranks.local_size)
     if not config.dry_run:
         run_folder.open_folder(config, ranks, "training", exclusive=True)

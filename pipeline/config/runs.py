@@ -115,7 +115,14 @@ class FinetuneConfig(RunConfig):
     log: LogConfig = field(default_factory=LogConfig)
 
     def check(self) -> None:
-        """Refuse half-precision input for a net in fp32."""
+        """Refuse half-precision input for a net in fp32, and targets by a net without weights."""
         super().check()
         half = self.data.half_input and self.runtime.precision == "fp32"
         require(not half, "data.half_input", "false with runtime.precision fp32", value=True)
+        model, by_labels = self.model, self.objective.targets == "labels"
+        predicts = model.weights is not None and not model.new_head
+        rule = "labels, unless the net starts from model.weights without model.new_head"
+        require(by_labels or predicts, "objective.targets", rule, self.objective.targets)
+        rule = "labels with train.pretrain_epochs above 0"
+        keeps = self.train.pretrain_epochs == 0
+        require(by_labels or keeps, "objective.targets", rule, self.objective.targets)

@@ -108,6 +108,11 @@ class ObjectiveConfig(Section):
     """Training method: clean, deep_defense (see regularizer), adversarial_2, parseval, several of
     them joined by +, or your own as package.module:Class (docs/method.md). Adversarial training I
     is clean with more data."""
+    targets: Literal["labels", "reference"] = "labels"
+    """Which class an image counts as, in the cross-entropy and in the methods. labels: its label in
+    data.train. reference: the class that the net with model.weights predicts for the image as it
+    is cropped. Labels and classes of data.train are then not used, so that pictures without labels
+    can be trained on (docs/method.md)."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """Options of adversarial_2."""
     parseval: ParsevalConfig = field(default_factory=ParsevalConfig)

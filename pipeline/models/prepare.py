@@ -21,6 +21,11 @@ def num_classes_of(config: RunConfig, first: Index) -> int:
     return first.num_classes if configured is None else configured
 
 
+def labelled_indices(config: FinetuneConfig, train: Index, val: Index) -> tuple[Index, ...]:
+    """The indices whose labels are outputs of the net; the first has its classes."""
+    return (val,) if config.objective.targets == "reference" else (train, val)
+
+
 def build_net(config: RunConfig, *indices: Index) -> nn.Module:
     """The net with `num_classes` outputs.
 

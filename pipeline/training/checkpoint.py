@@ -32,6 +32,9 @@ _KINDS: Kinds = {
     "index": TEXT,
 }
 
+# Before the hash of the weights that predict the targets, in a fingerprint.
+TARGETS_BY = ", targets by "
+
 # Options that may differ between the run of a checkpoint and the run that resumes from it: they
 # affect neither the weights nor what is measured. Indices are compared by their content instead.
 CHANGEABLE = (
@@ -203,7 +206,7 @@ def read(
     Args:
         path: the file.
         config: the options of this run.
-        fingerprint: fingerprint of this run's training index and mean image.
+        fingerprint: fingerprint of this run's training index, mean image and targets.
         classes: classes of this run's training index. They are not checked if the checkpoint is of
             a version that did not store classes.
 
@@ -238,10 +241,17 @@ def _differences(
         changeable = (*CHANGEABLE, "data.mean")
     differences = parse.stored_differences(state["config"], config, changeable)
     if state["index"] != fingerprint:
-        differences.append("data.train, data.mean: other images, labels or mean image than before")
+        differences.append(_changed_data(state["index"], fingerprint))
     recorded = Classes.from_dict(state.get("classes"))
     if recorded is not None and classes is not None:
         class_difference = difference(classes, recorded)
         if class_difference:
             differences.append(f"data.train: other classes: {class_difference}")
     return differences
+
+
+def _changed_data(stored: str, fingerprint: str) -> str:
+    """Which of the things that fingerprints identify are not those of the checkpoint's run."""
+    if stored.partition(TARGETS_BY)[0] != fingerprint.partition(TARGETS_BY)[0]:
+        return "data.train, data.mean: other images, labels or mean image than before"
+    return "model.weights: the targets would be by other weights than before"

@@ -29,6 +29,7 @@ from pipeline.training.step_stats import (
     sum_batches,
     unstack_sums,
 )
+from pipeline.training.targets import make_targets
 
 
 class StepRunner:
@@ -52,7 +53,8 @@ class StepRunner:
         """Prepare the objective and the optimiser.
 
         Args:
-            net: the net on the device of this rank, the same on every rank.
+            net: the net on the device of this rank, the same on every rank, with the weights that
+                a new run starts from, also if this run resumes.
             config: the options of the run.
             ranks: this rank and its device.
             plan: size of the batches, and the index of the training images.
@@ -60,6 +62,7 @@ class StepRunner:
         """
         self.config, self.ranks, self.plan, self.schedule = config, ranks, plan, schedule
         self.objective = Objective(net, config)
+        self._targets = make_targets(net, config)
         self.budget = self._limit_images()
         self.parameters = self.objective.view.parameters()
         self.optimizer = Optimizer(self.parameters, config, ranks.device)
@@ -154,7 +157,7 @@ class StepRunner:
         use_methods = self.schedule.is_finetuning_step(step)
         if use_methods and self.objective.attacks:
             self._draw_uniform(number, step, len(batch.images))
-        losses = self._ddp(batch.images, batch.labels, use_methods=use_methods)
+        losses = self._ddp(batch.images, self._targets(batch), use_methods=use_methods)
         passes.append((batch, losses._replace(loss=losses.loss.detach())))
         return losses.loss
 

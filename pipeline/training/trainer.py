@@ -19,7 +19,7 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.errors import Stopped, first_line, warn
 from pipeline.evaluation.measure import Measurement
-from pipeline.evaluation.protocol import evaluation_protocol
+from pipeline.evaluation.protocol import evaluation_protocol, weights_hash
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.statistics import distance_warnings, nonfinite_warning, summarize
 from pipeline.models import prepare
@@ -46,6 +46,7 @@ class Trainer:
         step: optimiser steps done.
         seconds: time spent in optimiser steps, over all parts of an interrupted run.
         history: the evaluations so far.
+        classes: the classes of the net's outputs.
         stop: the signals that were received; None before `fit`.
         loader: loads the training images; None before `fit`.
     """
@@ -70,7 +71,8 @@ class Trainer:
         self.config, self.ranks, self.threads = config, ranks, threads
         self.folder = config.folder
         self.train_index, self.val_index = indices
-        self.fingerprint = _fingerprint(config, self.train_index)
+        self.classes = prepare.labelled_indices(config, *indices)[0].classes
+        self.fingerprint = _fingerprint(config, self.train_index, net)
         self.plan = TrainingPlan(
             self.train_index, config.data, config.train, ranks.rank, ranks.world_size
         )
@@ -78,7 +80,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint)
         self.net = prepare.move_net(net, config.runtime, ranks.device)
         self.runner = StepRunner(self.net, config, ranks, self.plan, self.schedule)
-        num_classes = prepare.num_classes_of(config, self.train_index)
+        num_classes = config.model.num_classes or len(self.classes)
         self.protocol = evaluation_protocol(config.evaluation, config.runtime, num_classes)
         self.rho = self.protocol.rho_name  # rho2, or the name for another norm
         best_metric = "accuracy" if config.checkpoint.best == "accuracy" else self.rho
@@ -98,7 +100,7 @@ class Trainer:
         # All ranks use the file that rank 0 finds: the folder may change meanwhile.
         path = self.ranks.gather(self.checkpoints.find(self.config.resume))[0]
         if path is not None:
-            state = checkpoint.read(path, self.config, self.fingerprint, self.train_index.classes)
+            state = checkpoint.read(path, self.config, self.fingerprint, self.classes)
             self._restore(path, state)
         return path
 
@@ -241,7 +243,7 @@ class Trainer:
                 "window": self.window.sums.to_list(),
                 "config": parse.to_dict(self.config),
                 "index": self.fingerprint,
-                "classes": self.train_index.classes.to_dict(),
+                "classes": self.classes.to_dict(),
             }
             self.checkpoints.save(self.step, state, best)
 
@@ -259,13 +261,16 @@ class Trainer:
     def export(self, name: str) -> None:
         """Write the net's weights alone, for any program that reads a state dict."""
         if self.ranks.is_main:
-            state = with_classes(portable_state(self.net), self.train_index.classes)
+            state = with_classes(portable_state(self.net), self.classes)
             checkpoint.write(self.folder / name, state)
 
 
-def _fingerprint(config: FinetuneConfig, train_index: Index) -> str:
-    """Identifies the training images and the mean image, which a resumed run must not change."""
+def _fingerprint(config: FinetuneConfig, train_index: Index, net: nn.Module) -> str:
+    """Identifies what a resumed run must not change: the training images, the mean image, and the
+    weights that the targets are predicted with."""
     fingerprint = train_index.fingerprint
     if isinstance(config.data.mean, str):
         fingerprint += f", mean {mean_image.identity(config.data)}"
+    if config.objective.targets == "reference":
+        fingerprint += f"{checkpoint.TARGETS_BY}{weights_hash(net)}"
     return fingerprint
