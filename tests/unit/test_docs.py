@@ -21,6 +21,7 @@ FOLDERS = "pipeline|tools|launchers|configs|slurm|tests"
 SECTIONS = {name.rpartition(".")[0] for name in OPTIONS} - {""}
 # Of jsonargparse, and of torchrun, srun and sbatch, pip.
 COMMON = {"help", "config", "print_config"}
+FILE_ENDINGS = (".py", ".safetensors", ".onnx")
 FOREIGN = {
     *("standalone", "nproc_per_node", "max-restarts", "array", "kill-on-bad-exit"),
     *("kill-on-invalid-dep", "logdir", "pid", "no-build-isolation"),
@@ -150,7 +151,7 @@ def unknown_options(piece: str) -> list[str]:
     points.
     """
     bare = re.fullmatch(r"(\w+(?:\.\w+)+)(?:: .*)?", piece)
-    is_option = bare and bare[1].split(".")[0] in SECTIONS and not bare[1].endswith(".py")
+    is_option = bare and bare[1].split(".")[0] in SECTIONS and not bare[1].endswith(FILE_ENDINGS)
     names = [bare[1]] if is_option else []
     unknown = [name for name in names if name not in OPTIONS | SECTIONS]
     words = known_words(piece)
