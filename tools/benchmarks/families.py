@@ -1,6 +1,7 @@
-"""What each family of nets costs: how `unrolled` differentiates its steps, and FLOPs of a step."""
+"""What each family of nets costs, and whether the gradient of `unrolled` is exact for it."""
 
 import argparse
+import copy
 import importlib.util
 
 import torch
@@ -8,11 +9,12 @@ from torch import Tensor, nn
 
 from benchmarks.common import Row, device_of, layout_of, regularizers, training_pass
 from benchmarks.counters import counted
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, RegularizerConfig
 from pipeline.errors import first_line
 from pipeline.models import build, timm_nets
 from pipeline.models.attack_view import AttackView
 from pipeline.models.linear_region import unknown_operation
+from pipeline.training.memory_budget import peak_bytes
 from pipeline.training.objective import make_objective
 
 NUM_CLASSES = 1000
@@ -36,11 +38,13 @@ NETS = {  # side of the images; torchvision's ViT and MaxViT are built for 224 p
     "timm:vit_tiny_patch16_224": SMALL,
     "timm:swin_tiny_patch4_window7_224": SMALL,
 }
+TOLERANCE = 1e-3  # of a slope in float64; a wrong term of the gradient changes it by percents
 GRADIENTS = ("unrolled", "boundary", "one step")  # names of `regularizers`
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
-    """One row for each net; FLOPs of a step are in plain steps (the cross-entropy's passes).
+    """One row for each net; FLOPs and memory of a step are relative to a plain step's (the
+    cross-entropy's passes).
 
     Weights are random. The nets of timm are left out where it is not installed.
     """
@@ -72,6 +76,7 @@ def measure(name: str, size: int, options: argparse.Namespace) -> Row:
         make_objective(net, configs["unrolled"]), images, labels, use_methods=False
     )
     plain = counted(plain_pass)[1]
+    plain_bytes = peak_bytes(plain_pass, device)
     row: Row = {
         "name": name,
         "pixels": size,
@@ -86,9 +91,46 @@ def measure(name: str, size: int, options: argparse.Namespace) -> Row:
         try:
             step()  # the first step also tries what the net supports
             row[gradient] = counted(step)[1] / plain
+            row[f"{gradient}, memory"] = peak_bytes(step, device) / plain_bytes
         except RuntimeError as error:  # an operation without a second derivative
             row[gradient] = first_line(error)
+    error = finite_difference_error(net, images, labels, configs["unrolled"])
+    row["error"] = error if error < TOLERANCE else f"FAIL: {error:.1g}"
     return row
+
+
+def finite_difference_error(
+    net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig
+) -> float:
+    """The relative error of the loss's slope along a random direction of the weights, in float64.
+
+    The smallest for several lengths of the difference: a short one has rounding errors, and a long
+    one passes kinks of the net.
+
+    Args:
+        net: in evaluation mode; it is copied.
+        images: (N, C, H, W).
+        labels: (N,) int64.
+        config: the regulariser.
+    """
+    net, images = copy.deepcopy(net).double(), images.double()
+    objective = make_objective(net, config)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    net.eval()
+    objective(images, labels, use_methods=True).loss.backward()
+    direction = [torch.randn_like(p) * p.std().nan_to_num() for p in parameters]
+    pairs = zip(parameters, direction, strict=True)
+    slope = sum((p.grad * d).sum().item() for p, d in pairs if p.grad is not None)
+    start = [p.detach().clone() for p in parameters]
+
+    def loss_at(length: float) -> float:
+        with torch.no_grad():
+            for p, s, d in zip(parameters, start, direction, strict=True):
+                p.copy_(s + length * d)
+        return objective(images, labels, use_methods=True).loss.item()
+
+    measured = [(loss_at(h) - loss_at(-h)) / (2 * h) for h in (1e-4, 1e-5, 1e-6, 1e-7)]
+    return min(abs(value - slope) for value in measured) / abs(slope)
 
 
 def first_nonlinear_operation(net: nn.Module, images: Tensor) -> str:
