@@ -3,12 +3,8 @@
 KEY is a member's path up to the first dot of its last part, as the webdataset library has it.
 """
 
-import glob
-import itertools
 import json
 import os
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -16,81 +12,28 @@ from typing import Any, BinaryIO
 from pipeline.data.class_list import numbered_classes
 from pipeline.data.classes import Classes
 from pipeline.data.image_check import is_image_name
-from pipeline.data.scan_rows import Member, ReportProgress, Scan, is_utf8, printable
+from pipeline.data.scan_rows import Member, ReportProgress, Scan, printable
+from pipeline.data.shards import ShardFiles
 from pipeline.data.tar_members import check_complete, file_size, tar_members
 from pipeline.errors import UserError, first_few
 
 _JSON_LABEL = "label"  # the key of KEY.json, unless another is given
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _Location = tuple[int, int]  # offset and length in the shard, in bytes
 
 
 @dataclass(frozen=True)
-class Shards:
+class Shards(ShardFiles):
     """Shards in natural order, and how their labels are stored.
 
     Attributes:
-        paths: absolute paths; links are not resolved, so that the shards keep their names.
         classes: the classes whose numbers the samples have. None: the numbers 0 to the largest.
         label_key: key of KEY.json that holds the class number. None: KEY.cls, or else "label".
         repeated_keys: whether a key may occur in several shards.
     """
 
-    paths: list[Path]
     classes: Classes | None = None
     label_key: str | None = None
     repeated_keys: bool = False
-
-    @property
-    def root(self) -> Path:
-        """The folder that contains all shards."""
-        return Path(os.path.commonpath([path.parent for path in self.paths]))
-
-    @property
-    def archives(self) -> dict[str, Path]:
-        """The shards' paths by their names, which are relative to the root."""
-        root = self.root
-        return {path.relative_to(root).as_posix(): path for path in self.paths}
-
-
-def list_shards(patterns: list[str]) -> list[Path]:
-    """Absolute paths of shards in natural order: shard-2.tar before shard-10.tar.
-
-    Args:
-        patterns: files; patterns with *, ? and [...]; ranges such as {0000..1023}.
-
-    Raises:
-        UserError: a pattern matches no file, or a shard is matched twice.
-    """
-    paths: list[Path] = []
-    for pattern in patterns:
-        for name in _expand_ranges(pattern):
-            is_pattern = glob.has_magic(name) and not os.path.exists(name)
-            matches = glob.glob(name) if is_pattern else [name]
-            if not matches:
-                raise UserError(f"webdataset: no file matches {name}; give the shards' paths")
-            paths += [Path(os.path.abspath(match)) for match in matches]
-    paths.sort(key=lambda path: _natural_key(str(path)))
-    for path, following in itertools.pairwise(paths):
-        if path == following:
-            raise UserError(f"webdataset: {path} is given twice; give each shard once")
-    return paths
-
-
-def _expand_ranges(pattern: str) -> Iterator[str]:
-    """The names of a pattern with ranges of numbers, {0000..1023}, as shells expand them."""
-    match = _RANGE.search(pattern)
-    if match is None or os.path.exists(pattern):
-        yield pattern
-        return
-    for number in range(int(match[1]), int(match[2]) + 1):
-        digits = str(number).zfill(len(match[1]))
-        yield from _expand_ranges(pattern[: match.start()] + digits + pattern[match.end() :])
-
-
-def _natural_key(name: str) -> list[Any]:
-    """A name's text and numbers by turns, which compare as texts and as numbers."""
-    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def scan_shards(shards: Shards, progress: ReportProgress = lambda _: None) -> tuple[Scan, Classes]:
@@ -109,8 +52,6 @@ def scan_shards(shards: Shards, progress: ReportProgress = lambda _: None) -> tu
     scan, num_bytes, largest = Scan(), 0, (0, shards.root)
     shard_of: dict[str, str] = {}
     for name, path in shards.archives.items():
-        if not is_utf8(name):
-            raise UserError(f"{printable(path)}: the name of a shard must be UTF-8; rename it")
         samples, dotted = _samples(path)
         for member in dotted:
             scan.reject(member, name, "a name of several dots; the key would end at the first one")

@@ -13,8 +13,9 @@ from PIL import Image
 
 from pipeline.data import index
 from pipeline.data.mapped_files import Files
+from pipeline.data.shards import list_shards
 from pipeline.data.verify import undecodable_rows
-from pipeline.data.webdataset import Shards, list_shards, scan_shards
+from pipeline.data.webdataset import Shards, scan_shards
 from pipeline.errors import UserError
 from tests.helpers.images import encode, picture, write_tar
 
@@ -62,7 +63,7 @@ def test_the_order_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         Path(name).touch()
 
     def listed(*patterns: str) -> list[str]:
-        return [path.name for path in list_shards(list(patterns))]
+        return [path.name for path in list_shards(list(patterns), "webdataset")]
 
     assert listed("b-*.tar") == ["b-2.tar", "b-10.tar", "b-100.tar"]
     assert listed("b-10?.tar", "a9.tar", str(tmp_path / "b-2.tar")) == [

@@ -6,6 +6,7 @@ from indexing.common import check_out, finish_scan, progress_bar, write
 from pipeline.data import webdataset
 from pipeline.data.class_list import read_class_list
 from pipeline.data.new_index import NewIndex
+from pipeline.data.shards import list_shards
 from pipeline.data.tar_members import file_size
 
 
@@ -13,7 +14,7 @@ def index_shards(options: argparse.Namespace) -> None:
     """Index WebDataset shards: tars of KEY.jpg with KEY.cls or KEY.json."""
     check_out(options.out)
     shards = webdataset.Shards(
-        paths=webdataset.list_shards(options.shards),
+        paths=list_shards(options.shards, "webdataset"),
         classes=None if options.classes is None else read_class_list(options.classes),
         label_key=options.label_key,
         repeated_keys=options.repeated_keys,
