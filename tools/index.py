@@ -4,6 +4,7 @@ r"""Index images for --data.train and --data.val. Images are read from their arc
         --devkit ILSVRC2012_devkit_t12.tar.gz --out DIR    # DIR/train.parquet, DIR/val.parquet
     python tools/index.py kaggle ROOT --out DIR            # ROOT/ILSVRC/Data/CLS-LOC; the same two
     python tools/index.py webdataset 'DIR/imagenet1k-train-*.tar' --out FILE.parquet
+    python tools/index.py parquet 'DIR/train-*.parquet' --out FILE.parquet  # as Hugging Face's
     python tools/index.py folder ROOT --out FILE.parquet   # ROOT/class/image, as ImageFolder
     python tools/index.py folder ROOT --labels FILE --out VAL.parquet     # flat; FILE: name class
     python tools/index.py tar ARCHIVE --out FILE.parquet   # class/image members
@@ -23,6 +24,7 @@ from typing import Any
 from indexing.class_folders import index_folder, index_tar
 from indexing.ilsvrc import index_archives, index_kaggle
 from indexing.mean_image import write_mean
+from indexing.parquet import index_parquet
 from indexing.webdataset import index_shards
 from pipeline.config import DataConfig, arguments, checks
 from pipeline.data import index
@@ -38,7 +40,8 @@ CLASSES = (
     "the classes and their order: an index, or a text file with a class id on each line (and, "
     "after a tab or space, a name), such as LOC_synset_mapping.txt. To index evaluation images, "
     "use the index of the training images. Default: the folders, sorted; for webdataset and "
-    "--labels, the numbers from 0 to the largest one, or the ids that --labels lists, sorted"
+    "--labels, the numbers from 0 to the largest one, or the ids that --labels lists, sorted; for "
+    "parquet, the names in the files, or else the numbers"
 )
 
 
@@ -53,12 +56,13 @@ def parser() -> arguments.Parser:
     """The command line."""
     top = arguments.Parser(description=__doc__)
     commands = top.add_subparsers(
-        required=True, metavar="ilsvrc | kaggle | webdataset | folder | tar | join | mean"
+        required=True, metavar="ilsvrc | kaggle | webdataset | parquet | folder | tar | join | mean"
     )
     add_ilsvrc(commands)
     add_webdataset(commands)
+    add_parquet(commands)
     add_class_folders(commands)
-    for name in ("webdataset", "folder", "tar"):
+    for name in ("webdataset", "parquet", "folder", "tar"):
         commands.choices[name].add_argument("--classes", type=Path, metavar="FILE", help=CLASSES)
     for command in commands.choices.values():
         command.add_argument(
@@ -129,6 +133,39 @@ def add_webdataset(commands: Any) -> None:
         help="accept a key that occurs in several shards (default: off)",
     )
     command.set_defaults(run=index_shards)
+
+
+def add_parquet(commands: Any) -> None:
+    """Add the command for Parquet files of images."""
+    command = commands.add_parser("parquet", help=index_parquet.__doc__)
+    command.add_argument(
+        "files",
+        nargs="+",
+        help="files, patterns such as 'train-*.parquet', or ranges such as "
+        "'train-{00000..00293}-of-00294.parquet'; they are put into natural order",
+    )
+    command.add_argument("--out", type=Path, required=True, help="index to write")
+    command.add_argument(
+        "--image_key",
+        metavar="COLUMN",
+        default="image",
+        help="column of the images: structs with the field bytes, or bytes (%(default)s)",
+    )
+    command.add_argument(
+        "--label_key",
+        metavar="COLUMN",
+        default="label",
+        help="column of the class numbers, which count from 0 (%(default)s)",
+    )
+    command.add_argument(
+        "--repack",
+        type=Path,
+        metavar="DIR",
+        help="write copies of compressed files, with uncompressed images, into this folder, and "
+        "index the copies; a stopped command resumes with the next file (default: compressed "
+        "files are refused)",
+    )
+    command.set_defaults(run=index_parquet)
 
 
 def add_class_folders(commands: Any) -> None:

@@ -5,6 +5,7 @@ weights record the identities, so that weights are not used with labels of other
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -108,10 +109,29 @@ def shifted_name(index: Classes, categories: Sequence[str]) -> str:
     Returns:
         A clause with the first such name and its two labels; empty if the labels do not differ.
     """
-    output = {name: k for k, name in enumerate(categories) if categories.count(name) == 1}
-    common = [(label, name) for label, name in enumerate(index.names) if name in output]
-    shifted = [(label, name) for label, name in common if output[name] != label]
-    if not shifted or 2 * len(shifted) <= len(common):
+    shift = first_shift(index.names, categories)
+    if shift is None:
         return ""
+    name, label, output = shift
+    return f"{name!r} is label {label} of the index and output {output} of the net"
+
+
+def first_shift(names: Sequence[str], others: Sequence[str]) -> tuple[str, int, int] | None:
+    """Where the order of two lists of names differs, if it does for most names that they share.
+
+    Args:
+        names: names in the order of their labels.
+        others: names in the order of theirs. A name that occurs here more than once is not used.
+
+    Returns:
+        The first shared name with another label, its label, and its label in ``others``; None if
+        at most half of the shared names have another label.
+    """
+    counts = Counter(others)
+    position = {name: k for k, name in enumerate(others) if counts[name] == 1}
+    common = [(label, name) for label, name in enumerate(names) if name in position]
+    shifted = [(label, name) for label, name in common if position[name] != label]
+    if not shifted or 2 * len(shifted) <= len(common):
+        return None
     label, name = shifted[0]
-    return f"{name!r} is label {label} of the index and output {output[name]} of the net"
+    return name, label, position[name]

@@ -66,7 +66,8 @@ def finish_scan(new_index: NewIndex, verify: bool) -> None:
     empty = new_index.rows.empty_classes(new_index.classes)
     if empty:
         have = "class has" if len(empty) == 1 else "classes have"
-        say(f"warning: {len(empty):,} {have} no images: {first_few(empty)}")
+        names = [repr(name) if "," in name else name for name in empty]
+        say(f"warning: {len(empty):,} {have} no images: {first_few(names)}")
 
 
 def say(line: str) -> None:
