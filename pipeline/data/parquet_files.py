@@ -52,6 +52,7 @@ class FileFacts:
         types: the types of the two columns, as text.
         class_names: the names of the labels; None if the file has none.
         num_bytes: bytes of the images' column, decompressed.
+        num_stored_bytes: bytes of the images' column in the file.
         obstacle: why the bytes of an image are not in the file as they are; empty if they are.
     """
 
@@ -61,6 +62,7 @@ class FileFacts:
     types: str
     class_names: list[str] | None
     num_bytes: int
+    num_stored_bytes: int
     obstacle: str
 
 
@@ -143,6 +145,7 @@ def _read_facts(path: Path, shards: ParquetShards) -> FileFacts:
             f"{shards.image_key} holds {image} and {shards.label_key} {label}",
             _class_names(stated.get(_HUGGING_FACE), shards.label_key),
             sum(chunk.total_uncompressed_size for chunk in chunks),
+            sum(chunk.total_compressed_size for chunk in chunks),
             next(filter(None, map(_obstacle, chunks)), ""),
         )
 

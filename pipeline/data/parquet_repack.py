@@ -53,8 +53,9 @@ class Copy:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the copy, in bytes; a little more than needed."""
-        return self.source.stat().st_size + self.facts.num_bytes
+        """Size of the copy, in bytes; an estimate, since the other columns are compressed again."""
+        num_others = self.source.stat().st_size - self.facts.num_stored_bytes
+        return num_others + self.facts.num_bytes
 
 
 def plan_copies(shards: ParquetShards, facts: Sequence[FileFacts], folder: Path) -> list[Copy]:
@@ -103,13 +104,12 @@ def write_copies(copies: Sequence[Copy], progress: ReportProgress = lambda _: No
     for copy in copies:
         remedy = "give another folder by --repack, or free some space and run again to resume"
         with writable(copy.target, remedy):
-            for num_bytes in _write(copy):
-                done += num_bytes
-                progress(done)
+            _write(copy, progress, done)
+        done += copy.facts.num_bytes
 
 
-def _write(copy: Copy) -> Iterator[int]:
-    """Write one copy; yields the bytes of images of each part that is written."""
+def _write(copy: Copy, progress: ReportProgress, done: int) -> None:
+    """Write one copy; ``done`` bytes of images have been written before."""
     leaf = copy.facts.leaf
     with opened(copy.source) as file:
         schema, columns = file.schema_arrow, file.metadata.schema
@@ -129,7 +129,8 @@ def _write(copy: Copy) -> Iterator[int]:
         for batch in _batches(copy):
             rows = max(1, _ROW_GROUP * batch.num_rows // max(1, batch.nbytes))
             writer.write_batch(batch, row_group_size=rows)
-            yield batch.nbytes
+            done += batch.nbytes
+            progress(done)
 
 
 def _batches(copy: Copy) -> Iterator[pa.RecordBatch]:
