@@ -1,13 +1,15 @@
 """Other layouts of the same photos give the pixels and the labels of ILSVRC's archives."""
 
 import json
+import re
 import tarfile
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from torchvision.models import squeezenet1_1
 
 from pipeline.config import DataConfig
 from pipeline.data import ilsvrc, index
@@ -16,7 +18,8 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Loader
 from pipeline.data.mapped_files import Files
 from pipeline.data.tar_members import append_member
-from tests.helpers.in_process import call, succeed
+from tests.helpers.in_process import call, in_process, succeed
+from tests.helpers.parquet import UNCOMPRESSED, write_parquet
 
 RAW = DataConfig(mean=[0.0] * 3, std=[1 / 255] * 3, crop_size=96, resize_size=112)
 INDEX = "tools/index.py"
@@ -159,6 +162,78 @@ def test_webdataset_shards(miniature: Miniature, synsets: Path, tmp_path: Path) 
     num_classes = max(labels.values()) + 1
     assert f"350 images of {num_classes} classes" in succeed(*argv)
     assert index.read(str(out)).classes.ids == [str(k) for k in range(num_classes)]
+
+
+def write_shards_of_parquet(
+    folder: Path, photos: Index, names: list[str], **options: Any
+) -> dict[str, str]:
+    """Three Parquet files as on the Hugging Face hub; the original id of each id in their index."""
+    folder.mkdir()
+    images, labels = list(encoded_images(photos).items()), labels_of(photos)
+    original = {}
+    for number, start in enumerate(range(0, len(images), len(images) // 3 + 1)):
+        part = images[start : start + len(images) // 3 + 1]
+        paths = {name: PurePosixPath(name).name for name, _ in part}
+        write_parquet(
+            folder / f"train-{number:05d}-of-00003.parquet",
+            [(content, paths[name]) for name, content in part],
+            [labels[name] for name, _ in part],
+            names,
+            row_group_size=40,
+            **options,
+        )
+        original |= {path: name for name, path in paths.items()}
+    return original
+
+
+def logits_of(photos: Index, weights: Path) -> torch.Tensor:
+    """The logits of the first 48 photos, (48, 1000)."""
+    net = squeezenet1_1()
+    net.load_state_dict(torch.load(weights, weights_only=True))
+    net.eval()
+    specs = evaluation_specs(photos, np.arange(48), DataConfig(), 24)
+    loader = Loader(photos, specs, DataConfig(), torch.device("cpu"), 24, threads=2)
+    with torch.no_grad():
+        return torch.cat([net(batch.images) for batch in loader])
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_parquet_files(
+    miniature: Miniature,
+    synsets: Path,
+    squeezenet_weights: Path,
+    compression: str,
+    tmp_path: Path,
+) -> None:
+    kit, out = miniature.kit, tmp_path / "out.parquet"
+    names = [f"{name}, {wnid} as English" for wnid, name in zip(kit.wnids, kit.names, strict=True)]
+    options = UNCOMPRESSED if compression == "none" else {}
+    argv = (INDEX, "parquet", tmp_path / "train/train-*.parquet", "--out", out)
+    original = write_shards_of_parquet(tmp_path / "train", miniature.train, names, **options)
+    if compression == "snappy":
+        refused = call(*argv)
+        assert re.search(r"00000-of-00003\.parquet: .* SNAPPY, .*--repack DIR", refused.stderr)
+        argv = (*argv, "--repack", tmp_path / "copies")
+    output = in_process(*argv)
+    assert "350 images of 1,000 classes" in output.stdout
+    assert "--classes LOC_synset_mapping.txt gives them WordNet ids" in output.stderr
+    photos = index.read(str(out))
+    assert photos.classes.ids == names
+    assert photos.root == tmp_path / ("train" if compression == "none" else "copies")
+    assert [photos.id(row) for row in range(len(photos))] == list(original)
+    assert_same_images(photos, miniature.train, original)
+    counts = np.bincount(photos.label, minlength=1000)
+    assert (counts == np.bincount(miniature.train.label, minlength=1000)).all()
+    assert (counts == 0).any()
+    refused = call(*argv, "--classes", synsets)
+    assert "'toilet tissue' is label 0 of the list and label 999 of" in refused.stderr
+    synsets.write_text("\n".join(sorted(synsets.read_text().splitlines())))
+    assert "350 images of 1,000 classes" in succeed(*argv, "--classes", synsets)
+    photos = index.read(str(out))
+    assert photos.classes.ids == miniature.train.classes.ids
+    assert torch.equal(
+        logits_of(photos, squeezenet_weights), logits_of(miniature.train, squeezenet_weights)
+    )
 
 
 def test_a_flat_folder_with_labels(miniature: Miniature, synsets: Path, tmp_path: Path) -> None:
