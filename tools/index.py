@@ -10,11 +10,12 @@ r"""Index images for --data.train and --data.val. Images are read from their arc
     python tools/index.py tar ARCHIVE --out FILE.parquet   # class/image members
     python tools/index.py folder ROOT --classes TRAIN.parquet --out VAL.parquet
     python tools/index.py join A.parquet B.parquet --out BOTH.parquet
+    python tools/index.py show FILE.parquet --csv counts.csv --sheet crops.png
     python tools/index.py mean TRAIN.parquet --out mean.npy --crop 28 --resize 28 --channels 1
 
-Only the headers of images are read, some thousand images per second. Members that are not images
-are listed and left out. A class without images keeps its label. --classes states the classes and
-their order, for a part of a data set that lacks some classes.
+Only the headers of images are read, some thousand images per second; of Parquet files, all bytes.
+Members that are not images are listed and left out. A class without images keeps its label.
+--classes states the classes and their order, for a part of a data set that lacks some classes.
 """
 
 import argparse
@@ -25,8 +26,11 @@ from indexing.class_folders import index_folder, index_tar
 from indexing.ilsvrc import index_archives, index_kaggle
 from indexing.mean_image import write_mean
 from indexing.parquet import index_parquet
+from indexing.sheet import DATA_OPTIONS, DEFAULT_NUM, DEFAULT_SEED
+from indexing.show import show_index
 from indexing.webdataset import index_shards
 from pipeline.config import DataConfig, arguments, checks
+from pipeline.config.checks import Range
 from pipeline.data import index
 from pipeline.errors import exit_on_user_error
 from pipeline.runtime.files import writable
@@ -56,7 +60,8 @@ def parser() -> arguments.Parser:
     """The command line."""
     top = arguments.Parser(description=__doc__)
     commands = top.add_subparsers(
-        required=True, metavar="ilsvrc | kaggle | webdataset | parquet | folder | tar | join | mean"
+        required=True,
+        metavar="ilsvrc | kaggle | webdataset | parquet | folder | tar | join | show | mean",
     )
     add_ilsvrc(commands)
     add_webdataset(commands)
@@ -75,6 +80,7 @@ def parser() -> arguments.Parser:
     join_parser.add_argument("indices", type=Path, nargs="+", help="indices to join, in this order")
     join_parser.add_argument("--out", type=Path, required=True, help="index to write")
     join_parser.set_defaults(run=join)
+    add_show(commands)
     add_mean(commands)
     return top
 
@@ -195,6 +201,42 @@ def add_class_folders(commands: Any) -> None:
     )
     tar.add_argument("--out", type=Path, help="index to write (default: the tar's name .parquet)")
     tar.set_defaults(run=index_tar)
+
+
+def add_show(commands: Any) -> None:
+    """Add the command that shows an index."""
+    command = commands.add_parser("show", help=show_index.__doc__)
+    command.add_argument("index", type=Path, help="index to show")
+    command.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write the images of each class (default: none)"
+    )
+    command.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the first training crops of a run, as the net gets them (default: none)",
+    )
+    command.add_argument(
+        "--num",
+        type=arguments.Number(int, Range(minimum=1, maximum=1000)),
+        help=f"crops of the sheet ({DEFAULT_NUM})",
+    )
+    command.add_argument(
+        "--seed", type=arguments.SEED, help=f"train.seed of the sheet's run ({DEFAULT_SEED})"
+    )
+    command.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.yaml",
+        help="file of a run, whose section data says how the sheet's crops are made (default: the "
+        "defaults of pipeline/finetune.py)",
+    )
+    for name in DATA_OPTIONS:
+        command.add_argument(
+            f"--data.{name}", metavar="VALUE", help="for the sheet; as of pipeline/finetune.py"
+        )
+    command.add_argument("--root", help="folder of the archives or images, if they have been moved")
+    command.set_defaults(run=show_index)
 
 
 def add_mean(commands: Any) -> None:

@@ -67,8 +67,8 @@ class NewIndex:
         kinds = Counter(zip(columns["format"], columns["mode"], strict=True))
         counts = [f"{count:,} {kind} {mode}" for (kind, mode), count in kinds.most_common()]
         return (
-            f"{self.path}: {_counted(len(self.rows), 'image', 'images')} of "
-            f"{_counted(len(self.classes), 'class', 'classes')} ({', '.join(counts)})"
+            f"{self.path}: {counted(len(self.rows), 'image', 'images')} of "
+            f"{counted(len(self.classes), 'class', 'classes')} ({', '.join(counts)})"
         )
 
     def write(self) -> None:
@@ -76,5 +76,6 @@ class NewIndex:
         index.write(self.path, self.rows.table(), self.root, self.classes, self.archives)
 
 
-def _counted(number: int, one: str, several: str) -> str:
+def counted(number: int, one: str, several: str) -> str:
+    """A number and its noun."""
     return f"{number:,} {one if number == 1 else several}"

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 HUGGING_FACE = b"huggingface"  # key of the library's metadata
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-# How version 5 of the library stores images; earlier ones compressed all columns by snappy.
+# How version 5.2 of the library stores images; earlier ones compress all columns by snappy.
 UNCOMPRESSED: dict[str, Any] = {
     "compression": {"image.bytes": "none", "image.path": "none", "label": "snappy"},
     "use_dictionary": ["label"],

@@ -187,12 +187,12 @@ def write_shards_of_parquet(
 
 
 def logits_of(photos: Index, weights: Path) -> torch.Tensor:
-    """The logits of the first 48 photos, (48, 1000)."""
+    """The logits of the first 16 photos, (16, 1000)."""
     net = squeezenet1_1()
     net.load_state_dict(torch.load(weights, weights_only=True))
     net.eval()
-    specs = evaluation_specs(photos, np.arange(48), DataConfig(), 24)
-    loader = Loader(photos, specs, DataConfig(), torch.device("cpu"), 24, threads=2)
+    specs = evaluation_specs(photos, np.arange(16), DataConfig(), 8)
+    loader = Loader(photos, specs, DataConfig(), torch.device("cpu"), 8, threads=2)
     with torch.no_grad():
         return torch.cat([net(batch.images) for batch in loader])
 

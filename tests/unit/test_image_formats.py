@@ -85,6 +85,16 @@ def cmyk_without_adobe() -> bytes:
     return encoded[:start] + encoded[start + 2 + length :]
 
 
+def tiff_of_16_bits() -> bytes:
+    bits = 8 + 2 + 12 * 9 + 4  # position of the values of BitsPerSample, behind nine fields
+    fields = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 1, 262: 2, 273: bits + 6, 277: 3}
+    fields |= {278: HEIGHT, 279: RGB_16.nbytes}
+    encoded = b"II*\0" + struct.pack("<IH", 8, len(fields))
+    for tag, value in fields.items():
+        encoded += struct.pack("<HHII", tag, *((3, 3) if tag == 258 else (4, 1)), value)
+    return encoded + struct.pack("<IHHH", 0, 16, 16, 16) + RGB_16.astype("<u2").tobytes()
+
+
 def ppm(largest: int) -> bytes:
     values = (np.asarray(RGB).astype(np.int64) * largest) // 255
     return (
@@ -137,6 +147,7 @@ DECODED: dict[str, tuple[bytes, int]] = {
     "TIFF, alpha": (encode(with_alpha(RGB), "TIFF"), 0),
     "TIFF, CMYK": (encode(RGB.convert("CMYK"), "TIFF"), 0),
     "TIFF, YCbCr": (encode(RGB.convert("YCbCr"), "TIFF"), 1),
+    "TIFF, 16-bit RGB": (tiff_of_16_bits(), 1),
     "TIFF, pages": (two_images("TIFF"), 0),
     "TIFF, orientation 1": (oriented("TIFF", 1), 0),
     "BMP": (encode(RGB, "BMP"), 0),
