@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.data import demo
 from pipeline.errors import disk_message
 from pipeline.runtime.monitor import Monitor
+from tests.helpers.images import encode
 from tests.helpers.in_process import EVALUATE, call
+from tests.helpers.parquet import write_parquet
 from tests.helpers.tiny import finetune, kill_at_step
 
 
@@ -119,3 +122,22 @@ def test_a_checkpoint_without_disk_space_leaves_the_old_one(
     ended = finetune(tmp_path / "run", *every_five)
     assert ended.code == 0, ended.stderr
     assert f"resuming from {checkpoints / 'step-000000006.pt'}, step 6" in ended.stdout
+
+
+def test_copies_of_parquet_files_without_disk_space(tmp_path: Path) -> None:
+    """The copy that fits is kept, and the command resumes with the other one."""
+    noise = np.random.default_rng(0).integers(0, 255, (2, 60, 60, 3), dtype=np.uint8)
+    small, large = (encode(Image.fromarray(image), "PNG") for image in noise)
+    write_parquet(tmp_path / "a.parquet", [small], [0])
+    write_parquet(tmp_path / "b.parquet", [small, large] * 9, [0] * 18)
+    files, out = tmp_path / "[ab].parquet", tmp_path / "i.parquet"
+    argv = ("tools/index.py", "parquet", files, "--out", out, "--repack", tmp_path / "copies")
+    with disk_full(20_000):
+        ended = call(*argv)
+    assert ended.code == 2, ended.stderr
+    assert f"error: cannot write {tmp_path}/copies/b.parquet: File too large; " in ended.stderr
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["a.parquet"]
+    ended = call(*argv)
+    assert ended.code == 0, ended.stderr
+    assert "1 of 2 copies are in" in ended.stderr
+    assert "19 images of 1 class" in ended.stdout
