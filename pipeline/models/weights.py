@@ -18,6 +18,8 @@ from pipeline.runtime import torch_file
 
 StateDict = dict[str, Tensor]
 
+_NORMALIZER = ("normalizer.new_mean", "normalizer.new_std")  # of the library robustness
+
 
 def load_weights(
     net: nn.Module, config: ModelConfig, num_classes: int, image_size: int | None = None
@@ -104,6 +106,8 @@ def portable_state(net: nn.Module) -> StateDict:
 def read_state(path: Path) -> StateDict:
     """A state dict from .safetensors or a torch file: bare, or under ``model``/``state_dict``.
 
+    Of a net that the library robustness (MadryLab) wrapped, the state dict of the net itself.
+
     Raises:
         UserError: the file is missing, damaged, or holds other things than tensors.
     """
@@ -125,7 +129,19 @@ def read_state(path: Path) -> StateDict:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"model.weights: {path} holds no state dict of tensors")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    return _unwrapped(path, state) if state.keys() >= set(_NORMALIZER) else state
+
+
+def _unwrapped(path: Path, state: StateDict) -> StateDict:
+    """The net without the library's normalisation layer and its second copy for attacks."""
+    mean, std = ([round(v, 6) for v in state[key].flatten().tolist()] for key in _NORMALIZER)
+    note(
+        f"{path} is of the library robustness: its net is used, without the normalisation layer; "
+        f"the net was trained with data.mean {mean} and data.std {std}"
+    )
+    prefix = "model."
+    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
 
 
 def is_file_name(name: str) -> bool:

@@ -1,7 +1,10 @@
 """Weights in files: damage, new heads, and files that other programs read."""
 
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -103,6 +106,42 @@ def test_auxiliary_classifiers_in_a_file_are_left_out(tmp_path: Path) -> None:
     torch.save(source.state_dict(), tmp_path / "w.pth")
     net = build(ModelConfig(name="googlenet", weights=str(tmp_path / "w.pth")), 10)
     assert torch.equal(net.fc.weight, source.fc.weight)
+
+
+def robustness_checkpoint(net: nn.Module) -> dict[str, Any]:
+    """What robustness.train.train_model (MadryLab) saves: the net inside an AttackerModel, inside
+    DataParallel, with the states of optimiser and schedule."""
+    normalize = {"new_mean": torch.full((1, 1, 1), 0.25), "new_std": torch.full((1, 1, 1), 0.5)}
+    parts = (("normalizer.", normalize), ("model.", net.state_dict()))
+    copy = (("attacker.normalize.", normalize), ("attacker.model.", net.state_dict()))
+    state = {f"module.{part}{key}": v for part, keys in (*parts, *copy) for key, v in keys.items()}
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 30)
+    return {
+        "model": OrderedDict(state),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "epoch": 90,
+        "amp": "N/A",
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False])  # torch before 1.6 wrote no zip files
+def test_nets_of_the_library_robustness(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], zipped: bool
+) -> None:
+    path = tmp_path / "resnet18_l2_eps0.01.ckpt"
+    source = build(ModelConfig(name="lenet"), 10)
+    checkpoint = robustness_checkpoint(source)
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=zipped)
+    net = build(ModelConfig(name="lenet", weights=str(path)), 10)
+    assert torch.equal(net[7].weight, source[7].weight)
+    text = capsys.readouterr().out
+    assert f"{path} is of the library robustness" in text
+    assert "trained with data.mean [0.25] and data.std [0.5]" in text
+    torch.save(checkpoint | {"adv_prec1": np.float64(50.0)}, path)
+    with pytest.raises(UserError, match=r"eps0\.01\.ckpt holds a Python object besides tensors"):
+        build(ModelConfig(name="lenet", weights=str(path)), 10)
 
 
 def test_infinity_in_a_mask_is_no_damage(tmp_path: Path) -> None:
