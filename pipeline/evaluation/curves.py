@@ -133,26 +133,36 @@ def curve(distance: np.ndarray, correct: np.ndarray, budget: np.ndarray | None =
     return Curve(budget, _num_robust(distance, correct, budget), len(distance))
 
 
-def curves_of(samples: Samples, protocol: Protocol, *, relative: bool = False) -> dict[str, Curve]:
+def curves_of(
+    samples: Samples, protocol: Protocol, *, relative: bool = False, max_points: int = MAX_POINTS
+) -> dict[str, Curve]:
     """The curve of an evaluation; of several methods, that of the smallest distance and of each.
 
     Args:
         samples: results of at least one image.
         protocol: how they were measured.
         relative: whether budgets are relative to the image's norm.
+        max_points: largest number of budgets, as in `breakpoints`.
 
     Returns:
         The method's curve by its name, or that of all by `BEST` and then those of each method. All
         have the same budgets, and each is exact at all of them.
     """
-    names, correct = protocol.method_names, correct_images(samples)
-    parts = {names[0]: samples}
-    if protocol.num_distances:
-        by_method = {name: samples.of_method(number) for number, name in enumerate(names)}
-        parts = {BEST: samples, **by_method}
+    correct = correct_images(samples)
+    parts = samples_by_method(samples, protocol)
     distance = {name: distances(part, relative=relative) for name, part in parts.items()}
-    budget = breakpoints(np.concatenate([column[correct] for column in distance.values()]))
+    all_distances = np.concatenate([column[correct] for column in distance.values()])
+    budget = breakpoints(all_distances, max_points)
     return {name: curve(column, correct, budget) for name, column in distance.items()}
+
+
+def samples_by_method(samples: Samples, protocol: Protocol) -> dict[str, Samples]:
+    """The results by the only method's name; of several methods, those of the smallest distance
+    by `BEST`, and then those with the distances of each method."""
+    names = protocol.method_names
+    if not protocol.num_distances:
+        return {names[0]: samples}
+    return {BEST: samples} | {name: samples.of_method(k) for k, name in enumerate(names)}
 
 
 def write(folder: Path, samples: Samples, protocol: Protocol) -> None:

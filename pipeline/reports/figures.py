@@ -5,6 +5,7 @@ In: `Run`s. Out: matplotlib figures, saved as PNG and SVG. Lines differ in dashe
 well as in colour, so that they can be distinguished in greyscale.
 """
 
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,11 @@ def ratios(runs: list[Run]) -> Figure:
     """
     figure, (axis,) = _figure(1)
     ratios_of_runs = [run.samples.ratio for run in runs]
-    positive = np.concatenate([ratio[ratio > 0] for ratio in ratios_of_runs])
-    if len(positive) == 0:
+    edges = ratio_edges(ratios_of_runs)
+    if edges is None:
         raise UserError(f"no image of {runs[0].folder} was perturbed; there is nothing to draw")
-    edges = np.geomspace(np.quantile(positive, 0.005), positive.max(), _BINS + 1)
     for run, ratio, line_style in zip(runs, ratios_of_runs, cycle(_STYLES), strict=False):
-        share = 100 * np.histogram(ratio.clip(edges[0], edges[-1]), edges)[0] / len(ratio)
+        share = 100 * share_of_bins(ratio, edges)
         style = {key: line_style[key] for key in ("color", "linestyle")}
         median = float(np.median(ratio))
         name = f"{run.label} (median {median:.3g})"
@@ -136,6 +136,21 @@ def ratios(runs: list[Run]) -> Figure:
     _label_axes(axis, r"$\|\Delta x\| \; / \; \|x\|$", "images, %")
     axis.legend(fontsize=8)
     return figure
+
+
+def ratio_edges(ratios_of_runs: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Edges (B + 1,) of logarithmic bins for the ratios of several evaluations; None if no ratio
+    is above zero."""
+    positive = np.concatenate([ratio[ratio > 0] for ratio in ratios_of_runs])
+    if len(positive) == 0:
+        return None
+    return np.geomspace(np.quantile(positive, 0.005), positive.max(), _BINS + 1)
+
+
+def share_of_bins(ratio: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The share (B,) of at least one ratio in each bin, from 0 to 1; the first bin includes all
+    smaller ratios, the last one all larger."""
+    return np.histogram(ratio.clip(edges[0], edges[-1]), edges)[0] / len(ratio)
 
 
 def curves(runs: list[Run]) -> Figure:
