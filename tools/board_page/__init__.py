@@ -1,0 +1,1 @@
+"""The pages of tools/board.py."""

@@ -1,0 +1,105 @@
+"""Folders of evaluations: where they are below other folders, and how rows name them.
+
+In: folders of the command line. Out: `EvaluationFolder`s, with the shortest names that distinguish
+them.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+EXPORT_FILES = ("config.json", "model.safetensors")  # of tools/export.py, beside evaluation/
+# Folders inside of a run that contain no other run.
+_PARTS_OF_RUNS = {"results", "tensorboard", "checkpoints", "code", "jobs"}
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """An evaluation that pipeline/evaluate.py wrote, merged or not, or that of an export."""
+
+    folder: Path  # contains summary.json
+    export: Path | None = None  # the export whose evaluation this is
+
+    @property
+    def shown(self) -> Path:
+        """The folder by which the row is named, and to which it links."""
+        return self.export or self.folder
+
+
+def evaluation_folder(folder: Path, files: Iterable[str]) -> EvaluationFolder | None:
+    """The evaluation in a folder; None if it contains no files of an evaluation or a fine-tuning.
+
+    Args:
+        folder: the folder.
+        files: names of the files and folders in it.
+    """
+    is_merged = not {"summary.json", "samples.parquet"}.isdisjoint(files)
+    if not is_merged and not any((folder / "results").glob("*/manifest.json")):
+        return None
+    parent = folder.parent
+    is_export = folder.name == "evaluation" and all((parent / f).is_file() for f in EXPORT_FILES)
+    return EvaluationFolder(folder, parent if is_export else None)
+
+
+def find(roots: Sequence[Path], on_error: Callable[[OSError], None]) -> list[EvaluationFolder]:
+    """All evaluations and fine-tunings at any depth below folders, each once, sorted by path.
+
+    Links to folders are not followed, except for ``roots`` themselves.
+
+    Args:
+        roots: the folders.
+        on_error: called with the error of a folder that cannot be listed.
+
+    Raises:
+        UserError: a root is no folder.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"no folder {root}; give folders that contain evaluations")
+    folders = (found for root in roots for found in _below(root.resolve(), on_error))
+    unique = {found.folder: found for found in folders}
+    return [unique[path] for path in sorted(unique)]
+
+
+def _below(root: Path, on_error: Callable[[OSError], None]) -> Iterator[EvaluationFolder]:
+    for path, subfolders, files in os.walk(root, onerror=on_error):
+        evaluation = evaluation_folder(Path(path), {*subfolders, *files})
+        if evaluation is not None:
+            yield evaluation
+        parts = _PARTS_OF_RUNS if evaluation is not None else set()
+        subfolders[:] = (name for name in subfolders if name not in parts and name[0] != ".")
+
+
+def names(folders: Sequence[EvaluationFolder]) -> list[str]:
+    """The shortest paths that distinguish evaluations.
+
+    The folders that all paths begin with or end with are left out. The name of an export is that of
+    its folder, if no other row has this name.
+    """
+    shortened = _without_common_parts([found.shown.parts for found in folders])
+    last = [found.shown.name for found in folders]
+    count = Counter([*shortened, *(n for n, f in zip(last, folders, strict=True) if f.export)])
+    return [
+        name if found.export and count[name] == 1 + (name == path) else path
+        for path, name, found in zip(shortened, last, folders, strict=True)
+    ]
+
+
+def _without_common_parts(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    if len(paths) == 1:
+        return [paths[0][-1]]
+    start = _num_common(paths)
+    rest = [path[start:] for path in paths]
+    end = _num_common([path[::-1] for path in rest])
+    # A folder that contains the others has no parts left: it keeps the last common one.
+    return ["/".join(path[: len(path) - end]) or paths[0][start - 1] for path in rest]
+
+
+def _num_common(paths: Sequence[tuple[str, ...]]) -> int:
+    """Number of parts that all paths begin with."""
+    return sum(1 for _ in takewhile(lambda parts: len({*parts}) == 1, zip(*paths, strict=False)))
