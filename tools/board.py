@@ -112,8 +112,7 @@ def make(options: argparse.Namespace) -> None:
 
 
 def _read(found: list[EvaluationFolder], unreadable: list[str]) -> list[Row]:
-    """The rows of all evaluations; a line for each that cannot be read is added to ``unreadable``.
-    """
+    """The rows of all evaluations; ``unreadable`` gets a line for each that cannot be read."""
     rows: list[Row] = []
     for evaluation in _progress(found, "reading"):
         try:

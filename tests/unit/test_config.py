@@ -17,7 +17,8 @@ from reproduction.experiments import EXPERIMENTS
 
 def test_every_shipped_configuration_is_valid() -> None:
     paths = sorted(CONFIGS.glob("*.yaml"))
-    wanted = {"demo", *EXPERIMENTS, *(Path(e.config).stem for e in EXPERIMENTS.values())}
+    wanted = {"demo", "imagenet_robust_resnet18"}
+    wanted |= {*EXPERIMENTS, *(Path(e.config).stem for e in EXPERIMENTS.values())}
     assert wanted == {path.stem for path in paths}
     for path in paths:
         config = parse.parse(FinetuneConfig, "", ["--config", str(path)])

@@ -27,7 +27,8 @@ class Column:
 def columns_of(rows: Sequence[Row]) -> list[Column]:
     """The columns of rows that were measured alike, without those that no row has a value of."""
     rho = rows[0].statistics.rho_name
-    columns = [*_accuracies(), *_distances(rows, rho), *_comparisons(rho), *_costs()]
+    best, *distances = _distances(rows, rho)
+    columns = [*_accuracies(), best, *_comparisons(rho), *distances, *_costs()]
     return [column for column in columns if any(column.value(row) is not None for row in rows)]
 
 
