@@ -130,7 +130,8 @@ def finite_difference_error(
         return objective(images, labels, use_methods=True).loss.item()
 
     measured = [(loss_at(h) - loss_at(-h)) / (2 * h) for h in (1e-4, 1e-5, 1e-6, 1e-7)]
-    return min(abs(value - slope) for value in measured) / abs(slope)
+    scale = max(map(abs, (slope, *measured)))
+    return min(abs(value - slope) for value in measured) / scale if scale else 0.0
 
 
 def first_nonlinear_operation(net: nn.Module, images: Tensor) -> str:
