@@ -4,10 +4,11 @@
     python tools/board.py runs exports --out board --title "ResNet-18"
     python tools/board.py runs --out board --reference runs/reference    # with intervals
 
-Evaluations are folders that pipeline/evaluate.py wrote, or evaluation/ of exports. Each protocol
-(attacks and their options, norm, space, precision) and set of images has its own page, because
-numbers of different ones cannot be compared; DIR/index.html lists the pages and states by what they
-differ. The pages need no network and no server. A folder that cannot be read is named and left out.
+Evaluations are folders that pipeline/evaluate.py wrote, or those in evaluations/ of exports. Each
+protocol (attacks and their options, norm, space, precision) and set of images has its own page,
+because numbers of different ones cannot be compared; DIR/index.html lists the pages and states by
+what they differ. The pages need no network and no server. A folder that cannot be read is named and
+left out.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """tools/export.py: what it writes, loaded without this project; what it refuses."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,13 @@ def test_nothing_shows_the_machine(exported: Path, finetuning: Path) -> None:
     assert not list(exported.rglob("*.npz"))  # perturbed images
     rows = pq.read_table(exported / "evaluations" / "one attack" / "samples.parquet")
     assert rows.num_rows == 20
+
+
+def test_a_board_shows_the_evaluations_of_an_export(exported: Path, tmp_path: Path) -> None:
+    succeed("tools/board.py", exported, "--out", tmp_path / "board", "--no-sheets")
+    rows = list(csv.DictReader((tmp_path / "board" / "board.csv").open()))
+    assert [row["name"] for row in rows] == [exported.name] * 2
+    assert {row["page"] for row in rows} == {"1", "2"}
 
 
 def test_the_export_is_weights_of_this_project(exported: Path, finetuning: Path) -> None:

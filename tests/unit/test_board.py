@@ -88,8 +88,8 @@ def test_a_page_for_each_protocol_and_set_of_images(source: Path, tmp_path: Path
 
 def test_exports_have_the_name_of_their_folder(source: Path, tmp_path: Path) -> None:
     export = tmp_path / "exports" / "r18"
-    copy_evaluation(source / "one", export / "evaluation")
-    shutil.rmtree(export / "evaluation" / "results")
+    copy_evaluation(source / "one", export / "evaluations" / "one")
+    shutil.rmtree(export / "evaluations" / "one" / "results")
     for name in folders.EXPORT_FILES:
         (export / name).touch()
     copy_evaluation(source / "one", tmp_path / "runs" / "seed0" / "evaluation")

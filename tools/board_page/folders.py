@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from exporting.evaluation_files import FOLDER as EVALUATIONS
+from exporting.net_files import CONFIG, WEIGHTS
 from pipeline.errors import UserError
 
-EXPORT_FILES = ("config.json", "model.safetensors")  # of tools/export.py, beside evaluation/
+EXPORT_FILES = (CONFIG, WEIGHTS)  # of tools/export.py, beside evaluations/
 # Folders inside of a run that contain no other run.
 _PARTS_OF_RUNS = {"results", "tensorboard", "checkpoints", "code", "jobs"}
 
@@ -41,9 +43,11 @@ def evaluation_folder(folder: Path, files: Iterable[str]) -> EvaluationFolder | 
     is_merged = not {"summary.json", "samples.parquet"}.isdisjoint(files)
     if not is_merged and not any((folder / "results").glob("*/manifest.json")):
         return None
-    parent = folder.parent
-    is_export = folder.name == "evaluation" and all((parent / f).is_file() for f in EXPORT_FILES)
-    return EvaluationFolder(folder, parent if is_export else None)
+    evaluations, export = folder.parent, folder.parent.parent
+    is_export = evaluations.name == EVALUATIONS and all(
+        (export / name).is_file() for name in EXPORT_FILES
+    )
+    return EvaluationFolder(folder, export if is_export else None)
 
 
 def find(roots: Sequence[Path], on_error: Callable[[OSError], None]) -> list[EvaluationFolder]:
