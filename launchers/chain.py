@@ -17,13 +17,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from launchers import options
+from launchers import command_lines, options
 from pipeline.config import EvaluateConfig, FinetuneConfig
 from pipeline.runtime import config_file
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
-    own = ["shards", "shard-time"]
-    options.check_names(sys.argv[1:], own, FinetuneConfig, EvaluateConfig)
+    top = command_lines.chain_parser(__doc__)
+    command_lines.check(top, sys.argv[1:], FinetuneConfig, EvaluateConfig)
 
 import submitit
 import yaml
@@ -32,38 +32,13 @@ from launchers import evaluate, finetune, submit
 from launchers.options import Resources
 from launchers.run_status import Submission
 from launchers.tasks import Report
-from pipeline.config import arguments, parse
+from pipeline.config import parse
 from pipeline.errors import exit_on_user_error, warn
 from pipeline.evaluation.resolve import resolve
 from pipeline.evaluation.shard_results import Manifest
 
 # The evaluations: name of the folder, and file of the weights, which the fine-tuning writes.
 PARTS = {"before": "reference.pth", "after": "weights.pth"}
-
-
-def parser() -> arguments.Parser:
-    """The parser of the options before the first --."""
-    top = arguments.Parser(
-        description=__doc__,
-        usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/finetune.py] "
-        "[-- OPTIONS OF pipeline/evaluate.py]",
-    )
-    top.add_argument(
-        "--shards",
-        type=arguments.POSITIVE,
-        help="number of jobs of each evaluation (default: 8, or 1 without SLURM; never more than "
-        "images)",
-    )
-    top.add_argument(
-        "--shard-time",
-        type=options.parse_minutes,
-        default=240,
-        metavar="TIME",
-        help="time limit of each shard, written as for --time (default: 4h). A shard has one "
-        "task, with one GPU if --gpus-per-node is given",
-    )
-    options.add_resources(top)
-    return top
 
 
 def evaluations_of(
@@ -182,7 +157,7 @@ def main() -> None:
     """Check all options, then submit."""
     launcher_argv, run_argv = options.split(sys.argv[1:])
     tuning_argv, evaluation_argv = options.split(run_argv)
-    args = parser().parse_args(launcher_argv)
+    args = command_lines.chain_parser(__doc__).parse_args(launcher_argv)
     with exit_on_user_error():
         resources = options.resources(args)
         _, (tuning,) = finetune.parse_configs([], tuning_argv)

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers import options
+from launchers import command_lines, options
 from pipeline.config import EvaluateConfig, Shard, warn_ignored
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
-    options.check_names(sys.argv[1:], ["shards"], EvaluateConfig)
+    command_lines.check(command_lines.evaluate_parser(__doc__), sys.argv[1:], EvaluateConfig)
 
 import submitit
 import torch
@@ -26,27 +26,13 @@ from launchers.options import Resources
 from launchers.run_status import Submission
 from launchers.tasks import Merge, Task
 from pipeline import evaluate as entry
-from pipeline.config import arguments, parse
+from pipeline.config import parse
 from pipeline.data import source
 from pipeline.errors import UserError, exit_on_user_error, warn
 from pipeline.evaluation import merge
 from pipeline.evaluation.resolve import resolve
 from pipeline.evaluation.shard_results import Manifest, refuse_other
 from pipeline.models import prepare
-
-
-def parser() -> arguments.Parser:
-    """The parser of the options before --."""
-    top = arguments.Parser(
-        description=__doc__, usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/evaluate.py]"
-    )
-    top.add_argument(
-        "--shards",
-        type=arguments.POSITIVE,
-        help="number of jobs in the array (default: 8; never more than images)",
-    )
-    options.add_resources(top)
-    return top
 
 
 def check(config: EvaluateConfig) -> Manifest:
@@ -127,7 +113,7 @@ def launch(
 def main() -> None:
     """Check the options, then submit the shards that are not done and the merging job."""
     launcher_argv, run_argv = options.split(sys.argv[1:])
-    args = parser().parse_args(launcher_argv)
+    args = command_lines.evaluate_parser(__doc__).parse_args(launcher_argv)
     config = parse.parse(EvaluateConfig, __doc__, run_argv, output_suffix="-evaluation")
     with exit_on_user_error():
         resources = options.resources(args)

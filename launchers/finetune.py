@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers import options
+from launchers import command_lines, options
 from pipeline.config import FinetuneConfig, warn_ignored
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
-    options.check_names(sys.argv[1:], ["sweep"], FinetuneConfig)
+    command_lines.check(command_lines.finetune_parser(__doc__), sys.argv[1:], FinetuneConfig)
 
 import submitit
 import torch
@@ -29,30 +29,12 @@ from launchers import submit
 from launchers.options import Resources
 from launchers.run_status import Submission
 from launchers.tasks import Task
-from pipeline.config import arguments, parse
+from pipeline.config import parse
 from pipeline.data import source
 from pipeline.data.batches import TrainingPlan
 from pipeline.errors import exit_on_user_error, warn
 from pipeline.evaluation.resolve import resolve
 from pipeline.models import prepare
-
-
-def parser() -> arguments.Parser:
-    """The parser of the options before --."""
-    top = arguments.Parser(
-        description=__doc__, usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/finetune.py]"
-    )
-    top.add_argument(
-        "--sweep",
-        action="append",
-        nargs="+",
-        default=[],
-        metavar=("OPTION", "VALUE"),
-        help="an option of pipeline/finetune.py and the values to try; may be given several times, "
-        "then every combination is run (default: no sweep)",
-    )
-    options.add_resources(top)
-    return top
 
 
 def parse_configs(
@@ -107,7 +89,7 @@ def launch(
 def main() -> None:
     """Check the options, submit the runs, and print where to find and how to stop them."""
     launcher_argv, run_argv = options.split(sys.argv[1:])
-    args = parser().parse_args(launcher_argv)
+    args = command_lines.finetune_parser(__doc__).parse_args(launcher_argv)
     with exit_on_user_error():
         folder, configs = parse_configs(args.sweep, run_argv)
         resources = options.resources(args)

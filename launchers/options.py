@@ -8,15 +8,11 @@ import argparse
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.config import RunConfig, parse
-from pipeline.config.aliases import translate_argv, translate_launcher_argv
 from pipeline.config.arguments import POSITIVE, Number, Parser
 from pipeline.config.checks import Range
-from pipeline.config.text import did_you_mean
-from pipeline.errors import UserError, exit_on_user_error
+from pipeline.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,40 +50,6 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
         return argv, []
     position = argv.index("--")
     return argv[:position], argv[position + 1 :]
-
-
-def check_names(argv: list[str], own: Sequence[str], *entry_points: type[RunConfig]) -> None:
-    """Refuse unknown options and a missing ``--``, with one line and exit code 2.
-
-    Args:
-        argv: the launcher's command line.
-        own: options that only this launcher has, without dashes.
-        entry_points: the configuration classes whose options follow the first ``--``, the second
-            ``--``, and so on.
-
-    Raises:
-        SystemExit: there is such a mistake.
-    """
-    common = Parser()
-    add_resources(common)
-    names = [*own, *common.long_names()]
-    program = parse.PROGRAMS[entry_points[0]]
-    inner = {*parse.option_names(entry_points[0]), "config"}
-    launcher_words, *rest = split(argv)
-    with exit_on_user_error():
-        for word in translate_launcher_argv(launcher_words).values:
-            name = word.partition("=")[0].removeprefix("--")
-            if not word.startswith("--") or name in names:
-                continue
-            if translate_argv(entry_points[0], [f"--{name}"]).values[0].removeprefix("--") in inner:
-                raise UserError(
-                    f"--{name} belongs to {program}: put it after --, as -- --{name} ..."
-                )
-            hint = did_you_mean(name, names, prefix="--")
-            raise UserError(f"no option --{name}{hint or '; --help lists all'}")
-        for entry_point in entry_points:
-            run_argv, *rest = split(rest[0]) if rest else [[]]
-            parse.check_names(entry_point, run_argv)
 
 
 def add_resources(parser: Parser) -> None:

@@ -17,15 +17,16 @@ class OptionError(ValueError):
         option: its full name, as section.option.
         rule: what the value must be.
         value: the value.
+        hint: what was probably meant, as `pipeline.config.text.did_you_mean` writes it.
     """
 
-    def __init__(self, option: str, rule: str, value: Any) -> None:
-        super().__init__(f"{option} must be {rule}, got {shown(value)}")
-        self.option, self.rule, self.value = option, rule, value
+    def __init__(self, option: str, rule: str, value: Any, hint: str = "") -> None:
+        super().__init__(f"{option} must be {rule}, got {shown(value)}{hint}")
+        self.option, self.rule, self.value, self.hint = option, rule, value, hint
 
     def within(self, section: str) -> "OptionError":
         """The same error with the name of the section that the option is in."""
-        return OptionError(f"{section}.{self.option}", self.rule, self.value)
+        return OptionError(f"{section}.{self.option}", self.rule, self.value, self.hint)
 
 
 def require(condition: bool, option: str, rule: str, value: Any) -> None:
@@ -200,6 +201,8 @@ def describe_type(hint: Any) -> str:
 
 def choices(hint: Any) -> list[str]:
     """The names that a type allows."""
+    if hint is bool:
+        return ["true", "false"]
     if get_origin(hint) is Literal:
         return list(map(str, get_args(hint)))
     if get_origin(hint) in (Union, types.UnionType):

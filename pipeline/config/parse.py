@@ -4,34 +4,28 @@ A mistake is reported in one line: the option with its sections, its rule, the v
 file if the value comes from one.
 """
 
-import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import (
-    ArgumentError,
-    ArgumentParser,
-    DefaultHelpFormatter,
-    set_loader,
-    set_parsing_settings,
-)
+from jsonargparse import ArgumentError, set_loader, set_parsing_settings
 
-from pipeline.config import CONFIGS, DEFAULT_CONFIG, EvaluateConfig, FinetuneConfig, RunConfig
-from pipeline.config.aliases import translate, translate_argv, warn_of_aliases
-from pipeline.config.checks import (
-    Option,
-    OptionError,
-    all_options,
-    choices,
-    describe_type,
-    sections,
+from pipeline.config import (
+    CONFIGS,
+    DEFAULT_CONFIG,
+    EvaluateConfig,
+    FinetuneConfig,
+    RunConfig,
+    help_pages,
 )
+from pipeline.config.aliases import translate, translate_argv, warn_of_aliases
+from pipeline.config.checks import OptionError, all_options, choices, describe_type, sections
+from pipeline.config.help_pages import HelpFormatter, OptionParser
 from pipeline.config.origin import explicit_options, origin
 from pipeline.config.text import did_you_mean, flatten, parse_yaml, read_yaml
 from pipeline.errors import UserError, exit_on_user_error
@@ -58,14 +52,15 @@ def parse(
 
     Args:
         cls: the options.
-        description: shown by ``--help``.
+        description: shown by ``--help``; see `pipeline.config.help_pages`.
         argv: arguments of the command line; by default those of this process.
         output_suffix: added to the YAML file's name for the default of ``--output``.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    show_help(cls, description, argv)
     parser = _parser(cls)
-    parser.description = description
     with exit_on_user_error():
-        arguments = _read_argv(cls, sys.argv[1:] if argv is None else argv)
+        arguments = _read_argv(cls, argv)
         files = {path: _read_file(cls, path) for path in _config_files(arguments)}
         try:
             config = _construct(cls, parser.parse_args(arguments))
@@ -80,6 +75,20 @@ def parse(
     return config
 
 
+def show_help(cls: type[RunConfig], description: str | None, argv: Sequence[str]) -> None:
+    """Print the page of help that a command line requests, and exit; else do nothing.
+
+    The arguments are those of `parse`.
+
+    Raises:
+        SystemExit: with code 0; with code 2 if there is no such page.
+    """
+    page = help_pages.requested_page(argv)
+    if page is not None:
+        with exit_on_user_error():
+            help_pages.show(cls, _make_parser(cls), description, page)
+
+
 def _read_argv(cls: type[RunConfig], argv: Sequence[str]) -> list[str]:
     """A command line in today's spelling, with ``--config configs/demo.yaml`` if it is the default.
 
@@ -88,37 +97,19 @@ def _read_argv(cls: type[RunConfig], argv: Sequence[str]) -> list[str]:
     """
     arguments, notes = translate_argv(cls, argv)
     warn_of_aliases("", notes)
+    check_names(cls, arguments)
     names = {word.partition("=")[0] for word in arguments}
-    if names.isdisjoint({"-h", "--help"}):
-        check_names(cls, arguments)
     if names.isdisjoint({_CONFIG, "--data.train", "--data.val"}):
         return [_CONFIG, str(DEFAULT_CONFIG), *arguments]
     return arguments
 
 
-class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """jsonargparse's formatter, which keeps the line breaks of the description."""
-
-
-class _Parser(ArgumentParser):
-    """jsonargparse's parser, with ranges of numbers in ``--help`` and without its own options."""
-
-    def describe(self, options: Mapping[str, Option]) -> None:
-        """Append the ranges to the help texts; hide arguments that are not options of a run."""
-        for action in self._actions:
-            option = options.get(action.dest)
-            if option is not None and option.range is not None:
-                action.help = option.range.append_to(action.help or "")
-            elif option is None and action.dest not in ("help", "config"):
-                action.help = argparse.SUPPRESS  # whole sections, and jsonargparse's own
-
-    def option_strings(self) -> set[str]:
-        """All options, with their dashes."""
-        return set(self._option_string_actions)
-
-
 @cache
-def _parser(cls: type[RunConfig]) -> _Parser:
+def _parser(cls: type[RunConfig]) -> OptionParser:
+    return _make_parser(cls)
+
+
+def _make_parser(cls: type[RunConfig]) -> OptionParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     others = _sections_of_others(cls)
 
@@ -129,12 +120,12 @@ def _parser(cls: type[RunConfig]) -> _Parser:
         return translate(cls, values).values
 
     set_loader(cls.__name__, load, exceptions=(yaml.YAMLError,))
-    parser = _Parser(
+    parser = OptionParser(
         usage="%(prog)s [--config FILE] [--section.option VALUE ...]",
         parser_mode=cls.__name__,
         exit_on_error=False,
         allow_abbrev=False,
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(_CONFIG, action="config", help="YAML file of an experiment; see configs/.")
     parser.add_class_arguments(cls)
@@ -171,9 +162,9 @@ def check_names(cls: type[RunConfig], argv: Sequence[str]) -> None:
         for other, program in PROGRAMS.items():
             if translate_argv(other, [name]).values[0].removeprefix("--") in option_names(other):
                 raise UserError(f"no option {name} here; it is one of {program}")
-        names = sorted(option_names(cls))
+        names = sorted({*option_names(cls), "config", "help", "help-all"})
         hint = did_you_mean(name.removeprefix("--"), names, prefix="--")
-        raise UserError(f"no option {name}{hint or '; --help lists all'}")
+        raise UserError(f"no option {name}{hint or '; --help-all lists all'}")
 
 
 def _config_files(argv: Sequence[str]) -> list[Path]:
@@ -198,26 +189,28 @@ def _read_file(cls: type[RunConfig], path: Path) -> dict[str, Any]:
         used = {key: value for key, value in values.items() if key not in others}
         used, notes = translate(cls, used)
         warn_of_aliases(f"{path}: ", notes)
-        _check_keys(cls, used)
+        _check_keys(cls, used, sorted(all_options(cls)))
         _parser(cls).parse_object(used)
     except (ArgumentError, ValueError, TypeError, OverflowError, UserError) as error:
         raise UserError(f"{path}: {_explain(cls, error)}") from None
     return used
 
 
-def _check_keys(section: type, values: dict[str, Any], prefix: str = "") -> None:
+def _check_keys(
+    section: type, values: dict[str, Any], all_names: Sequence[str], prefix: str = ""
+) -> None:
     inner = sections(section)
-    names = {f.name for f in dataclasses.fields(section)}
+    names = sorted(f.name for f in dataclasses.fields(section))
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in names:
-            near = sorted(names if prefix else {*names, *all_options(section)})
-            raise UserError(f"no option {name}{did_you_mean(str(key), near, prefix)}")
+            hint = did_you_mean(str(key), names, prefix) or did_you_mean(name, all_names)
+            raise UserError(f"no option {name}{hint}")
         if key in inner:
             if not isinstance(value, dict):
                 inside = ", ".join(f.name for f in dataclasses.fields(inner[key]))
                 raise UserError(f"{name} must be a section of options ({inside}), got {value}")
-            _check_keys(inner[key], value, f"{name}.")
+            _check_keys(inner[key], value, all_names, f"{name}.")
         elif value is None and not all_options(section)[key].optional:
             raise OptionError(name, describe_type(all_options(section)[key].hint), None)
 
@@ -233,9 +226,14 @@ def _explain(cls: type[RunConfig], error: Exception) -> str:
     if option and declared is not None and value is not None:
         text = _YAML_SPELLINGS.get(value[1].strip(), value[1].strip() or "nothing")
         hint = did_you_mean(text, choices(declared.hint))
-        return str(OptionError(option[1], describe_type(declared.hint), text)) + hint
+        return str(OptionError(option[1], describe_type(declared.hint), text, hint))
     if option and option[1] not in all_options(cls):
-        return f"--{option[1]} is a section of options, as --{option[1]}.NAME; --help lists all"
+        name = option[1]
+        return f"--{name} is a section of options, as --{name}.NAME; --help {name} lists them"
+    inner = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
+    if inner:
+        name = f"{inner[1]}.{inner[2]}"
+        return f"no option {name}{did_you_mean(name, all_options(cls))}"
     text = re.sub(r"^argument (--\S+): expected one argument$", r"\1 needs a value", text)
     return re.sub(r"^unrecognized arguments: (.*)", r"\1: options begin with --", text)
 

@@ -38,3 +38,21 @@ def test_what_takes_long_to_import_is_imported_where_it_is_needed() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment()
     )
     assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("pipeline/finetune.py", "--help"),
+        ("pipeline/evaluate.py", "--help", "data"),
+        ("launchers/chain.py", "--help"),
+        ("launchers/evaluate.py", "--", "--help-all"),
+    ],
+)
+def test_help_is_shown_before_slow_imports(argv: tuple[str, ...]) -> None:
+    command = [sys.executable, "-X", "importtime", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
+    assert done.returncode == 0, done.stderr
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "pipeline.config.parse" in modules
+    assert modules.isdisjoint({"torch", "nvidia.dali", "torchvision", "submitit", "matplotlib"})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launchers import options
+from launchers import command_lines, options
 from pipeline.config import (
     AttackConfig,
     DataConfig,
@@ -21,7 +21,6 @@ from pipeline.config import (
     parse,
 )
 from pipeline.config.aliases import ALIASES, LAUNCHER_ALIASES, Alias, translate_argv
-from pipeline.config.arguments import Parser
 from pipeline.config.checks import sections
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import evaluation_protocol, preprocessing_of
@@ -209,9 +208,8 @@ def test_other_ranks_are_silent(
 
 @pytest.mark.parametrize(("old", "new"), LAUNCHER_ALIASES.items())
 def test_options_of_launchers(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options.check_names([old, "7", "--", "--data.flip", "true"], [], FinetuneConfig)
-    parser = Parser()
-    options.add_resources(parser)
+    parser = command_lines.finetune_parser("")
+    command_lines.check(parser, [old, "7", "--", "--data.flip", "true"], FinetuneConfig)
     for argv in ([old, "7"], [f"{old}=7"]):
         aliases._printed.clear()
         resources = options.resources(parser.parse_args(argv))
@@ -240,5 +238,7 @@ def test_stored_protocols_keep_their_first_names() -> None:
 
 def test_an_option_before_the_separator(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        options.check_names(["--data.flip", "true"], [], FinetuneConfig)
+        command_lines.check(
+            command_lines.finetune_parser(""), ["--data.flip", "true"], FinetuneConfig
+        )
     assert "--data.flip belongs to pipeline/finetune.py: put it after --" in capsys.readouterr().err

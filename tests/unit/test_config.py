@@ -68,7 +68,7 @@ def test_mistakes_in_yaml(
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse.parse(FinetuneConfig, "text", ["--help"])
+        parse.parse(FinetuneConfig, "text", ["--help-all"])
     text = capsys.readouterr().out
     for option in parse.flatten(parse.to_dict(FinetuneConfig())):
         assert f"--{option} " in text, option

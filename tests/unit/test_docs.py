@@ -20,7 +20,7 @@ OPTIONS = {*all_options(FinetuneConfig), *all_options(EvaluateConfig)}
 FOLDERS = "pipeline|tools|launchers|configs|slurm|tests"
 SECTIONS = {name.rpartition(".")[0] for name in OPTIONS} - {""}
 # Of jsonargparse, and of torchrun, srun and sbatch, pip.
-COMMON = {"help", "config", "print_config"}
+COMMON = {"help", "help-all", "config", "print_config"}
 FILE_ENDINGS = (".py", ".safetensors", ".onnx")
 FOREIGN = {
     *("standalone", "nproc_per_node", "max-restarts", "array", "kill-on-bad-exit"),
@@ -176,7 +176,8 @@ def known_words(piece: str) -> set[str]:
         )
     if program[1] in ("pipeline", "slurm"):
         return OPTIONS
-    return words_in(ROOT / program[0]) | words_in(ROOT / "launchers" / "options.py")
+    shared = (ROOT / "launchers" / name for name in ("options.py", "command_lines.py"))
+    return words_in(ROOT / program[0]).union(*map(words_in, shared))
 
 
 @cache

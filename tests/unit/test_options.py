@@ -105,7 +105,7 @@ def test_valid_numbers_are_accepted(cls: type[RunConfig]) -> None:
 
 def test_help_shows_units_and_ranges(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse.parse(FinetuneConfig, "a command:\n\n    python finetune.py\n", ["--help"])
+        parse.parse(FinetuneConfig, "a command:\n\n    python finetune.py\n", ["--help-all"])
     text = capsys.readouterr().out
     assert "    python finetune.py\n" in text  # as it was written
     assert text.index("a command") < 200  # after a usage of a line or two
