@@ -26,6 +26,7 @@ from launchers.run_status import Submission
 from launchers.slurm_states import TaskState
 from pipeline.config import arguments
 from pipeline.config.checks import Range
+from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError, exit_on_user_error
 
 COMMANDS = ("list", "cancel", "logs")
@@ -205,6 +206,19 @@ def logs(args: argparse.Namespace) -> None:
         os.execvp("tail", ["tail", "-n", str(args.lines), *follow, "--", *paths])
 
 
+def check_command(args: argparse.Namespace) -> None:
+    """Refuse a misspelt command, which is read as a folder of ``list``.
+
+    Raises:
+        UserError: names the nearest command.
+    """
+    if args.command == "list":
+        first = args.folders[0]
+        hint = did_you_mean(str(first), COMMANDS)
+        if hint and not first.exists():
+            raise UserError(f"no command or folder {first}{hint}")
+
+
 def main() -> None:
     """Run the command; without one, run ``list``."""
     argv = sys.argv[1:]
@@ -212,6 +226,7 @@ def main() -> None:
         argv = ["list", *argv]
     args = parser().parse_args(argv)
     with exit_on_user_error():
+        check_command(args)
         try:
             {"list": show, "cancel": cancel, "logs": logs}[args.command](args)
         except KeyboardInterrupt:

@@ -23,7 +23,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from launchers import run_status, slurm_states
 from launchers.options import Resources
 from launchers.requeue import requeue_script
-from pipeline.config import CONFIGS, RunConfig
+from pipeline.config import CONFIGS, RESUME_WORDS, RunConfig
 from pipeline.data import demo
 from pipeline.errors import UserError
 from pipeline.models.weights import is_file_name
@@ -112,7 +112,7 @@ def with_absolute_paths(config: ConfigT) -> ConfigT:
     if weights is not None and is_file_name(weights) and Path(weights).exists():
         weights = str(Path(weights).absolute())
     resume = config.resume
-    if resume not in ("auto", "never"):
+    if resume not in RESUME_WORDS:
         resume = str(Path(resume).absolute())
     return dataclasses.replace(
         config,

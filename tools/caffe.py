@@ -22,6 +22,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from pipeline.config import arguments
+from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.runtime.files import atomic_write, check_writable, writable
 from pipeline.runtime.npz import read_npz
@@ -139,7 +140,8 @@ def state_dict(arrays: Arrays, first: str, source: Path) -> dict[str, torch.Tens
     """
     if first not in arrays:
         layers = ", ".join(arrays)
-        raise UserError(f"{source} has no layer --first {first}: the layers are {layers}")
+        hint = did_you_mean(first, arrays)
+        raise UserError(f"{source} has no layer --first {first}: the layers are {layers}{hint}")
     shape = arrays[first][0].shape
     if len(shape) < 2:
         raise UserError(

@@ -27,6 +27,7 @@ from launchers import options, submit
 from launchers.options import Resources
 from pipeline.config import AttackConfig, arguments
 from pipeline.config.checks import OptionError
+from pipeline.config.text import did_you_mean
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
 from pipeline.runtime.files import check_writable
 from reproduction import data, estimate, report, run
@@ -98,7 +99,8 @@ def plan(args: argparse.Namespace, output: Path, run_argv: list[str]) -> list[Pl
     methods = args.methods or names
     unknown = sorted(set(methods) - set(names))
     if unknown:
-        raise UserError(f"--methods: no {', '.join(unknown)}; there are {', '.join(names)}")
+        hint = did_you_mean(unknown[0], names)
+        raise UserError(f"--methods: no {', '.join(unknown)}; there are {', '.join(names)}{hint}")
     if args.figure is None:
         return planner.table(args.seeds, methods)
     if args.figure == 2:

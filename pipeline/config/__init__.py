@@ -10,7 +10,7 @@ from .data import DataConfig
 from .evaluation import BEST, EPS_REF_FRACTIONS, AttackConfig, EvaluationConfig, FgsConfig
 from .ignored import warn_ignored
 from .model import ModelConfig
-from .runs import EvaluateConfig, FinetuneConfig, RunConfig, Shard
+from .runs import RESUME_WORDS, EvaluateConfig, FinetuneConfig, RunConfig, Shard
 from .runtime import RuntimeConfig
 from .training import (
     AdversarialConfig,
@@ -34,6 +34,7 @@ __all__ = [
     "CONFIGS",
     "DEFAULT_CONFIG",
     "EPS_REF_FRACTIONS",
+    "RESUME_WORDS",
     "AdversarialConfig",
     "AttackConfig",
     "CheckpointConfig",

@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -77,21 +77,32 @@ class Parser(argparse.ArgumentParser):
         if not self._option_string_actions.keys().isdisjoint(LAUNCHER_ALIASES.values()):
             argv, notes = translate_launcher_argv(argv)
             warn_of_aliases("", notes)
+        # Before argparse, which reports missing options first.
+        self._check_names([word for word in argv if word.startswith("--")], argv)
         parsed, unknown = self.parse_known_args(argv, namespace)
-        for argument in unknown:
-            if argument.startswith("-"):
-                name = argument.partition("=")[0]
-                hint = did_you_mean(name.lstrip("-"), self.long_names(), prefix="--")
-                self.error(f"no option {name}{hint or '; --help lists all'}")
+        self._check_names([word for word in unknown if word.startswith("-")], argv)
         if unknown:
             self.error(f"{unknown[0]}: one word too many; --help shows the usage")
         return parsed
 
-    def long_names(self) -> list[str]:
-        """The options' names without dashes, including those of subcommands."""
+    def _check_names(self, options: Sequence[str], argv: Sequence[str]) -> None:
+        """Refuse unknown options, with the nearest one of the subcommand that ``argv`` names."""
+        commands = [word for word in argv if word in self._commands]
+        names = self.long_names(*commands[:1])
+        for option in options:
+            name = option.partition("=")[0]
+            if option == "--":
+                break  # the words after it are no options
+            if not name.startswith("--") or name.removeprefix("--") not in names:
+                hint = did_you_mean(name.lstrip("-"), names, prefix="--")
+                self.error(f"no option {name}{hint or '; --help lists all'}")
+
+    def long_names(self, command: str | None = None) -> list[str]:
+        """The options' names without dashes, including those of one subcommand, or of all."""
         names = [n.removeprefix("--") for n in self._option_string_actions if n.startswith("--")]
-        for command in self._commands.values():
-            names += command.long_names()
+        for name, parser in self._commands.items():
+            if command in (None, name):
+                names += parser.long_names()
         return names
 
     def error(self, message: str) -> NoReturn:
@@ -101,7 +112,9 @@ class Parser(argparse.ArgumentParser):
         if choice:
             names = [name.strip("'") for name in choice[2].split(", ")]
             hint = did_you_mean(choice[1], names)
-            message = f"{message[: choice.start()]}no {choice[1]}; use {', '.join(names)}{hint}"
+            # A subcommand has no name but the list of them.
+            argument = "" if " | " in message[: choice.start()] else message[: choice.start()]
+            message = f"{argument}no {choice[1]}; use {', '.join(names)}{hint}"
         if "are required" in message:
             message += "; --help shows the usage"
         exit_with_error(message.removeprefix("argument "))

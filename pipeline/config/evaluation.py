@@ -4,7 +4,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .checks import Range, Section, number, require
+from .checks import OptionError, Range, Section, number, require
+from .text import did_you_mean
 
 # The fractions of eps_ref at which the paper's Table 1 states accuracies.
 EPS_REF_FRACTIONS = (0.2, 0.5, 1.0)
@@ -70,9 +71,11 @@ class AttackConfig(Section):
         """Check the names of the attacks."""
         names = f"{', '.join(BEST)} or best"
         paths = [name for name in self.methods if ":" in name]
-        unknown = any(name not in (*BEST, *paths) for name in self.methods) or len(paths) > 1
+        unknown = [name for name in self.methods if name not in (*BEST, *paths)]
         rule = f"{names}, package.module:name of one attack, or several joined by +"
-        require(not unknown, "method", rule, self.method)
+        if unknown or len(paths) > 1:
+            hint = did_you_mean(unknown[0], (*BEST, "best")) if unknown else ""
+            raise OptionError("method", rule, self.method, hint)
 
     @property
     def methods(self) -> list[str]:

@@ -20,6 +20,7 @@ from .training import (
     TrainConfig,
 )
 
+RESUME_WORDS = ("auto", "never")  # values of `resume` that are no paths
 _LONGEST_NAME = 255  # bytes of a file's or folder's name, on the usual file systems
 
 

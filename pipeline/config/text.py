@@ -56,10 +56,8 @@ def read_yaml(path: Path, folders: Iterable[Path] = ()) -> dict[str, Any]:
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        files = [file for folder in (*folders, path.parent) for file in folder.glob("*.y*ml")]
-        file_by_name = {file.name: file for file in files}
-        near = [file_by_name[name] for name in nearest(path.name, file_by_name)]
-        raise UserError(f"--config: no file {path}{_question(near)}") from None
+        hint = did_you_mean_file(path, folders)
+        raise UserError(f"--config: no file {path}{hint}") from None
     except OSError as error:
         raise UserError(f"--config: {path} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -103,21 +101,63 @@ def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     return _question([prefix + name for name in nearest(word, names)])
 
 
+def did_you_mean_file(path: Path, folders: Iterable[Path] = (), names: Iterable[str] = ()) -> str:
+    """`did_you_mean` for a file that does not exist.
+
+    Args:
+        path: the file; files of its folder with the same ending are candidates, or with any ending
+            that YAML files have. A name without an ending is compared with names without theirs.
+        folders: further folders whose files are candidates.
+        names: names that are valid instead of a file.
+    """
+    endings = (".yaml", ".yml") if path.suffix in ("", ".yaml", ".yml") else (path.suffix,)
+    searched = [folder for folder in (*folders, path.parent) if folder.is_dir()]
+    files = [file for folder in searched for file in folder.iterdir() if file.suffix in endings]
+    shown: dict[str, object] = {file.name if path.suffix else file.stem: file for file in files}
+    shown |= {name: name for name in names}
+    return _question([shown[name] for name in nearest(path.name, shown)])
+
+
 def _question(names: Sequence[object]) -> str:
     return f"; did you mean {' or '.join(map(str, names))}?" if names else ""
 
 
 def nearest(word: str, names: Iterable[str]) -> list[str]:
     """At most three names similar to the word; see `did_you_mean`."""
-    names = list(dict.fromkeys(names))
+    by_plain: dict[str, str] = {}
+    for name in names:
+        by_plain.setdefault(_plain(name), name)
+    word = _plain(word)
+    near = (
+        [plain for plain in by_plain if plain == word]
+        or [plain for plain in by_plain if plain.endswith(f".{word}")]
+        or sorted((p for p in by_plain if len(word) > 2 and p.startswith(word)), key=len)
+        or _similar(word, by_plain, 0.8)
+        or _of_other_sections(word, by_plain)
+        or _similar(word, by_plain, 0.6 if len(word) <= 4 else 0.7)
+        or _with_similar_end(word, by_plain)
+    )
+    return [by_plain[plain] for plain in near[:3]]
 
-    def plain(name: str) -> str:
-        return name.replace("-", "_").lower()
 
-    equal = [name for name in names if plain(name) == plain(word)]
-    same_end = [name for name in names if plain(name).split(".")[-1] == plain(word)]
-    begin = [name for name in names if len(word) > 2 and plain(name).startswith(plain(word))]
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
-    ends = {name.split(".")[-1]: name for name in names}
-    close_end = [ends[end] for end in difflib.get_close_matches(plain(word), ends, n=1, cutoff=0.8)]
-    return (equal or same_end or close or close_end or begin)[:3]
+def _plain(name: str) -> str:
+    return name.replace("-", "_").lower()
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _similar(word: str, names: Iterable[str], cutoff: float) -> list[str]:
+    return difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
+
+
+def _of_other_sections(word: str, names: Iterable[str]) -> list[str]:
+    """The options of the same name in other sections, the most similar section first."""
+    same = [name for name in names if "." in word and _last(name) == _last(word)]
+    return difflib.get_close_matches(word, same, n=len(same) or 1, cutoff=0)
+
+
+def _with_similar_end(word: str, names: Iterable[str]) -> list[str]:
+    ends = {_last(name): name for name in names}
+    return [ends[end] for end in _similar(_last(word), ends, 0.75)]

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config.text import did_you_mean_file
 from pipeline.data import classes as class_lists
 from pipeline.data.classes import Classes
 from pipeline.data.index_format import (
@@ -158,7 +159,8 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
     """
     where = f"{option}: {path}"
     if not Path(path).is_file():
-        raise UserError(f"{option}: no file {path}; make an index with tools/index.py")
+        hint = did_you_mean_file(Path(path)) or "; make an index with tools/index.py"
+        raise UserError(f"{option}: no file {path}{hint}")
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         table.validate(full=True)

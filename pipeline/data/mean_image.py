@@ -5,10 +5,12 @@ computes one.
 """
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import DataConfig
+from pipeline.config.text import did_you_mean_file
 from pipeline.errors import UserError, first_line
 
 
@@ -24,7 +26,8 @@ def mean_of(data: DataConfig) -> np.ndarray:
         image = np.load(data.mean, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(
-            f"data.mean: no file {data.mean}; make it with tools/index.py mean"
+            f"data.mean: no file {data.mean}"
+            f"{did_you_mean_file(Path(data.mean)) or '; make it with tools/index.py mean'}"
         ) from None
     except Exception as error:  # a damaged header raises errors of many types
         raise UserError(

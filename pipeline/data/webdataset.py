@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from pipeline.config.text import did_you_mean
 from pipeline.data.class_list import numbered_classes
 from pipeline.data.classes import Classes
 from pipeline.data.image_check import is_image_name
@@ -154,9 +155,9 @@ def _json_label(content: bytes, label_key: str, where: str) -> str:
     except ValueError as error:  # includes bytes that are not UTF-8
         raise UserError(f"{where}.json is not JSON ({error}); write the shard again") from None
     if not isinstance(values, dict) or label_key not in values:
-        keys = first_few(sorted(values)) if isinstance(values, dict) else "none"
+        names = sorted(values) if isinstance(values, dict) else []
         raise UserError(
-            f"{where}.json has no {label_key!r}; its keys are: {keys}; name the one with the "
-            "class number by --label_key"
+            f"{where}.json has no {label_key!r}; its keys are: {first_few(names) or 'none'}; name "
+            f"the one with the class number by --label_key{did_you_mean(label_key, names)}"
         )
     return json.dumps(values[label_key]).strip('"')

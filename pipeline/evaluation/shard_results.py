@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import Shard
+from pipeline.config import RESUME_WORDS, Shard
+from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError
 from pipeline.evaluation.agreement import allowed_difference, check_agreement
 from pipeline.evaluation.manifest import Manifest, read_manifest, read_manifests
@@ -75,10 +76,13 @@ class ResultsFolder:
             UserError: the folder contains results of another evaluation, or ``resume`` is not
                 possible.
         """
-        if resume not in ("auto", "never"):
+        if resume not in RESUME_WORDS:
             folder = Path(resume)
             if not _manifests(folder):
-                raise UserError(f"resume: {folder} is not auto, never or a folder of results")
+                raise UserError(
+                    f"resume: {folder} is not auto, never or a folder of results"
+                    f"{did_you_mean(resume, RESUME_WORDS)}"
+                )
         store = cls(folder, shard)
         if resume == "never" and store.shard_folder.exists() and not restarted():
             raise UserError(

@@ -150,7 +150,7 @@ def _published_config(name: str) -> Any:
     names = timm.list_pretrained(f"{architecture}.*") if known else timm.list_models()
     near = did_you_mean(short_name, names, prefix=PREFIX)
     if known:
-        near = f"; its tags: {', '.join(full.partition('.')[2] for full in names) or 'none'}"
+        near = f"; its tags: {', '.join(full.partition('.')[2] for full in names) or 'none'}{near}"
     else:
         near = near or "; timm.list_models() lists all"
     raise UserError(f"model.name: timm has no net {short_name!r}{near}")

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
+from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError, first_line
 from pipeline.models.published import PublishedPreprocessing
 
@@ -105,7 +106,19 @@ def _named_weights(config: ModelConfig) -> Any:
     try:
         return _zoo().get_model_weights(config.name)[config.weights]
     except (KeyError, ValueError):
+        names = weights_names(config.name)
+        hint = did_you_mean(str(config.weights), names)
+        if names and not hint:
+            hint = f"; torchvision has {', '.join(names)}"
         raise UserError(
             f"model.weights: {config.weights} is neither a file nor the name of torchvision's "
-            f"weights for {config.name}"
+            f"weights for {config.name}{hint}"
         ) from None
+
+
+def weights_names(name: str) -> list[str]:
+    """The names of the weights that torchvision has for a net; none for nets of other kinds."""
+    try:
+        return list(_zoo().get_model_weights(name).__members__)
+    except ValueError:
+        return []

@@ -3,6 +3,7 @@
 In: a net and `ModelConfig`. Out: the net with its weights; its state dict for a file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
+from pipeline.config.text import did_you_mean, did_you_mean_file
 from pipeline.errors import UserError, first_few, first_line, note
 from pipeline.models import timm_nets, torchvision_nets
 from pipeline.models.head import head_keys, resized_keys
@@ -41,7 +43,10 @@ def load_weights(
     name = config.weights
     if name is None:
         raise ValueError("load_weights needs config.weights")
-    state = read_state(Path(name)) if is_file_name(name) else _named_state(config, image_size)
+    if is_file_name(name):
+        state = read_state(Path(name), torchvision_nets.weights_names(config.name))
+    else:
+        state = _named_state(config, image_size)
     state = torchvision_nets.without_auxiliary(config.name, state)
     expected = net.state_dict()
     if config.new_head:
@@ -77,6 +82,7 @@ def _named_state(config: ModelConfig, image_size: int | None) -> StateDict:
         raise UserError(
             f"model.weights: {config.weights} is neither a file nor pretrained, the weights that "
             f"timm publishes for {config.name}"
+            f"{did_you_mean(str(config.weights), [timm_nets.PRETRAINED])}"
         )
     return timm_nets.published_state(config.name, image_size)
 
@@ -103,16 +109,21 @@ def portable_state(net: nn.Module) -> StateDict:
     return state
 
 
-def read_state(path: Path) -> StateDict:
+def read_state(path: Path, names: Sequence[str] = ()) -> StateDict:
     """A state dict from .safetensors or a torch file: bare, or under ``model``/``state_dict``.
 
     Of a net that the library robustness (MadryLab) wrapped, the state dict of the net itself.
+
+    Args:
+        path: the file.
+        names: weights by name, one of which may have been meant; such as NET_Weights.NAME.
 
     Raises:
         UserError: the file is missing, damaged, or holds other things than tensors.
     """
     if not path.is_file():
-        raise UserError(f"model.weights: no file {path}")
+        hint = did_you_mean(path.suffix[1:], names) or did_you_mean_file(path, names=names)
+        raise UserError(f"model.weights: no file {path}{hint}")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch_file.load(path)
     except torch_file.ForeignObject as error:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.parse import differences
+from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError, first_few, first_line
 from pipeline.evaluation.manifest import Identity
 from pipeline.evaluation.samples import Samples
@@ -158,7 +159,7 @@ def _check_measured_alike(a: EvaluatedImages, b: EvaluatedImages, method: str | 
         if method is not None and method not in names:
             raise UserError(
                 f"{run.folder} has no distances by {method}, but by {', '.join(names)}; "
-                "--method takes a method that both evaluations ran"
+                f"--method takes a method that both evaluations ran{did_you_mean(method, names)}"
             )
     changed = _changed(a, b, method)
     if changed:

@@ -13,6 +13,8 @@ import yaml
 
 from pipeline.config import FinetuneConfig
 from pipeline.config.aliases import translate, translate_argv
+from pipeline.config.checks import all_options
+from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError
 from pipeline.evaluation.diagnostics import Diagnostics
 from pipeline.evaluation.protocol import Protocol
@@ -161,7 +163,8 @@ class Run:
             for key in word.removeprefix("--").split("."):
                 value = value[key]
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-            raise UserError(f"{path} has no option {name}") from None
+            hint = did_you_mean(name, all_options(FinetuneConfig))
+            raise UserError(f"{path} has no option {name}{hint}") from None
         return value
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError, first_line
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -35,9 +36,10 @@ def import_callable(name: str, option: str) -> Any:
             ) from None
     if not hasattr(module, attribute):
         file = getattr(module, "__file__", None) or "built into Python"
+        callables = [other for other, member in vars(module).items() if callable(member)]
         raise UserError(
             f"{option}: {name} cannot be imported: the module {module_name} ({file}) has no "
-            f"{attribute}"
+            f"{attribute}{did_you_mean(attribute, callables, prefix=f'{module_name}:')}"
         )
     value = getattr(module, attribute)
     if not callable(value):

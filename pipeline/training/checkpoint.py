@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from pipeline.config import CheckpointConfig, FinetuneConfig, parse
+from pipeline.config import RESUME_WORDS, CheckpointConfig, FinetuneConfig, parse
+from pipeline.config.text import did_you_mean_file
 from pipeline.data.classes import Classes, difference
 from pipeline.errors import UserError
 from pipeline.runtime import torch_file
@@ -146,9 +147,12 @@ class Checkpoints:
         newest = checkpoints[-1] if checkpoints else None
         if newest is not None and restarted():
             return newest
-        if resume not in ("auto", "never"):
+        if resume not in RESUME_WORDS:
             if not Path(resume).is_file():
-                raise UserError(f"resume: no file {resume}; use auto, never or a checkpoint's path")
+                hint = did_you_mean_file(Path(resume), names=RESUME_WORDS)
+                raise UserError(
+                    f"resume: no file {resume}; use auto, never or a checkpoint's path{hint}"
+                )
             return Path(resume)
         if newest is not None and resume == "never":
             raise UserError(

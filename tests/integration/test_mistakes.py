@@ -6,10 +6,20 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.in_process import call
-from tests.integration.mistakes import config, data, files, layouts, models, parquet, runs, show
+from tests.integration.mistakes import (
+    config,
+    data,
+    files,
+    layouts,
+    models,
+    near_misses,
+    parquet,
+    runs,
+    show,
+)
 from tests.integration.mistakes.case import Case
 
-MODULES = (config, data, layouts, models, parquet, runs, show, files)
+MODULES = (config, near_misses, data, layouts, models, parquet, runs, show, files)
 CASES = [case for module in MODULES for case in module.CASES]
 
 

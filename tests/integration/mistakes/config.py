@@ -115,7 +115,7 @@ SPELLING = [
     tuning("near lam", r".* did you mean --regularizer\.lam\?$", "--regularizer.lambda", 3),
     tuning("dash", r".* did you mean --train\.batch_size\?$", "--train.batch-size", 3),
     tuning("no section", r"no option --epochs; did you mean --train\.epochs\?", "--epochs", 3),
-    tuning("no near option", "no option --zzz; --help lists all", "--zzz"),
+    tuning("no near option", "no option --zzz; --help-all lists all", "--zzz"),
     tuning("of evaluate.py", r"no option --shard here; .* pipeline/evaluate\.py", "--shard", "0/2"),
     tuning("dashes", "-- separates the options of a launcher", "--"),
     tuning("stray word", "foo: options begin with --", "foo"),
