@@ -12,7 +12,6 @@ command again submits only what is not done.
 """
 
 import dataclasses
-import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -175,10 +174,8 @@ def main() -> None:
             return
         jobs = launch(tuning, evaluations, num_shards, resources, shard_resources)
         if resources.cluster == "slurm":
-            print(
-                f"progress     python launchers/jobs.py --watch {shlex.quote(str(tuning.folder))}"
-            )
-            sys.stdout.flush()
+            print(f"progress     {submit.jobs_command('--watch', tuning.folder)}")
+            print(f"when done    see {tuning.folder / 'report' / 'report.md'}", flush=True)
             submit.follow(jobs, resources, wait=args.wait)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launchers import command_lines, options
-from pipeline.config import EvaluateConfig, Shard, warn_ignored
+from pipeline.config import EvaluateConfig, Shard, messages, warn_ignored
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
     command_lines.check(command_lines.evaluate_parser(__doc__), sys.argv[1:], EvaluateConfig)
@@ -125,10 +125,8 @@ def main() -> None:
         refuse_other(config.folder / "results", manifest)
         shards = unfinished_shards(config.folder, total)
         if not shards:
-            print(
-                "all images are done; to write the outputs again: "
-                f"python tools/report.py merge {shlex.quote(str(config.folder))}"
-            )
+            merge = ["python", messages.script("tools/report.py"), "merge", str(config.folder)]
+            print(f"all images are done; to write the outputs again: {shlex.join(merge)}")
             return
         shard_line = f"shards       {', '.join(map(str, shards))}"
         if config.dry_run:
@@ -136,11 +134,11 @@ def main() -> None:
             return
         jobs = launch(config, shards, resources)
         shard_jobs, merge_jobs = jobs[: len(shards)], jobs[len(shards) :]
-        merge_lines = [f"merged by    job {j.job_id}, log {j.paths.stdout}" for j in merge_jobs]
+        lines = [f"merged by    job {j.job_id}, log {j.paths.stdout}" for j in merge_jobs]
+        table = ["python", messages.script("tools/report.py"), "table", str(config.folder)]
+        lines.append(f"when done    {shlex.join(table)}")
         print(
-            submit.submission_message(
-                config.folder, shard_jobs, resources, shard_line, *merge_lines
-            ),
+            submit.submission_message(config.folder, shard_jobs, resources, shard_line, *lines),
             flush=True,
         )
         submit.follow(jobs, resources, wait=args.wait)

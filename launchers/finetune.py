@@ -12,12 +12,13 @@ its last checkpoint. A sweep is submitted as one array with one run for each com
 each in its own folder below --output.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from launchers import command_lines, options
-from pipeline.config import FinetuneConfig, warn_ignored
+from pipeline.config import FinetuneConfig, messages, warn_ignored
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
     command_lines.check(command_lines.finetune_parser(__doc__), sys.argv[1:], FinetuneConfig)
@@ -86,6 +87,22 @@ def launch(
     return jobs
 
 
+def evaluation_command(config: FinetuneConfig, resources: Resources) -> str:
+    """The command that evaluates the weights of a run, with the same cluster's defaults."""
+    command = ["python", messages.script("launchers/evaluate.py")]
+    same = {
+        "--cluster": resources.cluster if resources.cluster != "slurm" else None,
+        "--partition": resources.partition,
+        "--account": resources.account,
+        "--qos": resources.qos,
+        "--constraint": resources.constraint,
+        "--gpus-per-node": "1" if resources.gpus_per_node else None,
+    }
+    for name, value in same.items():
+        command += [name, value] if value is not None else []
+    return shlex.join([*command, "--", *messages.evaluation_options(config)])
+
+
 def main() -> None:
     """Check the options, submit the runs, and print where to find and how to stop them."""
     launcher_argv, run_argv = options.split(sys.argv[1:])
@@ -100,8 +117,10 @@ def main() -> None:
             print(*(config.output for config in configs), sep="\n")
             return
         jobs = launch(folder, configs, resources)
-        checkpoint_line = f"checkpoints  {configs[0].folder / 'checkpoints'}"
-        print(submit.submission_message(folder, jobs, resources, checkpoint_line), flush=True)
+        lines = [f"checkpoints  {configs[0].folder / 'checkpoints'}"]
+        if len(configs) == 1:
+            lines.append(f"when done    {evaluation_command(configs[0], resources)}")
+        print(submit.submission_message(folder, jobs, resources, *lines), flush=True)
         submit.follow(jobs, resources, wait=args.wait)
 
 

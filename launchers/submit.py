@@ -23,7 +23,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from launchers import run_status, slurm_states
 from launchers.options import Resources
 from launchers.requeue import requeue_script
-from pipeline.config import CONFIGS, RESUME_WORDS, RunConfig
+from pipeline.config import CONFIGS, RESUME_WORDS, RunConfig, messages
 from pipeline.data import demo
 from pipeline.errors import UserError
 from pipeline.models.weights import is_file_name
@@ -93,8 +93,7 @@ def check_can_submit(folder: Path, resources: Resources) -> None:
                 run_folder = submission.folder
                 raise UserError(
                     f"output: job {submission.jobs[0]} ({state.name}) writes to {run_folder}; wait "
-                    "until it ends, or cancel it: python launchers/jobs.py cancel "
-                    f"{shlex.quote(str(run_folder))}"
+                    f"until it ends, or cancel it: {jobs_command('cancel', run_folder)}"
                 )
 
 
@@ -232,18 +231,22 @@ def submission_message(
     """The lines printed after a submission: the jobs, their files, how to watch and stop them."""
     shape = f"{resources.nodes} node(s) x {resources.tasks_per_node} task(s)"
     factor = f"{len(jobs)} x " if len(jobs) > 1 else ""
-    quoted = shlex.quote(str(folder))
     return "\n".join(
         [
             f"job {', '.join(job_ids(jobs))}: {factor}{shape}, {resources.minutes} min, on "
             f"{resources.cluster}, in {folder}",
             f"log          tail -F {shlex.quote(str(jobs[0].paths.stdout))}",
-            f"TensorBoard  tensorboard --logdir {quoted}",
+            f"TensorBoard  {messages.watch(folder)}",
             *extra_lines,
-            f"progress     python launchers/jobs.py --watch {quoted}",
-            f"to stop it   python launchers/jobs.py cancel {quoted}",
+            f"progress     {jobs_command('--watch', folder)}",
+            f"to stop it   {jobs_command('cancel', folder)}",
         ]
     )
+
+
+def jobs_command(command: str, folder: Path) -> str:
+    """A command line of launchers/jobs.py, quoted for the shell."""
+    return shlex.join(["python", messages.script("launchers/jobs.py"), command, str(folder)])
 
 
 def follow(jobs: Sequence[submitit.Job[None]], resources: Resources, *, wait: bool) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import submitit
 
+from pipeline.config import messages
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
 
 # Seconds that the other ranks wait to be ended by SLURM after rank 0 has requeued the job.
@@ -40,6 +41,7 @@ class Task:
             set_cuda_visible_devices=False, overwrite=True
         )
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default
+        os.environ.update(messages.NO_NEXT_STEPS)  # the launcher has printed them
         os.chdir(self.folder)
         sys.argv = [self.module, *self.argv]
         try:

@@ -11,12 +11,13 @@ as images finish, so the same command resumes an interrupted run. Shards do not 
 last one to end merges them, or tools/report.py merge does.
 """
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import EvaluateConfig, messages, parse, warn_ignored
+from pipeline.config import EvaluateConfig, Shard, messages, parse, warn_ignored
 
 if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
     messages.check_options(EvaluateConfig, __doc__, "-evaluation")
@@ -86,7 +87,7 @@ def main() -> None:
             monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
         if ranks.is_main:
-            report(store.folder.parent, config, monitor)
+            report(store.folder.parent, config, ranks, monitor)
         ranks.barrier()
 
 
@@ -267,12 +268,16 @@ def describe_job(
     }
 
 
-def report(folder: Path, config: EvaluateConfig, monitor: Monitor) -> None:
+def report(
+    folder: Path, config: EvaluateConfig, ranks: DistributedContext, monitor: Monitor
+) -> None:
     """Merge the shards if this was the last one, and print the results."""
     merged = merge.merge_shards(folder)
     if not merged.complete:
         monitor.say(f"shard {config.shard} is done; {merged.missing_message()}")
-        monitor.say(f"the last shard merges them, or: python tools/report.py merge {folder}")
+        num_shards = config.part.of
+        shard = Shard(min(merged.num_missing_by_shard(num_shards)), num_shards)
+        monitor.say(messages.after_shard(folder, sys.argv[1:], shard, ranks.local_size))
         return
     monitor.say(format_summary(write_outputs(folder, merged)))
     monitor.say(f"{folder / 'summary.json'}, {folder / 'samples.parquet'}")

@@ -204,7 +204,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
     if skipped:
         monitor.say(f"{len(skipped)} training images were not decoded: {first_few(skipped)}")
     monitor.say(f"{folder / 'summary.json'}, {folder / 'weights.pth'}")
-    monitor.say(messages.after_training(config, trainer.ranks.world_size))
+    monitor.say(messages.after_training(config, trainer.ranks.local_size))
 
 
 if __name__ == "__main__":

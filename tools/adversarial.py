@@ -75,6 +75,8 @@ def main() -> None:
             num_left_out = len(index.subset(config.evaluation.num_images)) - num_examples
             counts = f"{num_examples:,} examples; {num_left_out:,} not flipped"
             monitor.say(f"{folder / 'index.parquet'}: {counts}")
+            if config.data.root is None:
+                monitor.say(messages.after_examples(folder / "joined.parquet"))
         ranks.barrier()
 
 

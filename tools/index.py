@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from indexing.class_folders import index_folder, index_tar
+from indexing.common import print_use
 from indexing.ilsvrc import index_archives, index_kaggle
 from indexing.mean_image import write_mean
 from indexing.parquet import index_parquet
@@ -54,6 +55,7 @@ def join(options: argparse.Namespace) -> None:
     with writable(options.out):
         number = index.join(options.indices, options.out)
     print(f"{options.out}: {number:,} images")
+    print_use(options.out, None)
 
 
 def parser() -> arguments.Parser:

@@ -5,6 +5,7 @@ python tools/pack.py cifar10 cifar-10-batches-py --out DIR    # DIR/train.tar, D
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def write(path: Path, images: np.ndarray, labels: np.ndarray, classes: list[str]
     with_progress = track(images, f"{path}", total=len(images), transient=True)
     with writable(path):
         count = convert.write_tar(path, with_progress, labels.tolist(), classes)
-    print(f"{path}: {count:,} images; next: python tools/index.py tar {path}")
+    print(f"{path}: {count:,} images; next: python tools/index.py tar {shlex.quote(str(path))}")
 
 
 def parser() -> arguments.Parser:

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import arguments
+from pipeline.config import arguments, messages
 from pipeline.config.checks import Range
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.evaluation import merge
@@ -131,6 +131,7 @@ def merge_shards(options: argparse.Namespace) -> None:
             "same command, or merge the results so far with --partial"
         )
     print(format_summary(write_outputs(options.folder, merged)))
+    print(messages.after_evaluation(options.folder))
 
 
 def tabulate(options: argparse.Namespace) -> None:

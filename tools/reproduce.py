@@ -209,7 +209,7 @@ def main() -> None:
         data.prepare(experiment.data, args.data, output / "data")
         if todo and resources.cluster == "slurm":
             jobs = run.on_slurm(output, todo, resources)
-            print(f"progress: python launchers/jobs.py --watch {shlex.quote(str(output))}")
+            print(f"progress: {submit.jobs_command('--watch', output)}")
             if not args.wait:
                 print("once the jobs have ended, the same command writes the report")
                 return

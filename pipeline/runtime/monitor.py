@@ -85,8 +85,9 @@ class Monitor:
                 self._board.close()
 
     def say(self, text: str) -> None:
-        """Print a line."""
-        self.console.print(text, highlight=False, markup=False)
+        """Print a line, or several; nothing if the text is empty."""
+        if text:
+            self.console.print(text, highlight=False, markup=False)
 
     def hyper_parameters(
         self, options: dict[str, Any], metrics: dict[str, float], step: int

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers.in_process import call
+from pipeline.config import messages
+from tests.helpers.in_process import EVALUATE, call
 from tests.helpers.tiny import finished, metric_rows
 
 
@@ -45,6 +46,40 @@ def test_the_next_commands_can_be_run(tiny_run: Path, tmp_path: Path) -> None:
     assert argv[0] == "python"
     ended = call(*argv[1:])
     assert ended.code == 0, ended.stderr
-    table = shlex.split(ended.stdout.splitlines()[-1].removeprefix("as a table: "))
-    assert table[1:] == ["tools/report.py", "table", f"{folder}-evaluation"]
-    assert call(*table[1:]).code == 0
+    results = Path(f"{folder}-evaluation")
+    # The run itself evaluates 100 images, to be fast.
+    assert json.loads((results / "summary.json").read_text())["num_samples"] == 2000
+    table, compare, sheet = (line.partition(": ")[2] for line in ended.stdout.splitlines()[-3:])
+    assert shlex.split(table)[1:] == ["tools/report.py", "table", str(results)]
+    assert call(*shlex.split(table)[1:]).code == 0
+    other = shlex.quote(str(results))
+    command = shlex.split(compare.partition(" (OTHER: ")[0].replace("OTHER", other))
+    assert command[2:] == ["compare", str(results), str(results)]
+    assert call(*command[1:]).code == 0
+    assert call(*shlex.split(sheet)[1:]).code == 0
+    assert (results / "sheet.png").exists()
+
+
+def test_the_command_after_a_shard_runs_the_next_one(tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "two shards"
+    config = ("--config", tiny_run / "config.yaml", "--model.weights", tiny_run / "weights.pth")
+    ended = call(EVALUATE, "--shard", "1/2", *config, "--output", folder)
+    assert ended.code == 0, ended.stderr
+    line, merge = ended.stdout.splitlines()[-2:]
+    merged = call(*shlex.split(merge.partition("there is: ")[2])[1:])
+    assert merged.code == 0, merged.stderr
+    argv = shlex.split(line.removeprefix("next shard: "))
+    assert argv.count("--shard") == 1
+    ended = call(*argv[1:])
+    assert ended.code == 0, ended.stderr
+    assert json.loads((folder / "summary.json").read_text())["num_samples"] == 100
+
+
+def test_no_next_commands_where_another_command_prints_them(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    for name, value in messages.NO_NEXT_STEPS.items():
+        monkeypatch.setenv(name, value)
+    last = finished(folder).stdout.splitlines()[-1]
+    assert last == f"{folder / 'summary.json'}, {folder / 'weights.pth'}"

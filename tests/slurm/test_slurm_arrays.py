@@ -120,7 +120,9 @@ def test_a_chain_ends_with_a_report(run: Run, cluster: None, tmp_path: Path) -> 
     assert "evaluating 100/100" in shown["after"]
     assert f"{summary['rho2']:.4g}" in shown["after"]
     ended = call(CHAIN, *argv)
-    assert [line.split()[0] for line in ended.stdout.splitlines()] == ["report", "progress"]
+    assert [line.split()[0] for line in ended.stdout.splitlines()] == [
+        *("report", "progress", "when"),
+    ]
 
 
 def _waits(folder: Path) -> dict[str, str] | None:

@@ -3,7 +3,14 @@
 import argparse
 from pathlib import Path
 
-from indexing.common import check_out, classes_option, finish_scan, progress_bar, write
+from indexing.common import (
+    check_out,
+    classes_option,
+    finish_scan,
+    print_use,
+    progress_bar,
+    write,
+)
 from pipeline.data import scan
 from pipeline.data.class_list import read_class_list
 from pipeline.data.label_files import LabelFile, read_label_lines, to_labels
@@ -31,6 +38,7 @@ def index_folder(options: argparse.Namespace) -> None:
     new_index = NewIndex(out, rows, classes, root)
     finish_scan(new_index, options.verify)
     write(new_index)
+    print_use(out, options.classes)
 
 
 def index_tar(options: argparse.Namespace) -> None:
@@ -48,3 +56,4 @@ def index_tar(options: argparse.Namespace) -> None:
     new_index = NewIndex.of_archive(out, rows, classes, archive)
     finish_scan(new_index, options.verify)
     write(new_index)
+    print_use(out, options.classes)

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline.config import messages
 from pipeline.data import index
 from pipeline.data.class_list import read_class_list
 from pipeline.data.classes import Classes
@@ -80,3 +81,14 @@ def write(new_index: NewIndex) -> None:
     with writable(new_index.path):
         new_index.write()
     print(new_index.summary())
+
+
+def print_use(path: Path, classes: Path | None) -> None:
+    """Print the options of a run that uses an index.
+
+    Args:
+        path: the index.
+        classes: the file of --classes; if it is an index, it is that of the training images.
+    """
+    is_of_evaluation = classes is not None and classes.suffix == ".parquet"
+    print(messages.after_index(classes if is_of_evaluation else path, path))

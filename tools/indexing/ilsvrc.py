@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from indexing.common import check_out, finish_scan, progress_bar, write
+from pipeline.config import messages
 from pipeline.data import ilsvrc, kaggle
 from pipeline.data.new_index import NewIndex
 from pipeline.data.scan import list_folder
@@ -91,3 +92,5 @@ def finish_parts(indices: Mapping[str, NewIndex], options: argparse.Namespace) -
             )
     for new_index in indices.values():
         write(new_index)
+    paths = {part: new_index.path for part, new_index in indices.items()}
+    print(messages.after_index(paths.get("train"), paths.get("val")))

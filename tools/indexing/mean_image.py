@@ -1,6 +1,7 @@
 """tools/index.py mean: the mean image of an index."""
 
 import argparse
+import shlex
 
 import numpy as np
 
@@ -56,4 +57,8 @@ def write_mean(options: argparse.Namespace) -> None:
         np.save(file, (total / done).float().numpy())
     print(
         f"{options.out}: the mean of {done:,} images, {channels} x {options.crop} x {options.crop}"
+    )
+    print(
+        f"use it: --data.mean {shlex.quote(str(options.out))} --data.crop_size {options.crop} "
+        f"--data.resize_size {options.resize} --data.channels {channels}"
     )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from indexing.common import check_out, finish_scan, progress_bar, write
+from indexing.common import check_out, finish_scan, print_use, progress_bar, write
 from pipeline.data import webdataset
 from pipeline.data.class_list import read_class_list
 from pipeline.data.new_index import NewIndex
@@ -25,3 +25,4 @@ def index_shards(options: argparse.Namespace) -> None:
     new_index = NewIndex(options.out, rows, classes, shards.root, shards.archives)
     finish_scan(new_index, options.verify)
     write(new_index)
+    print_use(options.out, options.classes)

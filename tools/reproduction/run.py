@@ -19,6 +19,7 @@ from launchers.options import Resources
 from launchers.run_status import Submission
 from launchers.submit import SUBMITTED
 from launchers.tasks import Task
+from pipeline.config import messages
 from pipeline.errors import UserError
 from pipeline.runtime import config_file
 from pipeline.runtime.files import write_json
@@ -135,7 +136,7 @@ def _start(planned: PlannedRun, ranks: int, max_parallel: int) -> subprocess.Pop
     command += [planned.module, "--config", str(planned.folder / SUBMITTED)]
     threads = estimate.threads(ranks, max_parallel)
     paths = [str(submit.PROJECT), os.environ.get("PYTHONPATH", "")]
-    variables = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    variables = {"OMP_NUM_THREADS": str(threads)} | os.environ | messages.NO_NEXT_STEPS
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     with (planned.folder / LOG).open("ab") as log:
         # In a new session, so that only this process gets the SIGINT of Ctrl-C and forwards it.

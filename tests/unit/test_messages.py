@@ -1,0 +1,71 @@
+"""The lines that say what to do next; tests/integration/test_tiny_run.py runs such commands."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import FinetuneConfig, Shard, messages, parse
+
+
+def tuning(*argv: str) -> FinetuneConfig:
+    return parse.parse(FinetuneConfig, "", [*argv, "--output", "runs/a b"])
+
+
+def test_the_evaluation_of_a_run_of_several_ranks() -> None:
+    first, second = messages.after_training(tuning(), 4).splitlines()
+    argv = shlex.split(first.removeprefix("evaluate it: "))
+    assert argv[:3] == ["torchrun", "--standalone", "--nproc_per_node=4"]
+    assert argv[4:] == [
+        *("--config", "runs/a b/config.yaml", "--model.weights", "runs/a b/weights.pth"),
+        *("--output", "runs/a b-evaluation"),
+    ]
+    assert second == "curves:      tensorboard --logdir 'runs/a b'"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("--resume", "runs/other/checkpoints/step.pt"), ["--resume", "auto"]),
+        (("--resume", "never"), ["--resume", "auto"]),
+        (("--evaluation.num_images", "500"), ["--evaluation.num_images", "null"]),
+        (
+            ("--regularizer.gradient", "one_step"),
+            ["--evaluation.attack.method", "deepfool+superdeepfool"],
+        ),
+    ],
+)
+def test_options_that_the_evaluation_must_not_inherit(
+    argv: tuple[str, ...], expected: list[str]
+) -> None:
+    assert messages.evaluation_options(tuning(*argv))[6:] == expected
+
+
+@pytest.mark.parametrize(
+    "argv", [["--shard", "0/3", "--output", "a b"], ["--output", "a b", "--shard=0/3"]]
+)
+def test_the_next_shard(argv: list[str]) -> None:
+    first, second = messages.after_shard(Path("a b"), argv, Shard(2, 3), 1).splitlines()
+    options = shlex.split(first)[4:]
+    assert options == ["--output", "a b", "--shard", "2/3"]
+    assert second.endswith("report.py merge 'a b' --partial")
+
+
+def test_the_options_of_an_index() -> None:
+    train, val = Path("a b/train.parquet"), Path("val.parquet")
+    lines = {
+        (train, val): "use it: --data.train 'a b/train.parquet' --data.val val.parquet",
+        (train, None): "use it: --data.train 'a b/train.parquet'",
+        (val, val): "use it: --data.train val.parquet or --data.val val.parquet",
+    }
+    for indices, line in lines.items():
+        assert messages.after_index(*indices) == line
+
+
+def test_scripts_are_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(messages.script("tools/report.py"))
+    assert path.is_absolute()
+    assert path.exists()
+    monkeypatch.chdir(path.parents[1])
+    assert messages.script("tools/report.py") == "tools/report.py"
