@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.data import ilsvrc, index
 from tests.helpers.evaluations import FGS
 from tests.helpers.in_process import EVALUATE, succeed
+from tests.helpers.layouts import Miniature
 from tests.helpers.tiny import finished
 
 
@@ -56,3 +58,14 @@ def whole_evaluation(evaluation_options: tuple, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("whole")
     succeed(EVALUATE, *evaluation_options, "--output", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def miniature(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Miniature:
+    folder, out = real_data / "ilsvrc-mini", tmp_path_factory.mktemp("ilsvrc")
+    archives = {name: folder / f"ILSVRC2012_img_{name}.tar" for name in ("train", "val")}
+    kit = folder / "ILSVRC2012_devkit_t12.tar.gz"
+    parts = [word for name, path in archives.items() for word in (f"--{name}", path)]
+    succeed("tools/index.py", "ilsvrc", *parts, "--devkit", kit, "--out", out, "--partial")
+    train, val = (index.read(str(out / f"{name}.parquet")) for name in archives)
+    return Miniature(train, val, ilsvrc.read_development_kit(kit))

@@ -4,7 +4,7 @@ import json
 import re
 import tarfile
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,56 +12,30 @@ import torch
 from torchvision.models import squeezenet1_1
 
 from pipeline.config import DataConfig
-from pipeline.data import ilsvrc, index
+from pipeline.data import index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader
-from pipeline.data.mapped_files import Files
 from pipeline.data.tar_members import append_member
 from tests.helpers.in_process import call, in_process, succeed
+from tests.helpers.layouts import (
+    Miniature,
+    encoded_images,
+    labels_of,
+    write_files,
+    write_kaggle,
+    write_synsets,
+)
 from tests.helpers.parquet import UNCOMPRESSED, write_parquet
 
 RAW = DataConfig(mean=[0.0] * 3, std=[1 / 255] * 3, crop_size=96, resize_size=112)
 INDEX = "tools/index.py"
 
 
-class Miniature(NamedTuple):
-    """The miniature ILSVRC as its archives are indexed."""
-
-    train: Index
-    val: Index
-    kit: ilsvrc.DevelopmentKit
-
-
-@pytest.fixture(scope="module")
-def miniature(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Miniature:
-    folder, out = real_data / "ilsvrc-mini", tmp_path_factory.mktemp("ilsvrc")
-    archives = {name: folder / f"ILSVRC2012_img_{name}.tar" for name in ("train", "val")}
-    kit = folder / "ILSVRC2012_devkit_t12.tar.gz"
-    parts = [word for name, path in archives.items() for word in (f"--{name}", path)]
-    succeed(INDEX, "ilsvrc", *parts, "--devkit", kit, "--out", out, "--partial")
-    train, val = (index.read(str(out / f"{name}.parquet")) for name in archives)
-    return Miniature(train, val, ilsvrc.read_development_kit(kit))
-
-
 @pytest.fixture
 def synsets(miniature: Miniature, tmp_path: Path) -> Path:
     """LOC_synset_mapping.txt of all 1,000 classes, in an order that is not the labels'."""
-    kit = miniature.kit
-    lines = [f"{wnid} {name}, other" for wnid, name in zip(kit.wnids, kit.names, strict=True)]
-    path = tmp_path / "LOC_synset_mapping.txt"
-    path.write_text("\n".join(reversed(lines)))
-    return path
-
-
-def encoded_images(photos: Index) -> dict[str, bytes]:
-    """The bytes of each image, by its id."""
-    views = Files(photos).views(np.arange(len(photos)))
-    return {photos.id(row): view.tobytes() for row, view in enumerate(views)}
-
-
-def labels_of(photos: Index) -> dict[str, int]:
-    return {photos.id(row): int(photos.label[row]) for row in range(len(photos))}
+    return write_synsets(tmp_path, miniature.kit, step=-1)
 
 
 def pixels_of(photos: Index) -> dict[str, torch.Tensor]:
@@ -86,22 +60,8 @@ def assert_same_images(photos: Index, expected: Index, original: dict[str, str])
         assert torch.equal(image, expected_pixels[name]), name
 
 
-def write_files(folder: Path, contents: dict[str, bytes]) -> None:
-    for name, content in contents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
 def test_kaggles_tree(miniature: Miniature, synsets: Path, tmp_path: Path) -> None:
-    images = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
-    write_files(images / "train", encoded_images(miniature.train))
-    write_files(images / "val", encoded_images(miniature.val))
-    wnids = miniature.kit.wnids
-    rows = [
-        f"{Path(name).stem},{wnids[label]} 1 2 3 4 {wnids[0]} 5 6 7 8 "
-        for name, label in reversed(labels_of(miniature.val).items())
-    ]
-    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(rows))
+    write_kaggle(tmp_path, miniature)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     argv = (INDEX, "kaggle", tmp_path, "--out", tmp_path / "out")
     refused = call(*argv)
