@@ -26,7 +26,7 @@ _SHARED: Mapping[str, str] = {
     "model.name": "NET",
     "model.weights": "WEIGHTS",
 }
-# The options of the short page in their order, and a word for the value of each.
+# The options of the short page in order, with a word for the value; KIND stands for its choices.
 _MOST_USED: Mapping[type[RunConfig], Mapping[str, str]] = {
     FinetuneConfig: {
         **_SHARED,
@@ -39,7 +39,7 @@ _MOST_USED: Mapping[type[RunConfig], Mapping[str, str]] = {
         "optim.lr": "NUMBER",
         "train.epochs": "EPOCHS",
         "train.batch_size": "IMAGES",
-        "runtime.precision": "PRECISION",
+        "runtime.precision": "KIND",
     },
     EvaluateConfig: {
         **_SHARED,
@@ -49,7 +49,7 @@ _MOST_USED: Mapping[type[RunConfig], Mapping[str, str]] = {
         "evaluation.attack.method": "METHOD",
         "evaluation.attack.norm": "P",
         "evaluation.fgs.search": "true",
-        "evaluation.space": "SPACE",
+        "evaluation.space": "KIND",
         "evaluation.num_images": "IMAGES",
         "evaluation.batch_size": "IMAGES",
     },
@@ -151,7 +151,7 @@ def _short_page(cls: type[RunConfig], parser: OptionParser, description: str | N
     group.add_argument("--config", metavar="FILE", help=help_texts["config"])
     defaults = cls()
     for name, metavar in _MOST_USED[cls].items():
-        kinds = choices(all_options(cls)[name].hint) if metavar in ("KIND", "PRECISION") else []
+        kinds = choices(all_options(cls)[name].hint) if metavar == "KIND" else []
         metavar = f"{{{','.join(kinds)}}}" if kinds else metavar
         text = _shortened(help_texts[name]) + _default(defaults, name)
         group.add_argument(f"--{name}", metavar=metavar, help=text.replace("%", "%%"))

@@ -1,6 +1,7 @@
 """Reading YAML files of experiments, nested options as one level, near misses of names."""
 
 import difflib
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 
 from pipeline.errors import UserError
 
+_MAX_FILES = 10_000  # of a folder, that are compared with a name
 _EXAMPLE = "sections of options, as 'train: {epochs: 3}'"
 
 
@@ -105,17 +107,21 @@ def did_you_mean_file(path: Path, folders: Iterable[Path] = (), names: Iterable[
     """`did_you_mean` for a file that does not exist.
 
     Args:
-        path: the file; files of its folder with the same ending are candidates, or with any ending
-            that YAML files have. A name without an ending is compared with names without theirs.
+        path: the file. Files of its folder are candidates, those with the same ending first; a
+            name without an ending is also compared with names without theirs.
         folders: further folders whose files are candidates.
         names: names that are valid instead of a file.
     """
-    endings = (".yaml", ".yml") if path.suffix in ("", ".yaml", ".yml") else (path.suffix,)
     searched = [folder for folder in (*folders, path.parent) if folder.is_dir()]
-    files = [file for folder in searched for file in folder.iterdir() if file.suffix in endings]
-    shown: dict[str, object] = {file.name if path.suffix else file.stem: file for file in files}
-    shown |= {name: name for name in names}
-    return _question([shown[name] for name in nearest(path.name, shown)])
+    files = [file for folder in searched for file in itertools.islice(folder.iterdir(), _MAX_FILES)]
+    same_ending = {file.name: file for file in files if file.suffix == path.suffix}
+    stems = {file.stem: file for file in files if not path.suffix}
+    for candidates in (same_ending | {name: name for name in names}, stems):
+        near = [candidates[name] for name in nearest(path.name, candidates)]
+        if near:
+            return _question(near)
+    by_name = {file.name: file for file in files}
+    return _question([by_name[name] for name in nearest(path.name, by_name)])
 
 
 def _question(names: Sequence[object]) -> str:
