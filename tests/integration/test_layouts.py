@@ -70,6 +70,9 @@ def test_kaggles_tree(miniature: Miniature, synsets: Path, tmp_path: Path) -> No
     output = succeed(*argv, "--partial")
     assert "train.parquet: 350 images of 1,000 classes" in output
     assert "val.parquet: 150 images of 1,000 classes" in output
+    paths = [tmp_path / "out" / f"{name}.parquet" for name in ("train", "val")]
+    use = f"use it: --data.train {paths[0]} --data.val {paths[1]}"
+    assert output.splitlines()[-1] == use
     for name, expected in (("train", miniature.train), ("val", miniature.val)):
         photos = index.read(str(tmp_path / "out" / f"{name}.parquet"))
         assert photos.classes == expected.classes

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import FinetuneConfig, Shard, messages, parse
+from launchers import command_lines, finetune, options
+from pipeline.config import EvaluateConfig, FinetuneConfig, Shard, messages, parse
 
 
 def tuning(*argv: str) -> FinetuneConfig:
@@ -69,3 +70,16 @@ def test_scripts_are_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_
     assert path.exists()
     monkeypatch.chdir(path.parents[1])
     assert messages.script("tools/report.py") == "tools/report.py"
+
+
+def test_the_evaluation_of_a_submitted_run() -> None:
+    argv = ["--nodes", "4", "--gpus-per-node", "8", "--partition", "P", "--time", "24h"]
+    resources = options.resources(command_lines.finetune_parser("").parse_args(argv))
+    command = shlex.split(finetune.evaluation_command(tuning(), resources))
+    assert command[0] == "python"
+    assert Path(command[1]).name == "evaluate.py"
+    own, run_argv = options.split(command[2:])
+    evaluated = options.resources(command_lines.evaluate_parser("").parse_args(own))
+    assert (evaluated.nodes, evaluated.gpus_per_node, evaluated.partition) == (1, 1, "P")
+    assert messages.evaluation_options(tuning()) == run_argv
+    parse.check_names(EvaluateConfig, run_argv)
