@@ -25,6 +25,7 @@ from tests.helpers.layouts import (
     write_shard,
     write_synsets,
 )
+from tests.helpers.parquet import UNCOMPRESSED, write_parquet
 from tests.helpers.runs import ROOT, environment
 
 PAGE = (ROOT / "docs" / "quickstart.md").read_text()
@@ -77,12 +78,32 @@ def flat_validation(folder: Path, miniature: Miniature) -> None:
     (folder / "val_labels.txt").write_text("".join(lines))
 
 
+def parquet_files(folder: Path, miniature: Miniature) -> None:
+    """Compressed training files, and an uncompressed validation file."""
+    write_synsets(folder, miniature.kit)
+    for name, photos, num_files in (
+        ("train", miniature.train, 2),
+        ("validation", miniature.val, 1),
+    ):
+        labels = labels_of(photos)
+        images = [(data, PurePosixPath(i).name) for i, data in encoded_images(photos).items()]
+        for number in range(num_files):
+            write_parquet(
+                folder / f"{name}-{number:05d}-of-{num_files:05d}.parquet",
+                images[number::num_files],
+                list(labels.values())[number::num_files],
+                miniature.kit.names,
+                **(UNCOMPRESSED if name == "validation" else {}),
+            )
+
+
 LAYOUTS: dict[str, Layout] = {
     "The tars of ILSVRC-2012": tars,
     "Kaggle's tree": kaggle,
     "WebDataset shards": webdataset,
     "A folder for each class": class_folders,
     "A flat validation folder": flat_validation,
+    "Parquet files": parquet_files,
 }
 
 

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from indexing.common import check_out, finish_scan, progress_bar, say, write
+from indexing.common import check_out, finish_scan, print_use, progress_bar, say, write
 from pipeline.data import parquet_repack
 from pipeline.data.class_list import read_class_list
 from pipeline.data.classes import Classes
@@ -37,6 +37,7 @@ def index_parquet(options: argparse.Namespace) -> None:
     write(new_index)
     if options.classes is None:
         note_names(classes)
+    print_use(options.out, options.classes)
 
 
 def repacked(
