@@ -31,7 +31,7 @@ _REQUIRED = ("kind", "cluster", "jobs", "logs")
 _PROGRESS: Kinds = {"doing": TEXT, **dict.fromkeys(("done", "total", "per_second"), NUMBER)}
 _RATE = "train/images_per_second"
 # Folders inside a run's folder, which contain no runs.
-_NOT_SEARCHED = {"code", "jobs", "checkpoints", "results", "tensorboard"}
+_NOT_SEARCHED = {"code", "jobs", "checkpoints", "results", "tensorboard", "wandb", "mlflow"}
 
 
 @dataclass(frozen=True)

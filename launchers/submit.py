@@ -236,7 +236,7 @@ def submission_message(
             f"job {', '.join(job_ids(jobs))}: {factor}{shape}, {resources.minutes} min, on "
             f"{resources.cluster}, in {folder}",
             f"log          tail -F {shlex.quote(str(jobs[0].paths.stdout))}",
-            f"TensorBoard  {messages.watch(folder)}",
+            f"TensorBoard  {messages.tensorboard_command(folder)}",
             *extra_lines,
             f"progress     {jobs_command('--watch', folder)}",
             f"to stop it   {jobs_command('cancel', folder)}",

@@ -51,6 +51,7 @@ from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.reproducibility import images_at_once, kernels, relative_tolerance
 from pipeline.runtime.signals import StopRequest
+from pipeline.runtime.trackers.opening import check_trackers
 
 
 def main() -> None:
@@ -64,6 +65,8 @@ def main() -> None:
         torch.manual_seed(0)  # a net without weights is the same on every rank and in every shard
         config = resolve(config)
         chain.stages_of(config.evaluation.attack)  # reports a mistake in an attack's options
+        if ranks.is_main:
+            check_trackers(config.tracking)
         run_folder.check_folder(config, "evaluation")
         source.check_decoder(config.data, ranks.device)
         index = source.open_index(config, "val")

@@ -35,6 +35,7 @@ from pipeline.runtime import config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.files import write_json
 from pipeline.runtime.monitor import Monitor
+from pipeline.runtime.trackers.opening import check_trackers
 from pipeline.training.cost_note import cost_note
 from pipeline.training.trainer import Trainer
 
@@ -46,7 +47,8 @@ def main() -> None:
         trainer = make_trainer(config, ranks)
         resumed = trainer.resume()
         folder = None if config.dry_run else trainer.folder
-        with Monitor(folder, ranks.is_main, trainer.step) as monitor:
+        step = -1 if resumed is None else trainer.step
+        with Monitor(folder, ranks.is_main, step, parse.to_dict(trainer.config)) as monitor:
             announce(trainer, monitor)
             if folder is None:
                 return
@@ -65,6 +67,8 @@ def make_trainer(config: FinetuneConfig, ranks: DistributedContext) -> Trainer:
     the net; all ranks must call this."""
     config = resolve(config)
     chain.stages_of(config.evaluation.attack)  # reports a mistake in an attack's options
+    if ranks.is_main:
+        check_trackers(config.tracking)
     run_folder.check_folder(config, "training")
     torch.manual_seed(config.train.seed)
     source.check_decoder(config.data, ranks.device)
@@ -166,7 +170,7 @@ def where(folder: Path, resumed: Path | None, trainer: Trainer) -> str:
     start = "a new run"
     if resumed is not None:
         start = f"resuming from {resumed}, step {trainer.step}"
-    return f"{start}, in {folder}; watch: {messages.watch(folder)}"
+    return f"{start}, in {folder}; watch: {messages.watch(trainer.config)}"
 
 
 def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor) -> None:
@@ -198,7 +202,7 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
     metrics = {
         f"after/{name}": float(after[name]) for name in ("accuracy", trainer.rho, "num_unflipped")
     }
-    monitor.hyper_parameters(parse.flatten(parse.to_dict(config)), metrics, trainer.step)
+    monitor.final_metrics(trainer.step, metrics)
     monitor.end_progress()
     monitor.table(before, after, trainer.rho)
     if skipped:

@@ -12,6 +12,7 @@ from .ignored import warn_ignored
 from .model import ModelConfig
 from .runs import RESUME_WORDS, EvaluateConfig, FinetuneConfig, RunConfig, Shard
 from .runtime import RuntimeConfig
+from .tracking import TrackingConfig
 from .training import (
     AdversarialConfig,
     CheckpointConfig,
@@ -53,6 +54,7 @@ __all__ = [
     "RuntimeConfig",
     "ScheduleConfig",
     "Shard",
+    "TrackingConfig",
     "TrainConfig",
     "warn_ignored",
 ]

@@ -195,7 +195,10 @@ def describe_type(hint: Any) -> str:
         *names, last = map(str, get_args(hint))
         return f"{', '.join(names)} or {last}" if names else last
     if origin is list:
-        return _LIST_DESCRIPTIONS[get_args(hint)[0]]
+        element = get_args(hint)[0]
+        if get_origin(element) is Literal:
+            return f"a list of {describe_type(element)}, as [a, b]"
+        return _LIST_DESCRIPTIONS[element]
     return "options and values, as {name: value}" if origin is dict else _DESCRIPTIONS[hint]
 
 
@@ -205,6 +208,6 @@ def choices(hint: Any) -> list[str]:
         return ["true", "false"]
     if get_origin(hint) is Literal:
         return list(map(str, get_args(hint)))
-    if get_origin(hint) in (Union, types.UnionType):
+    if get_origin(hint) in (Union, types.UnionType, list):
         return [word for part in get_args(hint) for word in choices(part)]
     return []

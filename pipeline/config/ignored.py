@@ -52,6 +52,9 @@ def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str
     elif config.data.decoder == "cpu":
         yield "data.hw_decoder_load", "data.decoder is cpu"
     yield from _of_attack("evaluation.attack", config.evaluation.attack)
+    if {"wandb", "mlflow"}.isdisjoint(config.tracking.trackers):
+        for name in ("tracking.project", "tracking.name"):
+            yield name, "it is for tracking.trackers wandb and mlflow"
     if not isinstance(config, FinetuneConfig):
         return
     if config.regularizer.gradient != "one_step":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import FinetuneConfig, RunConfig, Shard, parse
+from pipeline.config.tracking import mlflow_uri
 from pipeline.errors import is_first_process
 
 # For runs that another command started, which says itself what to do next.
@@ -50,7 +51,7 @@ def after_training(config: FinetuneConfig, ranks_per_node: int) -> str:
     command = _quoted(
         [*_launch("pipeline/evaluate.py", ranks_per_node), *evaluation_options(config)]
     )
-    return _next_steps(f"evaluate it: {command}", f"curves:      {watch(config.folder)}")
+    return _next_steps(f"evaluate it: {command}", f"curves:      {watch(config)}")
 
 
 def evaluation_options(config: FinetuneConfig) -> list[str]:
@@ -68,8 +69,19 @@ def evaluation_options(config: FinetuneConfig) -> list[str]:
     return list(map(str, options))
 
 
-def watch(folder: Path) -> str:
-    """The command that shows the curves of a run."""
+def watch(config: RunConfig) -> str:
+    """The commands that show the curves of a run. W&B prints an address of its own."""
+    folder, trackers = config.folder, config.tracking.trackers
+    commands = []
+    if "tensorboard" in trackers:
+        commands.append(tensorboard_command(folder))
+    if "mlflow" in trackers:
+        commands.append(_quoted(["mlflow", "ui", "--backend-store-uri", mlflow_uri(folder)]))
+    return "; ".join(commands) or _quoted(["tail", "-f", folder / "metrics.jsonl"])
+
+
+def tensorboard_command(folder: Path) -> str:
+    """The command that shows TensorBoard's curves of the runs in a folder."""
     return _quoted(["tensorboard", "--logdir", folder])
 
 

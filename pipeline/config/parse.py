@@ -225,7 +225,8 @@ def _explain(cls: type[RunConfig], error: Exception) -> str:
     declared = all_options(cls).get(option[1]) if option else None
     if option and declared is not None and value is not None:
         text = _YAML_SPELLINGS.get(value[1].strip(), value[1].strip() or "nothing")
-        hint = did_you_mean(text, choices(declared.hint))
+        names = choices(declared.hint)
+        hint = "" if text in names else did_you_mean(text, names)
         return str(OptionError(option[1], describe_type(declared.hint), text, hint))
     if option and option[1] not in all_options(cls):
         name = option[1]

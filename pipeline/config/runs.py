@@ -10,6 +10,7 @@ from .data import DataConfig
 from .evaluation import EvaluationConfig
 from .model import ModelConfig
 from .runtime import RuntimeConfig
+from .tracking import TrackingConfig
 from .training import (
     CheckpointConfig,
     LogConfig,
@@ -40,6 +41,7 @@ class RunConfig(Section):
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def check(self) -> None:
         """Refuse empty paths, names in OUTPUT that are longer than file systems allow, and the

@@ -1,7 +1,8 @@
-"""The files of a merged evaluation: its summary, tables of images and classes, TensorBoard.
+"""The files of a merged evaluation: its summary, tables of images and classes, its records.
 
 In: what `pipeline.evaluation.merge.merge_shards` returns. Out: OUTPUT/summary.json,
-samples.parquet, classes.csv, curve.csv, curve_relative.csv, tensorboard/.
+samples.parquet, classes.csv, curve.csv, curve_relative.csv, metrics.jsonl; and the records of
+the trackers that OUTPUT/config.yaml names.
 """
 
 import json
@@ -21,7 +22,7 @@ from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.samples import COLUMNS, EARLIER_VALUES, Samples
 from pipeline.evaluation.shard_results import StoredResults
 from pipeline.evaluation.statistics import Statistics, by_class, distance_warnings, summarize
-from pipeline.runtime import lock
+from pipeline.runtime import config_file, lock
 from pipeline.runtime.files import atomic_write, report_unwritable, write_json
 from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, TEXT, WHOLE_NUMBER, Kinds, lacking
 from pipeline.runtime.monitor import Monitor
@@ -125,7 +126,7 @@ def write_outputs(folder: Path, merged: Merged) -> Summary:
         lines = [list(row.values()) for row in classes]
         write_csv(folder / "classes.csv", list(classes[0]), lines)
         curves.write(folder, stored.samples, summary.protocol)
-        _log_to_tensorboard(folder, merged, summary)
+        _record(folder, merged, summary)
         write_json(folder / "summary.json", summary.to_dict())
     return summary
 
@@ -195,11 +196,12 @@ def _format_diagnostics(summary: Summary) -> list[str]:
     return [*lines, text]
 
 
-def _log_to_tensorboard(folder: Path, merged: Merged, summary: Summary) -> None:
-    """Write the numbers, the histogram of ratios and the contact sheet."""
+def _record(folder: Path, merged: Merged, summary: Summary) -> None:
+    """Record the numbers, the histogram of ratios and the contact sheet."""
     values = summary.to_dict().items()
     numbers: dict[str, float] = {k: v for k, v in values if isinstance(v, int | float)}
-    with Monitor(folder, shown=True, step=-1) as monitor:
+    options = config_file.read(folder / "config.yaml")
+    with Monitor(folder, shown=True, step=-1, options=options) as monitor:
         # Training runs use other names; with equal names TensorBoard would show both in one plot.
         monitor.scalars(0, "evaluate", numbers)
         monitor.histogram(0, "evaluate/ratio", merged.stored.samples.ratio)

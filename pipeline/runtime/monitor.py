@@ -1,13 +1,11 @@
-"""Output of a run: a progress bar, lines in a log, metrics.jsonl, and TensorBoard.
+"""Output of a run: a progress bar, lines in a log, and the records of its trackers.
 
 Only rank 0's monitor prints and writes.
 """
 
-import json
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -25,12 +23,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-from pipeline.errors import is_disk_error, warn
-from pipeline.runtime.files import name_in_errors, write_json
-from pipeline.runtime.metrics_file import drop_lines_after
+from pipeline.runtime.files import write_json
+from pipeline.runtime.trackers.base import TrackedRun, Tracker
+from pipeline.runtime.trackers.opening import open_trackers
+from pipeline.runtime.trackers.pictures import render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # a third of a second
@@ -45,13 +42,21 @@ class Monitor:
     Use it as a context manager, so that files are closed after an error too.
     """
 
-    def __init__(self, folder: Path | None, shown: bool, step: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        shown: bool,
+        step: int = 0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         """Open the records of a run that resumes at ``step``; later records are dropped.
 
         Args:
             folder: the run's folder; None: nothing is recorded.
             shown: whether this rank prints and records.
-            step: number of steps done so far.
+            step: number of steps done so far; -1: a new run, which drops all earlier records.
+            options: the options of the run, as nested dictionaries; ``tracking`` among them.
+                Default: TensorBoard is the only tracker.
         """
         self.shown, self.active = shown, shown and folder is not None
         self.console = Console(quiet=not shown, soft_wrap=True)
@@ -60,15 +65,9 @@ class Monitor:
         self._last_line = self._last_status = 0.0
         # The progress, for other processes such as the launchers' `jobs` command.
         self._progress_file = folder / "progress.json" if shown and folder is not None else None
-        if not shown or folder is None:
-            return
-        self._path = folder / "metrics.jsonl"
-        warn(drop_lines_after(self._path, step))
-        self._file = self._path.open("a")
-        self._board_folder = folder / "tensorboard"
-        _hide_disk_errors_of_threads()
-        with name_in_errors(self._board_folder):
-            self._board = SummaryWriter(self._board_folder, purge_step=step + 1)
+        self._trackers: list[Tracker] = []
+        if shown and folder is not None:
+            self._trackers = open_trackers(TrackedRun.of(folder, step, options or {}))
 
     def __enter__(self) -> "Monitor":
         return self
@@ -78,46 +77,25 @@ class Monitor:
         suppress_later = suppress(OSError) if kind else nullcontext()
         with suppress_later:
             self.end_progress()
-        if self.active:
-            with suppress_later, name_in_errors(self._path):
-                self._file.close()
-            with suppress_later, name_in_errors(self._board_folder):
-                self._board.close()
+        for tracker in self._trackers:
+            with suppress_later:
+                tracker.close(kind is not None)
 
     def say(self, text: str) -> None:
         """Print a line, or several; nothing if the text is empty."""
         if text:
             self.console.print(text, highlight=False, markup=False)
 
-    def hyper_parameters(
-        self, options: dict[str, Any], metrics: dict[str, float], step: int
-    ) -> None:
-        """Enter the run into TensorBoard's table of hyper-parameters, with these metrics."""
-        if not self.active:
-            return
-        plain = (bool, int, float, str)
-        values = {k: v if isinstance(v, plain) else str(v) for k, v in options.items()}
-        with name_in_errors(self._board_folder):
-            writer = self._board.file_writer
-            assert writer is not None, "until the board is closed"
-            for summary in hparams(values, metrics):
-                writer.add_summary(summary)
-            for name, value in metrics.items():  # the table reads its values from these scalars
-                self._board.add_scalar(name, value, step)
+    def final_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a run that has ended, to be compared between runs."""
+        for tracker in self._trackers:
+            tracker.final_metrics(step, metrics)
 
     def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """Record numbers after ``step`` steps: one JSON line, and one point of each number in
-        TensorBoard."""
-        if not self.active:
-            return
-        scalars = {f"{group}/{name}": value for name, value in values.items()}
-        line = {"step": step, "time": time.time(), **scalars}
-        with name_in_errors(self._path):
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        with name_in_errors(self._board_folder):
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
+        """Record numbers after ``step`` steps, as ``group/name``."""
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        for tracker in self._trackers:
+            tracker.scalars(step, named)
 
     def evaluation(self, entry: dict[str, Any], rho: str) -> None:
         """Show and record one evaluation of a training run.
@@ -147,16 +125,16 @@ class Monitor:
         self.say(line)
 
     def figure(self, step: int, name: str, figure: "Figure") -> None:
-        """Show a matplotlib figure in TensorBoard."""
+        """Record a matplotlib figure."""
         if self.active:
-            with name_in_errors(self._board_folder):
-                self._board.add_figure(name, figure, step)
+            pixels = render(figure)
+            for tracker in self._trackers:
+                tracker.image(step, name, pixels)
 
     def histogram(self, step: int, name: str, values: np.ndarray) -> None:
-        """Show a distribution in TensorBoard."""
-        if self.active and len(values):
-            with name_in_errors(self._board_folder):
-                self._board.add_histogram(name, values, step)
+        """Record a distribution, unless it is empty; values: (N,)."""
+        for tracker in self._trackers if len(values) else []:
+            tracker.histogram(step, name, values)
 
     def start_progress(self, name: str, total: int, done: int = 0, at: str = "") -> None:
         """Start a bar.
@@ -252,22 +230,3 @@ def peak_memory_mib(device: torch.device) -> float:
 
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _hide_disk_errors_of_threads() -> None:
-    """Do not print tracebacks of full disks from threads. TensorBoard's thread passes the error to
-    the next call of its writer, which reports it."""
-    if not isinstance(threading.excepthook, _HideDiskErrors):
-        threading.excepthook = _HideDiskErrors(threading.excepthook)
-
-
-class _HideDiskErrors:
-    """A hook for errors of threads. It passes all errors to the previous hook, except those of a
-    full disk."""
-
-    def __init__(self, hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
-        self._hook = hook
-
-    def __call__(self, arguments: threading.ExceptHookArgs) -> None:
-        if not is_disk_error(arguments.exc_value):
-            self._hook(arguments)

@@ -45,6 +45,7 @@ CHANGEABLE = (
     "log",
     "checkpoint",
     "runtime",
+    "tracking",
     "train.gradient_accumulation_steps",
     "regularizer.max_images",
     "model.weights",
