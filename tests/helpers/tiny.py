@@ -15,6 +15,8 @@ TINY = (
     *("--checkpoint.every_steps", 100, "--log.every_steps", 4, "--log.panel_images", 0),
     *("--evaluation.num_images", 100, "--evaluation.every_epochs", 1),
 )  # 6 steps an epoch, 18 in all; evaluations at 6, 12 and 18
+# Values in metrics.jsonl that depend on the clock and on the machine.
+CLOCK = ("time", "train/images_per_second", "train/data_wait", "train/peak_memory_mib")
 
 
 def finetune(folder: Path, *options: object) -> CommandResult:
@@ -31,9 +33,8 @@ def finished(folder: Path, *options: object) -> CommandResult:
 
 def metric_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl without what depends on the clock."""
-    clock = ("time", "train/images_per_second", "train/data_wait", "train/peak_memory_mib")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCK} for line in lines]
 
 
 def kill_at_step(patch: pytest.MonkeyPatch, number: int) -> None:

@@ -1,33 +1,18 @@
 """Runs whose files cannot grow any more: one line, and nothing that was written is lost."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import demo
 from pipeline.errors import disk_message
 from pipeline.runtime.monitor import Monitor
+from tests.helpers.disk import disk_full
 from tests.helpers.images import encode
 from tests.helpers.in_process import EVALUATE, call
 from tests.helpers.parquet import write_parquet
 from tests.helpers.tiny import finetune, kill_at_step
-
-
-@contextmanager
-def disk_full(size: int) -> Iterator[None]:
-    """Files cannot grow beyond ``size`` bytes, as on a disk that is full."""
-    demo.prepare()  # the embedded digits, which are no part of the run
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OPTIONS = {*all_options(FinetuneConfig), *all_options(EvaluateConfig)}
 FOLDERS = "pipeline|tools|launchers|configs|slurm|tests"
 SECTIONS = {name.rpartition(".")[0] for name in OPTIONS} - {""}
-# Of jsonargparse, and of torchrun, srun and sbatch, pip.
+# Of jsonargparse, and of torchrun, srun and sbatch, pip, uv, docker, apptainer.
 COMMON = {"help", "help-all", "config", "print_config"}
 FILE_ENDINGS = (".py", ".safetensors", ".onnx")
 FOREIGN = {
     *("standalone", "nproc_per_node", "max-restarts", "array", "kill-on-bad-exit"),
     *("kill-on-invalid-dep", "logdir", "pid", "no-build-isolation"),
+    *("ntasks-per-node", "gpus-per-node", "frozen", "torch-backend", "index-url"),
+    *("file", "tag", "rm", "gpus", "ipc", "volume", "nv", "bind"),
 }
 
 

@@ -3,14 +3,13 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import first_line, is_disk_error, warn
-from pipeline.runtime.files import name_in_errors
 
 from .base import Tracker
 
@@ -24,8 +23,8 @@ _Call = Callable[[Tracker], None]
 class Background(Tracker):
     """Passes records to a tracker that another thread opens and calls.
 
-    The first error prints a warning; the records of calls that failed are missing in the service.
-    Only the error of a full disk is raised, by the next call.
+    The first error prints a warning. Records of calls that failed are missing in the service, and
+    all are if it cannot be opened. Only the error of a full disk is raised, by the next call.
     """
 
     def __init__(self, name: str, folder: Path, open_tracker: Callable[[], Tracker]) -> None:
@@ -39,7 +38,7 @@ class Background(Tracker):
         self._name, self._folder = name, folder
         self._calls: queue.Queue[_Call | None] = queue.Queue(_MAX_WAITING)
         self._disk_error: OSError | None = None
-        self._warned = False
+        self._disk_full = self._warned = False
         self._thread = threading.Thread(target=self._work, args=(open_tracker,), daemon=True)
         self._thread.start()
 
@@ -81,17 +80,25 @@ class Background(Tracker):
     def _work(self, open_tracker: Callable[[], Tracker]) -> None:
         """Open the tracker, and do the calls until there is a None instead of one."""
         tracker: Tracker | None = None
+        with self._handle_errors():
+            tracker = open_tracker()
         while (call := self._calls.get()) is not None:
-            try:
-                with name_in_errors(self._folder):
-                    tracker = tracker or open_tracker()
+            if tracker is not None and not self._disk_full:
+                with self._handle_errors():
                     call(tracker)
-            except Exception as error:
-                disk_error = _disk_error_in(error)
-                if disk_error is not None:
-                    self._disk_error = disk_error
-                    return
+
+    @contextmanager
+    def _handle_errors(self) -> Iterator[None]:
+        """Keep the error of a full disk for the next call; warn of others."""
+        try:
+            yield
+        except Exception as error:
+            disk_error = _disk_error_in(error)
+            if disk_error is None:
                 self._warn(f"failed ({first_line(error)})")
+                return
+            disk_error.filename = disk_error.filename or str(self._folder)
+            self._disk_error, self._disk_full = disk_error, True
 
     def _warn(self, problem: str) -> None:
         """Print the first problem; the later ones are usually the same."""

@@ -8,6 +8,7 @@ remove rows. So a row has a number of its own, in addition to the step. The tabl
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,9 @@ from .base import Service, TrackedRun
 from .wandb_log import last_row
 
 _STEP = "step"  # the axis of all charts
-_FINISH_SECONDS = 30.0  # for uploads at the end; what is left stays on the disk, for `wandb sync`
+# Seconds for a connection at the start, and for uploads at the end. What is not uploaded stays on
+# the disk, for `wandb sync`. The environment may set others, as WANDB_INIT_TIMEOUT.
+_LIMITS = {"init_timeout": 30.0, "finish_timeout": 30.0}
 _FLUSH_SECONDS = 1.0  # between writes of W&B's own file, which a kill cuts off
 
 
@@ -56,7 +59,8 @@ class Wandb(Service):
 
     def _say(self, folder: Path) -> None:
         if self._run.offline:
-            note(f"W&B: recording offline; to upload it: wandb sync {folder}/wandb/*run-*")
+            segments = f"{shlex.quote(str(folder / 'wandb'))}/offline-run-*"
+            note(f"W&B: recording offline; to upload it: wandb sync {segments}")
         elif self._run.url:
             note(f"W&B: {self._run.url}")
 
@@ -127,8 +131,9 @@ def _start(run: TrackedRun, run_id: str) -> Any:
     import wandb
 
     settings: dict[str, Any] = {"console": "off", "quiet": True, "reinit": "create_new"}
-    if "WANDB_FINISH_TIMEOUT" not in os.environ:
-        settings["finish_timeout"] = _FINISH_SECONDS
+    for name, seconds in _LIMITS.items():
+        if f"WANDB_{name.upper()}" not in os.environ:
+            settings[name] = seconds
     if "x_transaction_log_flush_interval" in wandb.Settings.model_fields:
         settings["x_transaction_log_flush_interval"] = _FLUSH_SECONDS
     arguments: dict[str, Any] = {
@@ -145,6 +150,7 @@ def _start(run: TrackedRun, run_id: str) -> Any:
         return wandb.init(**arguments)
     except wandb.Error as error:
         warn(f"W&B cannot be used ({first_line(error)}); it is recorded offline")
+        wandb.teardown()  # its process still has a run with this id
         return wandb.init(**arguments, mode="offline")
 
 
