@@ -35,8 +35,9 @@ ALL = ("--tracking.trackers", "[tensorboard,wandb,mlflow]", "--log.panel_images"
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing leaves this machine, and nothing of its own set-up counts."""
-    for name in os.environ:
-        if name.startswith(("WANDB_", "MLFLOW_")):
+    for name in list(os.environ):
+        # W&B sets WANDB_SERVICE itself: the socket of its process.
+        if name.startswith(("WANDB_", "MLFLOW_")) and name != "WANDB_SERVICE":
             monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -123,6 +124,7 @@ def test_an_evaluation(tmp_path: Path, mlp_weights: Path) -> None:
 
 
 @needs_services
+@pytest.mark.slow
 def test_a_tracker_that_is_added_later_gets_the_numbers_so_far(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +139,7 @@ def test_a_tracker_that_is_added_later_gets_the_numbers_so_far(
 
 @needs_services
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 16, 23, 35])
+@pytest.mark.parametrize("step", [1, 16, 35])
 def test_a_run_killed_by_the_system_has_each_step_once(tmp_path: Path, step: int) -> None:
     """W&B loses what its process has not written, and MLflow what has not reached it."""
     options = (*ALL, "--model.name", "tests.helpers.nets:slow_mlp", "--checkpoint.every_steps", 1)
@@ -161,6 +163,7 @@ def wait_for_step(folder: Path, step: int, poll: Callable[[], int | None]) -> No
 
 
 @needs_services
+@pytest.mark.slow
 def test_a_service_that_cannot_be_reached_does_not_end_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,7 @@ def test_a_full_disk_is_raised_by_a_later_call(tmp_path: Path) -> None:
 def test_other_errors_are_printed_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tracker = Background("lines", tmp_path, lambda: json_lines(tmp_path))
     for step in range(3):
-        tracker.scalars(step, {"a": complex(step)})  # type: ignore[dict-item]
+        tracker.scalars(step, {"a": complex(step)})
     tracker.scalars(3, {"a": 3.0})
     tracker.close(False)
     (line,) = capfd.readouterr().err.splitlines()
