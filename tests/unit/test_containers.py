@@ -121,7 +121,7 @@ def test_the_lock_has_every_dependency() -> None:
 
 def all_requirements(project: dict) -> list[str]:
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
-    return [line for lines in lists for line in lines]
+    return [line.partition(";")[0] for lines in lists for line in lines]
 
 
 def name_of(requirement: str) -> str:
