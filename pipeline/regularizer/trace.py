@@ -4,7 +4,8 @@ In: a perturbation with its steps. Out: the steps with their points, and the log
 for a backward pass.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -125,8 +126,27 @@ def target_logit_diff(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:
 
 
 def add_gradients(total: Gradients, terms: Sequence[Tensor | None]) -> Gradients:
-    """Sums, in place of the first; ``terms`` may have more entries."""
+    """Sums, in place of the first, which must come from this function; ``terms`` may have more
+    entries.
+
+    autograd returns one tensor, or views of it, for parameters that the net adds to one another,
+    such as position embeddings. Such terms are copied before anything is added to them.
+    """
+    storages = Counter(_storage(term) for term in terms if term is not None)
     return [
-        (a if b is None else b) if a is None or b is None else a.add_(b)
+        _own(b, storages) if a is None else a if b is None else a.add_(b)
         for a, b in zip(total, terms, strict=False)
     ]
+
+
+def _own(term: Tensor | None, storages: Mapping[int, int]) -> Tensor | None:
+    """The tensor, or a copy of it if others of the same gradient use its memory, or if several of
+    its elements do."""
+    if term is None or (storages[_storage(term)] == 1 and 0 not in term.stride()):
+        return term
+    return term.clone()
+
+
+def _storage(tensor: Tensor) -> int:
+    """Identifies a tensor's memory, which its views share."""
+    return tensor.untyped_storage()._cdata

@@ -22,6 +22,7 @@ SHAPES = {
     "nin": (3, 32, 32),
     "caffe_alexnet": (3, 227, 227),
     "tests.helpers.nets:smooth": (3, 32, 32),
+    "tests.helpers.nets:embedded": (3, 32, 32),
 }
 
 

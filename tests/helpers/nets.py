@@ -41,6 +41,33 @@ def smooth(num_classes: int = 10) -> nn.Module:
     )
 
 
+class Embedded(nn.Module):
+    """Patches with a class token and position embeddings, as in a ViT, and a sum of two parameters.
+
+    autograd returns one tensor, or views of it, as the gradients of parameters that are added.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 16, stride=16)
+        self.token = nn.Parameter(torch.randn(1, 1, 12))
+        self.position = nn.Parameter(torch.randn(1, 5, 12))
+        self.first, self.second = (nn.Parameter(torch.randn(12)) for _ in range(2))
+        self.mix = nn.Linear(60, 24)
+        self.head = nn.Linear(24, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(images), -1, -1), patches], dim=1)
+        tokens = nn.functional.gelu(tokens + self.position + (self.first + self.second))
+        return self.head(nn.functional.gelu(self.mix(tokens.flatten(1))))
+
+
+def embedded(num_classes: int = 10) -> nn.Module:
+    """`Embedded`, for images of 3 x 32 x 32."""
+    return Embedded(num_classes)
+
+
 def smooth_with_dropout(num_classes: int = 10) -> nn.Module:
     """Not piecewise linear, for images of 1 x 28 x 28; drops channels and features."""
     return nn.Sequential(

@@ -5,6 +5,7 @@ On nets of every kind, in any norm, along boundary and loss, with and without dr
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,16 @@ def test_on_every_net(name: str) -> None:
     actual, expected = gradient_by(net, images, labels), plain_gradient(net, images, labels)
     assert cosine(actual, expected) > 0.99999
     assert (actual - expected).norm() < 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["unrolled", "boundary", "one_step"])
+def test_parameters_whose_gradients_share_memory(kind: str) -> None:
+    """The gradients of a batch in parts are summed without changing those of other parameters."""
+    net, images, labels = setting("tests.helpers.nets:embedded")
+    config = with_attack(kind)
+    whole = gradient_by(net, images, labels, config)
+    parts = gradient_by(net, images, labels, replace(config, max_images=1))
+    assert (parts - whole).norm() < 1e-9 * whole.norm()
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet", "tests.helpers.nets:smooth"])

@@ -67,6 +67,7 @@ def measure(name: str, size: int, options: argparse.Namespace) -> Row:
     device = device_of(options)
     net = build.build(ModelConfig(name=name), NUM_CLASSES, size).to(device)
     net = net.to(memory_format=layout_of(options)).eval()
+    draw_zero_heads(net)
     images = torch.randn(options.num_images or 2, 3, size, size, device=device)
     with torch.no_grad():
         labels = net(images).argmax(dim=1)  # correct, so that every image is attacked
@@ -97,6 +98,14 @@ def measure(name: str, size: int, options: argparse.Namespace) -> Row:
     error = finite_difference_error(net, images, labels, configs["unrolled"])
     row["error"] = error if error < TOLERANCE else f"FAIL: {error:.1g}"
     return row
+
+
+def draw_zero_heads(net: nn.Module) -> None:
+    """Draw weights that start at zero, as the last layer of torchvision's ViT does: with them no
+    image has a gradient."""
+    for parameter in net.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
 
 
 def finite_difference_error(
