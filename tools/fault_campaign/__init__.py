@@ -1,0 +1,1 @@
+"""Faults in runs of this project, on purpose: `tools/chaos.py`."""

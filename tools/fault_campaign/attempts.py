@@ -1,0 +1,120 @@
+"""One start of a command: its processes, its output, its end."""
+
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from fault_campaign import processes
+from fault_campaign.commands import Command, environment
+
+END_SECONDS = 60.0  # for processes that remain when the command itself has ended
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a start of the command ended.
+
+    Attributes:
+        exit_code: of the command; negative: the signal that killed it.
+        seconds: from the start until no process was left.
+        output: what it printed.
+        remaining: names of processes that did not end by themselves, and were killed.
+        ports: ports on which processes of the command accepted connections, and which still do.
+        timed_out: it was killed because it did not end in time.
+    """
+
+    exit_code: int
+    seconds: float
+    output: str
+    remaining: list[str]
+    ports: list[int]
+    timed_out: bool
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of errors that it printed."""
+        return [line for line in self.output.splitlines() if line.startswith("error: ")]
+
+
+class Attempt:
+    """A command that runs, in a session of its own; its output goes to a file.
+
+    The output passes through a pipe, so that a limit on the size of files does not apply to it.
+    """
+
+    def __init__(
+        self, command: Command, folder: Path, mark: str, log: Path, wrapper: tuple[str, ...] = ()
+    ) -> None:
+        self._mark, self._log, self._begin = mark, log, time.monotonic()
+        self._ports: set[int] = set()
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [*wrapper, *command.with_output(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment(mark),
+        )
+        self._reader = threading.Thread(target=self._copy_output, daemon=True)
+        self._reader.start()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._begin
+
+    @property
+    def running(self) -> bool:
+        """Whether the command has not ended yet."""
+        return self.process.poll() is None
+
+    def launcher(self) -> psutil.Process:
+        """The process of the command itself."""
+        return psutil.Process(self.process.pid)
+
+    def ranks(self) -> list[psutil.Process]:
+        """The ranks that run now, in the order of their numbers."""
+        marked = processes.marked(self._mark)
+        self._ports |= processes.listening_ports(marked)
+        return processes.ranks(marked, self.process.pid)
+
+    def wait(self, seconds: float) -> Ended:
+        """Wait for the end of the command and of all processes that it has started.
+
+        Args:
+            seconds: time from now, after which they are killed.
+        """
+        timed_out = False
+        try:
+            self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+            processes.end_all(self._mark)
+            self.process.wait()
+        remaining = processes.wait_for_end(self._mark, END_SECONDS)
+        names = [f"{process.pid} {' '.join(_command_line(process))}" for process in remaining]
+        processes.end_all(self._mark)
+        elapsed = self.seconds
+        self._reader.join(timeout=5)
+        ports = sorted(processes.still_listening(self._ports)) if self._ports else []
+        output = self._log.read_text(errors="replace")
+        return Ended(self.process.returncode, elapsed, output, names, ports, timed_out)
+
+    def _copy_output(self) -> None:
+        assert self.process.stdout is not None, "it is a pipe"
+        with self._log.open("wb") as log:
+            for line in self.process.stdout:
+                log.write(line)
+                log.flush()
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

@@ -1,0 +1,240 @@
+"""A campaign: an undisturbed run, then the planned faults, each with its resumed run.
+
+FOLDER/undisturbed/ and FOLDER/faults/NUMBER-KIND/ contain the run, its output, and a JSON file once
+it is done; so a campaign that is interrupted resumes. Runs that lost nothing are deleted.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fault_campaign import comparison, files, moments, processes
+from fault_campaign.attempts import Attempt, Ended
+from fault_campaign.commands import Command
+from fault_campaign.kinds import KINDS, Kind, Target
+from fault_campaign.moments import Pace
+from fault_campaign.plan import Fault
+from pipeline.errors import UserError
+from pipeline.runtime.files import write_json
+
+_MAX_TRIES = 3  # of a fault whose command ended before its moment
+_EARLIER = 0.7  # factor of the fraction of each further try
+_RESUMED = re.compile(r"resuming from \S+, step (\d+)")
+_LEFT = re.compile(r"(\d+) of (\d+) images to evaluate")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a campaign.
+
+    Attributes:
+        folder: of the campaign.
+        max_starts: starts of the command for each fault, with the disturbed one.
+        time_limit: seconds after which a start is killed, besides the time of a hang.
+        keep: keep the folders of runs that lost nothing.
+    """
+
+    folder: Path
+    max_starts: int
+    time_limit: float
+    keep: bool
+
+
+@dataclass
+class Outcome:
+    """What came of a fault.
+
+    Attributes:
+        fault: the plan.
+        done: what exactly was done; empty if the command ended before.
+        during: what the run did at that moment.
+        exit_codes: of all starts.
+        seconds_lost: seconds of all starts, minus those of the undisturbed run.
+        repeated: steps or images that were computed again.
+        errors: lines of errors of the disturbed start.
+        differences: of results.
+        problems: files, processes and ports left over; no end.
+    """
+
+    fault: Fault
+    done: str = ""
+    during: str = ""
+    exit_codes: list[int] = field(default_factory=list)
+    seconds_lost: float = 0.0
+    repeated: int = 0
+    errors: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def lost(self) -> bool:
+        """Whether something was lost or left over."""
+        return bool(self.differences or self.problems)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Outcome":
+        """The outcome that was stored as a dictionary."""
+        others = {name: value for name, value in values.items() if name != "fault"}
+        return cls(Fault(**values["fault"]), **others)
+
+
+class Campaign:
+    """Runs the faults of a plan, and stores what came of each."""
+
+    def __init__(self, command: Command, settings: Settings) -> None:
+        self.command, self.settings = command, settings
+        self.mark = uuid.uuid5(uuid.NAMESPACE_URL, str(settings.folder.resolve())).hex
+        processes.end_all(self.mark)  # of a campaign that was killed
+
+    @property
+    def whole(self) -> Path:
+        """The output folder of the undisturbed run."""
+        return self.settings.folder / "undisturbed" / "run"
+
+    def undisturbed(self) -> Pace:
+        """Run the command undisturbed, unless that is done.
+
+        Raises:
+            UserError: it failed.
+        """
+        stored = self.whole.parent / "pace.json"
+        if stored.exists():
+            return Pace(**json.loads(stored.read_text()))
+        shutil.rmtree(self.whole.parent, ignore_errors=True)
+        self.whole.parent.mkdir(parents=True)
+        log = self.whole.parent / "output.txt"
+        attempt = Attempt(self.command, self.whole, self.mark, log)
+        while attempt.running and not files.num_rows(self.whole):
+            time.sleep(0.01)
+        start_seconds = attempt.seconds
+        ended = attempt.wait(self.settings.time_limit)
+        num_rows = files.num_rows(self.whole)
+        if ended.exit_code or not num_rows:
+            last = (ended.errors or ended.output.splitlines() or ["no output"])[-1]
+            raise UserError(f"the undisturbed run failed with exit code {ended.exit_code}: {last}")
+        sizes = [(self.whole / name).stat().st_size for name in files.all_files(self.whole)]
+        pace = Pace(start_seconds, ended.seconds, num_rows, max(sizes))
+        write_json(stored, asdict(pace))
+        return pace
+
+    def run(
+        self, plan: Sequence[Fault], pace: Pace, report: Callable[[Outcome, int], None]
+    ) -> list[Outcome]:
+        """Run all faults that are not done.
+
+        Args:
+            plan: the faults.
+            pace: of the undisturbed run.
+            report: is called after each fault that was run, with the number of those to come.
+        """
+        outcomes = []
+        for position, fault in enumerate(plan):
+            folder = self.settings.folder / "faults" / f"{fault.number:03d}-{fault.kind}"
+            stored = folder / "outcome.json"
+            if stored.exists():
+                outcome = Outcome.from_dict(json.loads(stored.read_text()))
+                if outcome.fault != fault:
+                    raise UserError(f"{folder} is of another plan; give another --output")
+                outcomes.append(outcome)
+                continue
+            outcome = self._run_fault(fault, folder, pace)
+            write_json(stored, asdict(outcome))
+            if not outcome.lost and not self.settings.keep:
+                shutil.rmtree(folder / "run")
+            outcomes.append(outcome)
+            report(outcome, len(plan) - position - 1)
+        return outcomes
+
+    def _run_fault(self, fault: Fault, folder: Path, pace: Pace) -> Outcome:
+        kind, outcome = KINDS[fault.kind], Outcome(fault)
+        ended = self._disturb(outcome, kind, folder, pace)
+        run = folder / "run"
+        starts, rows_before = [ended], files.num_rows(run)
+        step_before = files.last_step(run)
+        outcome.errors = ended.errors
+        if kind.damage is not None and ended.exit_code:
+            outcome.done += f"; {kind.damage(run, fault.draw)}"
+        while starts[-1].exit_code and len(starts) < self.settings.max_starts:
+            log = folder / f"output-{len(starts) + 1}.txt"
+            attempt = Attempt(self.command, run, self.mark, log)
+            starts.append(attempt.wait(self.settings.time_limit))
+        if len(starts) > 1:
+            outcome.repeated = _repeated(starts[-1].output, step_before, rows_before)
+        outcome.exit_codes = [start.exit_code for start in starts]
+        outcome.seconds_lost = sum(start.seconds for start in starts) - pace.seconds
+        outcome.problems += _problems(starts)
+        aside = int(kind.damage is not None)
+        outcome.problems += comparison.left_over(run, self.whole, aside)
+        outcome.differences = comparison.differences(run, self.whole)
+        return outcome
+
+    def _disturb(self, outcome: Outcome, kind: Kind, folder: Path, pace: Pace) -> Ended:
+        """Start the command, cause the fault and wait for the end."""
+        fault, number = outcome.fault, 0
+        while True:  # earlier in the run if the command ended before
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / "run").mkdir(parents=True)
+            earlier = replace(fault, fraction=fault.fraction * _EARLIER**number)
+            log = folder / "output-1.txt"
+            attempt = Attempt(self.command, folder / "run", self.mark, log, kind.wrapper)
+            num_ranks = self.command.num_ranks
+            ranks = moments.wait_for(earlier, attempt, pace, num_ranks)
+            if ranks:
+                outcome.during = _during(folder / "run")
+                target = Target(
+                    attempt.launcher(),
+                    ranks,
+                    fault.rank_of(len(ranks)),
+                    folder / "run",
+                    fault.draw,
+                    pace.largest_file,
+                )
+                outcome.done = _inject(kind, target)
+            ended = attempt.wait(self.settings.time_limit)
+            number += 1
+            if outcome.done or ended.exit_code or number == _MAX_TRIES:
+                return ended
+
+
+def _inject(kind: Kind, target: Target) -> str:
+    """Cause the fault; returns what was done, or nothing if the rank has ended meanwhile."""
+    try:
+        return kind.inject(target)
+    except (psutil.NoSuchProcess, ProcessLookupError, subprocess.CalledProcessError):
+        return ""
+
+
+def _during(run: Path) -> str:
+    written = files.written_files(run)
+    return ", ".join([files.progress(run) or "start-up", *(f"writing {name}" for name in written)])
+
+
+def _repeated(output: str, step_before: int, rows_before: int) -> int:
+    """Steps or images that the last start computed although they were done before."""
+    left = _LEFT.search(output)
+    if left:
+        return max(int(left[1]) + rows_before - int(left[2]), 0)
+    resumed = _RESUMED.search(output)
+    return max(step_before - (int(resumed[1]) if resumed else 0), 0)
+
+
+def _problems(starts: Sequence[Ended]) -> list[str]:
+    problems = []
+    if starts[-1].exit_code:
+        last = (starts[-1].errors or starts[-1].output.splitlines() or ["no output"])[-1]
+        problems.append(f"exit code {starts[-1].exit_code} after {len(starts)} starts: {last}")
+    for number, start in enumerate(starts, 1):
+        if start.timed_out:
+            problems.append(f"start {number} did not end in time")
+        problems += [f"process left over by start {number}: {name}" for name in start.remaining]
+        problems += [f"port left over by start {number}: {port}" for port in start.ports]
+    return problems

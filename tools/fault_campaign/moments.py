@@ -1,0 +1,58 @@
+"""Waiting for the moment of a fault."""
+
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from fault_campaign import files
+from fault_campaign.attempts import Attempt
+from fault_campaign.plan import START, WRITE, Fault
+
+_POLL_SECONDS = 0.02
+_WRITE_POLL_SECONDS = 0.002  # a checkpoint of the demonstration takes longer to write
+_LAST_WRITE = 0.9  # of the rows; after it a file is written for certain, at the end
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The undisturbed run: how long it took, and how many rows it wrote.
+
+    Attributes:
+        start_seconds: until the first row of results.
+        seconds: in all.
+        num_rows: lines of results at the end.
+        largest_file: bytes of its largest file.
+    """
+
+    start_seconds: float
+    seconds: float
+    num_rows: int
+    largest_file: int
+
+
+def wait_for(fault: Fault, attempt: Attempt, pace: Pace, num_ranks: int) -> list[psutil.Process]:
+    """Wait for the moment of a fault.
+
+    Returns:
+        The ranks of the command; empty if it ended before.
+    """
+    if fault.phase == START:
+        _sleep_until(attempt, fault.fraction * pace.start_seconds)
+    else:
+        share = fault.fraction * (_LAST_WRITE if fault.phase == WRITE else 1)
+        while attempt.running and files.num_rows(attempt.folder) < max(share * pace.num_rows, 1):
+            time.sleep(_POLL_SECONDS)
+    ranks = attempt.ranks()
+    while attempt.running and len(ranks) < num_ranks:  # torchrun has not started them yet
+        time.sleep(0.01)
+        ranks = attempt.ranks()
+    if fault.phase == WRITE:
+        while attempt.running and not files.written_files(attempt.folder):
+            time.sleep(_WRITE_POLL_SECONDS)
+    return ranks if attempt.running else []
+
+
+def _sleep_until(attempt: Attempt, seconds: float) -> None:
+    while attempt.running and attempt.seconds < seconds:
+        time.sleep(_POLL_SECONDS)
