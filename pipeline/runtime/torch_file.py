@@ -3,6 +3,7 @@
 In: a path. Out: tensors in plain containers.
 """
 
+import errno
 import re
 import warnings
 import zipfile
@@ -13,10 +14,15 @@ from typing import Any
 import torch
 
 from pipeline.errors import first_line
+from pipeline.runtime.allocator import is_out_of_memory
 
 
 class UnreadableFile(Exception):
     """The file is damaged or of another kind; the message is one line, without the path."""
+
+
+class DamagedFile(UnreadableFile):
+    """The file is cut short, or its content is not what was written."""
 
 
 class ForeignObject(UnreadableFile):
@@ -27,8 +33,10 @@ def load(path: Path) -> Any:
     """Read what torch.save wrote to a file; tensors are put on the CPU.
 
     Raises:
-        UnreadableFile: it is damaged, cut short, of another kind, or cannot be opened.
+        DamagedFile: it is damaged, cut short or of another kind.
         ForeignObject: it contains other Python objects.
+        UnreadableFile: it cannot be opened or read.
+        MemoryError, RuntimeError: there is not enough memory.
     """
     try:
         _check_records(path)
@@ -39,13 +47,29 @@ def load(path: Path) -> Any:
     except UnpicklingError as error:
         global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
         if global_name is None:
-            raise UnreadableFile("is not a file of torch.save") from None
+            raise DamagedFile("is not a file of torch.save") from None
         raise ForeignObject(f"holds a Python object besides tensors ({global_name[1]})") from None
-    except (OSError, EOFError, RuntimeError) as error:
-        reason = first_line(error).partition(". This is an internal")[0]
-        raise UnreadableFile(f"cannot be read, it may be cut short ({reason})") from None
+    except OSError as error:
+        # A damaged zip file names offsets that no file has.
+        kind = DamagedFile if error.errno == errno.EINVAL else UnreadableFile
+        raise kind(f"cannot be read ({first_line(error)})") from None
     except Exception as error:  # damaged pickles raise errors of many types
-        raise UnreadableFile(f"is not a file of torch.save ({type(error).__name__})") from None
+        if is_out_of_memory(error):
+            raise
+        if isinstance(error, EOFError | RuntimeError):
+            reason = first_line(error).partition(". This is an internal")[0]
+            raise DamagedFile(f"cannot be read, it may be cut short ({reason})") from None
+        raise DamagedFile(f"is not a file of torch.save ({type(error).__name__})") from None
+
+
+def is_intact(path: Path) -> bool:
+    """Whether the records of a file of torch.save have the checksums that were written; false if
+    there is no such file. Files in torch's old format have no checksums."""
+    try:
+        _check_records(path)
+    except (UnreadableFile, OSError):
+        return False
+    return path.exists()
 
 
 def peek(path: Path) -> Any:
@@ -68,6 +92,6 @@ def _check_records(path: Path) -> None:
                 return
             damaged = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise UnreadableFile(f"is damaged ({first_line(error)})") from None
+        raise DamagedFile(f"is damaged ({first_line(error)})") from None
     if damaged is not None:
-        raise UnreadableFile(f"is damaged: the checksum of its record {damaged} is wrong")
+        raise DamagedFile(f"is damaged: the checksum of its record {damaged} is wrong")

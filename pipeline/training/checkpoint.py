@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 
-from pipeline.config import RESUME_WORDS, CheckpointConfig, FinetuneConfig, parse
-from pipeline.config.text import did_you_mean_file
+from pipeline.config import CheckpointConfig, FinetuneConfig, parse
 from pipeline.data.classes import Classes, difference
 from pipeline.errors import UserError
 from pipeline.runtime import torch_file
-from pipeline.runtime.distributed import restarted
 from pipeline.runtime.files import atomic_write, report_unwritable
 from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, TEXT, WHOLE_NUMBER, Kinds, lacking
 
@@ -134,38 +132,10 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.pt"
 
-    def find(self, resume: str) -> Path | None:
-        """The checkpoint to continue from; None for a new run.
-
-        Args:
-            resume: the option: auto, never or a path. After a restart by torchrun or SLURM the
-                newest checkpoint is used, whatever the option says.
-
-        Raises:
-            UserError: it is ``never`` and there are checkpoints, or a path that does not exist.
-        """
-        checkpoints = self.all()
-        newest = checkpoints[-1] if checkpoints else None
-        if newest is not None and restarted():
-            return newest
-        if resume not in RESUME_WORDS:
-            if not Path(resume).is_file():
-                hint = did_you_mean_file(Path(resume), names=RESUME_WORDS)
-                raise UserError(
-                    f"resume: no file {resume}; use auto, never or a checkpoint's path{hint}"
-                )
-            return Path(resume)
-        if newest is not None and resume == "never":
-            raise UserError(
-                f"resume is never, but {self.folder} holds checkpoints; give another --output, "
-                "or resume with --resume auto"
-            )
-        return newest
-
 
 def _step_of(path: Path) -> int | None:
     """The step of a checkpoint; None if the file is missing or damaged."""
-    state = torch_file.peek(path)
+    state = torch_file.peek(path) if torch_file.is_intact(path) else None
     return state.get("step") if isinstance(state, dict) else None
 
 
@@ -186,54 +156,81 @@ def write(path: Path, state: CheckpointState) -> None:
             os.fsync(file.fileno())
 
 
-def damaged(path: Path, problem: str) -> UserError:
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is cut short, or has invalid values.
+
+    Attributes:
+        path: the file.
+        problem: the problem, as a phrase that begins with a verb.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(
+            f"the checkpoint {path} {problem}; remove it to resume from the one before it, or "
+            "choose another one with --resume PATH"
+        )
+        self.path, self.problem = path, problem
+
+
+def damaged(path: Path, problem: str) -> DamagedCheckpoint:
     """The error for a checkpoint with invalid values.
 
     Args:
         path: the checkpoint.
         problem: the problem, as a phrase that begins with a verb.
     """
-    return _unreadable(path, f"is damaged: it {problem}")
+    return DamagedCheckpoint(path, f"is damaged: it {problem}")
 
 
-def _unreadable(path: Path, problem: str) -> UserError:
-    return UserError(
-        f"the checkpoint {path} {problem}; remove it to resume from the one before it, or choose "
-        "another one with --resume PATH"
-    )
+def load(path: Path) -> CheckpointState:
+    """Read a checkpoint and check that it is complete.
+
+    Raises:
+        DamagedCheckpoint: it is not.
+        UserError: it cannot be read, or is of another version.
+    """
+    try:
+        state = torch_file.load(path)
+    except torch_file.DamagedFile as error:
+        raise DamagedCheckpoint(path, str(error)) from None
+    except torch_file.UnreadableFile as error:
+        raise UserError(
+            f"the checkpoint {path} {error}; choose another one with --resume PATH"
+        ) from None
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        raise UserError(f"{path} is no checkpoint of this program (version {VERSION})")
+    problem = lacking(state, _KINDS) or lacking(state["config"], {"data": OBJECT})
+    if problem:
+        raise damaged(path, problem)
+    return state
 
 
-def read(
-    path: Path, config: FinetuneConfig, fingerprint: str, classes: Classes | None = None
-) -> CheckpointState:
-    """Read a checkpoint and check that it belongs to a run with the same options.
+def check(
+    path: Path,
+    state: CheckpointState,
+    config: FinetuneConfig,
+    fingerprint: str,
+    classes: Classes | None = None,
+) -> None:
+    """Check that a checkpoint belongs to a run with the same options.
 
     Args:
-        path: the file.
+        path: the file, for the message.
+        state: its content.
         config: the options of this run.
         fingerprint: fingerprint of this run's training index, mean image and targets.
         classes: classes of this run's training index. They are not checked if the checkpoint is of
             a version that did not store classes.
 
     Raises:
-        UserError: it is damaged, of another version, or of a run with other options.
+        UserError: it is of a run with other options.
     """
-    try:
-        state = torch_file.load(path)
-    except torch_file.UnreadableFile as error:
-        raise _unreadable(path, str(error)) from None
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        raise UserError(f"{path} is no checkpoint of this program (version {VERSION})")
-    problem = lacking(state, _KINDS) or lacking(state["config"], {"data": OBJECT})
-    if problem:
-        raise damaged(path, problem)
     differences = _differences(state, config, fingerprint, classes)
     if differences:
         raise UserError(
             f"the checkpoint {path} is of a run with other options ({'; '.join(differences)}); "
             "set them back to resume, or give another --output to start a new run"
         )
-    return state
 
 
 def _differences(

@@ -33,6 +33,7 @@ from pipeline.training.checkpoint import Checkpoints, CheckpointState
 from pipeline.training.evaluation import evaluate_held_out
 from pipeline.training.history import History, HistoryEntry
 from pipeline.training.interval_timer import IntervalTimer
+from pipeline.training.resume_point import resume_point
 from pipeline.training.schedule import Schedule
 from pipeline.training.step_runner import StepRunner
 from pipeline.training.step_stats import LogWindow, StepStats
@@ -97,10 +98,15 @@ class Trainer:
         Raises:
             UserError: the checkpoint is damaged, or of a run with other options.
         """
-        # All ranks use the file that rank 0 finds: the folder may change meanwhile.
-        path = self.ranks.gather(self.checkpoints.find(self.config.resume))[0]
+        point = None
+        if self.ranks.is_main:
+            set_aside = not self.config.dry_run
+            point = resume_point(self.checkpoints, self.config.resume, set_aside)
+        # All ranks use the file that rank 0 has read: the folder may change meanwhile.
+        path = self.ranks.gather(point and point.path)[0]
         if path is not None:
-            state = checkpoint.read(path, self.config, self.fingerprint, self.classes)
+            state = checkpoint.load(path) if point is None else point.state
+            checkpoint.check(path, state, self.config, self.fingerprint, self.classes)
             self._restore(path, state)
         return path
 

@@ -28,7 +28,7 @@ from tests.helpers.runs import (
     wait_for,
     weights,
 )
-from tests.helpers.tiny import TINY, finetune, finished, kill_at_step
+from tests.helpers.tiny import TINY, finetune, finished, kill_at_step, metric_rows
 
 # Dropout draws by rank, so the net here has none: the images and their order decide alone.
 # Sums are taken in another order, and a large step would blow the last bit up in no time, as
@@ -170,12 +170,17 @@ def test_other_options_are_refused_on_resuming(uninterrupted: Path, tmp_path: Pa
     assert "holds checkpoints" in line
 
 
-def test_a_checkpoint_cut_short(uninterrupted: Path, tmp_path: Path) -> None:
-    cut = tmp_path / "checkpoints" / "step-000000048.pt"
-    cut.parent.mkdir()
-    cut.write_bytes((uninterrupted / "checkpoints" / cut.name).read_bytes()[:-2000])
-    line = expect_error(in_process, *SMALL, "--output", tmp_path)
-    assert f"{cut} cannot be read" in line
+def test_a_checkpoint_cut_short(tiny_run: Path, tiny_copy: Path) -> None:
+    """It is set aside, and the run resumes from the one before it."""
+    cut = tiny_copy / "checkpoints" / "step-000000018.pt"
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    ended = finished(tiny_copy)
+    assert f"warning: the checkpoint {cut} cannot be read" in ended.stderr
+    assert "step-000000012.pt, step 12" in ended.stdout
+    assert_same_weights(tiny_copy, tiny_run)
+    assert metric_rows(tiny_copy) == metric_rows(tiny_run)
+    names = {path.name for path in cut.parent.iterdir()}
+    assert names == {"best.pt", "step-000000012.pt", cut.name, f"{cut.name}.damaged"}
 
 
 def test_one_run_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,12 +166,13 @@ def test_stored_checkpoint(
     state |= {"history": [], "seconds": 0.0, "index": "abc"}
     file = tmp_path / "step-000000001.pt"
     checkpoint.write(file, {"version": checkpoint.VERSION, **state})
-    assert checkpoint.read(file, config, "abc")["step"] == 1
+    stored_state = checkpoint.load(file)
+    checkpoint.check(file, stored_state, config, "abc")
     assert capsys.readouterr().err == ""  # the user did not write it
     free = any(new == name or new.startswith(f"{name}.") for name in checkpoint.CHANGEABLE)
     if option(demo, new) != value and not free:
         with pytest.raises(UserError, match=re.escape(f"{new}: {value} -> ")):
-            checkpoint.read(file, demo, "abc")
+            checkpoint.check(file, stored_state, demo, "abc")
 
 
 def test_a_whole_section_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

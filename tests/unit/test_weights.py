@@ -11,14 +11,14 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.config import FinetuneConfig, ModelConfig
+from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.models.build import build
 from pipeline.models.head import head_keys
 from pipeline.models.weights import portable_state
 from pipeline.runtime import torch_file
 from pipeline.runtime.monitor import Monitor
-from pipeline.training.checkpoint import read, write
+from pipeline.training.checkpoint import load, write
 
 HEADS = {
     "alexnet": "classifier.6",
@@ -192,7 +192,7 @@ def test_damage_to_a_file_is_noticed(tmp_path: Path, part: str) -> None:
     with pytest.raises(torch_file.UnreadableFile, match="is damaged"):
         torch_file.load(path)
     with pytest.raises(UserError, match=r"the checkpoint .*w\.pth is damaged.*; remove it"):
-        read(path, FinetuneConfig(), "")
+        load(path)
 
 
 def test_a_table_of_nets_without_perturbations(capsys: pytest.CaptureFixture[str]) -> None:
