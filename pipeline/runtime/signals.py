@@ -1,15 +1,19 @@
-"""Signals that stop a run."""
+"""Signals that stop a run, and the end of the process that has started its ranks."""
 
+import os
 import signal
 from types import FrameType
 
 # All signals that this process has received. A process may create several `StopRequest`s one after
 # the other; a signal that arrives during one of them applies to the next ones too.
 _received: set[int] = set()
+# torchrun's agent. A kill of the agent leaves its ranks running: nobody could stop them any more.
+_AGENT = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 class StopRequest:
-    """Records SIGTERM, SIGINT and SIGUSR2, so that a run can finish its step, save and exit.
+    """Records SIGTERM, SIGINT and SIGUSR2, so that a run can finish its step, save and exit. A rank
+    whose torchrun was killed stops in the same way.
 
     Attributes:
         signals: the signals that this process has received.
@@ -23,8 +27,8 @@ class StopRequest:
 
     @property
     def received(self) -> bool:
-        """Whether a signal was received."""
-        return bool(self.signals)
+        """Whether a signal was received, or torchrun has ended without one."""
+        return bool(self.signals) or (_AGENT is not None and os.getppid() != _AGENT)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.signals.add(number)
