@@ -32,7 +32,7 @@ from pipeline.errors import (
 from pipeline.runtime.allocator import is_out_of_memory, retain_freed_blocks
 from pipeline.runtime.machine import cpu_name
 from pipeline.runtime.rank_variables import ranks_from_env
-from pipeline.runtime.rendezvous import LivenessBoard, fresh_store
+from pipeline.runtime.rendezvous import LivenessBoard, answer_in_time, fresh_store
 from pipeline.runtime.reproducibility import set_tf32, use_reproducible_kernels
 from pipeline.runtime.step_deadline import StepDeadline
 
@@ -232,8 +232,9 @@ def _exit_with_error(store: Store, rank: int, size: int, message: str) -> NoRetu
     if size == 1:
         print(message, file=sys.stderr, flush=True)
         raise SystemExit(USER_ERROR_EXIT_CODE)
-    first_to_fail = store.compare_set("failed", "", str(rank)).decode()
-    if first_to_fail == str(rank):
+    own = str(rank)
+    first_to_fail = answer_in_time(lambda: store.compare_set("failed", "", own).decode(), own)
+    if first_to_fail == own:
         print(message, file=sys.stderr, flush=True)
     time.sleep(1)  # until the line is printed: torchrun then ends all ranks
     os._exit(USER_ERROR_EXIT_CODE)
@@ -287,7 +288,7 @@ def _exit_lost(rank: int, reason: str, liveness: LivenessBoard) -> NoReturn:
 
 def _another_failed(store: Store, rank: int) -> bool:
     """Whether a collective failed because another rank has printed an error and exited."""
-    try:
-        return store.check(["failed"]) and store.get("failed").decode() != str(rank)
-    except RuntimeError:
-        return False
+    own = str(rank)
+    return answer_in_time(
+        lambda: store.check(["failed"]) and store.get("failed").decode() != own, otherwise=False
+    )
