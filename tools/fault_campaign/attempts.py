@@ -3,15 +3,17 @@
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from fault_campaign import processes
+from fault_campaign import files, processes
 from fault_campaign.commands import Command, environment
 
-END_SECONDS = 60.0  # for processes that remain when the command itself has ended
+END_SECONDS = 60.0  # for processes that remain when the command itself or all ranks have ended
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Ended:
         remaining: names of processes that did not end by themselves, and were killed.
         ports: ports on which processes of the command accepted connections, and which still do.
         timed_out: it was killed because it did not end in time.
+        launcher_killed: all ranks had ended, but the command had not: so it was killed. torchrun
+            waits without a limit for its store if the network is down.
+        recovered: `time.monotonic` when more rows than a number were written; None: never.
     """
 
     exit_code: int
@@ -33,6 +38,8 @@ class Ended:
     remaining: list[str]
     ports: list[int]
     timed_out: bool
+    launcher_killed: bool
+    recovered: float | None
 
     @property
     def errors(self) -> list[str]:
@@ -83,17 +90,25 @@ class Attempt:
         self._ports |= processes.listening_ports(marked)
         return processes.ranks(marked, self.process.pid)
 
-    def wait(self, seconds: float) -> Ended:
+    def wait(self, seconds: float, rows: int = 0, ranks: Sequence[psutil.Process] = ()) -> Ended:
         """Wait for the end of the command and of all processes that it has started.
 
         Args:
             seconds: time from now, after which they are killed.
+            rows: report when more rows than this number have been written.
+            ranks: the ranks, if it is known; the command is killed `END_SECONDS` after their end.
         """
-        timed_out = False
-        try:
-            self.process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            timed_out = True
+        now = time.monotonic()
+        deadline, ranks_end, recovered = now + seconds, now, None
+        while self.running and now < deadline and (not ranks or now - ranks_end < END_SECONDS):
+            time.sleep(_POLL_SECONDS)
+            now = time.monotonic()
+            if recovered is None and files.num_rows(self.folder) > rows:
+                recovered = now
+            if any(_runs(rank) for rank in ranks):
+                ranks_end = now
+        killed = self.running
+        if killed:
             processes.end_all(self._mark)
             self.process.wait()
         remaining = processes.wait_for_end(self._mark, END_SECONDS)
@@ -101,9 +116,16 @@ class Attempt:
         processes.end_all(self._mark)
         elapsed = self.seconds
         self._reader.join(timeout=5)
-        ports = sorted(processes.still_listening(self._ports)) if self._ports else []
-        output = self._log.read_text(errors="replace")
-        return Ended(self.process.returncode, elapsed, output, names, ports, timed_out)
+        return Ended(
+            self.process.returncode,
+            elapsed,
+            self._log.read_text(errors="replace"),
+            names,
+            sorted(processes.still_listening(self._ports)) if self._ports else [],
+            timed_out=killed and now >= deadline,
+            launcher_killed=killed and now < deadline,
+            recovered=recovered,
+        )
 
     def _copy_output(self) -> None:
         assert self.process.stdout is not None, "it is a pipe"
@@ -118,3 +140,10 @@ def _command_line(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

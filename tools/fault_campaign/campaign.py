@@ -58,7 +58,10 @@ class Outcome:
         done: what exactly was done; empty if the command ended before.
         during: what the run did at that moment.
         exit_codes: of all starts.
-        seconds_lost: seconds of all starts, minus those of the undisturbed run.
+        seconds_lost: from the fault until the next row of results after those before the fault, or
+            until the end if there is none. A fault before the first row: how much later than in the
+            undisturbed run that row came.
+        seconds: of all starts.
         repeated: steps or images that were computed again.
         errors: lines of errors of the disturbed start.
         differences: of results.
@@ -70,6 +73,7 @@ class Outcome:
     during: str = ""
     exit_codes: list[int] = field(default_factory=list)
     seconds_lost: float = 0.0
+    seconds: float = 0.0
     repeated: int = 0
     errors: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -156,53 +160,69 @@ class Campaign:
 
     def _run_fault(self, fault: Fault, folder: Path, pace: Pace) -> Outcome:
         kind, outcome = KINDS[fault.kind], Outcome(fault)
-        ended = self._disturb(outcome, kind, folder, pace)
+        begin = time.monotonic()
+        disturbed = self._disturb(outcome, kind, folder, pace)
         run = folder / "run"
-        starts, rows_before = [ended], files.num_rows(run)
-        step_before = files.last_step(run)
-        outcome.errors = ended.errors
-        if kind.damage is not None and ended.exit_code:
+        rows, step = files.num_rows(run), files.last_step(run)
+        starts = [disturbed.ended]
+        outcome.errors = disturbed.ended.errors
+        if disturbed.ended.launcher_killed:
+            outcome.done += "; the ranks ended, the command did not: it was killed"
+        if kind.damage is not None and starts[0].exit_code:
             outcome.done += f"; {kind.damage(run, fault.draw)}"
         while starts[-1].exit_code and len(starts) < self.settings.max_starts:
             log = folder / f"output-{len(starts) + 1}.txt"
             attempt = Attempt(self.command, run, self.mark, log)
-            starts.append(attempt.wait(self.settings.time_limit))
+            starts.append(attempt.wait(self.settings.time_limit, rows))
+        recovered = starts[-1].recovered or time.monotonic()
+        outcome.seconds_lost = max(recovered - disturbed.moment, 0)
+        if not disturbed.rows:
+            outcome.seconds_lost = max(recovered - disturbed.begin - pace.start_seconds, 0)
+        outcome.seconds = time.monotonic() - begin
         if len(starts) > 1:
-            outcome.repeated = _repeated(starts[-1].output, step_before, rows_before)
+            outcome.repeated = _repeated(starts[-1].output, step, rows)
         outcome.exit_codes = [start.exit_code for start in starts]
-        outcome.seconds_lost = sum(start.seconds for start in starts) - pace.seconds
         outcome.problems += _problems(starts)
         aside = int(kind.damage is not None)
         outcome.problems += comparison.left_over(run, self.whole, aside)
         outcome.differences = comparison.differences(run, self.whole)
         return outcome
 
-    def _disturb(self, outcome: Outcome, kind: Kind, folder: Path, pace: Pace) -> Ended:
+    def _disturb(self, outcome: Outcome, kind: Kind, folder: Path, pace: Pace) -> "_Disturbed":
         """Start the command, cause the fault and wait for the end."""
-        fault, number = outcome.fault, 0
+        fault, number, run = outcome.fault, 0, folder / "run"
         while True:  # earlier in the run if the command ended before
             shutil.rmtree(folder, ignore_errors=True)
-            (folder / "run").mkdir(parents=True)
+            run.mkdir(parents=True)
             earlier = replace(fault, fraction=fault.fraction * _EARLIER**number)
-            log = folder / "output-1.txt"
-            attempt = Attempt(self.command, folder / "run", self.mark, log, kind.wrapper)
-            num_ranks = self.command.num_ranks
-            ranks = moments.wait_for(earlier, attempt, pace, num_ranks)
+            begin = time.monotonic()
+            attempt = Attempt(self.command, run, self.mark, folder / "output-1.txt", kind.wrapper)
+            ranks = moments.wait_for(earlier, attempt, pace, self.command.num_ranks)
+            moment, rows = time.monotonic(), files.num_rows(run)
             if ranks:
-                outcome.during = _during(folder / "run")
-                target = Target(
-                    attempt.launcher(),
-                    ranks,
-                    fault.rank_of(len(ranks)),
-                    folder / "run",
-                    fault.draw,
-                    pace.largest_file,
-                )
-                outcome.done = _inject(kind, target)
-            ended = attempt.wait(self.settings.time_limit)
+                outcome.during = _during(run)
+                outcome.done = _inject(kind, _target(attempt, ranks, fault, pace))
+            ended = attempt.wait(self.settings.time_limit, rows, ranks)
             number += 1
             if outcome.done or ended.exit_code or number == _MAX_TRIES:
-                return ended
+                return _Disturbed(ended, begin, moment, rows)
+
+
+@dataclass(frozen=True)
+class _Disturbed:
+    """A start of the command with a fault: its end, and when (`time.monotonic`) it began and the
+    fault happened, after how many rows of results."""
+
+    ended: Ended
+    begin: float
+    moment: float
+    rows: int
+
+
+def _target(attempt: Attempt, ranks: list[psutil.Process], fault: Fault, pace: Pace) -> Target:
+    rank = fault.rank_of(len(ranks))
+    launcher, folder = attempt.launcher(), attempt.folder
+    return Target(launcher, ranks, rank, folder, fault.draw, pace.largest_file)
 
 
 def _inject(kind: Kind, target: Target) -> str:
