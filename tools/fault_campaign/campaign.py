@@ -22,7 +22,7 @@ from fault_campaign.attempts import Attempt, Ended
 from fault_campaign.commands import Command
 from fault_campaign.kinds import KINDS, Kind, Target
 from fault_campaign.moments import Pace
-from fault_campaign.plan import Fault
+from fault_campaign.plan import WORK, WRITE, Fault
 from pipeline.errors import UserError
 from pipeline.runtime.files import write_json
 
@@ -55,7 +55,7 @@ class Outcome:
 
     Attributes:
         fault: the plan.
-        done: what exactly was done; empty if the command ended before.
+        done: what exactly was done; empty if the command always ended before.
         during: what the run did at that moment.
         exit_codes: of all starts.
         seconds_lost: from the fault until the next row of results after those before the fault, or
@@ -182,6 +182,8 @@ class Campaign:
         if len(starts) > 1:
             outcome.repeated = _repeated(starts[-1].output, step, rows)
         outcome.exit_codes = [start.exit_code for start in starts]
+        if not outcome.done:
+            outcome.problems.append("the fault did not happen: the command ended before")
         outcome.problems += _problems(starts)
         aside = int(kind.damage is not None)
         outcome.problems += comparison.left_over(run, self.whole, aside)
@@ -195,6 +197,8 @@ class Campaign:
             shutil.rmtree(folder, ignore_errors=True)
             run.mkdir(parents=True)
             earlier = replace(fault, fraction=fault.fraction * _EARLIER**number)
+            if number == _MAX_TRIES - 1 and fault.phase == WRITE:  # it may write no such files
+                earlier = replace(earlier, phase=WORK)
             begin = time.monotonic()
             attempt = Attempt(self.command, run, self.mark, folder / "output-1.txt", kind.wrapper)
             ranks = moments.wait_for(earlier, attempt, pace, self.command.num_ranks)

@@ -96,10 +96,10 @@ def page(outcomes: Sequence[Outcome], pace: Pace, command: str, skipped: dict[st
 def describe(outcome: Outcome) -> str:
     """One fault in one line."""
     fault = outcome.fault
-    done = outcome.done or "the command ended before the fault"
     state = "; ".join([*outcome.problems, *outcome.differences]) or "nothing lost"
+    during, done = outcome.during or fault.phase, outcome.done or "nothing"
     return (
-        f"{fault.number} {fault.kind} ({outcome.during or fault.phase}): {done}; "
+        f"{fault.number} {fault.kind} ({during}): {done}; "
         f"{outcome.seconds_lost:.1f} s lost, {outcome.repeated} repeated; {state}"
     )
 

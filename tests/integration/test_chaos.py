@@ -1,0 +1,134 @@
+"""tools/chaos.py: a small campaign of real runs, and its verdict on a program that loses rows."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.helpers.in_process import CommandResult, call
+from tests.helpers.runs import ROOT
+
+# 18 steps, with a checkpoint every two; evaluations at 6, 12 and 18.
+FINETUNE = (
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+    *(str(ROOT / "pipeline" / "finetune.py"), "--output", "OUT"),
+    *("--model.name", "tests.helpers.nets:dropout_mlp", "--train.batch_size", "1000"),
+    *("--train.pretrain_epochs", "1", "--train.epochs", "2", "--log.every_steps", "1"),
+    *("--checkpoint.every_steps", "2", "--log.panel_images", "0"),
+    *("--evaluation.num_images", "100", "--evaluation.every_epochs", "1"),
+)
+# A program that does what a run does: it writes rows, and resumes after those that are complete.
+PROGRAM = """
+import json, sys, time
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--output") + 1])
+folder.mkdir(parents=True, exist_ok=True)
+path = folder / "metrics.jsonl"
+for abandoned in folder.glob(".*.tmp-*"):
+    abandoned.unlink()
+rows = path.read_text().splitlines(keepends=True) if path.exists() else []
+rows = [row for row in rows if row.endswith("\\n")]
+if "--forgetful" not in sys.argv:
+    path.write_text("".join(rows))
+partial = folder / ".weights.pth.tmp-1-a"
+first = 1 if "--forgetful" in sys.argv else len(rows) + 1
+with path.open("a") as file:
+    for step in range(first, 31):
+        partial.touch()
+        time.sleep(0.02)
+        partial.unlink()
+        print(json.dumps({"step": step, "train/loss": 1 / step}), file=file, flush=True)
+(folder / "summary.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> tuple[str, ...]:
+    path = tmp_path / "finetune_program.py"
+    path.write_text(PROGRAM)
+    return (sys.executable, str(path), "--output", "OUT")
+
+
+def chaos(folder: Path, *options: object) -> CommandResult:
+    return call("tools/chaos.py", "--output", folder, *options)
+
+
+def outcomes(folder: Path) -> list[dict]:
+    return json.loads((folder / "faults.json").read_text())["outcomes"]
+
+
+def processes_that_name(folder: Path) -> list[str]:
+    lines = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if str(folder) in line]
+
+
+def test_a_program_that_loses_nothing(tmp_path: Path, program: tuple[str, ...]) -> None:
+    options = ("--faults", 3, "--kinds", "kill_rank", "abort", "segmentation_fault", "--", *program)
+    done = chaos(tmp_path / "c", *options)
+    assert done.code == 0, done
+    assert "3 faults of 3 kinds, 0 with results lost, 3 with equal bits" in done.stdout
+    codes = {
+        outcome["fault"]["kind"]: outcome["exit_codes"] for outcome in outcomes(tmp_path / "c")
+    }
+    assert codes == {"kill_rank": [-9, 0], "abort": [-6, 0], "segmentation_fault": [-11, 0]}
+    assert not list((tmp_path / "c").glob("faults/*/run")), "runs that lost nothing are deleted"
+    again = chaos(tmp_path / "c", *options)
+    assert again.code == 0
+    assert "min left" not in again.stdout, "no fault is repeated"
+
+
+def test_a_program_that_loses_rows(tmp_path: Path, program: tuple[str, ...]) -> None:
+    options = ("--faults", 1, "--seed", 3, "--kinds", "kill_all", "--", *program, "--forgetful")
+    done = chaos(tmp_path / "c", *options)
+    assert done.code == 1, done
+    assert "repeated" in "".join(outcomes(tmp_path / "c")[0]["differences"])
+    assert list((tmp_path / "c").glob("faults/*/run")), "it is kept, to be looked at"
+
+
+def test_a_program_that_fails_undisturbed(tmp_path: Path, program: tuple[str, ...]) -> None:
+    Path(program[1]).write_text("print('error: no data'); raise SystemExit(2)")
+    done = chaos(tmp_path / "c", "--kinds", "kill_all", "--", *program)
+    assert done.code == 2
+    assert "error: the undisturbed run failed with exit code 2: error: no data" in done.stderr
+
+
+def test_an_interrupted_campaign_leaves_no_process_and_resumes(
+    tmp_path: Path, program: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "c"
+    options = ("--faults", 3, "--kinds", "kill_rank", "--", *program)
+
+    def interrupt_second_fault() -> None:
+        while not list(folder.glob("faults/002-*/run/metrics.jsonl")):
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt_second_fault, daemon=True)
+    thread.start()
+    ended = chaos(folder, *options)
+    thread.join(timeout=10)
+    assert ended.code == 75, ended
+    assert "interrupted; rerun the same command to resume" in ended.stderr
+    assert processes_that_name(tmp_path) == []
+    assert not (folder / "faults.json").exists()
+    first = (folder / "faults/001-kill_rank/outcome.json").read_bytes()
+    assert chaos(folder, *options).code == 0
+    assert (folder / "faults/001-kill_rank/outcome.json").read_bytes() == first
+    assert len(outcomes(folder)) == 3
+
+
+@pytest.mark.slow
+def test_a_small_campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ("kill_rank", "terminate_all", "kill_torchrun")
+    kinds += ("exception", "disk_full", "torn_checkpoint")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = chaos(tmp_path / "c", "--faults", 6, "--kinds", *kinds, "--", *FINETUNE)
+    assert done.code == 0, done
+    assert "6 faults of 6 kinds, 0 with results lost, 6 with equal bits" in done.stdout
+    assert processes_that_name(tmp_path) == []
