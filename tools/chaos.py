@@ -35,6 +35,7 @@ from fault_campaign.plan import Fault, plan
 from pipeline.config import arguments
 from pipeline.config.checks import Range
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
+from pipeline.runtime import lock
 from pipeline.runtime.files import check_writable
 from pipeline.runtime.text_tables import markdown_table
 
@@ -161,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         check_writable(args.output / table.PAGE, "give another --output")
         settings = settings_of(args)
+        lock.lock_folder(settings.folder)  # a campaign ends the processes that it left before
         return run_unless_interrupted(Campaign(command, settings), faults, skipped)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.in_process import CommandResult, call
+from pipeline.runtime import lock
+from tests.helpers.in_process import CommandResult, in_process
 from tests.helpers.runs import ROOT
 
 # 18 steps, with a checkpoint every two; evaluations at 6, 12 and 18.
@@ -56,7 +57,8 @@ def program(tmp_path: Path) -> tuple[str, ...]:
 
 
 def chaos(folder: Path, *options: object) -> CommandResult:
-    return call("tools/chaos.py", "--output", folder, *options)
+    done = in_process("tools/chaos.py", "--output", folder, *options)
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def outcomes(folder: Path) -> list[dict]:
@@ -121,6 +123,18 @@ def test_an_interrupted_campaign_leaves_no_process_and_resumes(
     assert chaos(folder, *options).code == 0
     assert (folder / "faults/001-kill_rank/outcome.json").read_bytes() == first
     assert len(outcomes(folder)) == 3
+
+
+def test_two_campaigns_in_one_folder(
+    tmp_path: Path, program: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one would end the processes of the first one."""
+    monkeypatch.setattr(lock, "_TIMEOUT", 0)
+    with (tmp_path / ".lock").open("w") as file:
+        assert lock.try_lock(file)
+        ended = chaos(tmp_path, "--kinds", "kill_all", "--", *program)
+    assert ended.code == 2
+    assert f"error: output: {tmp_path} is being written by" in ended.stderr
 
 
 @pytest.mark.slow
