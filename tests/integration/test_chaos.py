@@ -139,7 +139,7 @@ def test_two_campaigns_in_one_folder(
 
 @pytest.mark.slow
 def test_a_small_campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = ("kill_rank", "terminate_all", "kill_torchrun")
+    kinds = ("kill_rank", "clock_jump", "kill_torchrun")
     kinds += ("exception", "disk_full", "torn_checkpoint")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     done = chaos(tmp_path / "c", "--faults", 6, "--kinds", *kinds, "--", *FINETUNE)

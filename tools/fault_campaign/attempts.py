@@ -12,7 +12,8 @@ import psutil
 from fault_campaign import files, processes
 from fault_campaign.commands import Command, environment
 
-END_SECONDS = 60.0  # for processes that remain when the command itself or all ranks have ended
+END_SECONDS = 60.0  # for processes that remain when the command itself has ended
+LAUNCHER_SECONDS = 30.0  # for the command when all ranks have ended
 _POLL_SECONDS = 0.02
 
 
@@ -96,11 +97,11 @@ class Attempt:
         Args:
             seconds: time from now, after which they are killed.
             rows: report when more rows than this number have been written.
-            ranks: the ranks, if it is known; the command is killed `END_SECONDS` after their end.
+            ranks: the ranks; the command is killed `LAUNCHER_SECONDS` after the end of all of them.
         """
         now = time.monotonic()
         deadline, ranks_end, recovered = now + seconds, now, None
-        while self.running and now < deadline and (not ranks or now - ranks_end < END_SECONDS):
+        while self.running and now < deadline and (not ranks or now - ranks_end < LAUNCHER_SECONDS):
             time.sleep(_POLL_SECONDS)
             now = time.monotonic()
             if recovered is None and files.num_rows(self.folder) > rows:

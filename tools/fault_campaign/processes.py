@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 
 MARK = "FAULT_CAMPAIGN"
-_RANK_VARIABLES = ("RANK", "SLURM_PROCID")
+# Of torchrun, of srun, and of submitit on this machine.
+_RANK_VARIABLES = ("RANK", "SLURM_PROCID", "SUBMITIT_LOCAL_GLOBALID")
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 
