@@ -13,7 +13,7 @@ from fault_campaign import files, processes
 from fault_campaign.commands import Command, environment
 
 END_SECONDS = 60.0  # for processes that remain when the command itself has ended
-LAUNCHER_SECONDS = 30.0  # for the command when all ranks have ended
+LAUNCHER_SECONDS = 60.0  # for the command when all ranks have ended
 _POLL_SECONDS = 0.02
 
 

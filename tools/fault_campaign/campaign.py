@@ -201,7 +201,9 @@ class Campaign:
                 earlier = replace(earlier, phase=WORK)
             begin = time.monotonic()
             attempt = Attempt(self.command, run, self.mark, folder / "output-1.txt", kind.wrapper)
-            ranks = moments.wait_for(earlier, attempt, pace, self.command.num_ranks)
+            ranks = moments.wait_for(
+                earlier, attempt, pace, self.command.num_ranks, kind.damage is not None
+            )
             moment, rows = time.monotonic(), files.num_rows(run)
             if ranks:
                 outcome.during = _during(run)

@@ -31,8 +31,17 @@ class Pace:
     largest_file: int
 
 
-def wait_for(fault: Fault, attempt: Attempt, pace: Pace, num_ranks: int) -> list[psutil.Process]:
+def wait_for(
+    fault: Fault, attempt: Attempt, pace: Pace, num_ranks: int, after_checkpoint: bool
+) -> list[psutil.Process]:
     """Wait for the moment of a fault.
+
+    Args:
+        fault: the plan.
+        attempt: the command that runs.
+        pace: of the undisturbed run.
+        num_ranks: ranks of the command; the fault does not come before all have started.
+        after_checkpoint: it does not come before there is a checkpoint either.
 
     Returns:
         The ranks of the command; empty if it ended before.
@@ -43,6 +52,8 @@ def wait_for(fault: Fault, attempt: Attempt, pace: Pace, num_ranks: int) -> list
         share = fault.fraction * (_LAST_WRITE if fault.phase == WRITE else 1)
         while attempt.running and files.num_rows(attempt.folder) < max(share * pace.num_rows, 1):
             time.sleep(_POLL_SECONDS)
+    while after_checkpoint and attempt.running and not files.numbered_checkpoints(attempt.folder):
+        time.sleep(_POLL_SECONDS)
     ranks = attempt.ranks()
     while attempt.running and len(ranks) < num_ranks:  # torchrun has not started them yet
         time.sleep(0.01)
