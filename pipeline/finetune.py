@@ -48,7 +48,8 @@ def main() -> None:
         resumed = trainer.resume()
         folder = None if config.dry_run else trainer.folder
         step = -1 if resumed is None else trainer.step
-        with Monitor(folder, ranks.is_main, step, parse.to_dict(trainer.config)) as monitor:
+        options, evaluated = parse.to_dict(trainer.config), trainer.history.has_step(trainer.step)
+        with Monitor(folder, ranks.is_main, step, options, evaluated=evaluated) as monitor:
             announce(trainer, monitor)
             if folder is None:
                 return

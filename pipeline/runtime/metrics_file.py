@@ -2,13 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import first_few
 from pipeline.runtime.files import atomic_write
 
 
-def drop_lines_after(path: Path, step: int) -> str:
+def drop_lines_after(path: Path, step: int, evaluated: bool = True) -> str:
     """Keep the lines of metrics.jsonl up to ``step``; a resumed run writes the later ones again.
+
+    Args:
+        path: the file.
+        step: steps that the resumed run has done.
+        evaluated: whether it has evaluated the net after them. If not, it does so again, and a line
+            of that evaluation is dropped: a kill came between the line and the checkpoint.
 
     Returns:
         A warning if damaged lines were dropped too. A last line that a kill cut short does not
@@ -20,10 +27,12 @@ def drop_lines_after(path: Path, step: int) -> str:
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             continue
-        line_step = _step_of(line)
-        if line_step is None:
+        values = _values_of(line)
+        if values is None:
             damaged.append(str(number))
-        elif line_step <= step:
+        elif values["step"] < step or (
+            values["step"] == step and (evaluated or not _is_evaluation(values))
+        ):
             kept.append(line)
     with atomic_write(path) as partial:
         partial.write_bytes(b"".join(kept))
@@ -36,10 +45,15 @@ def drop_lines_after(path: Path, step: int) -> str:
     )
 
 
-def _step_of(line: bytes) -> float | None:
-    """The step of a line of metrics.jsonl; None where the line is damaged."""
+def _values_of(line: bytes) -> dict[str, Any] | None:
+    """The values of a line of metrics.jsonl; None where the line is damaged."""
     try:
-        step = json.loads(line)["step"]
+        values = json.loads(line)
+        step = values["step"]
     except (ValueError, KeyError, TypeError):
         return None
-    return step if isinstance(step, int | float) else None
+    return values if isinstance(step, int | float) else None
+
+
+def _is_evaluation(values: dict[str, Any]) -> bool:
+    return any(name.startswith("evaluation/") for name in values)

@@ -48,6 +48,8 @@ class Monitor:
         shown: bool,
         step: int = 0,
         options: Mapping[str, Any] | None = None,
+        *,
+        evaluated: bool = True,
     ) -> None:
         """Open the records of a run that resumes at ``step``; later records are dropped.
 
@@ -57,6 +59,8 @@ class Monitor:
             step: number of steps done so far; -1: a new run, which drops all earlier records.
             options: the options of the run, as nested dictionaries; ``tracking`` among them.
                 Default: TensorBoard is the only tracker.
+            evaluated: whether the net was evaluated after these steps. If not, it will be, and a
+                record of that evaluation is dropped.
         """
         self.shown, self.active = shown, shown and folder is not None
         self.console = Console(quiet=not shown, soft_wrap=True)
@@ -67,7 +71,8 @@ class Monitor:
         self._progress_file = folder / "progress.json" if shown and folder is not None else None
         self._trackers: list[Tracker] = []
         if shown and folder is not None:
-            self._trackers = open_trackers(TrackedRun.of(folder, step, options or {}))
+            run = TrackedRun.of(folder, step, options or {}, evaluated=evaluated)
+            self._trackers = open_trackers(run)
 
     def __enter__(self) -> "Monitor":
         return self

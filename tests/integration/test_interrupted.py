@@ -143,6 +143,29 @@ def test_killed_between_two_rows_of_metrics_and_resumed(
     assert_same_weights(tmp_path, tiny_run)
 
 
+def test_killed_between_an_evaluation_and_its_checkpoint(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of the same step exists: the evaluation is repeated, but not its line."""
+    every_six = "--checkpoint.every_steps", 6
+    save, steps = Checkpoints.save, []
+
+    def cut(self: Checkpoints, step: int, state: dict[str, Any], best: bool = False) -> Path:
+        steps.append(step)
+        if steps.count(12) == 2:
+            raise KeyboardInterrupt
+        return save(self, step, state, best)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", cut)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tmp_path, *every_six)
+    assert "evaluation/rho2" in metric_rows(tmp_path)[-1]
+    ended = finished(tmp_path, *every_six)
+    assert "step-000000012.pt, step 12" in ended.stdout
+    assert metric_rows(tmp_path) == metric_rows(tiny_run)
+
+
 def test_a_checkpoint_without_sums_resumes(tiny_copy: Path) -> None:
     """As those of earlier versions."""
     for path in (tiny_copy / "checkpoints").glob("*.pt"):

@@ -22,14 +22,17 @@ class TrackedRun:
     step: int  # optimiser steps done so far; -1: a new run, whose earlier records do not count
     tracking: TrackingConfig
     options: Options  # of the run, by their full names
+    evaluated: bool = True  # whether the records of an evaluation at ``step`` belong to the run
 
     @classmethod
-    def of(cls, folder: Path, step: int, options: Mapping[str, Any]) -> "TrackedRun":
+    def of(
+        cls, folder: Path, step: int, options: Mapping[str, Any], *, evaluated: bool = True
+    ) -> "TrackedRun":
         """A run with nested options, ``tracking`` among them unless it is an earlier version's."""
         plain = (bool, int, float, str)
         flat = {k: v if isinstance(v, plain) else str(v) for k, v in flatten(dict(options)).items()}
         tracking = TrackingConfig(**options.get("tracking", {}))
-        return cls(folder=folder, step=step, tracking=tracking, options=flat)
+        return cls(folder=folder, step=step, tracking=tracking, options=flat, evaluated=evaluated)
 
     @property
     def resumes(self) -> bool:

@@ -23,7 +23,7 @@ class JsonLines(Tracker):
     def __init__(self, run: TrackedRun) -> None:
         """Open the file, and remove its lines after the step from which the run resumes."""
         self._path = run.folder / _FILE_NAME
-        warn(drop_lines_after(self._path, run.step))
+        warn(drop_lines_after(self._path, run.step, run.evaluated))
         self._file = self._path.open("a")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
