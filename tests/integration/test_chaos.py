@@ -17,7 +17,7 @@ from tests.helpers.runs import ROOT
 
 # 18 steps, with a checkpoint every two; evaluations at 6, 12 and 18.
 FINETUNE = (
-    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"),
     *(str(ROOT / "pipeline" / "finetune.py"), "--output", "OUT"),
     *("--model.name", "tests.helpers.nets:dropout_mlp", "--train.batch_size", "1000"),
     *("--train.pretrain_epochs", "1", "--train.epochs", "2", "--log.every_steps", "1"),
