@@ -27,7 +27,7 @@ from pipeline.config import CONFIGS, RESUME_WORDS, RunConfig, messages
 from pipeline.data import demo
 from pipeline.errors import UserError
 from pipeline.models.weights import is_file_name
-from pipeline.runtime import config_file
+from pipeline.runtime import config_file, machine
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -66,6 +66,7 @@ def snapshot_code_and_config(
             if target.exists():
                 shutil.rmtree(target)
             shutil.copytree(PROJECT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "code" / machine.COMMIT_FILE).write_text(machine.commit() + "\n")
         paths = [run_folder / SUBMITTED for run_folder in run_folders]
         for config, path in zip(configs, paths, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)

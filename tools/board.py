@@ -21,15 +21,15 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from board_page import folders, writing
-from board_page.folders import EvaluationFolder
+from board_page import writing
 from board_page.protocols import measured, pages_of
 from board_page.rows import Row, compare_with, read_row
 from board_page.sheets import write_sheet
 from pipeline.config import arguments
 from pipeline.config.checks import Range
 from pipeline.errors import UserError, exit_on_user_error, warn
-from pipeline.reports import pairs
+from pipeline.reports import evaluation_folders, pairs
+from pipeline.reports.evaluation_folders import EvaluationFolder
 from pipeline.reports.paired_statistics import Resampling
 from pipeline.reports.pairs import EvaluatedImages
 from pipeline.runtime.files import check_writable, report_unwritable
@@ -86,11 +86,11 @@ def make(options: argparse.Namespace) -> None:
     check_writable(options.out / writing.INDEX)
     writing.check_folder(options.out)
     unreadable: list[str] = []  # a line for each folder
-    found = folders.find(
+    evaluations = evaluation_folders.find(
         [*options.folders, *([options.reference] if options.reference else [])],
         lambda error: unreadable.append(f"{error.filename} cannot be read: {error.strerror}"),
     )
-    rows = _read(found, unreadable)
+    rows = _read(evaluations, unreadable)
     warn(*unreadable)
     if not rows:
         names = ", ".join(map(str, options.folders))
@@ -112,12 +112,12 @@ def make(options: argparse.Namespace) -> None:
     _print_result(board, options.out)
 
 
-def _read(found: list[EvaluationFolder], unreadable: list[str]) -> list[Row]:
+def _read(evaluations: list[EvaluationFolder], unreadable: list[str]) -> list[Row]:
     """The rows of all evaluations; ``unreadable`` gets a line for each that cannot be read."""
     rows: list[Row] = []
-    for evaluation in _progress(found, "reading"):
+    for evaluation in _progress(evaluations, "reading"):
         try:
-            row = read_row(evaluation, evaluation.shown.name)
+            row = read_row(evaluation, (evaluation.export or evaluation.folder).name)
         except UserError as error:
             unreadable.append(str(error))
         else:
@@ -126,7 +126,7 @@ def _read(found: list[EvaluationFolder], unreadable: list[str]) -> list[Row]:
 
 
 def _reference(rows: list[Row], folder: Path) -> Row:
-    below = [row for row in rows if row.found.folder.is_relative_to(folder.resolve())]
+    below = [row for row in rows if row.evaluation_folder.folder.is_relative_to(folder.resolve())]
     if len(below) != 1:
         raise UserError(f"--reference {folder} contains {len(below)} evaluations; it takes one")
     return below[0]
@@ -159,7 +159,7 @@ def _sheets(rows: list[Row], out: Path) -> dict[Path, str]:
     with report_unwritable(out / writing.SHEETS, "give another --out"):
         (out / writing.SHEETS).mkdir(parents=True, exist_ok=True)
     for row in _progress(rows, "contact sheets"):
-        folder = row.found.folder
+        folder = row.evaluation_folder.folder
         name = f"sheet-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}.jpg"
         try:
             if write_sheet(folder, out / writing.SHEETS / name):

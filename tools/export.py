@@ -13,8 +13,6 @@ which takes decoded images of any size. Needs the extra export: pip install -e "
 """
 
 import argparse
-import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -22,9 +20,10 @@ import numpy as np
 
 from exporting import hub
 from exporting.card import CardOptions, write_card
+from exporting.contents import check_replaceable, files_of, with_files
 from exporting.evaluation_files import write_evaluations, write_options
 from exporting.images import images_for_check
-from exporting.net_files import CONFIG, EXPORT_KEY, MEAN, write_config, write_weights
+from exporting.net_files import CONFIG, MEAN, config_of, write_weights
 from exporting.onnx_file import write_onnx
 from exporting.source import CONFIG as OPTIONS
 from exporting.source import ExportedNet, evaluations_of, exported_net, options_of, read_run
@@ -32,7 +31,7 @@ from pipeline.config import EvaluateConfig, arguments
 from pipeline.data.mean_image import mean_of
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.reports.runs import Run
-from pipeline.runtime.files import atomic_write, check_writable, report_unwritable
+from pipeline.runtime.files import atomic_write, check_writable, report_unwritable, write_json
 
 
 def parser() -> arguments.Parser:
@@ -110,8 +109,8 @@ def export(options: argparse.Namespace) -> None:
             describe(partial, options)
             if options.dry_run:
                 return
-            if out.exists():
-                shutil.rmtree(out)
+            if out.exists():  # it is deleted with the temporary folder
+                out.rename(Path(name) / "replaced")
             partial.rename(out)
     if options.push is not None:
         print(f"sent: {hub.push(out, options.push, private=options.private)}")
@@ -124,25 +123,18 @@ def check(options: argparse.Namespace) -> None:
         UserError: --out exists, or --push cannot work.
     """
     out: Path = options.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; give a folder")
     if not options.dry_run:
         check_writable(out / CONFIG)
     if out.exists() and any(out.iterdir()):
-        if not is_export(out):
-            raise UserError(f"--out: {out} exists and is no export; give another folder")
+        check_replaceable(out)
         if not options.replace:
             raise UserError(f"--out: {out} holds an export; --replace replaces it")
     if options.push is not None:
         hub.check_repository(options.push)
         if not options.dry_run:
             hub.check_token()
-
-
-def is_export(folder: Path) -> bool:
-    """Whether a folder was written by this command."""
-    try:
-        return EXPORT_KEY in json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
-        return False
 
 
 def write_files(
@@ -158,7 +150,6 @@ def write_files(
         images = images_for_check(options_of(run, EvaluateConfig))
         onnx = write_onnx(exported, images, folder)
     write_weights(exported, folder)
-    write_config(exported, folder)
     if isinstance(exported.data.mean, str):
         with atomic_write(folder / MEAN) as partial, partial.open("wb") as file:
             np.save(file, mean_of(exported.data))
@@ -171,14 +162,15 @@ def write_files(
         base_model=options.base_model,
     )
     write_card(exported, run, evaluations, card, onnx, folder)
+    write_json(folder / CONFIG, with_files(config_of(exported), folder))
 
 
 def describe(folder: Path, options: argparse.Namespace) -> None:
     """Print the files, and what becomes of them."""
-    files = hub.files_of(folder)
-    for name, size in files:
+    sizes = {path.relative_to(folder): path.stat().st_size for path in files_of(folder)}
+    for name, size in sizes.items():
         print(f"{size:>13,}  {name}")
-    total = f"{len(files)} files, {sum(size for _, size in files) / 1e6:,.1f} MB"
+    total = f"{len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
     target = options.out if options.push is None else f"{options.out}, then to {options.push}"
     if options.dry_run:
         print(f"{total}, would be written to {target}")

@@ -9,6 +9,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+COMMIT_FILE = "commit.txt"  # beside the packages, in a copy of the code
 _GPU_NAME = re.compile(r"\b(NVIDIA|Tesla|Quadro|GeForce|TITAN)\b")
 
 
@@ -50,15 +51,23 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The git commit of this project, with "-dirty" behind it if tracked files have changed.
 
-    Empty without git, or if the project is not the top of a checkout.
+    Of a copy that a launcher has made, the commit of the original. Empty if it is not known.
     """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
-        return ""
+        try:
+            return (root / COMMIT_FILE).read_text().strip()
+        except OSError:
+            return ""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
+            [*command, "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},  # many ranks call it at the same time
         )
     except (OSError, subprocess.SubprocessError):
         return ""

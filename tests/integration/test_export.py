@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.data.index import Index
+from pipeline.errors import UserError
 from pipeline.models.build import build
 from pipeline.models.weight_classes import recorded_classes
 from tests.helpers.exports import EXPORT, export, loaded_net, run_card
@@ -111,11 +114,41 @@ def test_a_board_shows_the_evaluations_of_an_export(exported: Path, tmp_path: Pa
 def test_the_export_is_weights_of_this_project(exported: Path, finetuning: Path) -> None:
     weights, model = finetuning / "weights.pth", exported / "model.safetensors"
     assert recorded_classes(model) == recorded_classes(weights)
-    options = ("--config", exported / "evaluations" / "two" / "config.yaml", "--data.val", "demo")
-    again = finetuning.parent / "again"
-    succeed(EVALUATE, *options, "--model.weights", model, "--output", again)
+    again = run_command(exported, "evaluations/two", "demo")
     one, other = ((f / "samples.parquet").read_bytes() for f in (again, finetuning / "two"))
     assert one == other
+
+
+def run_command(exported: Path, evaluation: str, val: str) -> Path:
+    """Run the card's command that evaluates again; the folder of its output."""
+    lines = (exported / "README.md").read_text().splitlines()
+    (command,) = [line for line in lines if f'"{evaluation}/config.yaml"' in line]
+    words = shlex.split(command.split("`")[1].replace("INDEX", val))
+    output = exported.parent / f"{exported.name} again"
+    before = Path.cwd()
+    os.chdir(exported)
+    try:
+        assert words[:2] == ["python", "PROJECT/pipeline/evaluate.py"]
+        succeed(EVALUATE, *words[2:], "--output", output)
+    finally:
+        os.chdir(before)
+    return output
+
+
+def test_the_command_of_a_sharded_evaluation_with_a_mean_image(
+    finetuning: Path, tmp_path: Path
+) -> None:
+    mean, folder = tmp_path / "my mean.npy", tmp_path / "sharded"
+    np.save(mean, np.full((1, 28, 28), 0.1307))
+    options = ("--config", finetuning / "config.yaml", "--evaluation.num_images", 6)
+    weights = ("--model.weights", finetuning / "weights.pth", "--data.mean", mean)
+    for shard in ("1/2", "0/2"):
+        succeed(EVALUATE, *options, *weights, "--shard", shard, "--output", folder)
+    out = export(folder, tmp_path / "out", "--onnx")
+    again = run_command(out, "evaluations/sharded", "demo")
+    one, other = ((f / "samples.parquet").read_bytes() for f in (again, folder))
+    assert one == other
+    assert np.load(out / "mean.npy").shape == (1, 28, 28)
 
 
 def test_a_torchvision_net_by_torchvision_alone(
@@ -180,17 +213,24 @@ def assert_refused(line: str, *options: object) -> None:
     assert ended.stderr.count("\n") == 1
 
 
-def test_an_earlier_export_is_replaced_only_if_asked_for(finetuning: Path, tmp_path: Path) -> None:
-    out = export(finetuning, tmp_path / "out")
-    (out / "earlier").touch()
+def test_an_earlier_export_is_replaced_only_if_nothing_is_lost(
+    finetuning: Path, tmp_path: Path
+) -> None:
+    out = export(finetuning, tmp_path / "out", "--name", "first")
     assert_refused("--replace", finetuning, "--out", out)
-    assert (out / "earlier").exists()
-    export(finetuning, out, "--replace")
-    assert not (out / "earlier").exists()
+    export(finetuning, out, "--replace", "--name", "second")
+    assert "# second" in (out / "README.md").read_text()
+    assert list(tmp_path.iterdir()) == [out]
+    (out / "LICENSE").write_text("mine")
+    with (out / "README.md").open("a") as card:
+        card.write("edited")
+    assert_refused("LICENSE, README.md", finetuning, "--out", out, "--replace")
+    assert (out / "LICENSE").read_text() == "mine"
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").touch()
     assert_refused("is no export", finetuning, "--out", other, "--replace")
+    assert_refused("is a file", finetuning, "--out", other / "thesis.tex", "--dry_run")
     assert (other / "thesis.tex").exists()
 
 
@@ -227,3 +267,20 @@ def test_an_incomplete_evaluation(finetuning: Path, photos: Index, tmp_path: Pat
     succeed(EVALUATE, *options, *weights, "--shard", "0/2", "--output", folder)
     succeed("tools/report.py", "merge", folder, "--partial")
     assert_refused("lacks 2 images", folder, "--out", tmp_path / "out")
+
+
+def test_logits_that_are_not_finite_are_no_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra export")
+    from exporting import onnx_file
+    from exporting.source import ExportedNet
+    from pipeline.config import DataConfig
+
+    class Nan(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=(1, 2, 3))[:, None] * float("nan")
+
+    data, model = DataConfig(crop_size=8, resize_size=8), ModelConfig(name="nan")
+    net = ExportedNet(net=Nan(), model=model, data=data, num_classes=1, classes=None, training=None)
+    image = np.asarray(picture(9, 8))
+    with pytest.raises(UserError, match=r"model\.onnx: its logits differ from torch's by inf"):
+        onnx_file.write_onnx(net, [image], Path())

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from board_page import folders
-from board_page.folders import EvaluationFolder
 from pipeline.config import AttackConfig
+from pipeline.reports import evaluation_folders as folders
 from pipeline.reports import runs
+from pipeline.reports.evaluation_folders import EvaluationFolder
 from tests.helpers.boards import SCRIPT, Page, copy_evaluation, csv_rows, make_board
 from tests.helpers.in_process import call
 from tests.helpers.stored_results import evaluation, evaluation_by_two, finetuning, shard
@@ -97,7 +97,7 @@ def test_exports_have_the_name_of_their_folder(source: Path, tmp_path: Path) -> 
     make_board(tmp_path / "out", tmp_path, NO_SHEETS)
     rows = {row["name"]: row["folder"] for row in csv_rows(tmp_path / "out")}
     assert rows == {
-        "r18": str(export),
+        "r18": str(export / "evaluations" / "one"),
         "runs/seed0/evaluation": str(tmp_path / "runs" / "seed0" / "evaluation"),
     }
 
@@ -114,6 +114,15 @@ def test_exports_have_the_name_of_their_folder(source: Path, tmp_path: Path) -> 
 )
 def test_shortest_names(paths: list[str], expected: list[str]) -> None:
     assert folders.names([EvaluationFolder(Path(path)) for path in paths]) == expected
+
+
+def test_several_evaluations_of_an_export_are_distinguished() -> None:
+    export = Path("/e/r18")
+    two = [EvaluationFolder(export / "evaluations" / name, export) for name in ("all", "part")]
+    assert folders.names(two) == ["all", "part"]
+    assert folders.shown_folders(two) == [evaluation.folder for evaluation in two]
+    other = EvaluationFolder(Path("/e/r50/evaluations/all"), Path("/e/r50"))
+    assert folders.shown_folders([*two, other])[2] == Path("/e/r50")
 
 
 def test_equal_names_of_exports_are_distinguished() -> None:

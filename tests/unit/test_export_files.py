@@ -1,16 +1,18 @@
 """Parts of an export: timm's crop_pct, and the preprocessing of model.onnx."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from exporting.images import images_for_check
 from exporting.net_files import crop_pct
 from exporting.onnx_file import reference_input
 from exporting.onnx_preprocessing import preprocessing_graph
-from pipeline.config import DataConfig
-from tests.helpers.images import picture
+from pipeline.config import DataConfig, EvaluateConfig
+from tests.helpers.images import encode, index_tar, picture
 
 SIZES = [(300, 200), (224, 400), (481, 333), (64, 64), (33, 900), (90, 71)]  # width, height
 CASES = [
@@ -38,3 +40,16 @@ def test_preprocessing_in_onnx(options: dict[str, Any]) -> None:
         (pixels,) = session.run(None, {"images": image[None]})
         expected = reference_input(image, data).numpy()
         np.testing.assert_allclose(pixels, expected, rtol=0, atol=2e-5)
+
+
+def test_images_that_cannot_be_read_are_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = index_tar(tmp_path / "photos.tar", {"c/0.jpg": encode(picture(9, 8), "JPEG")})
+    archive = tmp_path / "photos.tar"
+    archive.write_bytes(bytes(archive.stat().st_size))
+    config = EvaluateConfig(data=DataConfig(val=good.path))
+    images = images_for_check(config)
+    assert len(images) == 10
+    assert {image.shape[2] for image in images} == {3}
+    assert "checked with generated images" in capsys.readouterr().out

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from board_page.folders import names
 from board_page.rows import Row
 from pipeline.config.parse import differences, flatten
 from pipeline.evaluation.manifest import Identity
+from pipeline.reports.evaluation_folders import EvaluationFolder, names
 
 _IMAGES = ("index", "num_indexed", "num_images")
 
@@ -27,6 +27,11 @@ class Page:
     def file_name(self) -> str:
         """Its file in the board's folder."""
         return f"protocol-{self.number}.html"
+
+    @property
+    def evaluation_folders(self) -> list[EvaluationFolder]:
+        """The folder of each row."""
+        return [row.evaluation_folder for row in self.rows]
 
     @property
     def identity(self) -> Identity:
@@ -84,5 +89,5 @@ def pages_of(rows: Sequence[Row]) -> list[Page]:
 def _named(rows: list[Row]) -> list[Row]:
     return [
         replace(row, name=name)
-        for row, name in zip(rows, names([row.found for row in rows]), strict=True)
+        for row, name in zip(rows, names([row.evaluation_folder for row in rows]), strict=True)
     ]

@@ -9,13 +9,13 @@ from functools import cached_property
 
 import numpy as np
 
-from board_page.folders import EvaluationFolder
 from pipeline.errors import UserError
 from pipeline.evaluation.curves import Curve, curves_of, samples_by_method
 from pipeline.evaluation.manifest import Identity
 from pipeline.evaluation.statistics import Statistics, distance_warnings
 from pipeline.evaluation.summary import Summary
 from pipeline.reports import compare, pairs, runs, table
+from pipeline.reports.evaluation_folders import EvaluationFolder
 from pipeline.reports.paired_statistics import Interval, Resampling
 from pipeline.reports.pairs import EvaluatedImages
 from pipeline.reports.runs import Run
@@ -38,7 +38,7 @@ class Row:
     """One evaluation."""
 
     name: str
-    found: EvaluationFolder
+    evaluation_folder: EvaluationFolder
     run: Run
     by_attack: RhoByAttack
     curves: dict[bool, dict[str, Curve]]  # by whether budgets are relative, then by method
@@ -98,23 +98,23 @@ class Row:
         yield from distance_warnings(self.statistics)
 
 
-def read_row(found: EvaluationFolder, name: str) -> Row | None:
+def read_row(evaluation_folder: EvaluationFolder, name: str) -> Row | None:
     """The row of an evaluation; None if the folder is a fine-tuning.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        run = runs.read(found.folder, name)
-        return _row_of(run, found) if run.is_evaluation else None
+        run = runs.read(evaluation_folder.folder, name)
+        return _row_of(run, evaluation_folder) if run.is_evaluation else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{found.folder} is damaged ({type(error).__name__}: {error}); make its files again "
-            f"with tools/report.py merge {found.folder}"
+            f"{evaluation_folder.folder} is damaged ({type(error).__name__}: {error}); make its "
+            f"files again with tools/report.py merge {evaluation_folder.folder}"
         ) from None
 
 
-def _row_of(run: Run, found: EvaluationFolder) -> Row:
+def _row_of(run: Run, evaluation_folder: EvaluationFolder) -> Row:
     samples, protocol = run.samples, run.protocol
     if len(samples) == 0:
         raise UserError(f"{run.folder} contains no results")
@@ -122,7 +122,7 @@ def _row_of(run: Run, found: EvaluationFolder) -> Row:
     assert by_attack is not None, "rows of evaluations have it"
     return Row(
         name=run.label,
-        found=found,
+        evaluation_folder=evaluation_folder,
         run=run,
         by_attack=by_attack,
         curves={

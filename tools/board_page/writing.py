@@ -21,6 +21,7 @@ from board_page.protocols import Page
 from board_page.rows import Row
 from pipeline.errors import UserError
 from pipeline.evaluation.curves import LINE_STYLES, Curve
+from pipeline.reports.evaluation_folders import shown_folders
 from pipeline.reports.figures import ratio_edges, share_of_bins
 from pipeline.runtime.files import atomic_write, writable
 from pipeline.runtime.text_tables import csv_table
@@ -95,7 +96,7 @@ def write(board: Board, out: Path) -> None:
                 **_script(),
                 page=page,
                 columns=columns_of(page.rows),
-                links=[_link(row.found.shown, out) for row in page.rows],
+                links=[_link(folder, out) for folder in shown_folders(page.evaluation_folders)],
                 data=_data(page, board),
                 others=others,
             ),
@@ -114,7 +115,7 @@ def as_csv(pages: Iterable[Page]) -> str:
         columns = columns_of(page.rows)
         for row in page.rows:
             line: dict[str, Any] = {"page": page.number, "name": row.name}
-            line["folder"] = str(row.found.shown)
+            line["folder"] = str(row.evaluation_folder.folder)
             line |= {column.key: column.value(row) for column in columns}
             line |= _csv_only(row)
             lines.append(line)
@@ -193,7 +194,7 @@ def _data(page: Page, board: Board) -> dict[str, Any]:
 
 
 def _sheet(row: Row, board: Board) -> str | None:
-    name = board.sheets.get(row.found.folder)
+    name = board.sheets.get(row.evaluation_folder.folder)
     return None if name is None else f"{SHEETS}/{name}"
 
 

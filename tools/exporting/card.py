@@ -4,7 +4,6 @@ The head has the metadata that the hub shows: library, licence, base model, and 
 ``model-index``.
 """
 
-import importlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -14,15 +13,14 @@ from typing import Any
 
 from exporting import facts, net_files
 from exporting.onnx_file import OnnxCheck
+from exporting.packages import optional_package
 from exporting.source import ExportedNet
-from pipeline.errors import UserError
 from pipeline.reports.runs import Run
 from pipeline.runtime import machine
 from pipeline.runtime.files import atomic_write
 
 CARD = "README.md"
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
-_REMEDY = 'pip install -e ".[export]"'
 
 _LOADING = {
     "torchvision": """\
@@ -86,7 +84,7 @@ def write_card(
         folder: the export.
 
     Raises:
-        UserError: huggingface_hub or Jinja is missing.
+        UserError: huggingface_hub is missing.
     """
     hub = _hub()
     library = net_files.library_of(exported)
@@ -185,10 +183,6 @@ def _hub() -> Any:
     """The package huggingface_hub, which writes the head of the card.
 
     Raises:
-        UserError: it or Jinja is not installed.
+        UserError: it is not installed.
     """
-    try:
-        importlib.import_module("jinja2")
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise UserError(f"the card needs the package {error.name}: {_REMEDY}") from None
+    return optional_package("huggingface_hub", "the card")

@@ -10,17 +10,19 @@ from typing import Any
 
 import yaml
 
+from exporting.net_files import MEAN
 from exporting.source import CONFIG
 from pipeline.evaluation import curves
+from pipeline.reports.evaluation_folders import EXPORTED_EVALUATIONS
 from pipeline.reports.runs import Run
+from pipeline.runtime import config_file
 from pipeline.runtime.files import atomic_write
 
-FOLDER = "evaluations"
 CURVE = "curve.png"
 _COPIED = ("summary.json", "samples.parquet", "classes.csv", *curves.FILES.values())
-# Options that name files, and those of a run on one machine.
-_PATHS = (("data", "train"), ("data", "val"), ("data", "mean"), ("model", "weights"))
-_DROPPED = (("output",), ("resume",), ("data", "root"))
+# Options that name files of other folders, and those of a run on one machine.
+_PATHS = (("data", "train"), ("data", "val"), ("model", "weights"))
+_DROPPED = (("output",), ("resume",), ("shard",), ("data", "root"))
 
 
 def write_evaluations(evaluations: dict[str, Run], folder: Path) -> None:
@@ -31,7 +33,7 @@ def write_evaluations(evaluations: dict[str, Run], folder: Path) -> None:
         folder: the export.
     """
     for name, run in evaluations.items():
-        target = folder / FOLDER / name
+        target = folder / EXPORTED_EVALUATIONS / name
         target.mkdir(parents=True)
         for file in _COPIED:
             if (run.folder / file).is_file():
@@ -42,14 +44,17 @@ def write_evaluations(evaluations: dict[str, Run], folder: Path) -> None:
 
 
 def write_options(source: Path, target: Path) -> None:
-    """Copy a config.yaml; of paths only the last part is kept."""
-    options: dict[str, Any] = yaml.safe_load(source.read_text())
+    """Copy a config.yaml; of paths only the last part is kept, and the mean image is that of the
+    export."""
+    options = config_file.read(source)
     for path in _DROPPED:
         _section(options, path).pop(path[-1], None)
     for path in _PATHS:
         section = _section(options, path)
         if isinstance(value := section.get(path[-1]), str):
             section[path[-1]] = PurePath(value).name
+    if isinstance(_section(options, ("data", "mean")).get("mean"), str):
+        options["data"]["mean"] = MEAN
     with atomic_write(target) as partial:
         partial.write_text(yaml.safe_dump(options, sort_keys=False))
 

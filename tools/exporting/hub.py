@@ -1,18 +1,10 @@
 """An export on the Hugging Face hub: what would be sent, and sending it."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
+from exporting.packages import optional_package
 from pipeline.errors import UserError, first_line
-
-_REMEDY = 'pip install -e ".[export]", or leave out --push'
-
-
-def files_of(folder: Path) -> list[tuple[str, int]]:
-    """The files of an export and their sizes in bytes, by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
 
 def check_repository(repository: str) -> None:
@@ -79,12 +71,4 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
 
 
 def _hub() -> Any:
-    """The package huggingface_hub.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise UserError(f"--push needs the package huggingface_hub: {_REMEDY}") from None
+    return optional_package("huggingface_hub", "--push")

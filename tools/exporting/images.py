@@ -24,7 +24,7 @@ def images_for_check(config: EvaluateConfig) -> list[np.ndarray]:
         rows = index.subset(min(NUM_IMAGES, len(index)))
         if not index.is_array[rows].any():
             return [_decode(view.tobytes(), config.data) for view in Files(index).views(rows)]
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: PIL cannot read an image
         note(f"model.onnx is checked with generated images: {error}")
     return _generated(config.data)
 

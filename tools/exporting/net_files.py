@@ -17,9 +17,11 @@ from pipeline.models import timm_nets, torchvision_nets
 from pipeline.models.build import PAPER_NETS
 from pipeline.models.weight_classes import KEY
 from pipeline.models.weights import portable_state
-from pipeline.runtime.files import atomic_write, write_json
+from pipeline.reports.evaluation_folders import EXPORT_FILES
+from pipeline.runtime.files import atomic_write
 
-WEIGHTS, CONFIG, MEAN = "model.safetensors", "config.json", "mean.npy"
+CONFIG, WEIGHTS = EXPORT_FILES
+MEAN = "mean.npy"
 EXPORT_KEY = "deep_defense"  # in config.json; tells an export from other folders
 _FORMAT = 1
 
@@ -41,11 +43,6 @@ def write_weights(exported: ExportedNet, folder: Path) -> None:
         metadata[KEY] = json.dumps(exported.classes.to_dict())
     with atomic_write(folder / WEIGHTS) as partial:
         save_file(portable_state(exported.net), partial, metadata)
-
-
-def write_config(exported: ExportedNet, folder: Path) -> None:
-    """Write config.json."""
-    write_json(folder / CONFIG, config_of(exported))
 
 
 def config_of(exported: ExportedNet) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The output ``logits`` is (N, K) float32. The graph resizes the shorter side, tak
 and normalises. It does not round pixels to whole numbers after resizing, as decoders' libraries do.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from exporting.onnx_preprocessing import OPSET, optional_package, preprocessing_graph
+from exporting.onnx_preprocessing import OPSET, onnx_package, preprocessing_graph
 from exporting.source import ExportedNet
 from pipeline.config import DataConfig
 from pipeline.data.mean_image import mean_of
@@ -49,7 +50,7 @@ def write_onnx(exported: ExportedNet, images: list[np.ndarray], folder: Path) ->
     """
     model = _merged(preprocessing_graph(exported.data), _net_graph(exported))
     check = OnnxCheck(len(images), _difference(model, exported, images))
-    if check.difference > TOLERANCE:
+    if not check.difference <= TOLERANCE:  # also for NaN
         raise UserError(
             f"{ONNX}: its logits differ from torch's by {check.difference:.1g}, more than "
             f"{TOLERANCE:g}; leave out --onnx"
@@ -76,7 +77,7 @@ def reference_input(image: np.ndarray, data: DataConfig) -> Tensor:
 
 def _difference(model: Any, exported: ExportedNet, images: list[np.ndarray]) -> float:
     """The largest difference between the logits of a file and of torch."""
-    runtime = optional_package("onnxruntime")
+    runtime = onnx_package("onnxruntime")
     session = runtime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -85,6 +86,8 @@ def _difference(model: Any, exported: ExportedNet, images: list[np.ndarray]) -> 
         with torch.no_grad():
             expected = exported.net(reference_input(image, exported.data)).numpy()
         (logits,) = session.run(None, {"images": image[None]})
+        if not np.isfinite(logits).all():
+            return math.inf
         scale = max(1.0, float(np.abs(expected).max()))
         largest = max(largest, float(np.abs(logits - expected).max()) / scale)
     return largest
@@ -93,7 +96,7 @@ def _difference(model: Any, exported: ExportedNet, images: list[np.ndarray]) -> 
 def _net_graph(exported: ExportedNet) -> Any:
     """The net from normalised images to logits."""
     for name in ("onnx", "onnxscript"):
-        optional_package(name)
+        onnx_package(name)
     side = exported.data.crop_size
     example = torch.zeros(2, exported.data.channels, side, side)
     try:
@@ -121,10 +124,10 @@ def _net_graph(exported: ExportedNet) -> Any:
 
 def _merged(first: Any, second: Any) -> Any:
     """One model of two graphs; the output of the first is the input of the second."""
-    onnx = optional_package("onnx")
+    onnx, compose = onnx_package("onnx"), onnx_package("onnx.compose")
     second.ir_version = first.ir_version = min(first.ir_version, second.ir_version)
-    merged = onnx.compose.merge_models(
-        onnx.compose.add_prefix(first, "preprocessing/", rename_inputs=False),
+    merged = compose.merge_models(
+        compose.add_prefix(first, "preprocessing/", rename_inputs=False),
         second,
         io_map=[("preprocessing/preprocessed", "normalised")],
     )

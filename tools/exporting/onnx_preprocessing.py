@@ -4,17 +4,24 @@ In: decoded images (N, H, W, C) uint8 of one size. Out: the net's input (N, C, S
 and margins are rounded as torchvision rounds them.
 """
 
-import importlib
 from typing import Any
 
 import numpy as np
 
+from exporting.packages import optional_package
 from pipeline.config import DataConfig
 from pipeline.data.mean_image import mean_of
-from pipeline.errors import UserError
 
 OPSET = 20
-_REMEDY = 'pip install -e ".[export]", or leave out --onnx'
+
+
+def onnx_package(name: str) -> Any:
+    """A package that --onnx needs.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    return optional_package(name, "--onnx")
 
 
 def preprocessing_graph(data: DataConfig) -> Any:
@@ -26,7 +33,7 @@ def preprocessing_graph(data: DataConfig) -> Any:
     Raises:
         UserError: the package onnx is missing.
     """
-    onnx, graph = optional_package("onnx"), _Graph()
+    onnx, graph = onnx_package("onnx"), _Graph()
     pixels = graph.add("Cast", "images", to=onnx.TensorProto.FLOAT)
     channels_first = graph.add("Transpose", pixels, perm=[0, 3, 1, 2])
     size = _target_size(graph, channels_first, data.resize_size)
@@ -43,7 +50,7 @@ class _Graph:
     """An ONNX graph under construction; tensors are known by their names."""
 
     def __init__(self) -> None:
-        self._onnx = optional_package("onnx")
+        self._onnx = onnx_package("onnx")
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
 
@@ -100,24 +107,9 @@ def _resized(graph: _Graph, images: str, size: str, interpolation: str) -> str:
 
 def _centre_crop(graph: _Graph, images: str, size: str, crop_size: int) -> str:
     """The centre square; half of an odd margin is rounded to the even number."""
-    types = optional_package("onnx").TensorProto
+    types = onnx_package("onnx").TensorProto
     square = graph.integers(crop_size, crop_size)
     margin = graph.add("Cast", graph.add("Sub", size, square), to=types.FLOAT)
     half = graph.add("Div", margin, graph.constant(np.array([2], np.float32)))
     start = graph.add("Cast", graph.add("Round", half), to=types.INT64)
     return graph.add("Slice", images, start, graph.add("Add", start, square), graph.integers(2, 3))
-
-
-def optional_package(name: str) -> Any:
-    """An optional package.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        module = importlib.import_module(name)
-        if name == "onnx":
-            importlib.import_module("onnx.compose")
-    except ImportError as error:
-        raise UserError(f"--onnx needs the package {error.name or name}: {_REMEDY}") from None
-    return module

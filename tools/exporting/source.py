@@ -26,7 +26,7 @@ from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.models.build import construct
 from pipeline.models.weight_classes import recorded_classes
 from pipeline.models.weights import is_file_name, load_weights
-from pipeline.reports import runs
+from pipeline.reports import evaluation_folders, runs
 from pipeline.reports.runs import Run
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -155,9 +155,17 @@ def _unused(name: str, used: Container[str]) -> str:
 
 
 def _nested(folder: Path) -> list[Run]:
-    """The evaluations in the folder of a run, such as those of tools/reproduce.py."""
-    paths = sorted(folder.glob("*/samples.parquet"))
-    return [read_run(path.parent) for path in paths if (path.parent / "summary.json").is_file()]
+    """The evaluations in the folder of a run, such as those of tools/reproduce.py. Those that
+    cannot be read are left out, with a warning."""
+    evaluations = []
+    for evaluation in evaluation_folders.find([folder], lambda error: warn(str(error))):
+        try:
+            run = read_run(evaluation.folder)
+        except UserError as error:
+            warn(f"left out: {error}")
+            continue
+        evaluations += [run] if run.is_evaluation else []
+    return evaluations
 
 
 def _is_of(evaluation: Run, net: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Folders of evaluations: where they are below other folders, and how rows name them.
+"""Folders of evaluations: where they are below other folders, and their shortest names.
 
 In: folders of the command line. Out: `EvaluationFolder`s, with the shortest names that distinguish
 them.
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from exporting.evaluation_files import FOLDER as EVALUATIONS
-from exporting.net_files import CONFIG, WEIGHTS
 from pipeline.errors import UserError
 
-EXPORT_FILES = (CONFIG, WEIGHTS)  # of tools/export.py, beside evaluations/
+# What tools/export.py writes: the net, and the folder of its evaluations.
+EXPORT_FILES = ("config.json", "model.safetensors")
+EXPORTED_EVALUATIONS = "evaluations"
 # Folders inside of a run that contain no other run.
 _PARTS_OF_RUNS = {"results", "tensorboard", "checkpoints", "code", "jobs"}
 
@@ -26,11 +26,6 @@ class EvaluationFolder:
 
     folder: Path  # contains summary.json
     export: Path | None = None  # the export whose evaluation this is
-
-    @property
-    def shown(self) -> Path:
-        """The folder by which the row is named, and to which it links."""
-        return self.export or self.folder
 
 
 def evaluation_folder(folder: Path, files: Iterable[str]) -> EvaluationFolder | None:
@@ -44,7 +39,7 @@ def evaluation_folder(folder: Path, files: Iterable[str]) -> EvaluationFolder | 
     if not is_merged and not any((folder / "results").glob("*/manifest.json")):
         return None
     evaluations, export = folder.parent, folder.parent.parent
-    is_export = evaluations.name == EVALUATIONS and all(
+    is_export = evaluations.name == EXPORTED_EVALUATIONS and all(
         (export / name).is_file() for name in EXPORT_FILES
     )
     return EvaluationFolder(folder, export if is_export else None)
@@ -65,8 +60,8 @@ def find(roots: Sequence[Path], on_error: Callable[[OSError], None]) -> list[Eva
     for root in roots:
         if not root.is_dir():
             raise UserError(f"no folder {root}; give folders that contain evaluations")
-    folders = (found for root in roots for found in _below(root.resolve(), on_error))
-    unique = {found.folder: found for found in folders}
+    folders = (evaluation for root in roots for evaluation in _below(root.resolve(), on_error))
+    unique = {evaluation.folder: evaluation for evaluation in folders}
     return [unique[path] for path in sorted(unique)]
 
 
@@ -79,18 +74,28 @@ def _below(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Evaluati
         subfolders[:] = (name for name in subfolders if name not in parts and name[0] != ".")
 
 
+def shown_folders(folders: Sequence[EvaluationFolder]) -> list[Path]:
+    """The folders by which evaluations are named: that of an export, if it has one of them only."""
+    exports = Counter(evaluation.export for evaluation in folders)
+    return [
+        e.export if e.export is not None and exports[e.export] == 1 else e.folder for e in folders
+    ]
+
+
 def names(folders: Sequence[EvaluationFolder]) -> list[str]:
     """The shortest paths that distinguish evaluations.
 
     The folders that all paths begin with or end with are left out. The name of an export is that of
     its folder, if no other row has this name.
     """
-    shortened = _without_common_parts([found.shown.parts for found in folders])
-    last = [found.shown.name for found in folders]
-    count = Counter([*shortened, *(n for n, f in zip(last, folders, strict=True) if f.export)])
+    shown = shown_folders(folders)
+    shortened = _without_common_parts([path.parts for path in shown])
+    is_export = [path == e.export for path, e in zip(shown, folders, strict=True)]
+    last = [path.name for path in shown]
+    count = Counter([*shortened, *(n for n, of in zip(last, is_export, strict=True) if of)])
     return [
-        name if found.export and count[name] == 1 + (name == path) else path
-        for path, name, found in zip(shortened, last, folders, strict=True)
+        name if of_export and count[name] == 1 + (name == path) else path
+        for path, name, of_export in zip(shortened, last, is_export, strict=True)
     ]
 
 
