@@ -11,6 +11,7 @@ import pytest
 
 from launchers.options import grid, name_of, parse_minutes, split
 from pipeline.errors import UserError
+from pipeline.runtime import machine
 from tests.helpers.in_process import call
 from tests.helpers.runs import ROOT, Run, expect_error
 from tests.helpers.slurm import PLAIN, SCRIPT, log_of, wait_for_step, wait_until
@@ -53,7 +54,9 @@ def test_on_this_machine(run: Run, tmp_path: Path, where: str, ranks: int) -> No
     argv = ("--cluster", where, "--tasks-per-node", ranks, "--wait")
     done = run(SCRIPT, *argv, "--", *SHORT, "--output", folder)
     assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "summary.json").read_text())["ranks"] == ranks
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["ranks"] == ranks
+    assert summary["versions"].get("commit", "") == machine.commit()  # of the copied code
     assert "rho2, relative" in done.stdout
 
 
