@@ -38,10 +38,10 @@ def resume_point(checkpoints: Checkpoints, resume: str, set_aside: bool) -> Resu
 
     Raises:
         UserError: ``resume`` is ``never`` and there are checkpoints, or a path that does not exist;
-            a checkpoint cannot be read, or all of several are damaged.
+            a checkpoint cannot be read, or all of several are damaged, with those set aside before.
     """
-    numbered = checkpoints.all()
-    if not (numbered and restarted()):
+    paths = _newest_first(checkpoints)
+    if not (paths and restarted()):
         if resume not in RESUME_WORDS:
             if not Path(resume).is_file():
                 hint = did_you_mean_file(Path(resume), names=RESUME_WORDS)
@@ -49,19 +49,35 @@ def resume_point(checkpoints: Checkpoints, resume: str, set_aside: bool) -> Resu
                     f"resume: no file {resume}; use auto, never or a checkpoint's path{hint}"
                 )
             return ResumePoint(Path(resume), load(Path(resume)))
-        if numbered and resume == "never":
+        if paths and resume == "never":
             raise UserError(
                 f"resume is never, but {checkpoints.folder} holds checkpoints; give another "
                 "--output, or resume with --resume auto"
             )
-    return _newest_undamaged(checkpoints, set_aside) if numbered else None
+    return _newest_undamaged(checkpoints, paths, set_aside)
 
 
-def _newest_undamaged(checkpoints: Checkpoints, set_aside: bool) -> ResumePoint | None:
-    """The newest checkpoint that is not damaged. If no numbered one is left, it is best.pt."""
+def _newest_first(checkpoints: Checkpoints) -> list[Path]:
+    """The checkpoints from which a run may continue: the numbered ones, then best.pt.
+
+    best.pt remains when an earlier start has set all numbered ones aside. Without those it is no
+    checkpoint to continue from: the first save was interrupted after best.pt, and is repeated.
+    """
     paths = checkpoints.all()[::-1]
-    if checkpoints.best_path.exists():
+    if (paths or _set_aside(checkpoints)) and checkpoints.best_path.exists():
         paths.append(checkpoints.best_path)
+    return paths
+
+
+def _set_aside(checkpoints: Checkpoints) -> list[Path]:
+    """The damaged checkpoints that earlier starts have renamed."""
+    return sorted(checkpoints.folder.glob(f"*{SUFFIX}"))
+
+
+def _newest_undamaged(
+    checkpoints: Checkpoints, paths: list[Path], set_aside: bool
+) -> ResumePoint | None:
+    """The first that is not damaged; None without paths, or if the only checkpoint is damaged."""
     damaged: list[DamagedCheckpoint] = []
     point = None
     for path in paths:
@@ -70,8 +86,9 @@ def _newest_undamaged(checkpoints: Checkpoints, set_aside: bool) -> ResumePoint 
             break
         except DamagedCheckpoint as error:
             damaged.append(error)
-    if point is None and len(damaged) > 1:
-        names = first_few([error.path.name for error in damaged])
+    all_damaged = [*(error.path for error in damaged), *_set_aside(checkpoints)]
+    if point is None and damaged and len(all_damaged) > 1:
+        names = first_few([path.name for path in all_damaged])
         raise UserError(
             f"all checkpoints in {checkpoints.folder} are damaged ({names}): {damaged[0]}"
         )

@@ -123,13 +123,51 @@ def test_a_dry_run_renames_nothing(kept: Checkpoints, capsys: pytest.CaptureFixt
     assert "it is not used, and step-000000005.pt is used instead" in capsys.readouterr().err
 
 
-def test_the_best_checkpoint_is_the_last_resort(kept: Checkpoints) -> None:
+def test_the_best_checkpoint_is_the_last_resort(
+    kept: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also for later starts, which find no numbered checkpoint."""
     for path in kept.all():
         cut(path)
-    point = resume_point(kept, "auto", set_aside=True)
-    assert point is not None
-    assert point.path == kept.best_path
-    assert kept.all() == []
+    for _ in range(2):
+        point = resume_point(kept, "auto", set_aside=True)
+        assert point is not None
+        assert point.path == kept.best_path
+        assert kept.all() == []
+    assert capsys.readouterr().err.count("best.pt is used instead") == 2, "once a checkpoint"
+    with pytest.raises(UserError, match=r"resume is never, but .* holds checkpoints"):
+        resume_point(kept, "never", set_aside=True)
+
+
+def test_a_restart_uses_the_best_checkpoint_too(
+    kept: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in kept.all():
+        cut(path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for _ in range(2):
+        point = resume_point(kept, "never", set_aside=True)
+        assert point is not None
+        assert point.path == kept.best_path
+
+
+def test_the_best_checkpoint_is_damaged_after_the_others(kept: Checkpoints) -> None:
+    for path in kept.all():
+        cut(path)
+    resume_point(kept, "auto", set_aside=True)
+    cut(kept.best_path)
+    with pytest.raises(
+        UserError, match=r"all checkpoints in .* are damaged \(best\.pt, step-000000005\.pt\.dam"
+    ):
+        resume_point(kept, "auto", set_aside=True)
+    assert kept.best_path.exists()
+
+
+def test_a_first_save_that_was_interrupted(tmp_path: Path) -> None:
+    """It writes best.pt first; nothing was damaged, so the run starts anew."""
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    write(checkpoints.best_path, state_of(5))
+    assert resume_point(checkpoints, "auto", set_aside=True) is None
 
 
 def test_all_checkpoints_damaged(kept: Checkpoints) -> None:
