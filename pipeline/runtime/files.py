@@ -22,7 +22,8 @@ from typing import Any
 from pipeline.errors import UserError, first_line, is_disk_error
 
 _REMEDY = "give another --out"
-_TEMPORARY = re.compile(r"\..+\.tmp-(?P<pid>\d{1,9})-(?P<scope>.+)")
+# Names of temporary files.
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>\d{1,9})-(?P<scope>.+)")
 _STALE_SECONDS = 24 * 3600  # for files of other scopes, whose processes cannot be looked up
 _swept: set[Path] = set()
 
@@ -85,7 +86,7 @@ def remove_abandoned(folder: Path) -> None:
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            match = _TEMPORARY.fullmatch(entry.name)
+            match = TEMPORARY.fullmatch(entry.name)
             if match and entry.is_file(follow_symlinks=False):
                 with suppress(OSError):
                     if _is_abandoned(match["scope"], int(match["pid"]), entry.stat().st_mtime):

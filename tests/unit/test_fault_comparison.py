@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fault_campaign import comparison, files
+from pipeline.runtime.files import atomic_write
 
 
 @pytest.fixture
@@ -155,8 +156,14 @@ def test_damage_to_the_newest_checkpoint(copy: Path, whole: Path) -> None:
 def test_progress_of_a_run(copy: Path) -> None:
     assert files.progress(copy) == ""
     (copy / "progress.json").write_text('{"doing": "training", "done": 1}')
-    (copy / ".weights.pth.tmp-7-abc").write_text("")
-    (copy / ".progress.json.tmp-7-abc").write_text("")
     assert files.progress(copy) == "training, step 2"
     assert files.num_rows(copy) == 3
-    assert files.written_files(copy) == ["weights.pth"]
+
+
+def test_files_that_are_being_written(copy: Path) -> None:
+    names = ("weights.pth", "progress.json")
+    with atomic_write(copy / names[0]) as weights, atomic_write(copy / names[1]) as progress:
+        weights.touch()
+        progress.touch()
+        assert files.written_files(copy) == ["weights.pth"]
+    assert files.written_files(copy) == []

@@ -2,12 +2,12 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-\d+-.+")
+from pipeline.runtime.files import TEMPORARY
+
 _PROGRESS = "progress.json"
 
 
