@@ -114,7 +114,7 @@ def show_plan(faults: Sequence[Fault], skipped: dict[str, str]) -> None:
         print(f"skipped: {name}: {reason}")
 
 
-class Progress:
+class FaultReporter:
     """Prints a line after each fault, with the time left."""
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ def run(campaign: Campaign, faults: Sequence[Fault], skipped: dict[str, str]) ->
         f" {len(faults)} faults follow",
         flush=True,
     )
-    outcomes = campaign.run(faults, pace, Progress().report)
+    outcomes = campaign.run(faults, pace, FaultReporter().report)
     own_command = shlex.join(["python", "tools/chaos.py", *sys.argv[1:]])
     path = table.write(campaign.settings.folder, outcomes, pace, own_command, skipped)
     print(path.read_text())
