@@ -20,9 +20,9 @@ import psutil
 from fault_campaign import comparison, files, moments, processes
 from fault_campaign.attempts import Attempt, Ended
 from fault_campaign.commands import Command
-from fault_campaign.kinds import KINDS, Kind, Target
+from fault_campaign.kinds import KINDS, WORK, WRITE, Kind, Target
 from fault_campaign.moments import Pace
-from fault_campaign.plan import WORK, WRITE, Fault
+from fault_campaign.plan import Fault
 from pipeline.errors import UserError
 from pipeline.runtime.files import write_json
 

@@ -18,7 +18,7 @@ from fault_campaign.commands import Command
 from fault_campaign.hook import sitecustomize as hook
 from fault_campaign.processes import handles
 
-PHASES = ("start-up", "work", "writing")
+START, WORK, WRITE = PHASES = ("start-up", "work", "writing")  # of a run; see `Fault.phase`
 PAUSE_SECONDS = 5.0
 _SMALLEST_LIMIT = 1000  # bytes
 
@@ -218,7 +218,7 @@ KINDS = {
             "the wall clock of one rank, as Python reads it, jumps three hours ahead",
             _by_hook(hook.CLOCK_SIGNAL, "clock three hours ahead"),
         ),
-        Kind("disk_full", "files cannot grow beyond a limit", _limit_files, ("start-up", "work")),
+        Kind("disk_full", "files cannot grow beyond a limit", _limit_files, (START, WORK)),
         Kind(
             "read_only",
             "the output folder becomes read-only",
@@ -237,7 +237,7 @@ KINDS = {
             "torn_checkpoint",
             "SIGKILL to all processes; the newest checkpoint is cut short",
             _kill_all,
-            ("work",),
+            (WORK,),
             files.cut_newest_checkpoint,
             needs=("finetune",),
         ),
@@ -245,7 +245,7 @@ KINDS = {
             "flipped_bit",
             "SIGKILL to all processes; a bit of the newest checkpoint changes",
             _kill_all,
-            ("work",),
+            (WORK,),
             files.flip_bit_of_newest_checkpoint,
             needs=("finetune",),
         ),

@@ -7,7 +7,8 @@ import psutil
 
 from fault_campaign import files
 from fault_campaign.attempts import Attempt
-from fault_campaign.plan import START, WRITE, Fault
+from fault_campaign.kinds import START, WRITE
+from fault_campaign.plan import Fault
 
 _POLL_SECONDS = 0.02
 _WRITE_POLL_SECONDS = 0.002  # a checkpoint of the demonstration takes longer to write

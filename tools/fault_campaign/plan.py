@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from fault_campaign.kinds import Kind
 
-START, WORK, WRITE = "start-up", "work", "writing"
-
 
 @dataclass(frozen=True)
 class Fault:
