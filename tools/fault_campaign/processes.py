@@ -12,8 +12,13 @@ from typing import Any
 import psutil
 
 MARK = "FAULT_CAMPAIGN"
-# Of torchrun, of srun, and of submitit on this machine.
-_RANK_VARIABLES = ("RANK", "SLURM_PROCID", "SUBMITIT_LOCAL_GLOBALID")
+# Of torchrun, of srun, and of submitit on this machine: the number of the rank, and a variable that
+# the launcher sets anew for its ranks, so that an equal number is not taken for an inherited one.
+_RANK_VARIABLES = (
+    ("RANK", "TORCHELASTIC_RUN_ID"),
+    ("SLURM_PROCID", "SLURM_TASK_PID"),
+    ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_JOB_ID"),
+)
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 
@@ -29,19 +34,26 @@ def marked(mark: str) -> list[psutil.Process]:
 def ranks(processes: Sequence[psutil.Process], command_pid: int) -> list[psutil.Process]:
     """The ranks among the processes of a command, in the order of their numbers.
 
+    Variables that the command itself inherited do not count: in a job of SLURM, torchrun has the
+    number of a task. If torchrun has started ranks, its numbers count alone.
+
     Args:
         processes: as `marked` returns them.
         command_pid: the process of the command itself, which is the only rank if no process has a
             variable with the number of its rank.
     """
-    by_rank: dict[int, psutil.Process] = {}
-    for process in processes:  # a rank is older than the processes that it starts
-        number = _rank(process)
-        if number is not None:
-            by_rank.setdefault(number, process)
-    if by_rank:
-        return [by_rank[number] for number in sorted(by_rank)]
-    return [process for process in processes if process.pid == command_pid]
+    variables = {process: _variables(process) for process in processes}
+    command = [process for process in processes if process.pid == command_pid]
+    inherited = variables[command[0]] if command else {}
+    for names in _RANK_VARIABLES:
+        by_rank: dict[int, psutil.Process] = {}
+        for process in processes:  # a rank is older than the processes that it starts
+            number = _rank(variables[process], inherited, names)
+            if number is not None:
+                by_rank.setdefault(number, process)
+        if by_rank:
+            return [by_rank[number] for number in sorted(by_rank)]
+    return command
 
 
 def handles(process: psutil.Process, number: int) -> bool:
@@ -106,7 +118,11 @@ def _variables(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
-def _rank(process: psutil.Process) -> int | None:
-    variables = _variables(process)
-    text = next((variables[name] for name in _RANK_VARIABLES if name in variables), "")
+def _rank(
+    variables: dict[str, str], inherited: dict[str, str], names: tuple[str, ...]
+) -> int | None:
+    """The number in the first of the variables; None if all of them are inherited."""
+    if all(variables.get(name) == inherited.get(name) for name in names):
+        return None
+    text = variables.get(names[0], "")
     return int(text) if text.isdecimal() else None
