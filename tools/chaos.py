@@ -80,7 +80,8 @@ def parser() -> arguments.Parser:
         "--time_limit",
         type=arguments.POSITIVE,
         default=1800,
-        help="seconds after which a start is killed and counts as lost (%(default)s)",
+        help="seconds from each start of the command, after which it is killed and counts as "
+        "lost (%(default)s)",
     )
     top.add_argument("--keep", action="store_true", help="keep the runs that lost nothing")
     top.add_argument("--dry_run", action="store_true", help="list the planned faults and exit")

@@ -47,6 +47,15 @@ with path.open("a") as file:
         print(json.dumps({"step": step, "train/loss": 1 / step}), file=file, flush=True)
 (folder / "summary.json").write_text("{}")
 """
+# Before PROGRAM: the first start in a folder with this name in its path hangs.
+HANG = """
+import sys, time
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--output") + 1])
+if "%s" in str(folder) and not (folder.parent / "hung").exists():
+    (folder.parent / "hung").touch()
+    time.sleep(20)
+"""
 
 
 @pytest.fixture
@@ -98,6 +107,27 @@ def test_a_program_that_fails_undisturbed(tmp_path: Path, program: tuple[str, ..
     done = chaos(tmp_path / "c", "--kinds", "kill_all", "--", *program)
     assert done.code == 2
     assert "error: the undisturbed run failed with exit code 2: error: no data" in done.stderr
+
+
+@pytest.mark.parametrize("part", ["undisturbed", "001-torn_checkpoint"])
+def test_a_start_that_hangs(tmp_path: Path, program: tuple[str, ...], part: str) -> None:
+    """--time_limit applies before the fault, too."""
+    Path(program[1]).write_text(HANG % part + PROGRAM)
+    options = ("--faults", 1, "--kinds", "torn_checkpoint", "--time_limit", 3)
+    begin = time.monotonic()
+    done = chaos(tmp_path / "c", *options, "--", *program)
+    assert time.monotonic() - begin < 15
+    if part == "undisturbed":
+        assert done.code == 2, done
+        assert "the undisturbed run did not end within --time_limit, 3 s: " in done.stderr
+        return
+    assert done.code == 1, done
+    (outcome,) = outcomes(tmp_path / "c")
+    assert outcome["exit_codes"] == [-9, 0]
+    assert outcome["problems"] == [
+        "the fault did not happen: the command did not come so far in time",
+        "start 1 did not end in time",
+    ]
 
 
 def test_an_interrupted_campaign_leaves_no_process_and_resumes(

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from fault_campaign import files, processes
-from fault_campaign.commands import Command, environment
+from fault_campaign.commands import environment
 
 END_SECONDS = 60.0  # for processes that remain when the command itself has ended
 LAUNCHER_SECONDS = 60.0  # for the command when all ranks have ended
@@ -55,13 +55,23 @@ class Attempt:
     """
 
     def __init__(
-        self, command: Command, folder: Path, mark: str, log: Path, wrapper: tuple[str, ...] = ()
+        self, argv: Sequence[str], folder: Path, mark: str, log: Path, time_limit: float
     ) -> None:
+        """Start the command.
+
+        Args:
+            argv: its words.
+            folder: its output folder.
+            mark: for its environment.
+            log: file for its output.
+            time_limit: seconds from now, after which `in_time` is false and `wait` kills it.
+        """
         self._mark, self._log, self._begin = mark, log, time.monotonic()
+        self._deadline = self._begin + time_limit
         self._ports: set[int] = set()
         self.folder = folder
         self.process = subprocess.Popen(
-            [*wrapper, *command.with_output(folder)],
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -81,6 +91,11 @@ class Attempt:
         """Whether the command has not ended yet."""
         return self.process.poll() is None
 
+    @property
+    def in_time(self) -> bool:
+        """Whether the command has not ended yet and the time limit has not passed."""
+        return self.running and time.monotonic() < self._deadline
+
     def launcher(self) -> psutil.Process:
         """The process of the command itself."""
         return psutil.Process(self.process.pid)
@@ -91,24 +106,25 @@ class Attempt:
         self._ports |= processes.listening_ports(marked)
         return processes.ranks(marked, self.process.pid)
 
-    def wait(self, seconds: float, rows: int = 0, ranks: Sequence[psutil.Process] = ()) -> Ended:
+    def wait(self, rows: int = 0, ranks: Sequence[psutil.Process] = ()) -> Ended:
         """Wait for the end of the command and of all processes that it has started.
 
+        They are killed after the time limit.
+
         Args:
-            seconds: time from now, after which they are killed.
             rows: report when more rows than this number have been written.
             ranks: the ranks; the command is killed `LAUNCHER_SECONDS` after the end of all of them.
         """
         now = time.monotonic()
-        deadline, ranks_end, recovered = now + seconds, now, None
-        while self.running and now < deadline and (not ranks or now - ranks_end < LAUNCHER_SECONDS):
+        ranks_end, recovered = now, None
+        while self.in_time and (not ranks or now - ranks_end < LAUNCHER_SECONDS):
             time.sleep(_POLL_SECONDS)
             now = time.monotonic()
             if recovered is None and files.num_rows(self.folder) > rows:
                 recovered = now
             if any(_runs(rank) for rank in ranks):
                 ranks_end = now
-        killed = self.running
+        in_time, killed = self.in_time, self.running
         if killed:
             processes.end_all(self._mark)
             self.process.wait()
@@ -123,8 +139,8 @@ class Attempt:
             self._log.read_text(errors="replace"),
             names,
             sorted(processes.still_listening(self._ports)) if self._ports else [],
-            timed_out=killed and now >= deadline,
-            launcher_killed=killed and now < deadline,
+            timed_out=killed and not in_time,
+            launcher_killed=killed and in_time,
             recovered=recovered,
         )
 

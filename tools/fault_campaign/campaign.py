@@ -39,7 +39,7 @@ class Settings:
     Attributes:
         folder: of the campaign.
         max_starts: starts of the command for each fault, with the disturbed one.
-        time_limit: seconds after which a start is killed, besides the time of a hang.
+        time_limit: seconds from a start of the command, after which it is killed.
         keep: keep the folders of runs that lost nothing.
     """
 
@@ -116,15 +116,18 @@ class Campaign:
         shutil.rmtree(self.whole.parent, ignore_errors=True)
         self.whole.parent.mkdir(parents=True)
         log = self.whole.parent / "output.txt"
-        attempt = Attempt(self.command, self.whole, self.mark, log)
-        while attempt.running and not files.num_rows(self.whole):
+        attempt = self._start(self.whole, log)
+        while attempt.in_time and not files.num_rows(self.whole):
             time.sleep(0.01)
         start_seconds = attempt.seconds
-        ended = attempt.wait(self.settings.time_limit)
+        ended = attempt.wait()
         num_rows = files.num_rows(self.whole)
         if ended.exit_code or not num_rows:
             last = (ended.errors or ended.output.splitlines() or ["no output"])[-1]
-            raise UserError(f"the undisturbed run failed with exit code {ended.exit_code}: {last}")
+            failure = f"failed with exit code {ended.exit_code}"
+            if ended.timed_out:
+                failure = f"did not end within --time_limit, {self.settings.time_limit:g} s"
+            raise UserError(f"the undisturbed run {failure}: {last}")
         sizes = [(self.whole / name).stat().st_size for name in files.all_files(self.whole)]
         pace = Pace(start_seconds, ended.seconds, num_rows, max(sizes))
         write_json(stored, asdict(pace))
@@ -158,6 +161,11 @@ class Campaign:
             report(outcome, len(plan) - position - 1)
         return outcomes
 
+    def _start(self, run: Path, log: Path, wrapper: tuple[str, ...] = ()) -> Attempt:
+        """Start the command, with words in front of it if it is to be disturbed."""
+        argv = [*wrapper, *self.command.with_output(run)]
+        return Attempt(argv, run, self.mark, log, self.settings.time_limit)
+
     def _run_fault(self, fault: Fault, folder: Path, pace: Pace) -> Outcome:
         kind, outcome = KINDS[fault.kind], Outcome(fault)
         begin = time.monotonic()
@@ -168,12 +176,11 @@ class Campaign:
         outcome.errors = disturbed.ended.errors
         if disturbed.ended.launcher_killed:
             outcome.done += "; the ranks ended, the command did not: it was killed"
-        if kind.damage is not None and starts[0].exit_code:
+        if outcome.done and kind.damage is not None and starts[0].exit_code:
             outcome.done += f"; {kind.damage(run, fault.draw)}"
         while starts[-1].exit_code and len(starts) < self.settings.max_starts:
             log = folder / f"output-{len(starts) + 1}.txt"
-            attempt = Attempt(self.command, run, self.mark, log)
-            starts.append(attempt.wait(self.settings.time_limit, rows))
+            starts.append(self._start(run, log).wait(rows))
         recovered = starts[-1].recovered or time.monotonic()
         outcome.seconds_lost = max(recovered - disturbed.moment, 0)
         if not disturbed.rows:
@@ -183,7 +190,8 @@ class Campaign:
             outcome.repeated = _repeated(starts[-1].output, step, rows)
         outcome.exit_codes = [start.exit_code for start in starts]
         if not outcome.done:
-            outcome.problems.append("the fault did not happen: the command ended before")
+            reason = "did not come so far in time" if starts[0].timed_out else "ended before"
+            outcome.problems.append(f"the fault did not happen: the command {reason}")
         outcome.problems += _problems(starts)
         aside = int(kind.damage is not None)
         outcome.problems += comparison.left_over(run, self.whole, aside)
@@ -200,7 +208,7 @@ class Campaign:
             if number == _MAX_TRIES - 1 and fault.phase == WRITE:  # it may write no such files
                 earlier = replace(earlier, phase=WORK)
             begin = time.monotonic()
-            attempt = Attempt(self.command, run, self.mark, folder / "output-1.txt", kind.wrapper)
+            attempt = self._start(run, folder / "output-1.txt", kind.wrapper)
             ranks = moments.wait_for(
                 earlier, attempt, pace, self.command.num_ranks, kind.damage is not None
             )
@@ -208,7 +216,7 @@ class Campaign:
             if ranks:
                 outcome.during = _during(run)
                 outcome.done = _inject(kind, _target(attempt, ranks, fault, pace))
-            ended = attempt.wait(self.settings.time_limit, rows, ranks)
+            ended = attempt.wait(rows, ranks)
             number += 1
             if outcome.done or ended.exit_code or number == _MAX_TRIES:
                 return _Disturbed(ended, begin, moment, rows)

@@ -45,26 +45,26 @@ def wait_for(
         after_checkpoint: it does not come before there is a checkpoint either.
 
     Returns:
-        The ranks of the command; empty if it ended before.
+        The ranks of the command; empty if it ended before, or its time limit passed.
     """
     if fault.phase == START:
         _sleep_until(attempt, fault.fraction * pace.start_seconds)
     else:
         share = fault.fraction * (_LAST_WRITE if fault.phase == WRITE else 1)
-        while attempt.running and files.num_rows(attempt.folder) < max(share * pace.num_rows, 1):
+        while attempt.in_time and files.num_rows(attempt.folder) < max(share * pace.num_rows, 1):
             time.sleep(_POLL_SECONDS)
-    while after_checkpoint and attempt.running and not files.numbered_checkpoints(attempt.folder):
+    while after_checkpoint and attempt.in_time and not files.numbered_checkpoints(attempt.folder):
         time.sleep(_POLL_SECONDS)
     ranks = attempt.ranks()
-    while attempt.running and len(ranks) < num_ranks:  # torchrun has not started them yet
+    while attempt.in_time and len(ranks) < num_ranks:  # torchrun has not started them yet
         time.sleep(0.01)
         ranks = attempt.ranks()
     if fault.phase == WRITE:
-        while attempt.running and not files.written_files(attempt.folder):
+        while attempt.in_time and not files.written_files(attempt.folder):
             time.sleep(_WRITE_POLL_SECONDS)
-    return ranks if attempt.running else []
+    return ranks if attempt.in_time else []
 
 
 def _sleep_until(attempt: Attempt, seconds: float) -> None:
-    while attempt.running and attempt.seconds < seconds:
+    while attempt.in_time and attempt.seconds < seconds:
         time.sleep(_POLL_SECONDS)
