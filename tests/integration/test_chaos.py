@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.runtime import lock
+from pipeline.runtime import lock, machine
 from tests.helpers.in_process import CommandResult, in_process
 from tests.helpers.runs import ROOT
 
@@ -107,6 +107,27 @@ def test_a_program_that_fails_undisturbed(tmp_path: Path, program: tuple[str, ..
     done = chaos(tmp_path / "c", "--kinds", "kill_all", "--", *program)
     assert done.code == 2
     assert "error: the undisturbed run failed with exit code 2: error: no data" in done.stderr
+
+
+def test_another_command_in_the_folder_of_a_campaign(
+    tmp_path: Path, program: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, options = tmp_path / "c", ("--faults", 1, "--kinds", "kill_rank")
+    assert chaos(folder, *options, "--", *program).code == 0
+    table = (folder / "faults.json").read_bytes()
+    for arguments in (("--", *program, "--seed", 1), ("--collective_timeout", 9, "--", *program)):
+        done = chaos(folder, *options, *arguments)
+        assert done.code == 2, done
+        assert done.stderr == (
+            f"error: the campaign in {folder} is of another command or --collective_timeout; "
+            "give another --output\n"
+        )
+        assert (folder / "faults.json").read_bytes() == table
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
+    done = chaos(folder, *options, "--", *program)
+    assert done.code == 0, done
+    assert done.stderr.startswith(f"warning: the campaign in {folder} was begun at commit ")
+    assert "and this is abc: " in done.stderr
 
 
 @pytest.mark.parametrize("part", ["undisturbed", "001-torn_checkpoint"])

@@ -9,7 +9,7 @@ import pytest
 from fault_campaign import moments
 from fault_campaign.attempts import Attempt
 from fault_campaign.kinds import START, WORK, WRITE
-from fault_campaign.moments import Pace
+from fault_campaign.pace import Pace
 from fault_campaign.plan import Fault
 
 PACE = Pace(start_seconds=100.0, seconds=200.0, num_rows=1, largest_file=1000)

@@ -9,7 +9,7 @@ from fault_campaign import commands, plan, table
 from fault_campaign.campaign import Outcome
 from fault_campaign.commands import Command
 from fault_campaign.kinds import KINDS, PHASES
-from fault_campaign.moments import Pace
+from fault_campaign.pace import Pace
 from fault_campaign.plan import Fault
 from pipeline.errors import UserError
 from tests.helpers.in_process import call

@@ -21,7 +21,7 @@ from fault_campaign import comparison, files, moments, processes
 from fault_campaign.attempts import Attempt, Ended
 from fault_campaign.commands import Command
 from fault_campaign.kinds import KINDS, WORK, WRITE, Kind, Target
-from fault_campaign.moments import Pace
+from fault_campaign.pace import Pace
 from fault_campaign.plan import Fault
 from pipeline.errors import UserError
 from pipeline.runtime.files import write_json
@@ -108,11 +108,11 @@ class Campaign:
         """Run the command undisturbed, unless that is done.
 
         Raises:
-            UserError: it failed.
+            UserError: it failed; the folder is of a campaign of another command.
         """
         stored = self.whole.parent / "pace.json"
         if stored.exists():
-            return Pace(**json.loads(stored.read_text()))
+            return Pace.read(stored, self.command, self.settings.folder)
         shutil.rmtree(self.whole.parent, ignore_errors=True)
         self.whole.parent.mkdir(parents=True)
         log = self.whole.parent / "output.txt"
@@ -130,7 +130,7 @@ class Campaign:
             raise UserError(f"the undisturbed run {failure}: {last}")
         sizes = [(self.whole / name).stat().st_size for name in files.all_files(self.whole)]
         pace = Pace(start_seconds, ended.seconds, num_rows, max(sizes))
-        write_json(stored, asdict(pace))
+        pace.write(stored, self.command)
         return pace
 
     def run(

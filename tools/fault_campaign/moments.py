@@ -1,35 +1,18 @@
 """Waiting for the moment of a fault."""
 
 import time
-from dataclasses import dataclass
 
 import psutil
 
 from fault_campaign import files
 from fault_campaign.attempts import Attempt
 from fault_campaign.kinds import START, WRITE
+from fault_campaign.pace import Pace
 from fault_campaign.plan import Fault
 
 _POLL_SECONDS = 0.02
 _WRITE_POLL_SECONDS = 0.002  # a checkpoint of the demonstration takes longer to write
 _LAST_WRITE = 0.9  # of the rows; after it a file is written for certain, at the end
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The undisturbed run: how long it took, and how many rows it wrote.
-
-    Attributes:
-        start_seconds: until the first row of results.
-        seconds: in all.
-        num_rows: lines of results at the end.
-        largest_file: bytes of its largest file.
-    """
-
-    start_seconds: float
-    seconds: float
-    num_rows: int
-    largest_file: int
 
 
 def wait_for(

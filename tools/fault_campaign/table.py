@@ -9,7 +9,7 @@ from typing import Any
 
 from fault_campaign.campaign import Outcome
 from fault_campaign.kinds import KINDS
-from fault_campaign.moments import Pace
+from fault_campaign.pace import Pace
 from pipeline.runtime.files import atomic_write, write_json
 from pipeline.runtime.machine import cpu_name
 from pipeline.runtime.text_tables import markdown_table, write_csv
