@@ -114,6 +114,11 @@ def describe(trainer: Trainer) -> str:
     if trainer.runner.budget is not None:
         budget = f"\nregularizer.max_images auto: {trainer.runner.budget}"
     cost = cost_note(trainer.runner.objective, trial_images(config.data, 2).to(ranks.device))
+    targets = ""
+    if config.objective.targets == "reference":
+        targets = (
+            f"\nlabels are not used: the classes are those predicted with {config.model.weights}"
+        )
     per_step = f"{ranks.world_size} rank(s) x {config.train.gradient_accumulation_steps} pass(es)"
     return (
         f"{config.model.name}, {num_parameters:,} trained parameters, {config.runtime.precision} "
@@ -122,7 +127,7 @@ def describe(trainer: Trainer) -> str:
         f"{schedule.clean_steps} clean steps, then "
         f"{schedule.total_steps - schedule.clean_steps} with {with_options(config)}, "
         f"each of {config.train.batch_size} images: "
-        f"{per_step} x {trainer.plan.pass_size}{budget}{cost}"
+        f"{per_step} x {trainer.plan.pass_size}{targets}{budget}{cost}"
     )
 
 

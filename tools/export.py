@@ -160,16 +160,27 @@ def write_files(
         name=options.name or options.out.name,
         license=options.license,
         base_model=options.base_model,
+        command=command_options(options),
     )
     write_card(exported, run, evaluations, card, onnx, folder)
     write_json(folder / CONFIG, with_files(config_of(exported), folder))
+
+
+def command_options(options: argparse.Namespace) -> list[str]:
+    """The options that make the same files again, with the names of folders alone."""
+    words = [w for path in options.evaluation for w in ("--evaluation", path.resolve().name)]
+    words += ["--onnx"] if options.onnx else []
+    for name in ("name", "license", "base_model"):
+        value = getattr(options, name)
+        words += [f"--{name}", value] if value not in (None, "unknown") else []
+    return [*words, "--out", options.out.name]
 
 
 def describe(folder: Path, options: argparse.Namespace) -> None:
     """Print the files, and what becomes of them."""
     sizes = {path.relative_to(folder): path.stat().st_size for path in files_of(folder)}
     for name, size in sizes.items():
-        print(f"{size:>13,}  {name}")
+        print(f"{size:>13,} bytes  {name}")
     total = f"{len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
     target = options.out if options.push is None else f"{options.out}, then to {options.push}"
     if options.dry_run:

@@ -122,10 +122,12 @@ class FinetuneConfig(RunConfig):
         super().check()
         half = self.data.half_input and self.runtime.precision == "fp32"
         require(not half, "data.half_input", "false with runtime.precision fp32", value=True)
-        model, by_labels = self.model, self.objective.targets == "labels"
-        predicts = model.weights is not None and not model.new_head
-        rule = "labels, unless the net starts from model.weights without model.new_head"
-        require(by_labels or predicts, "objective.targets", rule, self.objective.targets)
-        rule = "labels with train.pretrain_epochs above 0"
-        keeps = self.train.pretrain_epochs == 0
-        require(by_labels or keeps, "objective.targets", rule, self.objective.targets)
+        if self.objective.targets == "reference":
+            rule = "{} with objective.targets reference"
+            has_weights = self.model.weights is not None
+            require(has_weights, "model.weights", rule.format("given"), self.model.weights)
+            keeps_head = not self.model.new_head
+            require(keeps_head, "model.new_head", rule.format("false"), self.model.new_head)
+            is_trained = self.train.pretrain_epochs == 0
+            required = rule.format("0")
+            require(is_trained, "train.pretrain_epochs", required, self.train.pretrain_epochs)

@@ -194,7 +194,8 @@ def _classes(
     if not by_file:
         raise UserError(
             f"{source} holds {len(names):,} files and no images in class folders; put them "
-            "in one folder per class, CLASS/IMAGE, or list their classes: folder --labels FILE"
+            "in one folder per class, CLASS/IMAGE, or list their classes: folder --labels FILE; "
+            "pictures without labels, for objective.targets reference, in one folder inside it"
         )
     if read_classes is not None:
         classes = read_classes(class_folders)

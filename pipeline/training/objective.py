@@ -6,6 +6,7 @@ not averaged over ranks.
 """
 
 import inspect
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -270,6 +271,8 @@ def data_parallel(
         device: the device of its parameters.
         sync_buffers: copy rank 0's buffers to all ranks before each forward.
     """
+    # Gradients of channels_last weights are copied into DDP's buckets, which changes no number.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # torch has renamed this parameter.
     parameters = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"

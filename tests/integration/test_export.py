@@ -22,6 +22,7 @@ from pipeline.models.weight_classes import recorded_classes
 from tests.helpers.exports import EXPORT, export, loaded_net, run_card
 from tests.helpers.images import picture
 from tests.helpers.in_process import EVALUATE, call, succeed
+from tests.helpers.runs import Run
 from tests.helpers.tiny import finished
 
 pytest.importorskip("jinja2", reason="needs the extra export")
@@ -129,7 +130,8 @@ def run_command(exported: Path, evaluation: str, val: str) -> Path:
     os.chdir(exported)
     try:
         assert words[:2] == ["python", "PROJECT/pipeline/evaluate.py"]
-        succeed(EVALUATE, *words[2:], "--output", output)
+        assert words[-2:] == ["--output", "../again"]
+        succeed(EVALUATE, *words[2:-1], output)
     finally:
         os.chdir(before)
     return output
@@ -257,6 +259,16 @@ def test_a_hub_that_cannot_be_reached(
     out = tmp_path / "out"
     assert_refused("was not sent", finetuning, "--out", out, "--push", "some/net")
     assert (out / "README.md").exists()
+
+
+def test_a_dry_run_of_a_push_in_a_process(run: Run, finetuning: Path, tmp_path: Path) -> None:
+    """In a process where nothing else has imported parts of huggingface_hub."""
+    out = ("--out", tmp_path / "out", "--dry_run", "--push")
+    done = run(EXPORT, finetuning, *out, "some/net")
+    assert done.returncode == 0, done.stderr
+    assert "then to some/net" in done.stdout
+    done = run(EXPORT, finetuning, *out, "net")
+    assert done.stderr == "error: --push must be USER/NAME, got net\n"
 
 
 def test_an_incomplete_evaluation(finetuning: Path, photos: Index, tmp_path: Path) -> None:

@@ -105,16 +105,22 @@ def test_other_weights_are_refused_on_resuming(start: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "line"),
     [
-        ("--train.pretrain_epochs", 1, "--model.weights", "x.pth"),
-        (),
-        ("--model.new_head", "true", "--model.weights", "x.pth"),
+        (
+            ("--train.pretrain_epochs", 1, "--model.weights", "x.pth"),
+            "train.pretrain_epochs must be 0 with objective.targets reference, got 1",
+        ),
+        ((), "model.weights must be given with objective.targets reference"),
+        (
+            ("--model.new_head", "true", "--model.weights", "x.pth"),
+            "model.new_head must be false with objective.targets reference, got true",
+        ),
     ],
 )
-def test_mistakes(options: tuple[object, ...], tmp_path: Path) -> None:
+def test_mistakes(options: tuple[object, ...], line: str, tmp_path: Path) -> None:
     common = ("--train.pretrain_epochs", 0, *options, *REFERENCE, "--output", tmp_path / "run")
     done = in_process(FINETUNE, *common)
     assert done.returncode == 2
-    assert "objective.targets must be labels" in done.stderr
+    assert line in done.stderr
     assert done.stderr.count("\n") == 1

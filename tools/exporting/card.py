@@ -6,7 +6,7 @@ The head has the metadata that the hub shows: library, licence, base model, and 
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,13 @@ class CardOptions:
         name: title of the card and name of the model.
         license: the licence's identifier on the hub; unknown: to be filled in.
         base_model: the model on the hub that the training started from; None: not stated.
+        command: the options of tools/export.py, without folders.
     """
 
     name: str
     license: str = "unknown"
     base_model: str | None = None
+    command: Sequence[str] = ()
 
 
 def write_card(
@@ -103,7 +105,7 @@ def write_card(
         "own_module": library if facts.loading(exported) == "own" else "",
         "preprocessing": preprocessing_code(exported),
         "onnx": onnx,
-        "command": shlex.join(["python", "tools/export.py", run.folder.name, "--out", folder.name]),
+        "command": shlex.join(["python", "tools/export.py", run.folder.name, *options.command]),
         "version": machine.versions().get("deep-defense-pipeline", ""),
         "commit": machine.commit(),
     }

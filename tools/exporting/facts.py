@@ -40,8 +40,12 @@ def metrics(summary: Summary) -> dict[str, float]:
 
 
 def data_set(run: Run) -> str:
-    """The name of an evaluation's data set: that of its index's file."""
-    return PurePath(str(run.option("data.val"))).stem
+    """An evaluation's images: the name of its index's file, and their number."""
+    identity = run.evaluation.identity
+    name = PurePath(str(run.option("data.val"))).stem
+    number = identity.num_images or identity.num_indexed
+    part = "" if number == identity.num_indexed else f" of {identity.num_indexed:,}"
+    return f"{name}, {number:,}{part} images"
 
 
 def half_budget(run: Run) -> float | None:
@@ -95,11 +99,14 @@ def training_facts(run: Run, config: FinetuneConfig) -> dict[str, Any]:
     methods = objective.method.split("+")
     if "deep_defense" in methods:
         options |= {"lambda": term.lam, "c": term.c, "d": term.d, "gradient": term.gradient}
+    if objective.targets == "reference":
+        options["targets"] = "the classes that the start net predicts (labels were not used)"
     return {
         "method": " and ".join(_TITLES.get(method, method) for method in methods),
         "options": options,
         "base": config.model.weights and PurePath(config.model.weights).name,
-        "rho": summary.protocol.rho_name,
+        "rho": f"{summary.protocol.rho_name} by {' + '.join(summary.protocol.method_names)}",
+        "iterations": summary.protocol.max_iterations,
         "before": summary.before,
         "after": summary.after,
         "environment": environment(run),

@@ -13,11 +13,13 @@ def check_repository(repository: str) -> None:
     Raises:
         UserError: it is not of the form USER/NAME, or huggingface_hub is missing.
     """
-    hub = _hub()
+    # Submodules are imported by name: the package loads its attributes lazily.
+    errors = optional_package("huggingface_hub.errors", "--push")
+    validate = optional_package("huggingface_hub.utils", "--push").validate_repo_id
     try:
-        hub.utils.validate_repo_id(repository)
+        validate(repository)
         valid = "/" in repository
-    except hub.utils.HFValidationError:
+    except errors.HFValidationError:
         valid = False
     if not valid:
         raise UserError(f"--push must be USER/NAME, got {repository}")
