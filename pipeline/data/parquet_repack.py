@@ -32,8 +32,11 @@ class Copy:
     def is_complete(self) -> bool:
         """Whether the target is a copy of the source as it is now. Copies are written atomically.
 
+        A target that is not complete may be replaced: it is absent, or a copy of an earlier state
+        of the source.
+
         Raises:
-            UserError: the target exists and is another file.
+            UserError: the target exists and is another file, or the copy of another file.
         """
         if not self.target.exists():
             return False
@@ -49,7 +52,16 @@ class Copy:
                 f"--repack: {self.target} exists and is not a copy of an earlier --repack; give "
                 "another folder"
             )
-        return metadata[_KEY] == _identity(self.source)
+        stored = json.loads(metadata[_KEY])
+        original = stored.pop("path", None)  # earlier versions did not store it
+        if stored == _identity(self.source):
+            return True  # also of a data set that was moved
+        if original != os.path.abspath(self.source):
+            raise UserError(
+                f"--repack: {self.target} is the copy of {original or 'another file'}, not of "
+                f"{self.source}; give another folder, or delete the copy"
+            )
+        return False
 
     @property
     def num_bytes(self) -> int:
@@ -115,7 +127,9 @@ def _write(copy: Copy, progress: ReportProgress, done: int) -> None:
         schema, columns = file.schema_arrow, file.metadata.schema
         others = [columns.column(k).path for k in range(len(columns))]
     others.remove(leaf)
-    schema = schema.with_metadata({**(schema.metadata or {}), _KEY: _identity(copy.source)})
+    original = {**_identity(copy.source), "path": os.path.abspath(copy.source)}
+    added = {_KEY: json.dumps(original).encode()}
+    schema = schema.with_metadata({**(schema.metadata or {}), **added})
     settings: dict[str, Any] = {
         "compression": {leaf: "none", **dict.fromkeys(others, "snappy")},
         "column_encoding": {leaf: "PLAIN"},
@@ -140,7 +154,7 @@ def _batches(copy: Copy) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(size)
 
 
-def _identity(path: Path) -> bytes:
+def _identity(path: Path) -> dict[str, Any]:
     """Identifies the state of a Parquet file: its size, and a hash of the metadata at its end."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -148,4 +162,4 @@ def _identity(path: Path) -> bytes:
         length = min(int.from_bytes(file.read(4), "little") + 8, size)
         file.seek(-length, os.SEEK_END)
         footer = hashlib.sha256(file.read()).hexdigest()
-    return json.dumps({"bytes": size, "footer": footer}).encode()
+    return {"bytes": size, "footer": footer}

@@ -1,6 +1,7 @@
 """Parquet files of images: where the bytes are, ids and classes, and uncompressed copies."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -236,6 +237,49 @@ def test_a_changed_original_is_copied_again(tmp_path: Path) -> None:
     assert [copy.is_complete() for copy in planned] == [True, False, True]
     write_copies(planned[1:2])
     assert pq.read_metadata(planned[1].target).num_rows == 3
+
+
+def test_copies_of_another_data_set_are_kept(tmp_path: Path) -> None:
+    """The hub's converted files have the names 0000.parquet, ... in the folder of each split."""
+    planned = {}
+    for split, images in {"train": IMAGES, "validation": IMAGES[:3]}.items():
+        path = tmp_path / "default" / split / "0000.parquet"
+        path.parent.mkdir(parents=True)
+        write_parquet(path, images, LABELS[: len(images)])
+        shards = ParquetShards([path])
+        (planned[split],) = plan_copies(shards, read_facts(shards), tmp_path / "copies")
+    write_copies([planned["train"]])
+    message = r"copies/0000\.parquet is the copy of .*/train/0000\.parquet, not of .*/validation/0"
+    with pytest.raises(UserError, match=message):
+        planned["validation"].is_complete()
+    assert planned["train"].is_complete()
+
+
+def test_copies_of_a_moved_data_set_are_used(tmp_path: Path) -> None:
+    _, (copy,) = copies(tmp_path, number=1)
+    write_copies([copy])
+    (tmp_path / "in").rename(tmp_path / "moved")
+    moved = dataclasses.replace(copy, source=tmp_path / "moved" / "0.parquet")
+    assert moved.is_complete()
+    write_parquet(moved.source, IMAGES[:3], LABELS[:3])
+    with pytest.raises(UserError, match=r"is the copy of .*/in/0\.parquet, not of .*/moved/0\.par"):
+        moved.is_complete()
+
+
+def test_copies_without_the_path_of_the_original(tmp_path: Path) -> None:
+    """As earlier versions wrote them: used while the original is the same, and never replaced."""
+    _, (copy,) = copies(tmp_path, number=1)
+    write_copies([copy])
+    table = pq.read_table(copy.target)
+    metadata = dict(table.schema.metadata)
+    stored = json.loads(metadata[parquet_repack._KEY])
+    del stored["path"]
+    metadata[parquet_repack._KEY] = json.dumps(stored).encode()
+    pq.write_table(table.replace_schema_metadata(metadata), copy.target)
+    assert copy.is_complete()
+    write_parquet(copy.source, IMAGES[:3], LABELS[:3])
+    with pytest.raises(UserError, match=r"0\.parquet is the copy of another file, not of .*in/0\."):
+        copy.is_complete()
 
 
 def test_a_truncated_copy_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.parquet_files import ParquetShards, read_facts
+from pipeline.data.parquet_repack import plan_copies, write_copies
 from tests.helpers.images import encode, index_tar, picture
 from tests.helpers.parquet import write_parquet
 from tests.integration.mistakes.case import Case
@@ -87,6 +89,15 @@ def foreign_file(folder: Path) -> Sequence[object]:
     return files(rows(0, compression="snappy"), more=["--repack", "d"])(folder)
 
 
+def copies_of_another_data_set(folder: Path) -> Sequence[object]:
+    path = folder / "train" / "0.parquet"
+    path.parent.mkdir()
+    write_parquet(path, **rows(0, 1, compression="snappy"))
+    shards = ParquetShards([path])
+    write_copies(plan_copies(shards, read_facts(shards), folder / "d"))
+    return files(rows(0, compression="snappy"), more=["--repack", "d"])(folder)
+
+
 def copies_of_nothing(folder: Path) -> Sequence[object]:
     """The folder of the copies cannot be made."""
     (folder / "d").write_text("a file")
@@ -121,6 +132,11 @@ CASES: list[Case] = [
         "parquet, another file among the copies",
         foreign_file,
         r"--repack: .*d/0\.parquet exists and is not a copy of an earlier --repack; give another",
+    ),
+    Case(
+        "parquet, copies of another data set",
+        copies_of_another_data_set,
+        r"--repack: .*d/0\.parquet is the copy of .*train/0\.parquet, .*; give another folder",
     ),
     Case("parquet, no folder", copies_of_nothing, r"cannot write .*d/0\.parquet: Not a directory"),
     Case(
