@@ -3,6 +3,7 @@
 import difflib
 import itertools
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,15 @@ def did_you_mean_file(path: Path, folders: Iterable[Path] = (), names: Iterable[
 
     Args:
         path: the file. Files of its folder are candidates, those with the same ending first; a
-            name without an ending is also compared with names without theirs.
+            name without an ending is also compared with names without theirs. A folder that cannot
+            be listed has no candidates.
         folders: further folders whose files are candidates.
         names: names that are valid instead of a file.
     """
-    searched = [folder for folder in (*folders, path.parent) if folder.is_dir()]
-    files = [file for folder in searched for file in itertools.islice(folder.iterdir(), _MAX_FILES)]
+    files: list[Path] = []
+    for folder in (*folders, path.parent):
+        with suppress(OSError):
+            files += itertools.islice(folder.iterdir(), _MAX_FILES)
     same_ending = {file.name: file for file in files if file.suffix == path.suffix}
     stems = {file.stem: file for file in files if not path.suffix}
     for candidates in (same_ending | {name: name for name in names}, stems):

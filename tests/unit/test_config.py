@@ -1,5 +1,9 @@
 """Configurations: YAML files, the command line, help."""
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,38 @@ from pipeline.config import (
     FinetuneConfig,
     parse,
 )
+from pipeline.config.text import did_you_mean_file, read_yaml
+from pipeline.errors import UserError
 from pipeline.runtime import config_file
 from reproduction.experiments import EXPERIMENTS
+
+NOBODY = 65534  # a user without rights
+
+
+@contextmanager
+def unlisted_folder() -> Iterator[Path]:
+    """An empty folder that may be entered, and not be listed; root may list any folder."""
+    # pytest's own folders are closed to other users.
+    with tempfile.TemporaryDirectory() as name:
+        user = os.geteuid()
+        os.chmod(name, 0o711 if user == 0 else 0o311)
+        if user == 0:
+            os.seteuid(NOBODY)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(user)
+            os.chmod(name, 0o700)
+
+
+def test_a_file_that_is_not_in_a_folder_without_a_list() -> None:
+    with unlisted_folder() as folder:
+        with pytest.raises(PermissionError):
+            list(folder.iterdir())
+        with pytest.raises(UserError, match=r"^--config: no file .*/demo\.yml$"):
+            read_yaml(folder / "demo.yml")
+        hint = did_you_mean_file(folder / "demo.yml", [folder], ["demo.yaml"])
+    assert hint == "; did you mean demo.yaml?"
 
 
 def test_every_shipped_configuration_is_valid() -> None:
