@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,10 +33,18 @@ class Stuck(JsonLines):
     def __init__(self, folder: Path, answer: threading.Event) -> None:
         super().__init__(TrackedRun.of(folder, -1, {}))
         self.answer = answer
+        self.ended: list[Mapping[str, float] | bool] = []  # arguments of the calls at the end
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.answer.wait(60)
         super().scalars(step, values)
+
+    def final_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.ended.append(metrics)
+
+    def close(self, failed: bool, /) -> None:
+        super().close(failed)
+        self.ended.append(failed)
 
 
 def test_calls_are_done_in_order_before_the_end(tmp_path: Path) -> None:
@@ -84,6 +93,37 @@ def test_a_service_that_does_not_answer_does_not_stop_the_end(
     answer.set()
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("warning: lines takes no records, so they are dropped; the run")
+
+
+def test_a_full_queue_loses_neither_the_final_metrics_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "_MAX_WAITING", 3)
+    answer = threading.Event()
+    stuck = Stuck(tmp_path, answer)
+    tracker = Background("lines", tmp_path, lambda: stuck)
+    for step in range(9):
+        tracker.scalars(step, {"a": float(step)})
+    tracker.final_metrics(8, {"b": 1.0})
+    timer = threading.Timer(0.3, answer.set)  # while the end is waiting
+    timer.start()
+    tracker.close(False)
+    timer.join()
+    assert stuck.ended == [{"b": 1.0}, False]
+    assert not tracker._thread.is_alive()
+
+
+def test_a_full_disk_at_the_end_ends_the_thread(tmp_path: Path) -> None:
+    tracker = Background("lines", tmp_path, lambda: json_lines(tmp_path))
+    deadline = time.monotonic() + 60
+    with disk_full(0):
+        tracker.scalars(0, {"a": 1.0})
+        while tracker._disk_error is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    with pytest.raises(OSError, match="File too large"):
+        tracker.close(False)
+    assert not tracker._thread.is_alive()
 
 
 def test_a_resumed_run_gives_wandb_what_it_lacks(

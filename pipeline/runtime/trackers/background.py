@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,7 +36,9 @@ class Background(Tracker):
             open_tracker: creates the tracker; called in the thread.
         """
         self._name, self._folder = name, folder
-        self._calls: queue.Queue[_Call | None] = queue.Queue(_MAX_WAITING)
+        # Calls, and whether the thread ends after them.
+        self._calls: queue.Queue[tuple[Sequence[_Call], bool]] = queue.Queue(_MAX_WAITING)
+        self._final_calls: list[_Call] = []
         self._disk_error: OSError | None = None
         self._disk_full = self._warned = False
         self._thread = threading.Thread(target=self._work, args=(open_tracker,), daemon=True)
@@ -55,16 +57,17 @@ class Background(Tracker):
         self._put(lambda tracker: tracker.histogram(step, name, values))
 
     def final_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Pass metrics on."""
-        self._put(lambda tracker: tracker.final_metrics(step, metrics))
+        """Keep metrics for `close`, which waits where records are dropped."""
+        self._raise_disk_error()
+        self._final_calls.append(lambda tracker: tracker.final_metrics(step, metrics))
 
     def close(self, failed: bool, /) -> None:
         """Wait until the service has all records, for a limited time."""
-        self._put(lambda tracker: tracker.close(failed))
+        calls = [*self._final_calls, lambda tracker: tracker.close(failed)]
         seconds = _HURRIED_SECONDS if failed or self._warned else _CLOSE_SECONDS
         deadline = time.monotonic() + seconds
         with suppress(queue.Full):
-            self._calls.put(None, timeout=seconds)  # ends the thread
+            self._calls.put((calls, True), timeout=seconds)
         self._thread.join(max(deadline - time.monotonic(), 0))
         if self._thread.is_alive():
             self._warn(f"does not respond, and lacks about {self._calls.qsize()} records")
@@ -73,19 +76,22 @@ class Background(Tracker):
     def _put(self, call: _Call) -> None:
         self._raise_disk_error()
         try:
-            self._calls.put_nowait(call)
+            self._calls.put_nowait(([call], False))
         except queue.Full:
             self._warn("takes no records, so they are dropped")
 
     def _work(self, open_tracker: Callable[[], Tracker]) -> None:
-        """Open the tracker, and do the calls until there is a None instead of one."""
+        """Open the tracker, and do the calls."""
         tracker: Tracker | None = None
         with self._handle_errors():
             tracker = open_tracker()
-        while (call := self._calls.get()) is not None:
-            if tracker is not None and not self._disk_full:
-                with self._handle_errors():
-                    call(tracker)
+        is_last = False
+        while not is_last:
+            calls, is_last = self._calls.get()
+            for call in calls:
+                if tracker is not None and not self._disk_full:
+                    with self._handle_errors():
+                        call(tracker)
 
     @contextmanager
     def _handle_errors(self) -> Iterator[None]:
