@@ -7,6 +7,7 @@ exception is a defect of this program and keeps its traceback.
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from typing import NoReturn
 USER_ERROR_EXIT_CODE = 2
 LOST_EXIT_CODE = 3  # another rank ended or never connected
 STOPPED_EXIT_CODE = 75  # after a signal, with everything saved: the same command resumes
+
+_LOGIN = re.compile(r"(?<=://)\S*@")
 
 
 class UserError(Exception):
@@ -27,8 +30,11 @@ class Stopped(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, or the name of its type if it has no message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first line of another library's error, or the name of its type if it has no message.
+
+    Addresses are without the user and the password, as https://USER:PASSWORD@HOST has them.
+    """
+    return _LOGIN.sub("", (str(error).splitlines() or [type(error).__name__])[0])
 
 
 def first_few(names: Sequence[str], limit: int = 8, separator: str = ", ") -> str:

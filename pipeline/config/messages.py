@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import FinetuneConfig, RunConfig, Shard, parse
-from pipeline.config.tracking import mlflow_uri
+from pipeline.config.tracking import is_local_store, mlflow_address, mlflow_uri
 from pipeline.errors import is_first_process
 
 # For runs that another command started, which says itself what to do next.
@@ -70,13 +70,16 @@ def evaluation_options(config: FinetuneConfig) -> list[str]:
 
 
 def watch(config: RunConfig) -> str:
-    """The commands that show the curves of a run. W&B prints an address of its own."""
+    """The commands that show the curves of a run, or the address of MLflow's server. W&B prints
+    an address of its own."""
     folder, trackers = config.folder, config.tracking.trackers
     commands = []
     if "tensorboard" in trackers:
         commands.append(tensorboard_command(folder))
     if "mlflow" in trackers:
-        commands.append(_quoted(["mlflow", "ui", "--backend-store-uri", mlflow_uri(folder)]))
+        uri = mlflow_uri(folder)
+        command = _quoted(["mlflow", "ui", "--backend-store-uri", uri])
+        commands.append(command if is_local_store(uri) else f"MLflow at {mlflow_address(uri)}")
     return "; ".join(commands) or _quoted(["tail", "-f", folder / "metrics.jsonl"])
 
 

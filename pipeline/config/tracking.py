@@ -1,6 +1,7 @@
 """Options of where a run is recorded."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -44,3 +45,17 @@ class TrackingConfig(Section):
 def mlflow_uri(folder: Path) -> str:
     """The store of MLflow: MLFLOW_TRACKING_URI, or a database in the folder of the run."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+
+
+def is_local_store(uri: str) -> bool:
+    """Whether a store of MLflow consists of files, which `mlflow ui` shows without a login."""
+    is_path = "://" not in uri and not uri.startswith("databricks")
+    return is_path or uri.startswith(("sqlite:///", "file:///"))
+
+
+def mlflow_address(uri: str) -> str:
+    """The URI of a store of MLflow, to be shown and stored. That of a server is without the user
+    and the query, which may contain passwords."""
+    if is_local_store(uri):
+        return uri
+    return re.sub("://.*@", "://", uri).partition("?")[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.trackers import background
 from tests.helpers.in_process import EVALUATE, FINETUNE, call
 from tests.helpers.runs import ROOT, start
@@ -167,13 +168,49 @@ def wait_for_step(folder: Path, step: int, poll: Callable[[], int | None]) -> No
 def test_a_service_that_cannot_be_reached_does_not_end_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    # Nothing listens there.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ml:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     ended = finished(tmp_path, "--tracking.trackers", "[mlflow]")
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("warning: ")]
     assert re.match(r"warning: MLflow failed \(.*127\.0\.0\.1.*\); the run continues", line)
+    assert "curves:      MLflow at http://127.0.0.1:9" in ended.stdout.splitlines()
+    assert "secret" not in ended.stdout + ended.stderr
     assert [row["step"] for row in metric_rows(tmp_path)][-1] == 18
     assert not (tmp_path / "tensorboard").exists()
+
+
+@needs_services
+def test_a_password_of_mlflow_is_not_stored(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is a database in a file, under the URI of a server."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.tracking._tracking_service.utils import _tracking_store_registry
+
+    store, path = SqlAlchemyStore(database, tmp_path.as_uri()), tmp_path / "mlflow.json"
+    builders = _tracking_store_registry._registry
+    monkeypatch.setitem(builders, "postgresql", lambda store_uri, artifact_uri=None: store)
+    options = {"tracking": {"trackers": ["mlflow"]}}
+
+    def record(before: int, login: str, host: str) -> dict[str, str]:
+        """Record the step after ``before``; what is stored then."""
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://{login}@{host}/mlflow")
+        with Monitor(tmp_path, shown=True, step=before, options=options) as monitor:
+            monitor.scalars(before + 1, "train", {"loss": 1.0})
+        return json.loads(path.read_text())
+
+    first = record(-1, "ml:secret", "db")
+    assert first["tracking_uri"] == "postgresql://db/mlflow"
+    assert record(0, "ml:changed", "db") == first
+    earlier = {**first, "tracking_uri": "postgresql://ml:secret@db/mlflow"}  # of earlier versions
+    path.write_text(json.dumps(earlier))
+    assert record(1, "ml:changed", "db") == first
+    history = store.get_metric_history(first["run_id"], "train/loss")
+    assert [metric.step for metric in history] == [0, 1, 2]
+    other = record(2, "ml:secret", "other")
+    assert other["tracking_uri"] == "postgresql://other/mlflow"
+    assert other["run_id"] != first["run_id"]
 
 
 @needs_services

@@ -7,6 +7,7 @@ import pytest
 
 from launchers import command_lines, finetune, options
 from pipeline.config import EvaluateConfig, FinetuneConfig, Shard, messages, parse
+from pipeline.errors import first_line
 
 
 def tuning(*argv: str) -> FinetuneConfig:
@@ -22,6 +23,45 @@ def test_the_evaluation_of_a_run_of_several_ranks() -> None:
         *("--output", "runs/a b-evaluation"),
     ]
     assert second == "curves:      tensorboard --logdir 'runs/a b'"
+
+
+LOCAL, SERVER = "mlflow ui --backend-store-uri ", "MLflow at "
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        (None, f"{LOCAL}'sqlite:///{Path.cwd()}/runs/a b/mlflow.db'"),
+        ("sqlite:////data/me@x/runs.db", f"{LOCAL}sqlite:////data/me@x/runs.db"),
+        ("file:///data/me@x/mlruns", f"{LOCAL}file:///data/me@x/mlruns"),
+        ("/data/me@x/mlruns", f"{LOCAL}/data/me@x/mlruns"),
+        ("http://tracker:5000", f"{SERVER}http://tracker:5000"),
+        ("https://ml:secret@tracker/path", f"{SERVER}https://tracker/path"),
+        ("postgresql://ml:secret@db/mlflow", f"{SERVER}postgresql://db/mlflow"),
+        ("mysql+pymysql://ml:s@/?: secret@db/x?y=1", f"{SERVER}mysql+pymysql://db/x"),
+        ("postgresql://db/mlflow?user=ml&password=secret", f"{SERVER}postgresql://db/mlflow"),
+        (
+            "sqlite+pysqlcipher://:secret@/data/runs.db",
+            f"{SERVER}sqlite+pysqlcipher:///data/runs.db",
+        ),
+        ("databricks", f"{SERVER}databricks"),
+        ("databricks://profile", f"{SERVER}databricks://profile"),
+    ],
+)
+def test_curves_in_mlflow(uri: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mlflow ui` shows files; servers are named, without passwords."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if uri is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert messages.watch(tuning("--tracking.trackers", "[mlflow]")) == expected
+    both = messages.watch(tuning("--tracking.trackers", "[tensorboard,mlflow]"))
+    assert both == f"tensorboard --logdir 'runs/a b'; {expected}"
+
+
+def test_errors_of_libraries_are_shown_without_logins() -> None:
+    error = ValueError("request to https://ml:s@/cret@host:9/api failed (by a@b)\nmore")
+    assert first_line(error) == "request to https://host:9/api failed (by a@b)"
+    assert first_line(ValueError()) == "ValueError"
 
 
 @pytest.mark.parametrize(

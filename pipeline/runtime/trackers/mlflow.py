@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.config.tracking import mlflow_uri
+from pipeline.config.tracking import mlflow_address, mlflow_uri
 from pipeline.runtime.files import write_json
 
 from .base import Options, Service, TrackedRun
@@ -40,14 +40,15 @@ class Mlflow(Service):
         uri, path = mlflow_uri(run.folder), run.folder / "mlflow.json"
         self._client = MlflowClient(uri)
         stored = json.loads(path.read_text()) if run.resumes and path.exists() else {}
-        self._continues = stored.get("tracking_uri") == uri
+        address = mlflow_address(uri)
+        self._continues = mlflow_address(stored.get("tracking_uri", "")) == address
         if self._continues:
             self._run_id = stored["run_id"]
             self._client.update_run(self._run_id, "RUNNING")
         else:
             experiment = _experiment(self._client, run, uri)
             self._run_id = self._client.create_run(experiment, run_name=run.name).info.run_id
-            write_json(path, {"tracking_uri": uri, "run_id": self._run_id})
+        write_json(path, {"tracking_uri": address, "run_id": self._run_id})
         self._record_options(run.options)
 
     def _record_options(self, options: Options) -> None:
