@@ -137,10 +137,10 @@ def main() -> None:
         lines = [f"merged by    job {j.job_id}, log {j.paths.stdout}" for j in merge_jobs]
         table = ["python", messages.script("tools/report.py"), "table", str(config.folder)]
         lines.append(f"when done    {shlex.join(table)}")
-        print(
-            submit.submission_message(config.folder, shard_jobs, resources, shard_line, *lines),
-            flush=True,
+        message = submit.submission_message(
+            config.folder, config, shard_jobs, resources, shard_line, *lines
         )
+        print(message, flush=True)
         submit.follow(jobs, resources, wait=args.wait)
 
 

@@ -120,7 +120,7 @@ def main() -> None:
         lines = [f"checkpoints  {configs[0].folder / 'checkpoints'}"]
         if len(configs) == 1:
             lines.append(f"when done    {evaluation_command(configs[0], resources)}")
-        print(submit.submission_message(folder, jobs, resources, *lines), flush=True)
+        print(submit.submission_message(folder, configs[0], jobs, resources, *lines), flush=True)
         submit.follow(jobs, resources, wait=args.wait)
 
 

@@ -227,9 +227,16 @@ def job_ids(jobs: Sequence[submitit.Job[None]]) -> list[str]:
 
 
 def submission_message(
-    folder: Path, jobs: Sequence[submitit.Job[None]], resources: Resources, *extra_lines: str
+    folder: Path,
+    config: RunConfig,
+    jobs: Sequence[submitit.Job[None]],
+    resources: Resources,
+    *extra_lines: str,
 ) -> str:
-    """The lines printed after a submission: the jobs, their files, how to watch and stop them."""
+    """The lines printed after a submission: the jobs, their files, how to watch and stop them.
+
+    ``folder`` is the folder of all runs, and ``config`` has the options of the first run.
+    """
     shape = f"{resources.nodes} node(s) x {resources.tasks_per_node} task(s)"
     factor = f"{len(jobs)} x " if len(jobs) > 1 else ""
     return "\n".join(
@@ -237,7 +244,7 @@ def submission_message(
             f"job {', '.join(job_ids(jobs))}: {factor}{shape}, {resources.minutes} min, on "
             f"{resources.cluster}, in {folder}",
             f"log          tail -F {shlex.quote(str(jobs[0].paths.stdout))}",
-            f"TensorBoard  {messages.tensorboard_command(folder)}",
+            f"curves       {messages.watch(config, folder)}",
             *extra_lines,
             f"progress     {jobs_command('--watch', folder)}",
             f"to stop it   {jobs_command('cancel', folder)}",

@@ -69,23 +69,23 @@ def evaluation_options(config: FinetuneConfig) -> list[str]:
     return list(map(str, options))
 
 
-def watch(config: RunConfig) -> str:
+def watch(config: RunConfig, folder: Path | None = None) -> str:
     """The commands that show the curves of a run, or the address of MLflow's server. W&B prints
-    an address of its own."""
-    folder, trackers = config.folder, config.tracking.trackers
+    an address of its own.
+
+    Args:
+        config: the options of the run.
+        folder: what TensorBoard shows: a folder of several runs; default: the run's own.
+    """
+    trackers = config.tracking.trackers
     commands = []
     if "tensorboard" in trackers:
-        commands.append(tensorboard_command(folder))
+        commands.append(_quoted(["tensorboard", "--logdir", folder or config.folder]))
     if "mlflow" in trackers:
-        uri = mlflow_uri(folder)
+        uri = mlflow_uri(config.folder)
         command = _quoted(["mlflow", "ui", "--backend-store-uri", uri])
         commands.append(command if is_local_store(uri) else f"MLflow at {mlflow_address(uri)}")
-    return "; ".join(commands) or _quoted(["tail", "-f", folder / "metrics.jsonl"])
-
-
-def tensorboard_command(folder: Path) -> str:
-    """The command that shows TensorBoard's curves of the runs in a folder."""
-    return _quoted(["tensorboard", "--logdir", folder])
+    return "; ".join(commands) or _quoted(["tail", "-F", config.folder / "metrics.jsonl"])
 
 
 def after_shard(folder: Path, argv: Sequence[str], shard: Shard, ranks_per_node: int) -> str:

@@ -264,7 +264,7 @@ def test_a_missing_package_ends_in_one_line(
 
 def test_without_trackers_metrics_are_written(tmp_path: Path) -> None:
     ended = finished(tmp_path, "--tracking.trackers", "[]")
-    assert ended.stdout.splitlines()[-1] == f"curves:      tail -f {tmp_path}/metrics.jsonl"
+    assert ended.stdout.splitlines()[-1] == f"curves:      tail -F {tmp_path}/metrics.jsonl"
     assert not (tmp_path / "tensorboard").exists()
     steps = [row["step"] for row in metric_rows(tmp_path)]
     history = json.loads((tmp_path / "summary.json").read_text())["history"]

@@ -4,8 +4,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from submitit import LocalJob
 
-from launchers import command_lines, finetune, options
+from launchers import command_lines, finetune, options, submit
 from pipeline.config import EvaluateConfig, FinetuneConfig, Shard, messages, parse
 from pipeline.errors import first_line
 
@@ -56,6 +57,30 @@ def test_curves_in_mlflow(uri: str | None, expected: str, monkeypatch: pytest.Mo
     assert messages.watch(tuning("--tracking.trackers", "[mlflow]")) == expected
     both = messages.watch(tuning("--tracking.trackers", "[tensorboard,mlflow]"))
     assert both == f"tensorboard --logdir 'runs/a b'; {expected}"
+
+
+@pytest.mark.parametrize(
+    ("trackers", "expected"),
+    [
+        ("[tensorboard]", "tensorboard --logdir runs"),
+        ("[tensorboard,wandb]", "tensorboard --logdir runs"),
+        ("[wandb]", "tail -F 'runs/a b/metrics.jsonl'"),
+        ("[]", "tail -F 'runs/a b/metrics.jsonl'"),
+        ("[mlflow]", f"{LOCAL}'sqlite:///{Path.cwd()}/runs/a b/mlflow.db'"),
+    ],
+)
+def test_the_curves_of_submitted_runs(
+    trackers: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sweep TensorBoard shows all runs, and the other commands the first one."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    jobs = [LocalJob[None]("runs/jobs", "12")]
+    resources = options.resources(command_lines.finetune_parser("").parse_args([]))
+    config = tuning("--tracking.trackers", trackers)
+    lines = submit.submission_message(Path("runs"), config, jobs, resources).splitlines()
+    assert [line for line in lines if "runs/a b" in line or "logdir" in line] == [
+        f"curves       {expected}"
+    ]
 
 
 def test_errors_of_libraries_are_shown_without_logins() -> None:
