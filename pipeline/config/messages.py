@@ -6,6 +6,7 @@ Imports nothing heavy, so that the first line is printed before torch and DALI a
 import os
 import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.config import FinetuneConfig, RunConfig, Shard, parse
@@ -84,6 +85,8 @@ def watch(config: RunConfig, folder: Path | None = None) -> str:
     if "mlflow" in trackers:
         uri = mlflow_uri(config.folder)
         command = _quoted(["mlflow", "ui", "--backend-store-uri", uri])
+        if find_spec("flask") is None:  # mlflow-skinny records, and cannot show
+            command += " (needs: pip install mlflow)"
         commands.append(command if is_local_store(uri) else f"MLflow at {mlflow_address(uri)}")
     return "; ".join(commands) or _quoted(["tail", "-F", config.folder / "metrics.jsonl"])
 

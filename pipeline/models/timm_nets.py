@@ -103,9 +103,8 @@ def preprocessing(name: str) -> PublishedPreprocessing:
 
 def size_options(name: str, image_size: int | None) -> dict[str, int]:
     """timm's option of the side of the input in pixels, for nets that are built for one size."""
-    if image_size is None or not _published_config(name).fixed_input_size:
-        return {}
-    return {"img_size": image_size}
+    has_one_size = _published_config(name).fixed_input_size  # also checks the name
+    return {"img_size": image_size} if image_size is not None and has_one_size else {}
 
 
 def published_fields(name: str) -> dict[str, Any]:

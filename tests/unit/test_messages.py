@@ -51,12 +51,20 @@ LOCAL, SERVER = "mlflow ui --backend-store-uri ", "MLflow at "
 )
 def test_curves_in_mlflow(uri: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`mlflow ui` shows files; servers are named, without passwords."""
+    monkeypatch.setattr(messages, "find_spec", lambda _: True)  # flask, which mlflow-skinny lacks
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if uri is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert messages.watch(tuning("--tracking.trackers", "[mlflow]")) == expected
     both = messages.watch(tuning("--tracking.trackers", "[tensorboard,mlflow]"))
     assert both == f"tensorboard --logdir 'runs/a b'; {expected}"
+
+
+def test_the_package_for_curves_in_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(messages, "find_spec", lambda _: None)
+    line = messages.watch(tuning("--tracking.trackers", "[mlflow]"))
+    assert line.endswith("mlflow.db' (needs: pip install mlflow)")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +81,7 @@ def test_the_curves_of_submitted_runs(
     trackers: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a sweep TensorBoard shows all runs, and the other commands the first one."""
+    monkeypatch.setattr(messages, "find_spec", lambda _: True)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     jobs = [LocalJob[None]("runs/jobs", "12")]
     resources = options.resources(command_lines.finetune_parser("").parse_args([]))
