@@ -26,12 +26,12 @@ from board_page.protocols import measured, pages_of
 from board_page.rows import Row, compare_with, read_row
 from board_page.sheets import write_sheet
 from pipeline.config import arguments
-from pipeline.config.checks import Range
 from pipeline.errors import UserError, exit_on_user_error, warn
 from pipeline.reports import evaluation_folders, pairs
 from pipeline.reports.evaluation_folders import EvaluationFolder
 from pipeline.reports.paired_statistics import Resampling
 from pipeline.reports.pairs import EvaluatedImages
+from pipeline.reports.resampling_options import add_resampling, resampling_of
 from pipeline.runtime.files import check_writable, report_unwritable
 
 _Item = TypeVar("_Item")
@@ -39,7 +39,6 @@ _Item = TypeVar("_Item")
 
 def parser() -> arguments.Parser:
     """The command line."""
-    default = Resampling()
     top = arguments.Parser(description=__doc__)
     top.add_argument(
         "folders",
@@ -60,19 +59,7 @@ def parser() -> arguments.Parser:
         "rho2 with its bootstrap interval, difference of accuracy with McNemar's p; up to 15 "
         "seconds for each (default: no comparison)",
     )
-    top.add_argument(
-        "--level",
-        type=arguments.Number(float, Range(above=0, below=1)),
-        default=default.level,
-        help="confidence level of the intervals (%(default)s)",
-    )
-    top.add_argument(
-        "--resamples",
-        type=arguments.POSITIVE,
-        default=default.num_resamples,
-        help="resamples of the bootstrap (%(default)s)",
-    )
-    top.add_argument("--seed", type=arguments.SEED, default=default.seed, help="(%(default)s)")
+    add_resampling(top)
     top.add_argument(
         "--no-sheets",
         action="store_true",
@@ -96,9 +83,7 @@ def make(options: argparse.Namespace) -> None:
         names = ", ".join(map(str, options.folders))
         raise UserError(f"no evaluation that can be read is below {names}")
     if options.reference is not None:
-        resampling = Resampling(
-            level=options.level, num_resamples=options.resamples, seed=options.seed
-        )
+        resampling = resampling_of(options)
         rows = _compared(rows, _reference(rows, options.reference), resampling)
     writing.remove_earlier(options.out)
     board = writing.Board(

@@ -26,7 +26,7 @@ from pipeline.errors import UserError, exit_on_user_error
 from pipeline.evaluation import merge
 from pipeline.evaluation.summary import format_summary, write_outputs
 from pipeline.reports import chain_report, compare, figures, pairs, runs, table, table_formats
-from pipeline.reports.paired_statistics import Resampling
+from pipeline.reports.resampling_options import add_resampling, resampling_of
 from pipeline.runtime.files import atomic_write, check_writable, writable
 
 FIGURES = ("epochs", "sweep", "ratios", "curves", "sheet")
@@ -86,7 +86,6 @@ def parser() -> arguments.Parser:
 
 
 def _add_compare(commands: Any) -> None:
-    default = Resampling()
     compare_parser = commands.add_parser(
         "compare", help="two evaluations of the same images, image by image"
     )
@@ -97,21 +96,7 @@ def _add_compare(commands: Any) -> None:
         help="compare the distances by this one of the methods that both evaluations ran, such as "
         "deepfool (default: the smallest distance by the methods of evaluation.attack.method)",
     )
-    compare_parser.add_argument(
-        "--level",
-        type=arguments.Number(float, Range(above=0, below=1)),
-        default=default.level,
-        help="confidence level of the intervals (%(default)s)",
-    )
-    compare_parser.add_argument(
-        "--resamples",
-        type=arguments.POSITIVE,
-        default=default.num_resamples,
-        help="resamples of the bootstrap (%(default)s)",
-    )
-    compare_parser.add_argument(
-        "--seed", type=arguments.SEED, default=default.seed, help="(%(default)s)"
-    )
+    add_resampling(compare_parser)
     compare_parser.add_argument(
         "--worst",
         type=arguments.Number(int, Range(minimum=0)),
@@ -168,7 +153,7 @@ def draw(options: argparse.Namespace) -> None:
 def compare_evaluations(options: argparse.Namespace) -> None:
     """The command ``compare``."""
     a, b = (pairs.read(runs.run_of_argument(folder)) for folder in (options.a, options.b))
-    resampling = Resampling(level=options.level, num_resamples=options.resamples, seed=options.seed)
+    resampling = resampling_of(options)
     if options.out is not None:
         check_writable(options.out)
     common = pairs.pair(a, b, options.method)

@@ -21,6 +21,7 @@ FOLDERS = "pipeline|tools|launchers|configs|slurm|tests"
 SECTIONS = {name.rpartition(".")[0] for name in OPTIONS} - {""}
 # Of jsonargparse, and of torchrun, srun and sbatch, pip, uv, docker, apptainer.
 COMMON = {"help", "help-all", "config", "print_config"}
+RESAMPLING = ROOT / "pipeline" / "reports" / "resampling_options.py"
 FILE_ENDINGS = (".py", ".safetensors", ".onnx")
 FOREIGN = {
     *("standalone", "nproc_per_node", "max-restarts", "array", "kill-on-bad-exit"),
@@ -184,8 +185,14 @@ def known_words(piece: str) -> set[str]:
 
 @cache
 def words_in(file: Path) -> set[str]:
-    """Options as the source of a program writes them; a missing file has none."""
-    return set(re.findall(r'"--([\w-]+)"', file.read_text())) if file.exists() else set()
+    """Options as the source of a program writes them, and those that it adds from
+    `pipeline.reports.resampling_options`; a missing file has none."""
+    if not file.exists():
+        return set()
+    text = file.read_text()
+    if "add_resampling(" in text:
+        text += RESAMPLING.read_text()
+    return set(re.findall(r'"--([\w-]+)"', text))
 
 
 @cache
