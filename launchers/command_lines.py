@@ -13,19 +13,10 @@ from pipeline.config.arguments import POSITIVE, Parser
 from pipeline.config.text import did_you_mean
 from pipeline.errors import UserError, exit_on_user_error
 
-_AFTER = (
-    "The options of {0} follow --. After --, --help shows those most used,\n"
-    "--help SECTION those of a section, --help-all all of them."
-)
-
 
 def finetune_parser(description: str | None) -> Parser:
     """The options of launchers/finetune.py before ``--``."""
-    top = Parser(
-        description=description,
-        usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/finetune.py]",
-        epilog=_AFTER.format("pipeline/finetune.py"),
-    )
+    top = _launcher_parser(description, "pipeline/finetune.py")
     top.add_argument(
         "--sweep",
         action="append",
@@ -41,11 +32,7 @@ def finetune_parser(description: str | None) -> Parser:
 
 def evaluate_parser(description: str | None) -> Parser:
     """The options of launchers/evaluate.py before ``--``."""
-    top = Parser(
-        description=description,
-        usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/evaluate.py]",
-        epilog=_AFTER.format("pipeline/evaluate.py"),
-    )
+    top = _launcher_parser(description, "pipeline/evaluate.py")
     top.add_argument(
         "--shards",
         type=POSITIVE,
@@ -57,11 +44,8 @@ def evaluate_parser(description: str | None) -> Parser:
 
 def chain_parser(description: str | None) -> Parser:
     """The options of launchers/chain.py before the first ``--``."""
-    top = Parser(
-        description=description,
-        usage="%(prog)s [OPTIONS] -- [OPTIONS OF pipeline/finetune.py] "
-        "[-- OPTIONS OF pipeline/evaluate.py]",
-        epilog=_AFTER.format("pipeline/finetune.py"),
+    top = _launcher_parser(
+        description, "pipeline/finetune.py", "[-- OPTIONS OF pipeline/evaluate.py]"
     )
     top.add_argument(
         "--shards",
@@ -79,6 +63,16 @@ def chain_parser(description: str | None) -> Parser:
     )
     options.add_resources(top)
     return top
+
+
+def _launcher_parser(description: str | None, program: str, *more_usage: str) -> Parser:
+    """A parser whose help says that the options of an entry point follow ``--``."""
+    return Parser(
+        description=description,
+        usage=" ".join([f"%(prog)s [OPTIONS] -- [OPTIONS OF {program}]", *more_usage]),
+        epilog=f"The options of {program} follow --. After --, --help shows those most used,\n"
+        "--help SECTION those of a section, --help-all all of them.",
+    )
 
 
 def check(parser: Parser, argv: Sequence[str], *entry_points: type[RunConfig]) -> None:
