@@ -96,7 +96,7 @@ def export(options: argparse.Namespace) -> None:
     check(options)
     run = read_run(options.run)
     exported = exported_net(run, options.weights)
-    evaluations = evaluations_of(run, exported.net, options.evaluation)
+    evaluations = evaluations_of(run, exported, options.evaluation)
     out: Path = options.out
     parent = Path(tempfile.gettempdir()) if options.dry_run else out.absolute().parent
     with report_unwritable(out, "give another --out"):

@@ -120,19 +120,7 @@ def metadata(exported: ExportedNet, evaluations: Mapping[str, Run], options: Car
     """The head of the card, a ``ModelCardData``."""
     library = net_files.library_of(exported)
     results = [
-        _hub().EvalResult(
-            task_type="image-classification",
-            task_name="Image classification",
-            dataset_type=facts.data_set(evaluation),
-            dataset_name=facts.data_set(evaluation),
-            dataset_revision=evaluation.evaluation.identity.index,
-            metric_type=metric.partition(" ")[0].rstrip(","),
-            metric_name=metric,
-            metric_value=value,
-            metric_config=name,
-        )
-        for name, evaluation in evaluations.items()
-        for metric, value in facts.metrics(evaluation.evaluation).items()
+        result for name, evaluation in evaluations.items() for result in _results(name, evaluation)
     ]
     return _hub().ModelCardData(
         model_name=options.name,
@@ -143,6 +131,25 @@ def metadata(exported: ExportedNet, evaluations: Mapping[str, Run], options: Car
         pipeline_tag="image-classification",
         tags=["image-classification", "adversarial-robustness", "deep-defense"],
     )
+
+
+def _results(name: str, evaluation: Run) -> list[Any]:
+    """The metrics of an evaluation, each an ``EvalResult``; ``name`` is its folder."""
+    data_set, summary = facts.data_set(evaluation), evaluation.evaluation
+    return [
+        _hub().EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=data_set,
+            dataset_name=data_set,
+            dataset_revision=summary.identity.index,
+            metric_type=metric.partition(" ")[0].rstrip(","),
+            metric_name=metric,
+            metric_value=value,
+            metric_config=name,
+        )
+        for metric, value in facts.metrics(summary).items()
+    ]
 
 
 def loading_code(exported: ExportedNet) -> str:

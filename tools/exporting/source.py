@@ -6,6 +6,7 @@ In: the folder of a fine-tuning or an evaluation. Out: an `ExportedNet`, and its
 import itertools
 from collections.abc import Container
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,6 +56,11 @@ class ExportedNet:
     classes: Classes | None
     training: FinetuneConfig | None
 
+    @cached_property
+    def weights_hash(self) -> str:
+        """The hash by which evaluations identify the weights."""
+        return weights_hash(self.net)
+
 
 def read_run(folder: Path) -> Run:
     """The run of a folder, with its options beside it.
@@ -102,25 +108,26 @@ def exported_net(run: Run, weights: Path | None = None) -> ExportedNet:
         )
     net = construct(model.name, num_classes, config.data.crop_size)
     load_weights(net, model, num_classes, config.data.crop_size)
-    net.eval()
-    if run.is_evaluation:
-        _check_hash(run, net, f"{model.weights} has changed since; give the file with --weights")
-    return ExportedNet(
-        net=net,
+    exported = ExportedNet(
+        net=net.eval(),
         model=model,
         data=config.data,
         num_classes=num_classes,
         classes=classes if classes is not None and len(classes) == num_classes else None,
         training=training,
     )
+    if run.is_evaluation:
+        remedy = f"{model.weights} has changed since; give the file with --weights"
+        _check_hash(run, exported, remedy)
+    return exported
 
 
-def evaluations_of(run: Run, net: nn.Module, folders: list[Path]) -> dict[str, Run]:
+def evaluations_of(run: Run, exported: ExportedNet, folders: list[Path]) -> dict[str, Run]:
     """The evaluations to publish with a net, by a name for the folder of each.
 
     Args:
         run: the run that is exported; if it is an evaluation, it is the first.
-        net: the net with its weights.
+        exported: the net of the run.
         folders: further evaluations. If there are none, those in the folder of a fine-tuning that
             are of its final weights.
 
@@ -130,10 +137,10 @@ def evaluations_of(run: Run, net: nn.Module, folders: list[Path]) -> dict[str, R
     selected = [run] if run.is_evaluation else []
     selected += [read_run(folder) for folder in folders]
     if not selected:
-        selected = [nested for nested in _nested(run.folder) if _is_of(nested, net)]
+        selected = [nested for nested in _nested(run.folder) if _is_of(nested, exported)]
     names: dict[str, Run] = {}
     for evaluation in selected:
-        _check_hash(evaluation, net, "export it by itself, or leave it out")
+        _check_hash(evaluation, exported, "export it by itself, or leave it out")
         if evaluation.evaluation.num_missing:
             raise UserError(
                 f"{evaluation.folder} lacks {evaluation.evaluation.num_missing} images; run its "
@@ -168,16 +175,16 @@ def _nested(folder: Path) -> list[Run]:
     return evaluations
 
 
-def _is_of(evaluation: Run, net: nn.Module) -> bool:
-    return evaluation.evaluation.identity.weights == weights_hash(net)
+def _is_of(evaluation: Run, exported: ExportedNet) -> bool:
+    return evaluation.evaluation.identity.weights == exported.weights_hash
 
 
-def _check_hash(evaluation: Run, net: nn.Module, remedy: str) -> None:
-    if not _is_of(evaluation, net):
+def _check_hash(evaluation: Run, exported: ExportedNet, remedy: str) -> None:
+    if not _is_of(evaluation, exported):
         measured = evaluation.evaluation.identity.weights
         raise UserError(
             f"{evaluation.folder} is an evaluation of other weights (hash {measured}, not "
-            f"{weights_hash(net)}): {remedy}"
+            f"{exported.weights_hash}): {remedy}"
         )
 
 
