@@ -72,7 +72,8 @@ class Trainer:
         self.config, self.ranks, self.threads = config, ranks, threads
         self.folder = config.folder
         self.train_index, self.val_index = indices
-        self.classes = prepare.labelled_indices(config, *indices)[0].classes
+        labelled = prepare.labelled_indices(config, *indices)[0]
+        self.classes = labelled.classes
         self.fingerprint = _fingerprint(config, self.train_index, net)
         self.plan = TrainingPlan(
             self.train_index, config.data, config.train, ranks.rank, ranks.world_size
@@ -81,7 +82,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint)
         self.net = prepare.move_net(net, config.runtime, ranks.device)
         self.runner = StepRunner(self.net, config, ranks, self.plan, self.schedule)
-        num_classes = config.model.num_classes or len(self.classes)
+        num_classes = prepare.num_classes_of(config, labelled)
         self.protocol = evaluation_protocol(config.evaluation, config.runtime, num_classes)
         self.rho = self.protocol.rho_name  # rho2, or the name for another norm
         best_metric = "accuracy" if config.checkpoint.best == "accuracy" else self.rho
