@@ -132,9 +132,14 @@ def add_gradients(total: Gradients, terms: Sequence[Tensor | None]) -> Gradients
     autograd returns one tensor, or views of it, for parameters that the net adds to one another,
     such as position embeddings. Such terms are copied before anything is added to them.
     """
-    storages = Counter(_storage(term) for term in terms if term is not None)
+    if any(a is None for a in total):  # not for later parts of a batch
+        storages = Counter(_storage(term) for term in terms if term is not None)
+        terms = [
+            _own(term, storages) if a is None else term
+            for a, term in zip(total, terms, strict=False)
+        ]
     return [
-        _own(b, storages) if a is None else a if b is None else a.add_(b)
+        (a if b is None else b) if a is None or b is None else a.add_(b)
         for a, b in zip(total, terms, strict=False)
     ]
 
