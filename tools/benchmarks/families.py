@@ -3,6 +3,7 @@
 import argparse
 import copy
 import importlib.util
+import math
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +141,9 @@ def finite_difference_error(
 
     measured = [(loss_at(h) - loss_at(-h)) / (2 * h) for h in (1e-4, 1e-5, 1e-6, 1e-7)]
     scale = max(map(abs, (slope, *measured)))
-    return min(abs(value - slope) for value in measured) / scale if scale else 0.0
+    if scale == 0:  # nothing was measured
+        return math.inf
+    return min(abs(value - slope) for value in measured) / scale
 
 
 def first_nonlinear_operation(net: nn.Module, images: Tensor) -> str:
