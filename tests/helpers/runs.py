@@ -33,7 +33,9 @@ def command(script: str, *options: object, ranks: int = 0) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    """For processes of their own: they do not use the process of W&B that this one has started."""
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return inherited | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
