@@ -54,6 +54,28 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         OSError: ``path`` is a folder, a device or a pipe, which a file must not replace.
     """
+    with _temporary(path) as partial:
+        yield partial
+        os.replace(partial, path)
+
+
+@contextmanager
+def atomic_create(path: Path) -> Iterator[Path]:
+    """Like `atomic_write`, but a file that another process has created meanwhile stays."""
+    with _temporary(path) as partial:
+        yield partial
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            if not path.exists():
+                os.replace(partial, path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """The name of a temporary file beside ``path``, which is removed if it is left."""
     _refuse_other_than_file(path)
     if path.parent not in _swept:
         _swept.add(path.parent)
@@ -62,7 +84,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
     with name_in_errors(path):
         try:
             yield partial
-            os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 

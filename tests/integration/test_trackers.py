@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.trackers import background
 from tests.helpers.in_process import EVALUATE, FINETUNE, call
-from tests.helpers.runs import ROOT, start
+from tests.helpers.runs import ROOT, environment, start
 from tests.helpers.tiny import CLOCK, TINY, finetune, finished, kill_at_step, metric_rows
 from tests.helpers.trackers import (
     Pictures,
@@ -31,6 +32,7 @@ needs_services = pytest.mark.skipif(
     reason="needs the packages wandb and mlflow (extras wandb, mlflow)",
 )
 ALL = ("--tracking.trackers", "[tensorboard,wandb,mlflow]", "--log.panel_images", 2)
+MLFLOW_ONLY = {"tracking": {"trackers": ["mlflow"]}}
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +165,34 @@ def wait_for_step(folder: Path, step: int, poll: Callable[[], int | None]) -> No
         time.sleep(0.002)
 
 
+_KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from pipeline.runtime.monitor import Monitor
+
+@event.listens_for(Engine, "after_cursor_execute")
+def _kill(connection, cursor, statement, *others):
+    if "CREATE TABLE secrets" in statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+options = {"tracking": {"trackers": ["mlflow"]}}
+with Monitor(Path(sys.argv[1]), shown=True, step=-1, options=options) as monitor:
+    monitor.scalars(0, "train", {"loss": 1.0})
+"""
+
+
+@needs_services
+@pytest.mark.slow
+def test_a_run_killed_while_mlflow_creates_its_tables(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", _KILLED_RUN, tmp_path], env=environment())
+    assert killed.returncode == -signal.SIGKILL
+    with Monitor(tmp_path, shown=True, step=-1, options=MLFLOW_ONLY) as monitor:
+        monitor.scalars(0, "train", {"loss": 1.0})
+    assert of_mlflow(tmp_path)[0] == {"train/loss": [(0, 1.0)]}
+
+
 @needs_services
 @pytest.mark.slow
 def test_a_service_that_cannot_be_reached_does_not_end_a_run(
@@ -191,12 +221,11 @@ def test_a_password_of_mlflow_is_not_stored(
     store, path = SqlAlchemyStore(database, tmp_path.as_uri()), tmp_path / "mlflow.json"
     builders = _tracking_store_registry._registry
     monkeypatch.setitem(builders, "postgresql", lambda store_uri, artifact_uri=None: store)
-    options = {"tracking": {"trackers": ["mlflow"]}}
 
     def record(before: int, login: str, host: str) -> dict[str, str]:
         """Record the step after ``before``; what is stored then."""
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://{login}@{host}/mlflow")
-        with Monitor(tmp_path, shown=True, step=before, options=options) as monitor:
+        with Monitor(tmp_path, shown=True, step=before, options=MLFLOW_ONLY) as monitor:
             monitor.scalars(before + 1, "train", {"loss": 1.0})
         return json.loads(path.read_text())
 

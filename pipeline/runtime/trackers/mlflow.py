@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.config.tracking import mlflow_address, mlflow_uri
-from pipeline.runtime.files import write_json
+from pipeline.runtime.files import atomic_create, write_json
 
 from .base import Options, Service, TrackedRun
 from .pictures import draw_histogram
@@ -38,6 +38,7 @@ class Mlflow(Service):
 
         logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # without the tables it makes
         uri, path = mlflow_uri(run.folder), run.folder / "mlflow.json"
+        _create_database(uri)
         self._client = MlflowClient(uri)
         stored = json.loads(path.read_text()) if run.resumes and path.exists() else {}
         address = mlflow_address(uri)
@@ -101,6 +102,27 @@ class Mlflow(Service):
         self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
 
 
+def _database(uri: str) -> Path | None:
+    """The file of an SQLite database; None for other stores."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(path).absolute() if path not in (uri, "", ":memory:") else None
+
+
+def _create_database(uri: str) -> None:
+    """Create MLflow's tables under a temporary name, if there is no database yet.
+
+    MLflow creates them one by one, and does not continue if a process was killed meanwhile.
+    """
+    from mlflow import MlflowClient
+
+    database = _database(uri)
+    if database is None or database.exists():
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_create(database) as partial:
+        MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+
+
 def _experiment(client: "MlflowClient", run: TrackedRun, uri: str) -> str:
     """The id of the experiment, which is created if there is none."""
     from mlflow.exceptions import MlflowException
@@ -109,10 +131,8 @@ def _experiment(client: "MlflowClient", run: TrackedRun, uri: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return experiment.experiment_id
-    location = None
-    if uri.startswith("sqlite:"):  # next to the database, not in the working folder
-        database = Path(uri.removeprefix("sqlite:///"))
-        location = (database.absolute().parent / "mlflow").as_uri()
+    database = _database(uri)  # artifacts are stored next to it, not in the working folder
+    location = (database.parent / "mlflow").as_uri() if database else None
     try:
         return client.create_experiment(name, artifact_location=location)
     except MlflowException:  # another run has created it meanwhile
