@@ -289,7 +289,9 @@ def _follow(job: submitit.Job[None]) -> None:
         if done:
             break
         time.sleep(2)
-    error = job.exception()
+    # submitit waits 15 s for each task that has left no result: the first one is enough.
+    errors = (job.task(number).exception() for number in range(job.num_tasks))
+    error = next((error for error in errors if error is not None), None)
     if error is not None and not job.paths.stdout.exists():
         raise UserError(
             f"job {job.job_id} ended without a log: can the nodes see {job.paths.folder}? Give an "

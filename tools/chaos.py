@@ -27,10 +27,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fault_campaign import commands, processes, table
-from fault_campaign.campaign import Campaign, Outcome, Settings
+from fault_campaign import commands, table
+from fault_campaign.campaign import Campaign, Settings
 from fault_campaign.commands import Command
-from fault_campaign.kinds import KINDS, Kind
+from fault_campaign.kind import Kind
+from fault_campaign.kinds import KINDS
+from fault_campaign.outcome import Outcome
 from fault_campaign.plan import Fault, plan
 from pipeline.config import arguments
 from pipeline.config.checks import Range
@@ -57,11 +59,20 @@ def parser() -> arguments.Parser:
         "--output", type=Path, default=Path("faults"), help="folder of the campaign (%(default)s)"
     )
     top.add_argument(
+        "--faults_per_run",
+        type=arguments.POSITIVE,
+        default=1,
+        metavar="N",
+        help="faults that come in one run, one after another, before it is compared (%(default)s)",
+    )
+    top.add_argument(
         "--kinds",
         nargs="+",
         choices=KINDS,
         metavar="KIND",
-        help="only these kinds of faults (default: all that the command and the machine allow)",
+        help="only these kinds, as --list shows them (default: for a command that submits "
+        "jobs those of its own job, for others those of processes on this machine; in both cases "
+        "those that the command and the machine allow)",
     )
     top.add_argument(
         "--collective_timeout",
@@ -95,7 +106,9 @@ def choose(names: Sequence[str] | None, command: Command) -> tuple[list[Kind], d
     Raises:
         UserError: none of them is possible.
     """
-    wanted = [KINDS[name] for name in names or KINDS]
+    wanted = [kind for kind in KINDS.values() if kind.by_default(command)]
+    if names:
+        wanted = [KINDS[name] for name in names]
     skipped = {kind.name: reason for kind in wanted if (reason := kind.missing(command))}
     kinds = [kind for kind in wanted if kind.name not in skipped]
     if not kinds:
@@ -170,7 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def settings_of(args: argparse.Namespace) -> Settings:
     """The settings of the campaign; its folder is created."""
     args.output.mkdir(parents=True, exist_ok=True)
-    return Settings(args.output.absolute(), args.max_starts, args.time_limit, args.keep)
+    folder = args.output.absolute()
+    return Settings(folder, args.max_starts, args.time_limit, args.keep, args.faults_per_run)
 
 
 def run_unless_interrupted(
@@ -187,7 +201,7 @@ def run_unless_interrupted(
         print("interrupted; rerun the same command to resume", file=sys.stderr)
         return STOPPED_EXIT_CODE
     finally:
-        processes.end_all(campaign.mark)
+        campaign.end()
 
 
 if __name__ == "__main__":

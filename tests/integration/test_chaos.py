@@ -170,9 +170,9 @@ def test_an_interrupted_campaign_leaves_no_process_and_resumes(
     assert "interrupted; rerun the same command to resume" in ended.stderr
     assert processes_that_name(tmp_path) == []
     assert not (folder / "faults.json").exists()
-    first = (folder / "faults/001-kill_rank/outcome.json").read_bytes()
+    first = (folder / "faults/001-kill_rank/outcomes.json").read_bytes()
     assert chaos(folder, *options).code == 0
-    assert (folder / "faults/001-kill_rank/outcome.json").read_bytes() == first
+    assert (folder / "faults/001-kill_rank/outcomes.json").read_bytes() == first
     assert len(outcomes(folder)) == 3
 
 

@@ -2,13 +2,15 @@
 
 import collections
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fault_campaign import commands, plan, table
-from fault_campaign.campaign import Outcome
 from fault_campaign.commands import Command
-from fault_campaign.kinds import KINDS, PHASES
+from fault_campaign.kind import PHASES
+from fault_campaign.kinds import KINDS
+from fault_campaign.outcome import Outcome
 from fault_campaign.pace import Pace
 from fault_campaign.plan import Fault
 from pipeline.errors import UserError
@@ -68,8 +70,8 @@ def test_the_output_folder_is_replaced(argv: tuple[str, ...], expected: list[str
         (("python", "-m", "torch.distributed.run", "--nproc-per-node", "4", "pipeline/evaluate.py",
           "--output", "x"), False, 4, True),
         (("python", "pipeline/finetune.py", "--output", "x"), True, 1, False),
-        (("python", "launchers/finetune.py", "--tasks-per-node", "2", "--", "--output", "x"),
-         True, 2, False),
+        (("python", "launchers/finetune.py", "--wait", "--tasks-per-node", "2", "--", "--output",
+          "x"), True, 2, False),
     ],
 )  # fmt: skip
 def test_what_the_command_runs(
@@ -91,6 +93,8 @@ def test_what_the_command_runs(
         ((), "no command: write it after --"),
         (("python", "pipeline/finetune.py"), "names no output folder"),
         (("python", "train.py", "--output", "x"), "must contain finetune or evaluate"),
+        (("sbatch", "slurm/finetune.sbatch", "--output", "x"), "does not wait for it; add --wait"),
+        (("python", "launchers/finetune.py", "--", "--output", "x"), "add --wait"),
     ],
 )
 def test_a_command_that_cannot_be_tested(argv: tuple[str, ...], message: str) -> None:
@@ -106,7 +110,7 @@ def test_the_command_follows_the_first_dashes() -> None:
     assert commands.split(["--list"]) == (["--list"], [])
 
 
-def outcome(number: int, seconds: float, **values: object) -> Outcome:
+def outcome(number: int, seconds: float, **values: Any) -> Outcome:
     kind = ("kill_rank", "hang")[number % 2]
     return Outcome(Fault(number, kind, "work", 0.5, 0.5, 0.5), seconds_lost=seconds, **values)
 
@@ -154,3 +158,27 @@ def test_kinds_that_are_impossible(tmp_path: Path) -> None:
     assert (
         "error: --kinds: none of them is possible here (hang: the command has one" in ended.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("argv", "submits"),
+    [
+        (TRAINING, False),
+        (("sbatch", "--wait", "slurm/finetune.sbatch", "--output", "x"), True),
+        (("python", "launchers/finetune.py", "--wait", "--", "--output", "x"), True),
+        (
+            ("python", "launchers/finetune.py", "--cluster", "local", "--wait", "--output", "x"),
+            False,
+        ),
+    ],
+)
+def test_faults_of_jobs_are_for_commands_that_submit_some(
+    argv: tuple[str, ...], submits: bool
+) -> None:
+    command = Command(argv, 20)
+    assert command.submits == submits
+    drawn = {kind.name for kind in KINDS.values() if kind.by_default(command)}
+    assert ("requeue" in drawn, "kill_rank" in drawn) == (submits, not submits)
+    assert "preemption" not in drawn, "it also disturbs the jobs of others"
+    if not submits:
+        assert KINDS["requeue"].missing(command) == "the command submits no job"

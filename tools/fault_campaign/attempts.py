@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from fault_campaign import files, processes
+from fault_campaign import files, processes, slurm
 from fault_campaign.commands import environment
 
 END_SECONDS = 60.0  # for processes that remain when the command itself has ended
@@ -27,6 +27,7 @@ class Ended:
         output: what it printed.
         remaining: names of processes that did not end by themselves, and were killed.
         ports: ports on which processes of the command accepted connections, and which still do.
+        jobs: jobs of SLURM that were still active, and were cancelled.
         timed_out: it was killed because it did not end in time.
         launcher_killed: all ranks had ended, but the command had not: so it was killed. torchrun
             waits without a limit for its store if the network is down.
@@ -38,6 +39,7 @@ class Ended:
     output: str
     remaining: list[str]
     ports: list[int]
+    jobs: list[str]
     timed_out: bool
     launcher_killed: bool
     recovered: float | None
@@ -52,6 +54,11 @@ class Attempt:
     """A command that runs, in a session of its own; its output goes to a file.
 
     The output passes through a pipe, so that a limit on the size of files does not apply to it.
+
+    Attributes:
+        begin: when it was started (`time.monotonic`).
+        folder: its output folder.
+        process: the process of the command itself.
     """
 
     def __init__(
@@ -66,8 +73,8 @@ class Attempt:
             log: file for its output.
             time_limit: seconds from now, after which `in_time` is false and `wait` kills it.
         """
-        self._mark, self._log, self._begin = mark, log, time.monotonic()
-        self._deadline = self._begin + time_limit
+        self._mark, self._log, self.begin = mark, log, time.monotonic()
+        self._deadline = self.begin + time_limit
         self._ports: set[int] = set()
         self.folder = folder
         self.process = subprocess.Popen(
@@ -84,7 +91,7 @@ class Attempt:
     @property
     def seconds(self) -> float:
         """Seconds since the start."""
-        return time.monotonic() - self._begin
+        return time.monotonic() - self.begin
 
     @property
     def running(self) -> bool:
@@ -106,10 +113,23 @@ class Attempt:
         self._ports |= processes.listening_ports(marked)
         return processes.ranks(marked, self.process.pid)
 
+    def jobs(self) -> list[str]:
+        """The jobs of SLURM that were submitted for the run, by number."""
+        return slurm.jobs_of(self.folder, self.output())
+
+    def wait_for_row(self, rows: int) -> float | None:
+        """Wait until there are more rows than this number; returns when (`time.monotonic`), or
+        None if the command ended before or its time limit passed."""
+        while self.in_time:
+            if files.num_rows(self.folder) > rows:
+                return time.monotonic()
+            time.sleep(_POLL_SECONDS)
+        return None
+
     def wait(self, rows: int = 0, ranks: Sequence[psutil.Process] = ()) -> Ended:
         """Wait for the end of the command and of all processes that it has started.
 
-        They are killed after the time limit.
+        They are killed after the time limit, and jobs are cancelled.
 
         Args:
             rows: report when more rows than this number have been written.
@@ -136,13 +156,24 @@ class Attempt:
         return Ended(
             self.process.returncode,
             elapsed,
-            self._log.read_text(errors="replace"),
+            self.output(),
             names,
             sorted(processes.still_listening(self._ports)) if self._ports else [],
+            self.cancel_jobs(),
             timed_out=killed and not in_time,
             launcher_killed=killed and in_time,
             recovered=recovered,
         )
+
+    def cancel_jobs(self) -> list[str]:
+        """Cancel the jobs that are still active; returns their numbers."""
+        jobs = [job for job in self.jobs() if slurm.is_active(job)]
+        slurm.cancel(jobs)
+        return jobs
+
+    def output(self) -> str:
+        """What the command has printed so far."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def _copy_output(self) -> None:
         assert self.process.stdout is not None, "it is a pipe"

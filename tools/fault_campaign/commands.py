@@ -41,6 +41,9 @@ class Command:
                 "the command must contain finetune or evaluate, as in pipeline/finetune.py"
             )
 
+        if self.submits and not {"--wait", "-W"} & set(self.argv):
+            raise UserError("the command submits a job and does not wait for it; add --wait")
+
     def with_output(self, folder: Path) -> list[str]:
         """The command line that writes to another folder."""
         argv = list(self.argv)
@@ -76,6 +79,15 @@ class Command:
         """Whether torchrun starts the ranks."""
         names = {Path(word).name for word in self.argv}
         return bool(names & {"torchrun", "torch.distributed.run"})
+
+    @property
+    def submits(self) -> bool:
+        """Whether it submits jobs to SLURM: it is sbatch, or a launcher that does."""
+        paths = [Path(word) for word in self.argv]
+        if any(path.name == "sbatch" for path in paths):
+            return True
+        elsewhere = re.search(r"--cluster[= ](?:local|debug)\b", " ".join(self.argv))
+        return any(path.parent.name == "launchers" for path in paths) and not elsewhere
 
     def __str__(self) -> str:
         return shlex.join(self.argv)

@@ -1,0 +1,105 @@
+"""What faults do to the processes of a run, or to its output folder."""
+
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+
+from fault_campaign.kind import Target
+from fault_campaign.processes import handles
+
+PAUSE_SECONDS = 5.0
+_SMALLEST_LIMIT = 1000  # bytes
+
+
+def to_rank(number: signal.Signals) -> Callable[[Target], str]:
+    """A signal to one rank."""
+
+    def inject(target: Target) -> str:
+        target.process.send_signal(number)
+        return f"{number.name} to rank {target.rank}"
+
+    return inject
+
+
+def to_all(number: signal.Signals) -> Callable[[Target], str]:
+    """A signal to the command and all ranks."""
+
+    def inject(target: Target) -> str:
+        for process in (target.launcher, *target.ranks):
+            _send(process, number)
+        return f"{number.name} to the command and its {len(target.ranks)} rank(s)"
+
+    return inject
+
+
+def to_launcher(number: signal.Signals) -> Callable[[Target], str]:
+    """A signal to the command itself."""
+
+    def inject(target: Target) -> str:
+        target.launcher.send_signal(number)
+        return f"{number.name} to torchrun"
+
+    return inject
+
+
+def _send(process: psutil.Process, number: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def pause(target: Target) -> str:
+    """Stop a rank for up to `PAUSE_SECONDS`."""
+    seconds = PAUSE_SECONDS * target.draw
+    target.process.suspend()
+    time.sleep(seconds)
+    _send(target.process, signal.SIGCONT)
+    return f"rank {target.rank} stopped for {seconds:.1f} s"
+
+
+def hang(target: Target) -> str:
+    """Stop a rank for good."""
+    target.process.suspend()
+    return f"rank {target.rank} stopped for good"
+
+
+def by_hook(number: int, text: str) -> Callable[[Target], str]:
+    """A fault inside the rank; at start-up once Python has loaded the hook."""
+
+    def inject(target: Target) -> str:
+        deadline = time.monotonic() + 10
+        while not handles(target.process, number) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        target.process.send_signal(number)
+        return f"{text} in rank {target.rank}"
+
+    return inject
+
+
+def limit_files(target: Target) -> str:
+    """Files cannot grow beyond a limit between 1 kB and the largest file of the run."""
+    limit = round(_SMALLEST_LIMIT * (target.largest_file / _SMALLEST_LIMIT) ** target.draw)
+    for process in target.ranks:
+        hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, hard))
+    return f"files of all ranks limited to {limit} bytes"
+
+
+def make_read_only(target: Target) -> str:
+    """Mount the folder again, read-only, for the processes of the command alone."""
+    inside = ("nsenter", "--target", str(target.launcher.pid), "--mount")
+    folder = str(target.folder)
+    subprocess.run([*inside, "mount", "--bind", folder, folder], check=True)
+    subprocess.run([*inside, "mount", "-o", "remount,bind,ro", folder], check=True)
+    return "the output folder is read-only"
+
+
+def cut_network(target: Target) -> str:
+    """Take the loopback interface of the command's own network down."""
+    inside = ("nsenter", "--target", str(target.launcher.pid), "--net")
+    subprocess.run([*inside, "ip", "link", "set", "lo", "down"], check=True)
+    return "the network between the ranks and torchrun is down"
