@@ -29,6 +29,7 @@ from pipeline.errors import (
     first_line,
     is_disk_error,
 )
+from pipeline.runtime.agent import exit_with_agent
 from pipeline.runtime.allocator import is_out_of_memory, retain_freed_blocks
 from pipeline.runtime.machine import cpu_name
 from pipeline.runtime.rank_variables import ranks_from_env
@@ -123,7 +124,8 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     if device.type == "cpu":
         retain_freed_blocks()
     set_tf32(config.tf32)
-    store, host_group = _join(rank, size, device, config)
+    with exit_with_agent():
+        store, host_group = _join(rank, size, device, config)
     liveness = LivenessBoard(store, rank, size)
     deadline = nullcontext()
     if size > 1 and host_group is not None:

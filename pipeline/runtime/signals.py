@@ -1,14 +1,13 @@
-"""Signals that stop a run, and the end of the process that has started its ranks."""
+"""Signals that stop a run."""
 
-import os
 import signal
 from types import FrameType
+
+from pipeline.runtime.agent import agent_has_ended
 
 # All signals that this process has received. A process may create several `StopRequest`s one after
 # the other; a signal that arrives during one of them applies to the next ones too.
 _received: set[int] = set()
-# torchrun's agent. A kill of the agent leaves its ranks running: nobody could stop them any more.
-_AGENT = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 class StopRequest:
@@ -28,7 +27,7 @@ class StopRequest:
     @property
     def received(self) -> bool:
         """Whether a signal was received, or torchrun has ended without one."""
-        return bool(self.signals) or (_AGENT is not None and os.getppid() != _AGENT)
+        return bool(self.signals) or agent_has_ended()
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.signals.add(number)
