@@ -270,6 +270,14 @@ def follow(jobs: Sequence[submitit.Job[None]], resources: Resources, *, wait: bo
             _follow(job)
 
 
+def _is_requeued(job: submitit.Job[None]) -> bool:
+    """Whether a job that submitit takes for ended is in SLURM's queue again.
+
+    After the failure of a node, which SLURM does not announce to the job's own script.
+    """
+    return isinstance(job, submitit.SlurmJob) and slurm_states.is_active(job.job_id)
+
+
 def _follow(job: submitit.Job[None]) -> None:
     """Show the job's log until the job has ended.
 
@@ -278,7 +286,7 @@ def _follow(job: submitit.Job[None]) -> None:
     """
     num_bytes_shown = 0
     while True:
-        done = job.done(force_check=True)
+        done = job.done(force_check=True) and not _is_requeued(job)
         if job.paths.stdout.exists():
             with job.paths.stdout.open("rb") as log:
                 log.seek(num_bytes_shown)

@@ -68,9 +68,9 @@ class DisturbedRun:
         self._pace, self._whole, self._run = pace, whole, folder / "run"
         self._attempt: Attempt | None = None  # None: the command does not run
         self._ended: list[Ended] = []
-        kinds = [KINDS[fault.kind] for fault in faults]
         # Words in front of the command; a disturbed start has those of all faults that may follow.
-        self._wrapper = [word for words in {kind.wrapper for kind in kinds} for word in words]
+        wrappers = dict.fromkeys(KINDS[fault.kind].wrapper for fault in faults)
+        self._wrapper = [word for words in wrappers for word in words]
         self._ranks: list[psutil.Process] = []
 
     def run(self) -> list[Outcome]:
@@ -170,7 +170,7 @@ class DisturbedRun:
         """Whether the run has the processes, jobs and checkpoints that a fault needs."""
         assert self._attempt is not None, "the command runs"
         if kind.on_job:
-            return any(slurm.is_running(job) for job in self._attempt.jobs())
+            return slurm.any_running(self._attempt.jobs())
         if kind.damage is not None and not files.numbered_checkpoints(self._run):
             return False
         self._ranks = self._attempt.ranks()

@@ -12,7 +12,7 @@ from pathlib import Path
 SUBMISSION = "submission.json"  # of the launchers
 INTERRUPTION_SECONDS = 180.0  # for SLURM to interrupt a job
 RESTART_SECONDS = 600.0  # for SLURM to start it again
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 1.0  # each poll is a request to SLURM's controller
 _ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
 _SUBMITTED = re.compile(r"Submitted batch job (\d+)")
 
@@ -55,6 +55,14 @@ def is_active(job: str) -> bool:
 def is_running(job: str) -> bool:
     """Whether a job runs."""
     return fields_of(job).get("JobState", "") == "RUNNING"
+
+
+def any_running(jobs: Sequence[str]) -> bool:
+    """Whether one of the jobs runs; else waits a little, so that it can be asked repeatedly."""
+    if any(is_running(job) for job in jobs):
+        return True
+    time.sleep(_POLL_SECONDS)
+    return False
 
 
 def cancel(jobs: Sequence[str]) -> None:

@@ -99,6 +99,12 @@ def _one_step(name: str, title: str, *options: str) -> Method:
     return _method(name, title, "deep_defense", *gradient, *options)
 
 
+def _amm(name: str, title: str, *options: str) -> Method:
+    """AMM (TPAMI 2019) with the samples of T that have the smallest perturbations of a batch."""
+    smallest = ("--regularizer.smallest_share", "0.2", "--regularizer.attack.linearize_at")
+    return _method(name, title, "deep_defense", *smallest, "overshot", *options)
+
+
 _TEN_EPOCHS = ("--train.epochs", "10", "--schedule.milestones", "[8]")
 _EXACT = _method(
     "deep_defense_exact",
@@ -117,6 +123,17 @@ _MNIST = (
     _true_distance("deep_defense_true_10", "Deep Defense, true distance, 10 epochs", *_TEN_EPOCHS),
     _one_step("deep_defense_step", "Deep Defense, one step"),
     _one_step("deep_defense_step_10", "Deep Defense, one step, 10 epochs", *_TEN_EPOCHS),
+    # lambda 32, c 2 and d 1 of its code for MNIST, for pixels from 0 to 1, times a norm of 9.2.
+    _amm(
+        "amm",
+        "AMM, smallest of a batch",
+        *("--regularizer.lam", "32", "--regularizer.c", "18.4", "--regularizer.d", "9.2"),
+    ),
+    _amm(
+        "amm_hinge",
+        "AMM, smallest of a batch, hinge",
+        *("--regularizer.form", "hinge", "--regularizer.lam", "32", "--regularizer.c", "0.3"),
+    ),
     _method(
         "deep_defense_2", "Deep Defense + II", "deep_defense+adversarial_2", *_fgs_options("10")
     ),
