@@ -10,7 +10,7 @@ from fault_campaign import commands, plan, table
 from fault_campaign.commands import Command
 from fault_campaign.kind import PHASES
 from fault_campaign.kinds import KINDS
-from fault_campaign.outcome import Outcome
+from fault_campaign.outcome import Outcome, repeated
 from fault_campaign.pace import Pace
 from fault_campaign.plan import Fault
 from pipeline.errors import UserError
@@ -182,3 +182,18 @@ def test_faults_of_jobs_are_for_commands_that_submit_some(
     assert "preemption" not in drawn, "it also disturbs the jobs of others"
     if not submits:
         assert KINDS["requeue"].missing(command) == "the command submits no job"
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("resuming from step-10.pt, step 10, in x", 5),
+        ("resuming from a.pt, step 4, in x\nrequeued\nresuming from b.pt, step 12, in x", 3),
+        ("a new run, in x", 15),
+        ("30 of 100 images to evaluate", 10),
+        ("20 of 50 images to evaluate", 0),
+    ],
+    ids=["steps", "a requeued job", "from the start", "images", "a shard"],
+)
+def test_what_was_repeated(output: str, expected: int) -> None:
+    assert repeated(output, step_before=15, rows_before=80, num_rows=100) == expected

@@ -120,7 +120,8 @@ class DisturbedRun:
         was_started_again = len(ended) + (self._attempt is not None) > 1
         if was_started_again or (kind.on_job and NOT_INTERRUPTED not in outcome.done):
             output = self._attempt.output() if self._attempt else self._ended[-1].output
-            outcome.repeated = repeated(slurm.log_of(self._run) or output, step, rows)
+            output = slurm.log_of(self._run) or output
+            outcome.repeated = repeated(output, step, rows, self._pace.num_rows)
         if not outcome.done:
             is_late = bool(ended) and ended[0].timed_out
             reason = "did not come so far in time" if is_late else "ended before"

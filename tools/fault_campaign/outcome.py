@@ -62,17 +62,20 @@ def activity(run: Path) -> str:
     return ", ".join([files.progress(run) or "start-up", *(f"writing {name}" for name in written)])
 
 
-def repeated(output: str, step_before: int, rows_before: int) -> int:
+def repeated(output: str, step_before: int, rows_before: int, num_rows: int) -> int:
     """Steps or images that the last start computed although they were done before.
 
     Args:
         output: what the last start printed. A job that was requeued has several starts in it.
         step_before: the last step before that start.
         rows_before: rows of results before it.
+        num_rows: rows of results of a whole run. The images of an evaluation in shards are not
+            counted: each shard prints only its own number.
     """
-    left = list(_LEFT.finditer(output))
+    left = _LEFT.findall(output)
     if left:
-        return max(int(left[-1][1]) + rows_before - int(left[-1][2]), 0)
+        num_left, total = map(int, left[-1])
+        return max(num_left + rows_before - total, 0) if total == num_rows else 0
     resumed = _RESUMED.findall(output)
     return max(step_before - int(resumed[-1] if resumed else 0), 0)
 
