@@ -5,6 +5,7 @@ r"""Kill, stop and damage runs on purpose, and check that nothing is lost.
         --train.pretrain_epochs 2 --train.epochs 2 --checkpoint.every_steps 20 --log.every_steps 1
     python tools/chaos.py --output faults --dry_run -- torchrun ... # list the planned faults
     python tools/chaos.py --list                                    # list the kinds of faults
+    python tools/chaos.py --join faults other                       # one table of two campaigns
 
 The command after -- is a fine-tuning or an evaluation: an entry point, a launcher that waits, or
 sbatch --wait. It runs undisturbed once. Then, for each fault: it runs in an empty folder, the fault
@@ -97,6 +98,13 @@ def parser() -> arguments.Parser:
     top.add_argument("--keep", action="store_true", help="keep the runs that lost nothing")
     top.add_argument("--dry_run", action="store_true", help="list the planned faults and exit")
     top.add_argument("--list", action="store_true", help="list the kinds of faults and exit")
+    top.add_argument(
+        "--join",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="print one table of campaigns that are done, the values of their --output, and exit",
+    )
     return top
 
 
@@ -168,6 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(markdown_table(("kind", "fault"), [[k.name, k.text] for k in KINDS.values()], 2))
         return 0
     with exit_on_user_error():
+        if args.join:
+            print(table.join(args.join), end="")
+            return 0
         command = Command(tuple(command_argv), args.collective_timeout)
         kinds, skipped = choose(args.kinds, command)
         faults = plan(args.faults, args.seed, kinds)

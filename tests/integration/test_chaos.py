@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -31,6 +32,7 @@ from pathlib import Path
 folder = Path(sys.argv[sys.argv.index("--output") + 1])
 folder.mkdir(parents=True, exist_ok=True)
 path = folder / "metrics.jsonl"
+(folder / "progress.json").write_text('{"doing": "training"}')
 for abandoned in folder.glob(".*.tmp-*"):
     abandoned.unlink()
 rows = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -92,6 +94,40 @@ def test_a_program_that_loses_nothing(tmp_path: Path, program: tuple[str, ...]) 
     again = chaos(tmp_path / "c", *options)
     assert again.code == 0
     assert "min left" not in again.stdout, "no fault is repeated"
+    joined = in_process("tools/chaos.py", "--join", tmp_path / "c", tmp_path / "c").stdout
+    assert re.search(r"\| SIGABRT to one rank \| 1, 0 lost, \S+ s \| 1, 0 lost, \S+ s \|", joined)
+    assert re.search(r"\| all \| 3, 0 lost", joined)
+    missing = in_process("tools/chaos.py", "--join", tmp_path)
+    assert missing.returncode == 2
+    assert missing.stderr == f"error: {tmp_path} has no faults.json of a campaign that is done\n"
+
+
+def test_several_faults_in_one_run(tmp_path: Path, program: tuple[str, ...]) -> None:
+    """A pause goes on in the same start, the others need a new one."""
+    kinds = ("--kinds", "kill_rank", "pause", "abort", "--seed", 2)
+    done = chaos(tmp_path / "c", "--faults", 3, "--faults_per_run", 3, *kinds, "--", *program)
+    assert done.code == 0, done
+    assert "3 faults of 3 kinds, 0 with results lost, 3 with equal bits" in done.stdout
+    assert [path.name for path in (tmp_path / "c/faults").iterdir()] == ["001-003"]
+    moments = []
+    for outcome in outcomes(tmp_path / "c"):
+        codes = {"kill_rank": [-9], "pause": [], "abort": [-6]}[outcome["fault"]["kind"]]
+        is_last = outcome["fault"]["number"] == 3
+        assert outcome["exit_codes"] == codes + [0] * is_last
+        moments.append(int(outcome["during"].split("step ")[1].split(",")[0]))
+    assert moments == sorted(moments)
+    assert moments[1] >= 10, "the rows are divided among the faults"
+    assert moments[2] >= 20
+
+
+def test_a_fault_after_the_end_of_a_run(tmp_path: Path, program: tuple[str, ...]) -> None:
+    """The run has no rows left for the second fault: that is reported."""
+    Path(program[1]).write_text(PROGRAM.replace("range(first, 31)", "range(first, 3)"))
+    kinds = ("--kinds", "pause", "kill_rank", "--seed", 1)
+    done = chaos(tmp_path / "c", "--faults", 2, "--faults_per_run", 2, *kinds, "--", *program)
+    assert done.code == 1, done
+    problems = [problem for outcome in outcomes(tmp_path / "c") for problem in outcome["problems"]]
+    assert problems[0] == "the fault did not happen: the command ended before"
 
 
 def test_a_program_that_loses_rows(tmp_path: Path, program: tuple[str, ...]) -> None:

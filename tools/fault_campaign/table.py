@@ -1,23 +1,76 @@
 """The table of a campaign: Markdown, CSV and JSON."""
 
+import json
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from fault_campaign.campaign import Outcome
 from fault_campaign.kinds import KINDS
+from fault_campaign.outcome import Outcome
 from fault_campaign.pace import Pace
+from pipeline.errors import UserError
 from pipeline.runtime.files import atomic_write, write_json
 from pipeline.runtime.machine import cpu_name
 from pipeline.runtime.text_tables import markdown_table, write_csv
 
 PAGE, DATA, FAULTS = "faults.md", "faults.json", "faults.csv"
+_SUMMARIES = (
+    ("undisturbed run, s", "undisturbed_seconds", 1),
+    ("of these until the first row of results, s", "start_seconds", 1),
+    ("seconds lost in a fault, 95 % quantile", "seconds_lost_95", 1),
+    ("seconds lost, median, in start-ups", "median_in_starts", 2),
+    ("steps or images repeated, in all", "repeated", 0),
+)
 _HEAD = (
     "kind", "faults", "results lost", "bits equal", "seconds lost, median", "largest", "repeated"
 )  # fmt: skip
+
+
+def join(folders: Sequence[Path]) -> str:
+    """One table in Markdown of several campaigns: a line for each kind, a column for each campaign.
+
+    A cell has the number of faults, how many lost results or left something over, and the median of
+    the seconds lost.
+
+    Raises:
+        UserError: a folder has no finished campaign.
+    """
+    campaigns = [_read(folder) for folder in folders]
+    outcomes = [_outcomes(campaign) for campaign in campaigns]
+    everywhere = [outcome for part in outcomes for outcome in part]
+    kinds = [name for name in KINDS if any(o.fault.kind == name for o in everywhere)]
+    lines = [[KINDS[k].text, *(_cell(part, k) for part in outcomes)] for k in kinds]
+    lines.append(["all", *(_cell(part) for part in outcomes)])
+    for text, name, digits in _SUMMARIES:
+        lines.append([text, *(f"{campaign[name]:.{digits}f}" for campaign in campaigns)])
+    return markdown_table(("kind", *(folder.name for folder in folders)), lines)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads((folder / DATA).read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{folder} has no {DATA} of a campaign that is done") from None
+    return values
+
+
+def _outcomes(campaign: dict[str, Any]) -> list[Outcome]:
+    names = {field.name for field in fields(Outcome)}
+    stored = [
+        {name: v for name, v in values.items() if name in names} for values in campaign["outcomes"]
+    ]
+    return [Outcome.from_dict(values) for values in stored]
+
+
+def _cell(outcomes: Sequence[Outcome], kind: str = "") -> str:
+    group = [outcome for outcome in outcomes if kind in ("", outcome.fault.kind)]
+    if not group:
+        return ""
+    seconds = statistics.median(outcome.seconds_lost for outcome in group)
+    return f"{len(group)}, {sum(outcome.lost for outcome in group)} lost, {seconds:.1f} s"
 
 
 def quantile(values: Sequence[float], share: float) -> float:
