@@ -146,6 +146,8 @@ _CIFAR10 = (
     _one_step("deep_defense_step", "Deep Defense, one step"),
 )
 
+_ILSVRC = (_CLEAN, _DEEP_DEFENSE, _one_step("deep_defense_step", "Deep Defense, one step"))
+
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
@@ -202,7 +204,7 @@ EXPERIMENTS = {
             name="imagenet_resnet18",
             title="ImageNet ResNet-18",
             data="ilsvrc",
-            methods=(_CLEAN, _DEEP_DEFENSE),
+            methods=_ILSVRC,
             paper={
                 REFERENCE: Numbers(69.64, 1.63e-3, (63.39, 54.45, 41.70)),
                 DEEP_DEFENSE: Numbers(69.66, 2.43e-3, (65.53, 59.46, 50.00)),
@@ -213,7 +215,7 @@ EXPERIMENTS = {
             name="imagenet_alexnet",
             title="ImageNet AlexNet",
             data="ilsvrc",
-            methods=(_CLEAN, _DEEP_DEFENSE),
+            methods=_ILSVRC,
             paper={
                 REFERENCE: Numbers(56.91, 2.98e-3, (54.62, 51.39, 46.05)),
                 DEEP_DEFENSE: Numbers(57.11, 4.54e-3, (55.79, 53.50, 50.00)),
