@@ -6,13 +6,11 @@ In: the environment (torchrun's or SLURM's variables) and `RuntimeConfig`. Out: 
 
 import os
 import socket
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,22 +18,15 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config import RuntimeConfig
-from pipeline.errors import (
-    LOST_EXIT_CODE,
-    USER_ERROR_EXIT_CODE,
-    Stopped,
-    UserError,
-    disk_message,
-    first_line,
-    is_disk_error,
-)
+from pipeline.errors import Stopped, UserError, first_line
 from pipeline.runtime.agent import exit_with_agent
-from pipeline.runtime.allocator import is_out_of_memory, retain_freed_blocks
+from pipeline.runtime.allocator import retain_freed_blocks
+from pipeline.runtime.joint_exit import exit_after, exit_alone, step_deadline
+from pipeline.runtime.liveness import LivenessBoard
 from pipeline.runtime.machine import cpu_name
 from pipeline.runtime.rank_variables import ranks_from_env
-from pipeline.runtime.rendezvous import LivenessBoard, answer_in_time, fresh_store
+from pipeline.runtime.rendezvous import fresh_store
 from pipeline.runtime.reproducibility import set_tf32, use_reproducible_kernels
-from pipeline.runtime.step_deadline import StepDeadline
 
 Result = TypeVar("Result")
 
@@ -118,7 +109,7 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     try:
         rank, size, local_rank, local_size = ranks_from_env()
     except UserError as error:
-        _exit_alone(str(error))
+        exit_alone(str(error))
     device = _device(config, local_rank)
     use_reproducible_kernels()
     if device.type == "cpu":
@@ -129,23 +120,17 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     liveness = LivenessBoard(store, rank, size)
     deadline = nullcontext()
     if size > 1 and host_group is not None:
-        deadline = _step_deadline(store, rank, liveness, config.collective_timeout)
+        deadline = step_deadline(store, rank, liveness, config.collective_timeout)
     try:
         yield DistributedContext(rank, size, local_rank, local_size, device, host_group, deadline)
     except (UserError, OSError, RuntimeError, MemoryError) as error:
-        _exit_after(error, store, liveness, rank, size)
+        exit_after(error, store, liveness, rank, size)
         raise
     finally:
         if size == 1 and dist.is_initialized():  # no other rank to wait for, also after an error
             dist.destroy_process_group()
     if size > 1:
         dist.destroy_process_group()
-
-
-LESS_MEMORY = (
-    "use --regularizer.max_images auto, a larger train.gradient_accumulation_steps, a smaller "
-    "evaluation.batch_size, or runtime.precision bf16"
-)
 
 
 def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
@@ -159,7 +144,7 @@ def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if local_rank >= count:
-        _exit_alone(
+        exit_alone(
             f"local rank {local_rank} has no GPU: torch sees {count}; "
             f"start at most {count} ranks a node (--nproc_per_node)"
         )
@@ -216,81 +201,8 @@ def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> Store:
     except (RuntimeError, ValueError) as error:
         address = ":".join(os.environ[name] for name in names)
         action = "waited for the other ranks at" if rank == 0 else "cannot reach rank 0 at"
-        _exit_alone(
+        exit_alone(
             f"rank {rank} of {size} on {host} {action} {address} for {config.connect_timeout} s "
             f"({first_line(error)}); check that every node resolves that name and that the "
             "port is free and open, or wait longer with --runtime.connect_timeout"
         )
-
-
-def _exit_alone(message: str) -> NoReturn:
-    """Print an error that only this rank may have, before the ranks have joined, and exit."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(USER_ERROR_EXIT_CODE) from None
-
-
-def _exit_with_error(store: Store, rank: int, size: int, message: str) -> NoReturn:
-    """Exit without collectives, since other ranks may wait in one; torchrun ends them."""
-    if size == 1:
-        print(message, file=sys.stderr, flush=True)
-        raise SystemExit(USER_ERROR_EXIT_CODE)
-    own = str(rank)
-    first_to_fail = answer_in_time(lambda: store.compare_set("failed", "", own).decode(), own)
-    if first_to_fail == own:
-        print(message, file=sys.stderr, flush=True)
-    time.sleep(1)  # until the line is printed: torchrun then ends all ranks
-    os._exit(USER_ERROR_EXIT_CODE)
-
-
-def _is_lost(error: BaseException) -> bool:
-    """Whether a collective failed because another rank ended or never connected."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
-
-
-def _exit_after(
-    error: Exception, store: Store, liveness: LivenessBoard, rank: int, size: int
-) -> None:
-    """Exit if an error is a user's, of a full disk or memory, or follows from another rank's."""
-    if isinstance(error, UserError):
-        _exit_with_error(store, rank, size, f"error: {error}")
-    if isinstance(error, OSError):
-        if is_disk_error(error):
-            _exit_with_error(store, rank, size, f"error: {disk_message(error)}")
-        return
-    if is_out_of_memory(error):
-        _exit_with_error(
-            store, rank, size, f"error: out of memory ({first_line(error)}); {LESS_MEMORY}"
-        )
-    if _another_failed(store, rank):
-        raise SystemExit(USER_ERROR_EXIT_CODE) from None
-    if size > 1 and _is_lost(error):
-        _exit_lost(rank, first_line(error), liveness)
-
-
-def _step_deadline(store: Store, rank: int, liveness: LivenessBoard, seconds: int) -> StepDeadline:
-    def give_up() -> None:
-        if _another_failed(store, rank):
-            os._exit(USER_ERROR_EXIT_CODE)
-        reason = f"a step took more than {seconds} s, runtime.collective_timeout"
-        _exit_lost(rank, reason, liveness)
-
-    return StepDeadline(seconds, give_up)
-
-
-def _exit_lost(rank: int, reason: str, liveness: LivenessBoard) -> NoReturn:
-    """Print that other ranks are lost, and which; exit at once."""
-    print(
-        f"error: rank {rank} lost the other ranks ({reason}){liveness.unresponsive()}; rerun the "
-        "same command to resume from the last checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(LOST_EXIT_CODE)  # the process group's threads may still wait for the lost rank
-
-
-def _another_failed(store: Store, rank: int) -> bool:
-    """Whether a collective failed because another rank has printed an error and exited."""
-    own = str(rank)
-    return answer_in_time(
-        lambda: store.check(["failed"]) and store.get("failed").decode() != own, otherwise=False
-    )

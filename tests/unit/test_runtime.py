@@ -1,14 +1,10 @@
 """Ranks by environment variables, signals, metrics and progress."""
 
 import json
-import os
 import re
 import signal
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,18 +17,12 @@ from launchers.slurm_states import TaskState
 from pipeline.config import (
     RuntimeConfig,
 )
-from pipeline.errors import (
-    LOST_EXIT_CODE,
-    USER_ERROR_EXIT_CODE,
-    exit_on_user_error,
-    exit_with_error,
-)
-from pipeline.runtime import distributed, rendezvous, signals
+from pipeline.errors import exit_on_user_error, exit_with_error
+from pipeline.runtime import signals
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.host_copy import HostCopy
 from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.rank_variables import ranks_from_env
-from pipeline.runtime.rendezvous import LivenessBoard, answer_in_time
 from pipeline.runtime.reproducibility import deterministic_algorithms
 from pipeline.runtime.step_deadline import StepDeadline
 
@@ -86,40 +76,6 @@ def test_an_error_does_not_end_the_limit_of_its_step() -> None:
     with pytest.raises(RuntimeError, match="lost"), deadline:
         raise RuntimeError("lost")
     assert given_up.wait(5)
-
-
-class Ended(Exception):
-    """Raised in place of an exit."""
-
-
-@pytest.mark.parametrize(
-    ("failed_rank", "code"), [("1", LOST_EXIT_CODE), ("0", USER_ERROR_EXIT_CODE)]
-)
-def test_a_step_that_takes_too_long_ends_the_process(
-    failed_rank: str,
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Without a message if another rank has printed one; a job must not be requeued for that."""
-
-    def end(code: int) -> None:
-        raise Ended(code)
-
-    monkeypatch.setattr(os, "_exit", end)
-    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-    store.set("failed", failed_rank)
-    store.set("host/0", "node")
-    liveness = LivenessBoard(store, 1, 2)
-    deadline = distributed._step_deadline(store, 1, liveness, 600)
-    with pytest.raises(Ended, match=str(code)):
-        deadline._give_up()
-    message = capsys.readouterr().err
-    if code == LOST_EXIT_CODE:
-        assert "rank 1 lost the other ranks (a step took more than 600 s" in message
-        assert "no answer from rank 0 on node" in message
-    else:
-        assert message == ""
 
 
 def test_a_copy_to_the_host_has_the_values() -> None:
@@ -233,48 +189,3 @@ def test_a_signal_stops_later_requests_of_the_process_too(monkeypatch: pytest.Mo
     assert first.signals == {signal.SIGUSR2}
     assert second.signals == {signal.SIGUSR2, signal.SIGTERM}
     assert signals.received_signals() == {signal.SIGUSR2, signal.SIGTERM}
-
-
-@pytest.fixture
-def cuttable_store() -> Iterator[tuple[dist.TCPStore, threading.Event]]:
-    """A client of a store behind a connection that can be cut: bytes are then neither passed on nor
-    refused, as in a network that is down."""
-    cut, sockets = threading.Event(), []
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def copy(source: socket.socket, target: socket.socket) -> None:
-        while data := source.recv(4096):
-            if not cut.is_set():
-                target.sendall(data)
-
-    def accept() -> None:
-        inner = listener.accept()[0]
-        outer = socket.create_connection(("127.0.0.1", server.port))
-        sockets.extend((inner, outer))
-        for pair in ((inner, outer), (outer, inner)):
-            threading.Thread(target=copy, args=pair, daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    port = listener.getsockname()[1]
-    yield dist.TCPStore("127.0.0.1", port, wait_for_workers=False), cut
-    for connection in (*sockets, listener):
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-        connection.close()
-
-
-def test_a_store_behind_a_network_that_is_down(
-    cuttable_store: tuple[dist.TCPStore, threading.Event], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, cut = cuttable_store
-    monkeypatch.setattr(rendezvous, "STORE_SECONDS", 0.5)
-    liveness = LivenessBoard(store, 1, 2)
-    store.set("here/0", "")
-    assert answer_in_time(lambda: store.check(["here/0"]), otherwise=False)
-    assert liveness.unresponsive() == ""
-    cut.set()
-    begin = time.monotonic()
-    assert not answer_in_time(lambda: store.check(["here/0"]), otherwise=False)
-    assert "the network is down" in liveness.unresponsive()
-    assert time.monotonic() - begin < 5
