@@ -110,13 +110,16 @@ class Measurement:
         loader = Loader(self.index, specs, data, device, size, self.threads)
         evaluator = Evaluator(view, evaluation, size, examples, self._references(view, data))
         no_samples = evaluator.no_samples()
-        parts, num_reported = [no_samples], 0
+        parts, num_reported, num_done = [no_samples], 0, 0
+        self.ranks.progress.count_images(0)
 
         def report(finished: Finished) -> None:
-            nonlocal num_reported
+            nonlocal num_reported, num_done
             parts.append(finished.samples)
             on_finished(finished, loader.skipped[num_reported:])
             num_reported = len(loader.skipped)
+            num_done += len(finished.samples)
+            self.ranks.progress.count_images(num_done)
 
         if len(share):
             for batch in loader:
@@ -126,6 +129,7 @@ class Measurement:
             report(finished)
         if num_reported < len(loader.skipped):
             report(Finished(no_samples, []))
+        self.ranks.progress.end_evaluation()
         return Samples.concatenate(parts), loader.skipped
 
     def _references(self, view: AttackView, data: DataConfig) -> References | None:

@@ -24,6 +24,7 @@ from pipeline.runtime.allocator import retain_freed_blocks
 from pipeline.runtime.joint_exit import exit_after, exit_alone, step_deadline
 from pipeline.runtime.liveness import LivenessBoard
 from pipeline.runtime.machine import cpu_name
+from pipeline.runtime.progress import Progress
 from pipeline.runtime.rank_variables import ranks_from_env
 from pipeline.runtime.rendezvous import fresh_store
 from pipeline.runtime.reproducibility import set_tf32, use_reproducible_kernels
@@ -41,6 +42,7 @@ class DistributedContext:
         host_group: the ranks' group for values on the host. With GPUs the default group is NCCL's,
             whose operations neither fail nor time out where Python can see it.
         step_deadline: a context for a step that waits for other ranks on the GPU.
+        progress: of this rank, which the other ranks print when it is lost.
     """
 
     rank: int
@@ -50,6 +52,7 @@ class DistributedContext:
     device: torch.device
     host_group: dist.ProcessGroup | None = None  # None: the default group
     step_deadline: AbstractContextManager[None] = field(default_factory=nullcontext)
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def is_main(self) -> bool:

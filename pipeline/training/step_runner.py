@@ -128,9 +128,9 @@ class StepRunner:
         for number in range(accumulation - 1):
             with self._ddp.no_sync():
                 self.optimizer.backward(
-                    self._forward(next(batches), number, step, passes) / accumulation
+                    self._forward(self._load(step, batches), number, step, passes) / accumulation
                 )
-        loss = self._forward(next(batches), accumulation - 1, step, passes)
+        loss = self._forward(self._load(step, batches), accumulation - 1, step, passes)
         # Queued before the backward pass, which waits for all ranks on the GPU.
         own_sums = HostCopy(
             sum_batches(
@@ -139,15 +139,29 @@ class StepRunner:
                 stop=stop is not None and stop.received,
             )
         )
+        self._enter(step, "backward pass")
         self.optimizer.backward(loss / accumulation)
         del loss  # its graph holds perturbations after the backward pass
-        stats = unstack_sums(self.ranks.sum(own_sums.wait()))
+        sums = own_sums.wait()
+        self._enter(step, "sums over the ranks")
+        stats = unstack_sums(self.ranks.sum(sums))
         if stats.num_nonfinite:
             self._raise_nonfinite(step, int(stats.num_nonfinite), passes)
         self.optimizer.step()
         if self.schedule.is_finetuning_step(step):
             self.objective.after_step(step + 1)
+        self._enter(step, "done")
         return stats
+
+    def _enter(self, step: int, stage: str) -> None:
+        """Record what this rank does, for messages about lost ranks."""
+        self.ranks.progress.enter_step(step + 1, stage)
+
+    def _load(self, step: int, batches: Iterator[Batch]) -> Batch:
+        self._enter(step, "loading images")
+        batch = next(batches)
+        self._enter(step, "forward pass")
+        return batch
 
     def _forward(
         self, batch: Batch, number: int, step: int, passes: list[tuple[Batch, Losses]]

@@ -240,6 +240,7 @@ class Trainer:
 
     def _save(self, best: bool = False) -> None:
         """Write a checkpoint, and a copy as best.pt if it is the best so far."""
+        self.ranks.progress.enter_step(self.step, "writing a checkpoint")
         if self.ranks.is_main:
             state: CheckpointState = {
                 "model": self.net.state_dict(),
