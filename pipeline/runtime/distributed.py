@@ -120,16 +120,20 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     set_tf32(config.tf32)
     with exit_with_agent():
         store, host_group = _join(rank, size, device, config)
-    liveness = LivenessBoard(store, rank, size)
+    progress = Progress()
+    liveness = LivenessBoard(store, rank, size, progress)
     deadline = nullcontext()
     if size > 1 and host_group is not None:
         deadline = step_deadline(store, rank, liveness, config.collective_timeout)
     try:
-        yield DistributedContext(rank, size, local_rank, local_size, device, host_group, deadline)
+        yield DistributedContext(
+            rank, size, local_rank, local_size, device, host_group, deadline, progress
+        )
     except (UserError, OSError, RuntimeError, MemoryError) as error:
         exit_after(error, store, liveness, rank, size)
         raise
     finally:
+        liveness.close()
         if size == 1 and dist.is_initialized():  # no other rank to wait for, also after an error
             dist.destroy_process_group()
     if size > 1:

@@ -5,6 +5,7 @@ In: the error of this rank, and the ranks' store. Out: a message, and the exit o
 
 import os
 import sys
+import threading
 import time
 from typing import NoReturn
 
@@ -27,6 +28,8 @@ LESS_MEMORY = (
     "use --regularizer.max_images auto, a larger train.gradient_accumulation_steps, a smaller "
     "evaluation.batch_size, or runtime.precision bf16"
 )
+
+_ending = threading.Lock()
 
 
 def exit_alone(message: str) -> NoReturn:
@@ -87,13 +90,15 @@ def _is_lost(error: BaseException) -> bool:
 
 def _exit_lost(rank: int, reason: str, liveness: LivenessBoard) -> NoReturn:
     """Print that other ranks are lost, and which; exit at once."""
-    print(
-        f"error: rank {rank} lost the other ranks ({reason}){liveness.unresponsive()}; rerun the "
-        "same command to resume from the last checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(LOST_EXIT_CODE)  # the process group's threads may still wait for the lost rank
+    with _ending:  # a collective may fail while the thread of the step's limit is here
+        print(
+            f"error: rank {rank} lost the other ranks ({reason}){liveness.find_lost()}; rerun the "
+            "same command to resume from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        liveness.wait_for_readers()
+        os._exit(LOST_EXIT_CODE)  # the process group's threads may still wait for the lost rank
 
 
 def _another_failed(store: Store, rank: int) -> bool:
