@@ -6,43 +6,24 @@ remove the files of processes that have ended.
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
-import socket
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, first_line, is_disk_error
+from pipeline.runtime.process_scope import SCOPE, has_ended
 
 _REMEDY = "give another --out"
 # Names of temporary files.
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>\d{1,9})-(?P<scope>.+)")
 _STALE_SECONDS = 24 * 3600  # for files of other scopes, whose processes cannot be looked up
 _swept: set[Path] = set()
-
-
-def _process_scope() -> str:
-    """Short hash that is equal for processes that can look each other up by number.
-
-    A host name alone is not enough: containers and virtual machines share names.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:  # not Linux: a scope with this process only
-        return uuid.uuid4().hex[:12]
-    name = f"{socket.gethostname()} {boot} {namespace}"
-    return hashlib.sha256(name.encode()).hexdigest()[:12]
-
-
-_SCOPE = _process_scope()
 
 
 @contextmanager
@@ -80,7 +61,7 @@ def _temporary(path: Path) -> Iterator[Path]:
     if path.parent not in _swept:
         _swept.add(path.parent)
         remove_abandoned(path.parent)
-    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}-{_SCOPE}")
+    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}-{SCOPE}")
     with name_in_errors(path):
         try:
             yield partial
@@ -115,15 +96,9 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _is_abandoned(scope: str, pid: int, written: float) -> bool:
-    if scope != _SCOPE:
+    if scope != SCOPE:
         return time.time() - written > _STALE_SECONDS
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # a running process of another user
-        return False
-    return False
+    return has_ended(pid, scope)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from pipeline.runtime.lost_ranks import (
     slurm_clause,
 )
 from pipeline.runtime.oom_kills import OomKills
+from pipeline.runtime.process_scope import SCOPE, has_ended
 from pipeline.runtime.progress import Progress
 
 _REPORT_SECONDS = 1.0
@@ -95,8 +96,8 @@ class LivenessBoard:
     def find_lost(self) -> str:
         """Name the ranks that do not answer, or else those that are behind.
 
-        It takes `_ANSWER_SECONDS` if a rank does not answer, or `STORE_SECONDS` if the store does
-        not.
+        It takes `_ANSWER_SECONDS` if a rank does not answer, unless its process has ended on this
+        host, and `STORE_SECONDS` if the store does not answer.
 
         Returns:
             Clauses to append to a message.
@@ -126,6 +127,8 @@ class LivenessBoard:
                 seconds=now - position.begin,
                 has_answered=self._has_answered,
                 num_oom_kills=self._oom_kills.number(),
+                pid=os.getpid(),
+                scope=SCOPE,
             )
             self._store.set(f"report/{self._rank}", json.dumps(report))
 
@@ -148,6 +151,9 @@ class LivenessBoard:
             silent = [rank for rank in silent if _is_silent(first.get(rank), reports.get(rank))]
             if not silent:
                 return describe_positions(reports)
+            ended = [rank for rank in silent if _has_ended(reports.get(rank))]
+            if ended:
+                return describe_silent(ended, reports, time.monotonic() - self._begin)
             if time.monotonic() - begin > _ANSWER_SECONDS:
                 return describe_silent(silent, reports, time.monotonic() - self._begin)
             time.sleep(_REPORT_SECONDS / 10)
@@ -165,6 +171,11 @@ class LivenessBoard:
 def _served_by_torchrun() -> bool:
     """Whether the store is torchrun's. Otherwise it is in the process of rank 0."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _has_ended(report: RankReport | None) -> bool:
+    """Whether a rank on this host has ended before a collective has failed on it, too."""
+    return report is not None and not report.has_answered and has_ended(report.pid, report.scope)
 
 
 def _is_silent(first: RankReport | None, last: RankReport | None) -> bool:

@@ -24,6 +24,8 @@ class RankReport(NamedTuple):
         has_answered: whether a collective has failed on this rank, too.
         num_oom_kills: processes on the host that the kernel has killed, as in
             `pipeline.runtime.oom_kills`.
+        pid: number of the rank's process.
+        scope: where this number is valid, as in `pipeline.runtime.process_scope`.
     """
 
     host: str
@@ -33,6 +35,8 @@ class RankReport(NamedTuple):
     seconds: float
     has_answered: bool
     num_oom_kills: int
+    pid: int
+    scope: str
 
 
 def describe_silent(silent: list[int], reports: Mapping[int, RankReport], now: float) -> str:

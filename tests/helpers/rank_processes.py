@@ -26,7 +26,12 @@ _PROCESSES.set_forkserver_preload([__name__])  # torch is imported once
 
 
 def run_ranks(
-    folder: Path, work: Work, ending: Sequence[int] = (0, 1, 2), on_gpus: bool = False
+    folder: Path,
+    work: Work,
+    ending: Sequence[int] = (0, 1, 2),
+    *,
+    on_gpus: bool = False,
+    answer_seconds: float = ANSWER_SECONDS,
 ) -> dict[int, str]:
     """Run three ranks.
 
@@ -34,8 +39,9 @@ def run_ranks(
         folder: for what they print.
         work: a module's function, which each rank calls.
         ending: the ranks that end by themselves; the others are killed when these have ended, or
-            after 30 s.
+            after 40 s.
         on_gpus: whether the ranks have a group for the host and a limit for a step, as with NCCL.
+        answer_seconds: after which a rank without a report does not answer.
 
     Returns:
         For each of these ranks its exit code and what it printed on stderr.
@@ -44,12 +50,14 @@ def run_ranks(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        _PROCESSES.Process(target=_run_rank, args=(folder, rank, port, work, on_gpus))
+        _PROCESSES.Process(
+            target=_run_rank, args=(folder, rank, port, work, on_gpus, answer_seconds)
+        )
         for rank in range(SIZE)
     ]
     for process in processes:
         process.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 40
     for rank in ending:
         processes[rank].join(max(deadline - time.monotonic(), 0))
     codes = [process.exitcode for process in processes]
@@ -59,14 +67,16 @@ def run_ranks(
     return {rank: f"{codes[rank]} {(folder / str(rank)).read_text()}" for rank in ending}
 
 
-def _run_rank(folder: Path, rank: int, port: int, work: Work, on_gpus: bool) -> None:
+def _run_rank(
+    folder: Path, rank: int, port: int, work: Work, on_gpus: bool, answer_seconds: float
+) -> None:
     os.dup2(os.open(folder / str(rank), os.O_CREAT | os.O_WRONLY), 2)
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
         del os.environ[name]
     variables = {"RANK": rank, "WORLD_SIZE": SIZE, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": SIZE}
     variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in variables.items()}
-    liveness._REPORT_SECONDS, liveness._ANSWER_SECONDS = 0.2, ANSWER_SECONDS
+    liveness._REPORT_SECONDS, liveness._ANSWER_SECONDS = 0.2, answer_seconds
     if on_gpus:
         distributed._join = _join_as_on_gpus
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runtime.distributed import DistributedContext
-from tests.helpers.rank_processes import TIMEOUT, Work, do_steps, end_by, hang, run_ranks
+from tests.helpers.rank_processes import TIMEOUT, do_steps, end_by, hang, run_ranks
 
 HOST = re.escape(socket.gethostname())
 LOADING, WAITING = "step 4, loading images", "step 4, backward pass"
@@ -78,10 +78,18 @@ def test_ranks_that_nothing_disturbs(tmp_path: Path) -> None:
     assert run_ranks(tmp_path, undisturbed) == {0: "0 ", 1: "0 ", 2: "0 "}
 
 
-@pytest.mark.parametrize("work", [killed, pytest.param(stopped, marks=pytest.mark.slow)])
-def test_a_rank_that_ends_or_stops(tmp_path: Path, work: Work) -> None:
+@pytest.mark.slow
+def test_a_rank_that_stops(tmp_path: Path) -> None:
     name = rf"rank 1 on {HOST} \(last report [1-9] s ago: {LOADING}\)"
-    assert_lost(run_ranks(tmp_path, work, [0, 2]), f"; no answer from {name}; others: {WAITING}")
+    assert_lost(run_ranks(tmp_path, stopped, [0, 2]), f"; no answer from {name}; others: {WAITING}")
+
+
+@pytest.mark.slow
+def test_a_rank_that_ends(tmp_path: Path) -> None:
+    """Its process is looked up, so nobody waits for its reports: not 10 s."""
+    name = rf"rank 1 on {HOST} \(last report \d s ago: {LOADING}\)"
+    ends = run_ranks(tmp_path, killed, [0, 2], answer_seconds=10)
+    assert_lost(ends, f"; no answer from {name}; others: {WAITING}")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ def test_a_container_does_not_remove_files_of_another_with_the_same_host_name(
 ) -> None:
     script = (
         "import sys; from pathlib import Path; from pipeline.runtime import files\n"
-        "Path(sys.argv[1], f'.x.tmp-{sys.argv[2]}-{files._SCOPE}').write_text('')"
+        "Path(sys.argv[1], f'.x.tmp-{sys.argv[2]}-{files.SCOPE}').write_text('')"
     )
     container = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
     if not shutil.which("unshare") or subprocess.run([*container, "true"]).returncode:
@@ -52,7 +52,7 @@ def test_a_killed_write_is_swept_by_the_next_one(tmp_path: Path) -> None:
 def test_a_run_sweeps_all_its_folders(tiny_copy: Path, tmp_path: Path) -> None:
     evaluate = (EVALUATE, "--evaluation.num_images", 10, "--output", tmp_path / "e")
     assert call(*evaluate).code == 0
-    name = f".x.tmp-{unused_pid()}-{files._SCOPE}"
+    name = f".x.tmp-{unused_pid()}-{files.SCOPE}"
     results = tmp_path / "e" / "results" / "0-of-1"
     for folder in (
         tiny_copy,

@@ -22,7 +22,8 @@ from pipeline.runtime.progress import Progress
 
 
 def report(host: str, **values: Any) -> RankReport:
-    usual = RankReport(host, 60.0, [1, 3, 1], "step 3, forward pass", 9.0, False, 0)
+    process = (1, "another host")
+    usual = RankReport(host, 60.0, [1, 3, 1], "step 3, forward pass", 9.0, False, 0, *process)
     return usual._replace(**values)
 
 

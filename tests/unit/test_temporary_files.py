@@ -9,7 +9,7 @@ from tests.helpers.runs import unused_pid
 
 
 def test_temporary_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
-    scope, dead = files._SCOPE, unused_pid()
+    scope, dead = files.SCOPE, unused_pid()
     old = {f".best.pt.tmp-{dead}-{scope}", f".a b.parquet.tmp-{dead}-{scope}", ".x.tar.tmp-1-far"}
     kept = {
         f".best.pt.tmp-{os.getpid()}-{scope}",  # of a process that runs
