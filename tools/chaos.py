@@ -10,13 +10,16 @@ r"""Kill, stop and damage runs on purpose, and check that nothing is lost.
 The command after -- is a fine-tuning or an evaluation: an entry point, a launcher that waits, or
 sbatch --wait. It runs undisturbed once. Then, for each fault: it runs in an empty folder, the fault
 happens at a moment drawn from the seed, and the same command is repeated until it exits with 0.
+With --faults_per_run several faults happen in one run, one after another.
 The results are compared with the undisturbed run's bit by bit. Files, processes and ports that are
 left over are reported. For each run the tool replaces the value of --output (or {output} anywhere
 in the command), and sets runtime.collective_timeout unless the command does.
 
 OUTPUT/faults.md, faults.csv and faults.json contain the results. The same command resumes a
 campaign that was interrupted. Exit status: 0 if nothing was lost or left over; 1 otherwise; 2 after
-a mistake in the options; 75 after Ctrl-C. The tool ends only processes that it has started.
+a mistake in the options; 75 after Ctrl-C. The tool ends only processes and jobs that it has
+started. The kinds preemption and node_down also disturb other jobs on the same nodes, and come only
+if --kinds names them.
 """
 
 import argparse

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launchers import options, submit
+from launchers.follow import follow
 from launchers.options import Resources
 from pipeline.config import AttackConfig, arguments
 from pipeline.config.checks import OptionError
@@ -213,7 +214,7 @@ def main() -> None:
             if not args.wait:
                 print("once the jobs have ended, the same command writes the report")
                 return
-            submit.follow(jobs, resources, wait=True)
+            follow(jobs, resources, wait=True)
         elif todo:
             run_here(experiment, output, todo, resources)
         command = command_of(args, run_argv)

@@ -21,7 +21,8 @@ from pipeline.runtime.process_scope import SCOPE, has_ended
 
 _REMEDY = "give another --out"
 # Names of temporary files.
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>\d{1,9})-(?P<scope>.+)")
+# SQLite adds a suffix for a file beside a database that it writes.
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>\d{1,9})-(?P<scope>[^-]+)(?:-journal)?")
 _STALE_SECONDS = 24 * 3600  # for files of other scopes, whose processes cannot be looked up
 _swept: set[Path] = set()
 
@@ -42,7 +43,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_create(path: Path) -> Iterator[Path]:
-    """Like `atomic_write`, but a file that another process has created meanwhile stays."""
+    """Like `atomic_write`, but a file that another process has created meanwhile stays.
+
+    On file systems without hard links it stays unless both appear at the same moment.
+    """
     with _temporary(path) as partial:
         yield partial
         try:

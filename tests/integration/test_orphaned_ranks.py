@@ -19,7 +19,7 @@ stop, folder = StopRequest(), Path(sys.argv[1])
 assert not stop.received
 (folder / "started").touch()
 begin = time.monotonic()
-while not stop.received and time.monotonic() - begin < 2:
+while not stop.received and time.monotonic() - begin < float(sys.argv[2]):
     time.sleep(0.01)
 (folder / f"stopped-{stop.received}").touch()
 """
@@ -30,14 +30,14 @@ from pathlib import Path
 from pipeline.config import RuntimeConfig
 from pipeline.runtime.distributed import distributed_session
 (Path(sys.argv[1]) / "started").touch()
-with distributed_session(RuntimeConfig(device="cpu", connect_timeout=60)):
+with distributed_session(RuntimeConfig(device="cpu", connect_timeout=600)):
     pass
 """
 AGENT = """
 import subprocess, sys, time
 from pathlib import Path
 subprocess.Popen([sys.executable, *sys.argv[1:]])
-while not Path(sys.argv[-1], "started").exists():
+while not Path(sys.argv[3], "started").exists():
     time.sleep(0.01)
 """
 
@@ -47,7 +47,8 @@ def test_a_rank_stops_when_its_torchrun_is_gone(tmp_path: Path, under_torchrun: 
     """Any other parent may end: a shell in the background, for example."""
     variables = {name: v for name, v in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
     variables |= {"TORCHELASTIC_RUN_ID": "1"} if under_torchrun else {}
-    argv = [sys.executable, "-c", AGENT, "-c", WORKER, str(tmp_path)]
+    seconds = "20" if under_torchrun else "2"
+    argv = [sys.executable, "-c", AGENT, "-c", WORKER, str(tmp_path), seconds]
     subprocess.run(argv, env=variables | {"PYTHONPATH": str(ROOT)}, check=True)
     deadline = time.monotonic() + 20
     while not list(tmp_path.glob("stopped-*")) and time.monotonic() < deadline:
@@ -63,8 +64,6 @@ def test_a_rank_that_connects_ends_when_its_torchrun_is_gone(tmp_path: Path) -> 
         rank = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         env = os.environ | store | torchrun | rank | {"PYTHONPATH": str(ROOT)}
         argv = [sys.executable, "-c", AGENT, "-c", CONNECTING, str(tmp_path)]
-        begin = time.monotonic()
         # It returns when the rank has ended too, which has the same standard error.
         done = subprocess.run(argv, env=env, stderr=subprocess.PIPE, text=True, timeout=100)
-        assert time.monotonic() - begin < 40
     assert "error: torchrun has ended before its ranks were connected" in done.stderr

@@ -167,9 +167,7 @@ class Attempt:
 
     def cancel_jobs(self) -> list[str]:
         """Cancel the jobs that are still active; returns their numbers."""
-        jobs = [job for job in self.jobs() if slurm.is_active(job)]
-        slurm.cancel(jobs)
-        return jobs
+        return slurm.cancel_all(self.jobs(), self.folder)
 
     def output(self) -> str:
         """What the command has printed so far."""

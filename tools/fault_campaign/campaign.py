@@ -15,13 +15,14 @@ from pathlib import Path
 from fault_campaign import files, processes, slurm
 from fault_campaign.commands import Command
 from fault_campaign.disturbed_run import DisturbedRun, Starter
+from fault_campaign.job_faults import NODE_DOWN, bring_node_back
 from fault_campaign.outcome import Outcome
 from fault_campaign.pace import Pace
 from fault_campaign.plan import Fault
 from pipeline.errors import UserError
 from pipeline.runtime.files import write_json
 
-_STORED = "outcomes.json"
+_PACE, _STORED = "pace.json", "outcomes.json"
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,15 @@ class Campaign:
         return self.settings.folder / "undisturbed" / "run"
 
     def end(self) -> None:
-        """End the processes and jobs of this campaign."""
+        """End the processes and jobs of this campaign, and bring back a node that is down."""
         processes.end_all(self.mark)
-        for run in (self.whole, *self.settings.folder.glob("faults/*/run")):
-            output = "".join(path.read_text() for path in run.parent.glob("output*.txt"))
-            slurm.cancel([job for job in slurm.jobs_of(run, output) if slurm.is_active(job)])
+        for folder in (self.whole.parent, *self.settings.folder.glob("faults/*")):
+            if (folder / NODE_DOWN).exists():
+                bring_node_back(folder / NODE_DOWN)
+            if not any((folder / name).exists() for name in (_PACE, _STORED)):
+                logs = folder.glob("output*.txt")
+                output = "".join(path.read_text(errors="replace") for path in logs)
+                slurm.cancel_all(slurm.jobs_of(folder / "run", output), folder / "run")
 
     def undisturbed(self) -> Pace:
         """Run the command undisturbed, unless that is done.
@@ -70,7 +75,7 @@ class Campaign:
         Raises:
             UserError: it failed; the folder is of a campaign of another command.
         """
-        stored = self.whole.parent / "pace.json"
+        stored = self.whole.parent / _PACE
         if stored.exists():
             return Pace.read(stored, self.command, self.settings.folder)
         shutil.rmtree(self.whole.parent, ignore_errors=True)

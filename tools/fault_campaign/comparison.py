@@ -16,8 +16,11 @@ from fault_campaign import files
 _CLOCK = ("time", "train/images_per_second", "train/data_wait", "train/peak_memory_mib")
 _SAME_BYTES = ("samples.parquet", "classes.csv", "curve.csv", "curve_relative.csv")
 _WEIGHTS = ("weights.pth", "reference.pth")
-# Their number depends on the starts of the run: an event file for each, a checkpoint for each stop.
-_VARYING = re.compile(r"tensorboard/events\..*|checkpoints/step-\d+\.pt|submission.*|jobs/.*")
+# They depend on the starts of the run: an event file for each, a checkpoint for each stop, and what
+# the launchers write.
+_VARYING = re.compile(
+    r"tensorboard/events\..*|checkpoints/step-\d+\.pt|submission.*|jobs/.*|code/.*"
+)
 
 
 def differences(folder: Path, whole: Path) -> list[str]:

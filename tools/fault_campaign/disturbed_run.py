@@ -1,7 +1,6 @@
 """A run with one or several faults, resumed until it has ended."""
 
 import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from fault_campaign.kinds import KINDS
 from fault_campaign.outcome import Outcome, activity, problems_of, repeated
 from fault_campaign.pace import Pace
 from fault_campaign.plan import Fault
+from fault_campaign.refused import FaultRefusedError
 
 _MAX_TRIES = 3  # of a fault whose command ended before its moment
 _EARLIER = 0.7  # factor of the fraction of each further try
@@ -100,8 +100,10 @@ class DisturbedRun:
         moment, rows = time.monotonic(), files.num_rows(self._run)
         at_start = rows == 0
         if is_reached:
-            outcome.during = activity(self._run)
-            outcome.done = _inject(kind, self._target(attempt, fault, kind))
+            self._inject(outcome, kind, attempt)
+        else:
+            reason = "ended before" if not attempt.running else "did not come so far in time"
+            outcome.problems.append(f"the fault did not happen: the command {reason}")
         if kind.on_job:  # it did some more steps before SLURM interrupted it
             rows = files.num_rows(self._run)
         step = files.last_step(self._run)
@@ -117,16 +119,16 @@ class DisturbedRun:
             outcome.seconds_lost = max(recovered - attempt.begin - self._pace.start_seconds, 0)
         outcome.seconds = time.monotonic() - begin
         outcome.exit_codes = [start.exit_code for start in ended]
-        was_started_again = len(ended) + (self._attempt is not None) > 1
-        if was_started_again or (kind.on_job and NOT_INTERRUPTED not in outcome.done):
-            output = self._attempt.output() if self._attempt else self._ended[-1].output
-            output = slurm.log_of(self._run) or output
-            outcome.repeated = repeated(output, step, rows, self._pace.num_rows)
-        if not outcome.done:
-            is_late = bool(ended) and ended[0].timed_out
-            reason = "did not come so far in time" if is_late else "ended before"
-            outcome.problems.append(f"the fault did not happen: the command {reason}")
+        is_started_again = len(ended) + (self._attempt is not None) > 1
+        is_requeued = kind.on_job and outcome.done and not outcome.done.endswith(NOT_INTERRUPTED)
+        if is_started_again or is_requeued:
+            outcome.repeated = repeated(self._last_output(), step, rows, self._pace.num_rows)
         return outcome
+
+    def _last_output(self) -> str:
+        """What the last start has printed, and the jobs that it has submitted."""
+        output = self._attempt.output() if self._attempt else self._ended[-1].output
+        return slurm.log_of(self._run, slurm.jobs_of(self._run, output)) or output
 
     def _reach(self, fault: Fault, kind: Kind, position: int) -> bool:
         """Start the command if it does not run, and wait for the moment of a fault.
@@ -141,13 +143,15 @@ class DisturbedRun:
             if moments.wait_for(planned, attempt, self._pace, lambda: self._is_ready(kind)):
                 return True
             exit_code = attempt.process.poll()
-            if exit_code is None or number == _MAX_TRIES - 1 or is_only == bool(exit_code):
+            is_too_late = is_only and exit_code == 0
+            is_disturbed_late = not is_only and exit_code not in (None, 0)  # by the fault before
+            if number == _MAX_TRIES - 1 or not (is_too_late or is_disturbed_late):
                 break
             ended = attempt.wait()
             self._attempt = None
-            if is_only:  # it ended before: a new run, and the fault earlier
+            if is_too_late:  # a new run, and the fault earlier
                 self._empty_folder()
-            else:  # the fault before came into effect only now
+            else:
                 self._ended.append(ended)
         return False
 
@@ -171,15 +175,28 @@ class DisturbedRun:
         """Whether the run has the processes, jobs and checkpoints that a fault needs."""
         assert self._attempt is not None, "the command runs"
         if kind.on_job:
-            return slurm.any_running(self._attempt.jobs())
+            is_running = bool(slurm.running(self._attempt.jobs()))
+            time.sleep(0 if is_running else slurm.POLL_SECONDS)
+            return is_running
         if kind.damage is not None and not files.numbered_checkpoints(self._run):
             return False
         self._ranks = self._attempt.ranks()
         return len(self._ranks) >= self._starter.command.num_ranks
 
+    def _inject(self, outcome: Outcome, kind: Kind, attempt: Attempt) -> None:
+        """Cause the fault, or report why it did not happen."""
+        outcome.during = activity(self._run)
+        try:
+            outcome.done = kind.inject(self._target(attempt, outcome.fault, kind))
+        except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
+            outcome.problems.append("the fault did not happen: the process had ended")
+        except FaultRefusedError as error:
+            outcome.problems.append(f"the fault did not happen: {error}")
+
     def _target(self, attempt: Attempt, fault: Fault, kind: Kind) -> Target:
-        jobs = attempt.jobs() if kind.on_job else []
-        running = [job for job in jobs if slurm.is_running(job)]
+        running = slurm.running(attempt.jobs()) if kind.on_job else []
+        if kind.on_job and not running:
+            raise FaultRefusedError("no job of the run runs")
         return Target(
             launcher=attempt.launcher(),
             ranks=self._ranks,
@@ -206,7 +223,9 @@ class DisturbedRun:
             When there were more rows (`time.monotonic`); rows and the last step before the resumed
             start, None if there was none.
         """
-        ended = self._end_attempt(rows, () if kind.on_job or not outcome.done else self._ranks)
+        # SLURM starts a job again after its tasks have ended; torchrun and others do not.
+        waits_for_ranks = outcome.done and not self._starter.command.submits
+        ended = self._end_attempt(rows, self._ranks if waits_for_ranks else ())
         outcome.errors = ended.errors
         if ended.launcher_killed:
             outcome.done += "; the ranks ended, the command did not: it was killed"
@@ -232,11 +251,3 @@ class DisturbedRun:
         self._attempt = None
         self._ended.append(ended)
         return ended
-
-
-def _inject(kind: Kind, target: Target) -> str:
-    """Cause the fault; returns what was done, or nothing if the rank has ended meanwhile."""
-    try:
-        return kind.inject(target)
-    except (psutil.NoSuchProcess, ProcessLookupError, subprocess.CalledProcessError):
-        return ""

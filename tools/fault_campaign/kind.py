@@ -59,7 +59,7 @@ class Kind:
         needs: what the command or the machine must have; see `missing`.
         on_job: whether it disturbs a job of SLURM; others disturb processes on this machine.
         by_name: whether it is drawn only if --kinds names it, since it also disturbs others.
-        continues: whether the command goes on, without a new start by the tool.
+        continues: whether the command continues, without a new start by the tool.
     """
 
     name: str

@@ -2,9 +2,9 @@
 
 import signal
 
-from fault_campaign import files, slurm
+from fault_campaign import files
 from fault_campaign.hook import sitecustomize as hook
-from fault_campaign.job_faults import lose_node, preempt, to_job
+from fault_campaign.job_faults import cancel, lose_node, preempt, requeue, warn_job
 from fault_campaign.kind import START, WORK, Kind
 from fault_campaign.process_faults import (
     PAUSE_SECONDS,
@@ -105,7 +105,7 @@ KINDS = {
         Kind(
             "requeue",
             "scontrol requeue of the job",
-            to_job(slurm.requeue),
+            requeue,
             needs=("job",),
             on_job=True,
             continues=True,
@@ -113,14 +113,14 @@ KINDS = {
         Kind(
             "cancel",
             "scancel of the job",
-            to_job(slurm.cancel_running),
+            cancel,
             needs=("job",),
             on_job=True,
         ),
         Kind(
             "warning",
             "the signal that SLURM sends before a time limit (USR2)",
-            to_job(slurm.warn),
+            warn_job,
             needs=("job",),
             on_job=True,
             continues=True,

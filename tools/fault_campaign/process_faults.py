@@ -1,5 +1,6 @@
 """What faults do to the processes of a run, or to its output folder."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -11,9 +12,11 @@ import psutil
 
 from fault_campaign.kind import Target
 from fault_campaign.processes import handles
+from fault_campaign.refused import FaultRefusedError
 
 PAUSE_SECONDS = 5.0
 _SMALLEST_LIMIT = 1000  # bytes
+_NSENTER = {"mnt": "mount", "net": "net"}  # options of nsenter, by names of namespaces
 
 
 def to_rank(number: signal.Signals) -> Callable[[Target], str]:
@@ -91,15 +94,25 @@ def limit_files(target: Target) -> str:
 
 def make_read_only(target: Target) -> str:
     """Mount the folder again, read-only, for the processes of the command alone."""
-    inside = ("nsenter", "--target", str(target.launcher.pid), "--mount")
     folder = str(target.folder)
-    subprocess.run([*inside, "mount", "--bind", folder, folder], check=True)
-    subprocess.run([*inside, "mount", "-o", "remount,bind,ro", folder], check=True)
+    _inside(target, "mnt", "mount", "--bind", folder, folder)
+    _inside(target, "mnt", "mount", "-o", "remount,bind,ro", folder)
     return "the output folder is read-only"
 
 
 def cut_network(target: Target) -> str:
     """Take the loopback interface of the command's own network down."""
-    inside = ("nsenter", "--target", str(target.launcher.pid), "--net")
-    subprocess.run([*inside, "ip", "link", "set", "lo", "down"], check=True)
+    _inside(target, "net", "ip", "link", "set", "lo", "down")
     return "the network between the ranks and torchrun is down"
+
+
+def _inside(target: Target, namespace: str, *argv: str) -> None:
+    """Run a program in a namespace of the command; never in that of this machine."""
+    pid = target.launcher.pid
+    own, other = (os.stat(f"/proc/{part}/ns/{namespace}").st_ino for part in ("self", pid))
+    if own == other:
+        raise FaultRefusedError("the command has no namespace of its own yet")
+    inside = ("nsenter", "--target", str(pid), f"--{_NSENTER[namespace]}")
+    done = subprocess.run([*inside, *argv], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FaultRefusedError(done.stderr.strip() or f"{argv[0]} failed")

@@ -41,20 +41,23 @@ def join(folders: Sequence[Path]) -> str:
     campaigns = [_read(folder) for folder in folders]
     outcomes = [_outcomes(campaign) for campaign in campaigns]
     everywhere = [outcome for part in outcomes for outcome in part]
-    kinds = [name for name in KINDS if any(o.fault.kind == name for o in everywhere)]
-    lines = [[KINDS[k].text, *(_cell(part, k) for part in outcomes)] for k in kinds]
+    drawn = {outcome.fault.kind for outcome in everywhere}
+    kinds = [name for name in KINDS if name in drawn] + sorted(drawn - KINDS.keys())
+    texts = {name: kind.text for name, kind in KINDS.items()}
+    lines = [[texts.get(k, k), *(_cell(part, k) for part in outcomes)] for k in kinds]
     lines.append(["all", *(_cell(part) for part in outcomes)])
     for text, name, digits in _SUMMARIES:
         lines.append([text, *(f"{campaign[name]:.{digits}f}" for campaign in campaigns)])
-    return markdown_table(("kind", *(folder.name for folder in folders)), lines)
+    return markdown_table(("kind", *map(str, folders)), lines)
 
 
 def _read(folder: Path) -> dict[str, Any]:
+    names = ("outcomes", *(name for _, name, _ in _SUMMARIES))
     try:
         values: dict[str, Any] = json.loads((folder / DATA).read_text())
-    except (OSError, ValueError):
+        return {name: values[name] for name in names}
+    except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{folder} has no {DATA} of a campaign that is done") from None
-    return values
 
 
 def _outcomes(campaign: dict[str, Any]) -> list[Outcome]:

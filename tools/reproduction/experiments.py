@@ -123,7 +123,8 @@ _MNIST = (
     _true_distance("deep_defense_true_10", "Deep Defense, true distance, 10 epochs", *_TEN_EPOCHS),
     _one_step("deep_defense_step", "Deep Defense, one step"),
     _one_step("deep_defense_step_10", "Deep Defense, one step, 10 epochs", *_TEN_EPOCHS),
-    # lambda 32, c 2 and d 1 of its code for MNIST, for pixels from 0 to 1, times a norm of 9.2.
+    # lambda 32, c 2 and d 1 of its code for MNIST, for pixels from 0 to 1; c and d times a norm of
+    # 9.2. Its code has no numbers for the hinge: c is a ratio that the nets of the table reach.
     _amm(
         "amm",
         "AMM, smallest of a batch",
