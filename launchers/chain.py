@@ -28,6 +28,7 @@ import submitit
 import yaml
 
 from launchers import evaluate, finetune, submit
+from launchers.follow import follow
 from launchers.options import Resources
 from launchers.run_status import Submission
 from launchers.tasks import Report
@@ -132,7 +133,7 @@ def _announce(name: str, jobs: list[submitit.Job[None]], resources: Resources) -
     log = jobs[-1].paths.stdout
     print(f"{name:<12} job {', '.join(submit.job_ids(jobs))}, log {log}", flush=True)
     if resources.cluster != "slurm":
-        submit.follow(jobs, resources, wait=True)
+        follow(jobs, resources, wait=True)
 
 
 def _launch_report(
@@ -176,7 +177,7 @@ def main() -> None:
         if resources.cluster == "slurm":
             print(f"progress     {submit.jobs_command('--watch', tuning.folder)}")
             print(f"when done    see {tuning.folder / 'report' / 'report.md'}", flush=True)
-            submit.follow(jobs, resources, wait=args.wait)
+            follow(jobs, resources, wait=args.wait)
 
 
 if __name__ == "__main__":

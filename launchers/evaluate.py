@@ -22,6 +22,7 @@ import submitit
 import torch
 
 from launchers import submit
+from launchers.follow import follow
 from launchers.options import Resources
 from launchers.run_status import Submission
 from launchers.tasks import Merge, Task
@@ -141,7 +142,7 @@ def main() -> None:
             config.folder, config, shard_jobs, resources, shard_line, *lines
         )
         print(message, flush=True)
-        submit.follow(jobs, resources, wait=args.wait)
+        follow(jobs, resources, wait=args.wait)
 
 
 if __name__ == "__main__":

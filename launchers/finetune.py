@@ -27,6 +27,7 @@ import submitit
 import torch
 
 from launchers import submit
+from launchers.follow import follow
 from launchers.options import Resources
 from launchers.run_status import Submission
 from launchers.tasks import Task
@@ -121,7 +122,7 @@ def main() -> None:
         if len(configs) == 1:
             lines.append(f"when done    {evaluation_command(configs[0], resources)}")
         print(submit.submission_message(folder, configs[0], jobs, resources, *lines), flush=True)
-        submit.follow(jobs, resources, wait=args.wait)
+        follow(jobs, resources, wait=args.wait)
 
 
 if __name__ == "__main__":

@@ -56,16 +56,6 @@ def states_of(submissions: Sequence[Submission]) -> list[list[TaskState]]:
     ]
 
 
-def is_active(job: str) -> bool:
-    """Whether a job of SLURM, or a task ARRAY_INDEX of an array, runs or waits to run.
-
-    Raises:
-        UserError: squeue fails.
-    """
-    state = _query_slurm({job}).get(job)
-    return state is not None and state.is_active
-
-
 def _slurm_states_of(submission: Submission, states: dict[str, TaskState]) -> list[TaskState]:
     """The states of one submission's tasks, from those of all jobs."""
     job = submission.jobs[0]

@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -255,55 +254,3 @@ def submission_message(
 def jobs_command(command: str, folder: Path) -> str:
     """A command line of launchers/jobs.py, quoted for the shell."""
     return shlex.join(["python", messages.script("launchers/jobs.py"), command, str(folder)])
-
-
-def follow(jobs: Sequence[submitit.Job[None]], resources: Resources, *, wait: bool) -> None:
-    """Wait for the jobs and show their logs, one after the other.
-
-    Does nothing without ``wait``, except with --cluster debug, where this is what runs the jobs.
-
-    Raises:
-        UserError: a job failed.
-    """
-    if wait or resources.cluster == "debug":
-        for job in jobs:
-            _follow(job)
-
-
-def _is_requeued(job: submitit.Job[None]) -> bool:
-    """Whether a job that submitit takes for ended is in SLURM's queue again.
-
-    After the failure of a node, which SLURM does not announce to the job's own script.
-    """
-    return isinstance(job, submitit.SlurmJob) and slurm_states.is_active(job.job_id)
-
-
-def _follow(job: submitit.Job[None]) -> None:
-    """Show the job's log until the job has ended.
-
-    Raises:
-        UserError: the job failed.
-    """
-    num_bytes_shown = 0
-    while True:
-        done = job.done(force_check=True) and not _is_requeued(job)
-        if job.paths.stdout.exists():
-            with job.paths.stdout.open("rb") as log:
-                log.seek(num_bytes_shown)
-                text = log.read()
-            num_bytes_shown += len(text)
-            sys.stdout.write(text.decode(errors="replace"))
-            sys.stdout.flush()
-        if done:
-            break
-        time.sleep(2)
-    # submitit waits 15 s for each task that has left no result: the first one is enough.
-    errors = (job.task(number).exception() for number in range(job.num_tasks))
-    error = next((error for error in errors if error is not None), None)
-    if error is not None and not job.paths.stdout.exists():
-        raise UserError(
-            f"job {job.job_id} ended without a log: can the nodes see {job.paths.folder}? Give an "
-            "--output on a file system that all nodes share"
-        )
-    if error is not None:
-        raise UserError(f"job {job.job_id} failed; its log is {job.paths.stdout}")

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pipeline.runtime.agent  # noqa: F401  it looks up torchrun's process before slow imports
 from pipeline.config import EvaluateConfig, Shard, messages, parse, warn_ignored
 
 if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below

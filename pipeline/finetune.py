@@ -10,6 +10,7 @@ Without --config the embedded demonstration runs: MNIST digits, on CPUs or GPUs.
 from pathlib import Path
 from typing import Any
 
+import pipeline.runtime.agent  # noqa: F401  it looks up torchrun's process before slow imports
 from pipeline.config import (
     AttackConfig,
     FinetuneConfig,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import pipeline.runtime.agent  # noqa: F401  it looks up torchrun's process before the slow imports
 from pipeline.config import FinetuneConfig, RunConfig, Shard, parse
 from pipeline.config.tracking import is_local_store, mlflow_address, mlflow_uri
 from pipeline.errors import is_first_process
