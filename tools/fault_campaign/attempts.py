@@ -59,6 +59,8 @@ class Attempt:
         begin: when it was started (`time.monotonic`).
         folder: its output folder.
         process: the process of the command itself.
+        start_seconds: from the start until the first row of results was there; None if nobody has
+            waited for it.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Attempt:
         self._mark, self._log, self.begin = mark, log, time.monotonic()
         self._deadline = self.begin + time_limit
         self._ports: set[int] = set()
+        self.start_seconds: float | None = None
         self.folder = folder
         self.process = subprocess.Popen(
             argv,
@@ -102,6 +105,10 @@ class Attempt:
     def in_time(self) -> bool:
         """Whether the command has not ended yet and the time limit has not passed."""
         return self.running and time.monotonic() < self._deadline
+
+    def note_first_row(self) -> None:
+        """Record that the first row of results is there, unless that is recorded."""
+        self.start_seconds = self.start_seconds or self.seconds
 
     def launcher(self) -> psutil.Process:
         """The process of the command itself."""

@@ -72,6 +72,7 @@ class DisturbedRun:
         wrappers = dict.fromkeys(KINDS[fault.kind].wrapper for fault in faults)
         self._wrapper = [word for words in wrappers for word in words]
         self._ranks: list[psutil.Process] = []
+        self._start_seconds: float | None = None  # of the first start
 
     def run(self) -> list[Outcome]:
         """Start the command, cause the faults, resume until it has ended, compare."""
@@ -115,6 +116,9 @@ class DisturbedRun:
         ended = self._ended[num_ended:]
         recovered = recovered or time.monotonic()
         outcome.seconds_lost = max(recovered - moment, 0)
+        if num_ended == 0 and position == 0:
+            self._start_seconds = attempt.start_seconds
+        outcome.start_seconds = self._start_seconds or self._pace.start_seconds
         if at_start:
             outcome.seconds_lost = max(recovered - attempt.begin - self._pace.start_seconds, 0)
         outcome.seconds = time.monotonic() - begin

@@ -31,8 +31,10 @@ def wait_for(fault: Fault, attempt: Attempt, pace: Pace, is_ready: Callable[[], 
         _sleep_until(attempt, fault.fraction * pace.start_seconds)
     else:
         share = fault.fraction * (_LAST_WRITE if fault.phase == WRITE else 1)
-        while attempt.in_time and files.num_rows(attempt.folder) < max(share * pace.num_rows, 1):
-            time.sleep(_POLL_SECONDS)
+        for rows in (1, share * pace.num_rows):
+            while attempt.in_time and files.num_rows(attempt.folder) < rows:
+                time.sleep(_POLL_SECONDS)
+            attempt.note_first_row()
     while attempt.in_time and not is_ready():
         time.sleep(_POLL_SECONDS)
     if fault.phase == WRITE:

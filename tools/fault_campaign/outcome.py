@@ -26,6 +26,7 @@ class Outcome:
         seconds_lost: from the fault until the next row of results after those before the fault, or
             until the end if there is none. A fault before the first row: how much later than in the
             undisturbed run that row came.
+        start_seconds: of a start of the same run until its first row, or of the undisturbed run's.
         seconds: of all starts.
         repeated: steps or images that were computed again.
         errors: lines of errors of the disturbed start.
@@ -38,6 +39,7 @@ class Outcome:
     during: str = ""
     exit_codes: list[int] = field(default_factory=list)
     seconds_lost: float = 0.0
+    start_seconds: float = 0.0
     seconds: float = 0.0
     repeated: int = 0
     errors: list[str] = field(default_factory=list)

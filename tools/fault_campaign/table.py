@@ -21,7 +21,7 @@ _SUMMARIES = (
     ("undisturbed run, s", "undisturbed_seconds", 1),
     ("of these until the first row of results, s", "start_seconds", 1),
     ("seconds lost in a fault, 95 % quantile", "seconds_lost_95", 1),
-    ("seconds lost, median, in start-ups", "median_in_starts", 2),
+    ("seconds lost, median, in start-ups of the same run", "median_in_starts", 2),
     ("steps or images repeated, in all", "repeated", 0),
 )
 _HEAD = (
@@ -114,7 +114,10 @@ def summary(outcomes: Sequence[Outcome], pace: Pace) -> dict[str, Any]:
         "seconds_lost_median": median,
         "seconds_lost_95": quantile(seconds, 0.95),
         "start_seconds": pace.start_seconds,
-        "median_in_starts": median / pace.start_seconds,
+        "median_in_starts": statistics.median(
+            outcome.seconds_lost / (outcome.start_seconds or pace.start_seconds)
+            for outcome in outcomes
+        ),
         "repeated": sum(outcome.repeated for outcome in outcomes),
         "undisturbed_seconds": pace.seconds,
         "cpu": cpu_name(),
@@ -134,7 +137,8 @@ def page(outcomes: Sequence[Outcome], pace: Pace, command: str, skipped: dict[st
         f"results lost, {numbers['bits_equal']} with equal bits. Seconds lost in a fault: median "
         f"{numbers['seconds_lost_median']:.1f}, 95 % quantile {numbers['seconds_lost_95']:.1f}. "
         f"The undisturbed run took {pace.seconds:.1f} s, {pace.start_seconds:.1f} s of them until "
-        f"its first results: the median is {numbers['median_in_starts']:.2f} times that. "
+        f"its first results. In start-ups of the same run, the median is "
+        f"{numbers['median_in_starts']:.2f}. "
         f"CPU: {numbers['cpu']}.",
         "",
         markdown_table(_HEAD, by_kind(outcomes)),
