@@ -108,7 +108,7 @@ class DisturbedRun:
         if kind.on_job:  # it did some more steps before SLURM interrupted it
             rows = files.num_rows(self._run)
         step = files.last_step(self._run)
-        if is_last or not kind.continues:
+        if is_last or (outcome.done and not kind.continues):
             recovered, resumed = self._recover(outcome, kind, rows, to_end=is_last)
             rows, step = resumed or (rows, step)
         else:
