@@ -44,7 +44,10 @@ def load_weights(
     if name is None:
         raise ValueError("load_weights needs config.weights")
     if is_file_name(name):
-        state = read_state(Path(name), torchvision_nets.weights_names(config.name))
+        path = Path(name)
+        # Only a message needs the names, and importing torchvision takes seconds.
+        names = () if path.exists() else torchvision_nets.weights_names(config.name)
+        state = read_state(path, names)
     else:
         state = _named_state(config, image_size)
     state = torchvision_nets.without_auxiliary(config.name, state)

@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
+from pipeline.models import torchvision_nets
 from pipeline.models.build import build
 from pipeline.models.head import head_keys
 from pipeline.models.weights import portable_state
@@ -202,3 +203,17 @@ def test_a_table_of_nets_without_perturbations(capsys: pytest.CaptureFixture[str
     rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert ["rho2, relative", "1", "-"] in [[cell.strip() for cell in row] for row in rows]
     assert ["not finite", "0", "3"] in [[cell.strip() for cell in row] for row in rows]
+
+
+def test_weights_in_a_file_do_not_import_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The import takes as long as that of torch, in each start of an evaluation."""
+    net = build(ModelConfig(name="mlp"), 10)
+    save_file(portable_state(net), tmp_path / "w.safetensors")
+
+    def refuse() -> None:
+        raise AssertionError("torchvision was imported")
+
+    monkeypatch.setattr(torchvision_nets, "_zoo", refuse)
+    build(ModelConfig(name="mlp", weights=str(tmp_path / "w.safetensors")), 10)
