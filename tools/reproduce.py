@@ -31,7 +31,7 @@ from pipeline.config.checks import OptionError
 from pipeline.config.text import did_you_mean
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
 from pipeline.runtime.files import check_writable
-from reproduction import data, estimate, report, run
+from reproduction import data, earlier, estimate, report, run
 from reproduction.experiments import EXPERIMENTS, Experiment
 from reproduction.plan import PlannedRun, Planner
 
@@ -73,6 +73,13 @@ def parser() -> arguments.Parser:
         "--dry-run",
         action="store_true",
         help="list the runs with their estimated time on this machine",
+    )
+    top.add_argument(
+        "--with_report",
+        type=Path,
+        metavar="DIR",
+        help="also put the rows of this earlier report, of other seeds, into the tables (a folder "
+        "with table.csv)",
     )
     options.add_resources(top)
     top.set_defaults(cluster="local", max_parallel=None)
@@ -191,6 +198,9 @@ def main() -> None:
         check_writable(output / "report" / "report.md", "give another --output")
         args.max_parallel = args.max_parallel or (256 if args.cluster == "slurm" else 1)
         resources = options.resources(args)
+        if args.with_report is not None:  # a mistake is reported before hours of work
+            titles = report.titles_by_method(experiment)
+            earlier.table_rows(args.with_report, experiment.title, titles)
         if args.data is not None and not args.data.is_dir():
             raise UserError(f"--data: no folder {args.data}")
         planned_runs = plan(args, output, run_argv)
@@ -219,7 +229,7 @@ def main() -> None:
             run_here(experiment, output, todo, resources)
         command = command_of(args, run_argv)
         page = report.Report(
-            experiment, output, args.seeds, planned_runs, command, args.figure
+            experiment, output, args.seeds, planned_runs, command, args.figure, args.with_report
         ).write()
         print(page.read_text())
         print(page)

@@ -197,7 +197,31 @@ def test_the_report_of_an_experiment(
     ]
     check_report(folder)
     check_distances(folder)
+    check_earlier_rows(folder, options)
     check_costs(folder, tmp_path / "costs.json")
+
+
+def check_earlier_rows(folder: Path, options: tuple[object, ...]) -> None:
+    """--with_report: the same report as one of another seed, beside this one's rows."""
+    earlier = folder.parent / "earlier"
+    shutil.copytree(folder / "report", earlier)
+    for name in ("table.csv", "distances.csv"):
+        text = (earlier / name).read_text().replace(",0,", ",7,")
+        (earlier / name).write_text(text)
+    ended = call(TOOL, *options, "--with_report", earlier, "--", *SHORT, "--log.panel_images", 0)
+    assert ended.code == 0, ended.stdout + ended.stderr
+    for name in ("table.csv", "distances.csv"):
+        with (folder / "report" / name).open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["seed"] for row in rows] == ["0", "7"] * (len(rows) // 2)
+        own, other = ({**row, "seed": ""} for row in rows[:2])
+        assert own == other
+    page = (folder / "report/report.md").read_text()
+    assert "The tables also have the rows of an earlier report:" in page
+    assert "± 0.00" in page
+    mistake = call(TOOL, *options, "--with_report", folder)
+    assert mistake.code == 2
+    assert "error: --with_report: " in mistake.stderr
 
 
 def check_costs(folder: Path, path: Path) -> None:
@@ -290,6 +314,7 @@ def test_the_table_says_mean_and_spread_beside_the_papers() -> None:
     rows = [TableRow("MNIST MLP", "Deep Defense", v, v / 4, (v, None, 0.5), 20.0) for v in values]
     rows_by_method = {"deep_defense": dict(enumerate(rows)), "clean": {1: rows[0]}}
     text = report.compared(EXPERIMENTS["mnist_mlp"], rows_by_method)
+    assert text.splitlines()[0].endswith("| seeds |")
     first, second = text.splitlines()[2:]
     spread = 100 * statistics.stdev(values)
     assert f"| 98.80 ± {spread:.2f} (98.65) | 0.247 ± 0.0005 (0.225) |" in first

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.reports import runs
 from pipeline.runtime.text_tables import markdown_table
-from reproduction.cells import mean_and_spread
+from reproduction.cells import mean_and_spread, with_seeds
 from reproduction.experiments import DISTANCES
 
 BEST, OVER_BEST = "best", "deepfool_over_best"
@@ -83,4 +83,5 @@ def markdown(distances: Distances, titles: Mapping[str, str]) -> str:
             line.append(mean_and_spread(values, "{:#.4g}", "{:.1g}"))
         lines.append(line)
     heads = {BEST: "best", OVER_BEST: "DeepFool / best"}
-    return markdown_table(["Method", *(heads.get(name, f"by {name}") for name in names)], lines)
+    head = ["Method", *(heads.get(name, f"by {name}") for name in names)]
+    return markdown_table(*with_seeds(head, lines, list(distances.values())))

@@ -13,9 +13,9 @@ from pipeline.reports import figures, runs, table, table_formats
 from pipeline.reports.table import TableRow
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.text_tables import markdown_table, write_csv
-from reproduction import data, run
+from reproduction import data, earlier, run
 from reproduction import distances as distance_table
-from reproduction.cells import mean_and_spread
+from reproduction.cells import mean_and_spread, with_seeds
 from reproduction.experiments import DEEP_DEFENSE, EVALUATION, REFERENCE, Experiment
 from reproduction.plan import DISTANCE_ITERATIONS, PlannedRun
 
@@ -34,6 +34,7 @@ class Report:
     planned: Sequence[PlannedRun]
     command: str  # gives the same numbers on another machine
     figure: int | None  # the only figure of the report; None: the table and Figure 2
+    earlier: Path | None = None  # folder of a report of other seeds, whose rows are added
 
     @property
     def folder(self) -> Path:
@@ -70,17 +71,25 @@ class Report:
         if data.is_cut(self.experiment.data, sizes):
             incomplete = " (a part of the data set: not a reproduction)"
         seeds = ", ".join(str(seed) for seed in self.seeds)
-        return [
+        lines = [
             f"`{self.command}`",
             "",
             f"- {sizes[0]:,} images to train on, {sizes[1]:,} to test on{incomplete}; "
             f"seed(s) {seeds}",
             f"- configs/{self.experiment.config}; {versions}; {environment['device']}",
         ]
+        if self.earlier is not None:
+            lines += ["", "The tables also have the rows of an earlier report:", ""]
+            lines += earlier.setting(self.earlier)
+        return lines
 
     def _table(self) -> list[str]:
+        titles = titles_by_method(self.experiment)
         rows = rows_by_method(self.experiment, self.output, self.seeds)
-        text, titles = compared(self.experiment, rows), titles_by_method(self.experiment)
+        if self.earlier is not None:
+            old = earlier.table_rows(self.earlier, self.experiment.title, titles)
+            rows = earlier.merged(rows, old, titles)
+        text = compared(self.experiment, rows)
         (self.folder / "table.md").write_text(text)
         lines = [
             [titles[method], seed, row.accuracy, row.rho, *row.after_fgs, row.eps_ref]
@@ -100,6 +109,9 @@ class Report:
         """The table of distances; nothing without --attack."""
         titles = titles_by_method(self.experiment)
         distances = distance_table.distances_by_method([*titles], self.output, self.seeds)
+        if self.earlier is not None:
+            old = earlier.distances(self.earlier, titles)
+            distances = earlier.merged(distances, old, titles)
         if not distances:
             return []
         head = ["method", "seed", *distance_table.columns(distances)]
@@ -205,7 +217,7 @@ def compared(experiment: Experiment, rows: dict[str, RowsBySeed]) -> str:
             for values, paper_value in zip(ours_after_fgs, papers_after_fgs, strict=True)
         ]
         lines.append((titles[method], accuracy, rho, *after_fgs))
-    return markdown_table(_HEAD, lines)
+    return markdown_table(*with_seeds(_HEAD, lines, list(rows.values())))
 
 
 def _percent(values: Iterable[float | None], paper: float | None) -> str:
