@@ -239,15 +239,16 @@ def evaluate(
     with store.appender(ranks.rank) as appender:
 
         def keep(finished: Finished, skipped: list[int]) -> None:
+            appender.store_examples(finished.examples)  # first: images with a row are done
             appender.append(finished.samples, [index.id(row) for row in finished.samples.row])
-            appender.store_examples(finished.examples)
             appender.skip(skipped, [index.id(row) for row in skipped])
             monitor.advance(len(finished.samples) * ranks.world_size)
 
         rank_samples, skipped = measurement.run(todo, keep, example_rows(config, index), stop)
     samples, _ = gather_samples(rank_samples, skipped, todo, ranks)
     monitor.end_progress()
-    if ranks.is_main and len(todo):
+    # A job that was killed after its last image has left no record, and no versions.
+    if ranks.is_main and (len(todo) or not store.has_records()):
         store.log_run(describe_job(config, ranks, len(samples), time.perf_counter() - begin))
 
 

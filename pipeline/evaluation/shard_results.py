@@ -32,6 +32,7 @@ from pipeline.runtime.npz import read_npz
 WHOLE = Shard(0, 1)
 _MANIFEST = "manifest.json"
 _MEAN = "mean.npy"
+_RECORDS = "runs.jsonl"  # of the jobs that ended
 _DECODER_REMEDY = (
     "give all shards --data.decoder cpu, or merge the results of both decoders with "
     "pipeline/evaluate.py --mix_decoders true"
@@ -126,7 +127,7 @@ class ResultsFolder:
         protocol = manifests[0].identity.protocol
         rows = list(done.values())
         samples = Samples.from_rows(rows, protocol.num_eps, protocol.num_distances)
-        logs = sorted(self.folder.glob("*/runs.jsonl"))
+        logs = sorted(self.folder.glob(f"*/{_RECORDS}"))
         return StoredResults(
             manifest=reduce(Manifest.merged, manifests),
             samples=samples.take(np.argsort(samples.row)),
@@ -195,9 +196,13 @@ class ResultsFolder:
         """The file that a rank appends to; an incomplete last line of an earlier run is dropped."""
         return ResultsAppender(self.shard_folder, rank)
 
+    def has_records(self) -> bool:
+        """Whether a job of this shard has ended."""
+        return (self.shard_folder / _RECORDS).exists()
+
     def log_run(self, run: dict[str, Any]) -> None:
         """Append a line about a job that ended."""
-        path = self.shard_folder / "runs.jsonl"
+        path = self.shard_folder / _RECORDS
         with name_in_errors(path), path.open("a") as file:
             file.write(json.dumps(run) + "\n")
 

@@ -1,7 +1,9 @@
 """Evaluations that are killed or stopped, and resumed."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.samples import Samples
+from pipeline.evaluation.samples import Example, Samples
 from pipeline.evaluation.shard_results import ResultsAppender
 from tests.helpers.evaluations import assert_same_results, kill_after_lines, results
 from tests.helpers.in_process import EVALUATE, in_process, succeed
@@ -71,6 +73,51 @@ def test_a_signal_saves_and_stops(
     )
     assert 0 < num_left < 300
     assert_same_results(whole_evaluation, tmp_path)
+
+
+def test_an_end_between_an_example_and_its_row(
+    evaluation_options: tuple,
+    whole_evaluation: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An image with a row is not evaluated again, so its example must be there."""
+    store = ResultsAppender.store_examples
+    small = (*evaluation_options, "--evaluation.batch_size", 20)
+
+    def store_once(self: ResultsAppender, examples: list[Example]) -> None:
+        monkeypatch.setattr(ResultsAppender, "store_examples", end)
+        store(self, examples)
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsAppender, "store_examples", store_once)
+        with pytest.raises(KeyboardInterrupt):
+            in_process(EVALUATE, *small, "--output", tmp_path)
+    monkeypatch.setattr(ResultsAppender, "store_examples", store)
+    succeed(EVALUATE, *small, "--output", tmp_path)
+    assert_same_results(whole_evaluation, tmp_path)
+    names = [
+        {path.name for path in folder.glob("results/0-of-1/examples/*.npz")}
+        for folder in (whole_evaluation, tmp_path)
+    ]
+    assert names[0]
+    assert names[0] == names[1]
+
+
+def test_a_kill_after_the_last_image(whole_evaluation: Path, tmp_path: Path) -> None:
+    """The summary has the machine and versions from the record of a job that ended."""
+    folder = tmp_path / "e"
+    shutil.copytree(whole_evaluation, folder)
+    (folder / "results/0-of-1/runs.jsonl").unlink()
+    output = succeed(EVALUATE, "--config", folder / "config.yaml", "--output", folder)
+    assert "0 of 300 images to evaluate" in output
+    runs = json.loads((folder / "summary.json").read_text())["runs"]
+    assert [(run["num_images"], "torch" in run["versions"]) for run in runs] == [(0, True)]
+    succeed(EVALUATE, "--config", folder / "config.yaml", "--output", folder)
+    assert json.loads((folder / "summary.json").read_text())["runs"] == runs
 
 
 @pytest.mark.slow
