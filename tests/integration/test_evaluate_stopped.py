@@ -85,18 +85,19 @@ def test_an_end_between_an_example_and_its_row(
     store = ResultsAppender.store_examples
     small = (*evaluation_options, "--evaluation.batch_size", 20)
 
-    def store_once(self: ResultsAppender, examples: list[Example]) -> None:
-        monkeypatch.setattr(ResultsAppender, "store_examples", end)
-        store(self, examples)
+    num_calls = 0
 
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
+    def store_once(self: ResultsAppender, examples: list[Example]) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > 1:
+            raise KeyboardInterrupt
+        store(self, examples)
 
     with monkeypatch.context() as patch:
         patch.setattr(ResultsAppender, "store_examples", store_once)
         with pytest.raises(KeyboardInterrupt):
             in_process(EVALUATE, *small, "--output", tmp_path)
-    monkeypatch.setattr(ResultsAppender, "store_examples", store)
     succeed(EVALUATE, *small, "--output", tmp_path)
     assert_same_results(whole_evaluation, tmp_path)
     names = [

@@ -128,21 +128,38 @@ def test_a_node_in_a_state_that_others_have_set(answers: Path, state: str) -> No
     assert not [line for line in commands(answers) if "update" in line]
 
 
-def test_a_node_that_is_lost_comes_back(answers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("after", "updates"), [("DOWN*", ["down", "resume"]), ("IDLE", ["down"])])
+def test_a_node_that_is_lost_comes_back(
+    answers: Path, after: str, updates: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM refuses to resume a node that has come back by itself."""
     write_jobs(answers, JOB.format(id=7, state="RUNNING", folder="{folder}"))
     (answers / "node").write_text("NodeName=n2 State=ALLOCATED ThreadsPerCore=1")
     states = [False]
 
     def interrupted(job: str, restarts: str) -> bool:
         states.append((answers / job_faults.NODE_DOWN).read_text() == "n2")
+        (answers / "node").write_text(f"NodeName=n2 State={after} ThreadsPerCore=1")
         return True
 
     monkeypatch.setattr(slurm, "wait_for_interruption", interrupted)
     assert job_faults.lose_node(target(answers)) == "node n2 down"
     assert states[-1], "a campaign that is killed meanwhile brings it back later"
-    updates = [line for line in commands(answers) if "update" in line]
-    assert [line.split("state=")[1].split()[0] for line in updates] == ["down", "resume"]
+    lines = [line for line in commands(answers) if "update" in line]
+    assert [line.split("state=")[1].split()[0] for line in lines] == updates
     assert not (answers / job_faults.NODE_DOWN).exists()
+
+
+def test_jobs_that_slurm_holds_are_released(answers: Path) -> None:
+    task = "JobId={id} ArrayJobId=7 ArrayTaskId={task} JobState={state} Reason={reason}"
+    held = "launch_failed_requeued_held"
+    write_jobs(
+        answers,
+        task.format(id=7, task=0, state="RUNNING", reason="None"),
+        task.format(id=8, task=1, state="PENDING", reason=held),
+    )
+    slurm.wait_for_restart("7_0")
+    assert commands(answers, "scontrol")[1] == "scontrol release 7_1"
 
 
 def test_a_partition_whose_jobs_preempt(answers: Path) -> None:

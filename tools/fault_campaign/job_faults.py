@@ -86,7 +86,8 @@ def bring_node_back(note: Path) -> None:
     """Let SLURM use the node again whose name is in this file, and remove the file."""
     node = note.read_text()
     try:
-        slurm.ask("scontrol", "update", f"nodename={node}", "state=resume")
+        if "DOWN" in _state_of(node):  # it may have come back by itself (ReturnToService)
+            slurm.command("scontrol", "update", f"nodename={node}", "state=resume")
     except FaultRefusedError as error:
         warn(f"node {node} is still down ({error}): scontrol update nodename={node} state=resume")
         return
@@ -95,10 +96,14 @@ def bring_node_back(note: Path) -> None:
 
 def _check_node(node: str) -> None:
     """Refuse a node whose state somebody else has set: to resume it would undo that."""
-    text = slurm.command("scontrol", "--oneliner", "show", "node", node)
-    state = text.partition("State=")[2].split()[0]
+    state = _state_of(node)
     if any(word in state for word in _OF_OTHERS):
         raise FaultRefusedError(f"node {node} is in the state {state}")
+
+
+def _state_of(node: str) -> str:
+    text = slurm.ask("scontrol", "--oneliner", "show", "node", node)
+    return text.partition("State=")[2].split()[0]
 
 
 def _command(text: str, *argv: str) -> str:

@@ -21,6 +21,7 @@ INTERRUPTION_SECONDS = 180.0  # for SLURM to interrupt a job
 RESTART_SECONDS = 600.0  # for SLURM to start it again
 _ANSWER_SECONDS = 60.0  # for SLURM's controller to answer
 POLL_SECONDS = 1.0  # each poll is a request to SLURM's controller
+_HELD = "launch_failed_requeued_held"
 _TEXT = "text"  # all that SLURM prints of a job
 _SUBMITTED = re.compile(r"Submitted batch job (\d+)")
 _NUMBER = re.compile(r"\d+(_\d+)?")
@@ -128,9 +129,16 @@ def wait_for_interruption(job: str, restarts: str) -> bool:
 
 
 def wait_for_restart(job: str) -> None:
-    """Wait until a job that was interrupted runs again, or has ended, or `RESTART_SECONDS`."""
+    """Wait until a job that was interrupted runs again, or has ended, or `RESTART_SECONDS`.
+
+    SLURM holds jobs that it could not start, for example on a node where they had not ended yet. An
+    administrator then releases them, and so does this function.
+    """
     deadline = time.monotonic() + RESTART_SECONDS
     while time.monotonic() < deadline:
+        for held in records_of(job.partition("_")[0]):  # the other tasks of an array, too
+            if held.get("Reason") == _HELD:
+                ask("scontrol", "release", _number(held), unless="Invalid job id")
         record = first_record(job)
         if not is_active(record) or record["JobState"] == "RUNNING":
             return
