@@ -16,6 +16,7 @@ from fault_campaign.refused import FaultRefusedError
 
 PAUSE_SECONDS = 5.0
 _SMALLEST_LIMIT = 1000  # bytes
+_BUSY_SECONDS = 5.0  # a folder cannot become read-only while a file in it is open for writing
 _NSENTER = {"mnt": "mount", "net": "net"}  # options of nsenter, by names of namespaces
 
 
@@ -96,7 +97,15 @@ def make_read_only(target: Target) -> str:
     """Mount the folder again, read-only, for the processes of the command alone."""
     folder = str(target.folder)
     _inside(target, "mnt", "mount", "--bind", folder, folder)
-    _inside(target, "mnt", "mount", "-o", "remount,bind,ro", folder)
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            _inside(target, "mnt", "mount", "-o", "remount,bind,ro", folder)
+            break
+        except FaultRefusedError:  # a file is being written
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
     return "the output folder is read-only"
 
 
