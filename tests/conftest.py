@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -159,11 +160,10 @@ def cluster() -> Iterator[None]:
         commands = [
             command_line for _, command_line in processes(SLURM_CONF=f"{folder}/c/slurm.conf")
         ]
-        # Python's own helper of these tests may have been started meanwhile.
+        # Python's own helpers of these tests may have been started meanwhile.
+        helpers = re.compile(r"from multiprocessing\.(resource_tracker|forkserver) import")
         left = [
-            command_line
-            for command_line in commands
-            if "resource_tracker" not in " ".join(command_line)
+            command_line for command_line in commands if not helpers.search(" ".join(command_line))
         ]
         assert not left, "processes are left behind"
         listening = "".join(Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))
