@@ -59,8 +59,8 @@ class Attempt:
         begin: when it was started (`time.monotonic`).
         folder: its output folder.
         process: the process of the command itself.
-        start_seconds: from the start until the first row of results was there; None if nobody has
-            waited for it.
+        start_seconds: from the start until `wait_for_row` has first seen a row of results; None
+            before.
     """
 
     def __init__(
@@ -106,10 +106,6 @@ class Attempt:
         """Whether the command has not ended yet and the time limit has not passed."""
         return self.running and time.monotonic() < self._deadline
 
-    def note_first_row(self) -> None:
-        """Record that the first row of results is there, unless that is recorded."""
-        self.start_seconds = self.start_seconds or self.seconds
-
     def launcher(self) -> psutil.Process:
         """The process of the command itself."""
         return psutil.Process(self.process.pid)
@@ -129,6 +125,7 @@ class Attempt:
         None if the command ended before or its time limit passed."""
         while self.in_time:
             if files.num_rows(self.folder) > rows:
+                self.start_seconds = self.start_seconds or self.seconds
                 return time.monotonic()
             time.sleep(_POLL_SECONDS)
         return None
@@ -166,15 +163,11 @@ class Attempt:
             self.output(),
             names,
             sorted(processes.still_listening(self._ports)) if self._ports else [],
-            self.cancel_jobs(),
+            slurm.cancel_all(self.jobs(), self.folder),
             timed_out=killed and not in_time,
             launcher_killed=killed and in_time,
             recovered=recovered,
         )
-
-    def cancel_jobs(self) -> list[str]:
-        """Cancel the jobs that are still active; returns their numbers."""
-        return slurm.cancel_all(self.jobs(), self.folder)
 
     def output(self) -> str:
         """What the command has printed so far."""

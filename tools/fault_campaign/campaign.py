@@ -6,7 +6,6 @@ it is done; so a campaign that is interrupted resumes. Runs that lost nothing ar
 
 import json
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -82,8 +81,7 @@ class Campaign:
         self.whole.parent.mkdir(parents=True)
         log = self.whole.parent / "output.txt"
         attempt = self._starter.start(self.whole, log)
-        while attempt.in_time and not files.num_rows(self.whole):
-            time.sleep(0.01)
+        attempt.wait_for_row(0)
         start_seconds = attempt.seconds
         ended = attempt.wait()
         num_rows = files.num_rows(self.whole)

@@ -115,12 +115,11 @@ class DisturbedRun:
             recovered = attempt.wait_for_row(rows)
         ended = self._ended[num_ended:]
         recovered = recovered or time.monotonic()
-        outcome.seconds_lost = max(recovered - moment, 0)
         if num_ended == 0 and position == 0:
             self._start_seconds = attempt.start_seconds
         outcome.start_seconds = self._start_seconds or self._pace.start_seconds
-        if at_start:
-            outcome.seconds_lost = max(recovered - attempt.begin - self._pace.start_seconds, 0)
+        due = attempt.begin + self._pace.start_seconds if at_start else moment
+        outcome.seconds_lost = max(recovered - due, 0)
         outcome.seconds = time.monotonic() - begin
         outcome.exit_codes = [start.exit_code for start in ended]
         is_started_again = len(ended) + (self._attempt is not None) > 1

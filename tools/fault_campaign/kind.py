@@ -57,7 +57,6 @@ class Kind:
         damage: changes the files of the ended run before it resumes; returns what was done.
         wrapper: words in front of the command that is to be disturbed.
         needs: what the command or the machine must have; see `missing`.
-        on_job: whether it disturbs a job of SLURM; others disturb processes on this machine.
         by_name: whether it is drawn only if --kinds names it, since it also disturbs others.
         continues: whether the command continues, without a new start by the tool.
     """
@@ -69,9 +68,13 @@ class Kind:
     damage: Callable[[Path, float], str] | None = None
     wrapper: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
-    on_job: bool = False
     by_name: bool = False
     continues: bool = False
+
+    @property
+    def on_job(self) -> bool:
+        """Whether it disturbs a job of SLURM; others disturb processes on this machine."""
+        return "job" in self.needs
 
     def by_default(self, command: Command) -> bool:
         """Whether it is drawn if --kinds names none: faults of jobs for a command that submits

@@ -107,7 +107,6 @@ KINDS = {
             "scontrol requeue of the job",
             requeue,
             needs=("job",),
-            on_job=True,
             continues=True,
         ),
         Kind(
@@ -115,14 +114,12 @@ KINDS = {
             "scancel of the job",
             cancel,
             needs=("job",),
-            on_job=True,
         ),
         Kind(
             "warning",
             "the signal that SLURM sends before a time limit (USR2)",
             warn_job,
             needs=("job",),
-            on_job=True,
             continues=True,
         ),
         Kind(
@@ -130,7 +127,6 @@ KINDS = {
             "a job of higher priority takes the nodes, also those that others share",
             preempt,
             needs=("job", "urgent"),
-            on_job=True,
             by_name=True,
             continues=True,
         ),
@@ -139,7 +135,6 @@ KINDS = {
             "SLURM marks a node of the job as down, and requeues all jobs there",
             lose_node,
             needs=("job", "root"),
-            on_job=True,
             by_name=True,
             continues=True,
         ),

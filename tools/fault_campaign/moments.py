@@ -1,5 +1,6 @@
 """Waiting for the moment of a fault."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -31,10 +32,8 @@ def wait_for(fault: Fault, attempt: Attempt, pace: Pace, is_ready: Callable[[], 
         _sleep_until(attempt, fault.fraction * pace.start_seconds)
     else:
         share = fault.fraction * (_LAST_WRITE if fault.phase == WRITE else 1)
-        for rows in (1, share * pace.num_rows):
-            while attempt.in_time and files.num_rows(attempt.folder) < rows:
-                time.sleep(_POLL_SECONDS)
-            attempt.note_first_row()
+        attempt.wait_for_row(0)
+        attempt.wait_for_row(math.ceil(share * pace.num_rows) - 1)
     while attempt.in_time and not is_ready():
         time.sleep(_POLL_SECONDS)
     if fault.phase == WRITE:

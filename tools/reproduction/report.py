@@ -10,18 +10,16 @@ from typing import Any
 
 from pipeline.config import EPS_REF_FRACTIONS
 from pipeline.reports import figures, runs, table, table_formats
-from pipeline.reports.table import TableRow
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.text_tables import markdown_table, write_csv
 from reproduction import data, earlier, run
 from reproduction import distances as distance_table
 from reproduction.cells import mean_and_spread, with_seeds
+from reproduction.earlier import RowsBySeed
 from reproduction.experiments import DEEP_DEFENSE, EVALUATION, REFERENCE, Experiment
 from reproduction.plan import DISTANCE_ITERATIONS, PlannedRun
 
 _HEAD = ("Method", "accuracy, %", "rho2", *(f"@{f:g}" for f in EPS_REF_FRACTIONS))
-
-RowsBySeed = dict[int, TableRow]
 
 
 @dataclass(frozen=True)
