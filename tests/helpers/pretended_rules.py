@@ -60,7 +60,8 @@ RULES: dict[str, Rule] = {
     "x[mask]": Rule(lambda x, _: x[x > 0], waits=True),
     "x[mask] = tensor": Rule(lambda x, i: _assign(x, x > 0, x[i]), waits=True),
     "x[mask] = number": Rule(lambda x, _: _assign(x, x > 0, 0.0)),
-    "x[i] = number": Rule(lambda x, i: _assign(x, i, 0.0), waits=True),
+    # From 2.15 on, torch makes index_fill_ of it.
+    "x[i] = number": Rule(lambda x, i: _assign(x, i, 0.0), waits=torch.__version__ < (2, 15)),
     "x[i] = tensor": Rule(lambda x, i: _assign(x, i, x[i])),
     "where": Rule(lambda x, _: x.where(x > 0, 0.0)),
     "topk": Rule(lambda x, _: x.topk(2)),
