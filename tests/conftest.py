@@ -31,9 +31,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the tests marked slow too")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of -n auto: one a core and 4 GiB, at most eight."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30
+    return max(1, min(len(os.sched_getaffinity(0)), memory // 4, 8))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by folder, and leave out the slow ones unless asked for."""
     for item in items:
+        # With -n, a worker runs all tests of a file, which share fixtures, and one all of SLURM.
+        on_slurm = "cluster" in getattr(item, "fixturenames", ())
+        group = "slurm" if on_slurm else str(item.path.relative_to(TESTS))
+        item.add_marker(pytest.mark.xdist_group(group))
         tier = item.path.relative_to(TESTS).parts[0]
         slow = item.get_closest_marker("slow")
         if tier == "unit" and not slow:
