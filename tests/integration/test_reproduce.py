@@ -18,7 +18,7 @@ from pipeline.data import demo
 from pipeline.errors import UserError
 from pipeline.reports.table import TableRow
 from pipeline.runtime import config_file
-from reproduction import data, estimate, experiments, report
+from reproduction import data, earlier, estimate, experiments, report
 from reproduction import run as start
 from reproduction.experiments import EXPERIMENTS
 from reproduction.plan import PlannedRun, Planner
@@ -307,6 +307,21 @@ def test_mistakes(tmp_path: Path, argv: tuple[str, ...], message: str) -> None:
     assert ended.code == 2
     (line,) = ended.stderr.strip().splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("method,seed,accuracy\nReference,0,0.9\n", "table.csv has no column rho2"),
+        ("method,accuracy\nReference,0.9\n", "table.csv is no table of a report ('seed')"),
+        ("method,seed,accuracy\nReference,0,x\n", "table.csv is no table of a report (could"),
+    ],
+)
+def test_a_damaged_table_of_an_earlier_report(tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "table.csv").write_text(table)
+    with pytest.raises(UserError) as raised:
+        earlier.table_rows(tmp_path, "MNIST MLP", {"clean": "Reference"})
+    assert message in str(raised.value)
 
 
 def test_the_table_says_mean_and_spread_beside_the_papers() -> None:

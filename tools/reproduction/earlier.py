@@ -32,6 +32,9 @@ def table_rows(folder: Path, network: str, titles: Mapping[str, str]) -> dict[st
     """
     rows: dict[str, RowsBySeed] = {}
     for method, seed, values in _lines(folder / TABLE, titles):
+        missing = [name for name in COLUMNS if name not in values]
+        if missing:
+            raise UserError(f"--with_report: {folder / TABLE} has no column {missing[0]}")
         accuracy, rho, *after_fgs, eps_ref = (values[name] for name in COLUMNS)
         if accuracy is None or rho is None:
             raise UserError(f"{folder / TABLE}: a row of {titles[method]} has no accuracy or rho2")
