@@ -30,7 +30,8 @@ from pipeline.attacks.linearized_step import (
 )
 from pipeline.attacks.loss_step import loss_gradient_step
 from pipeline.config import AttackConfig
-from pipeline.models.attack_view import AttackView, upcast
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import upcast
 
 
 @dataclass(frozen=True, kw_only=True)

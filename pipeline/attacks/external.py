@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from pipeline.attacks.counting_model import CountingModel, UnitRange, unbounded_widths
 from pipeline.attacks.library_attacks import METHOD, load
 from pipeline.errors import UserError
-from pipeline.models.attack_view import AttackView, upcast
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import upcast
 from pipeline.runtime import allocator
 from pipeline.runtime.importing import describe_exception
 

@@ -34,13 +34,14 @@ from torch import Tensor
 
 from pipeline.attacks.norms import dual_exponent, per_sample_norm, steepest_step
 from pipeline.attacks.relaxed_bound import NORM_MARGIN, VALUE_MARGIN, RelaxedNet
-from pipeline.models.attack_view import AttackView, upcast
+from pipeline.models.attack_view import AttackView
 from pipeline.models.linear_region import (
     Kinks,
     NotPiecewiseLinear,
     RecordActivationPattern,
     VisitKinks,
 )
+from pipeline.models.precision import upcast
 
 MAX_JACOBIAN_ENTRIES = 200_000_000
 """Largest number of kinks times input values; the paper's CIFAR-10 ConvNet has 163 million."""

@@ -27,7 +27,8 @@ from pipeline.errors import UserError
 from pipeline.evaluation.image_hash import hash_images
 from pipeline.evaluation.samples import Example, Samples
 from pipeline.evaluation.search_pools import SearchPools
-from pipeline.models.attack_view import AttackView, upcast
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import upcast
 from pipeline.runtime import allocator
 
 Result = TypeVar("Result")

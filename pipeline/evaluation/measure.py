@@ -21,7 +21,8 @@ from pipeline.errors import Stopped
 from pipeline.evaluation import attack_space
 from pipeline.evaluation.evaluator import Evaluator, Finished
 from pipeline.evaluation.samples import Samples
-from pipeline.models.attack_view import AttackView, upcast
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import upcast
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.reproducibility import deterministic_algorithms, images_at_once
 from pipeline.runtime.signals import StopRequest

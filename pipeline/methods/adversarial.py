@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from pipeline.attacks import fgs
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
-from pipeline.models.attack_view import AttackView, upcast
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import upcast
 
 from .base import Clean, Method, Term
 

@@ -54,12 +54,14 @@ class Method:
         measures: whether its terms contain the size of perturbations (``ratio``).
         takes_loss_gradient: whether `term` uses ``clean.loss_gradient`` if it is there, and then
             needs no graph of `Clean`. It is computed if the method is the only one, and attacks.
+        points_per_image: how many points of an image the method's gradient can take at once.
     """
 
     active = True
     attacks = False
     measures = False
     takes_loss_gradient = False
+    points_per_image = 1
 
     def __init__(self, config: FinetuneConfig, view: AttackView) -> None:
         """Read the options of this method.

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
-from pipeline.models.attack_view import PRECISIONS, AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import PRECISIONS
 from pipeline.regularizer.loss_gradient import LossGradient
 from pipeline.regularizer.penalty import penalty, robustness, worst_of_each_class
 from pipeline.regularizer.sampling import (
@@ -35,6 +36,8 @@ class DeepDefense(Method):
         # Not a subclass, whose term may need the graphs of `Clean`.
         one_step = self.options.gradient == "one_step"
         self.takes_loss_gradient = one_step and type(self) is DeepDefense
+        if self.options.gradient == "unrolled":
+            self.points_per_image = self.options.attack.max_iterations
         # The parameters that the regulariser's gradient reaches; None: all.
         self.parameters = None
         if self.options.layers:

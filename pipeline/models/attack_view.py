@@ -16,9 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pipeline.models import linear_region
 from pipeline.models.fixed_dropout import DROPOUT_LAYERS, DropoutMasks, FixedDropout
 from pipeline.models.layer_record import LayerRecord, is_recordable
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-HALF_PRECISIONS = (torch.bfloat16, torch.float16)
+from pipeline.models.precision import HALF_PRECISIONS, autocast, upcast
+from pipeline.models.recorded_layers import LayerConstants
 
 
 class ForwardPass(NamedTuple):
@@ -189,9 +188,9 @@ class AttackView:
             )
         return self._checked["piecewise_linear"]
 
-    def record_layers(self) -> LayerRecord:
+    def record_layers(self, constants: LayerConstants | None = None) -> LayerRecord:
         """A context for one forward pass; see `pipeline.models.layer_record`."""
-        return LayerRecord(self.parameters())
+        return LayerRecord(self.parameters(), constants)
 
     def can_record_layers(self, images: Tensor) -> bool:
         """Whether gradients by the parameters can be had from a `LayerRecord`.
@@ -278,20 +277,9 @@ class AttackView:
         )
 
 
-def autocast(images: Tensor, precision: torch.dtype) -> torch.autocast:
-    """An autocast block for the device of ``images``; without effect in fp32 and fp64."""
-    reduced = precision in HALF_PRECISIONS
-    return torch.autocast(images.device.type, precision if reduced else None, enabled=reduced)
-
-
 def logits_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """The logits, also of nets that return auxiliary outputs after them."""
     return output if isinstance(output, Tensor) else output[0]
-
-
-def upcast(values: Tensor) -> Tensor:
-    """The values in fp32, or in fp64 if they are fp64."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _is_channels_last(net: nn.Module) -> bool:

@@ -13,8 +13,9 @@ the input: the product of e and of h's derivative along v. v enters as a forward
 input (torch.autograd.forward_ad).
 
 The net's own code runs under a torch function mode, which replaces convolutions, linear layers and
-batch norm on stored statistics. A net that uses parameters elsewhere is not supported; whether one
-does is found out once, by `is_recordable`.
+batch norm on stored statistics. ReLU and += do not overwrite their input there: in place, torch
+would copy the input and the tangent. A net that uses parameters elsewhere, or an input that should
+have been overwritten, is not supported; whether one does is found out once, by `is_recordable`.
 """
 
 import warnings
@@ -25,16 +26,28 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.models.recorded_layers import RecordedLayer, recorded_layer
+from pipeline.models.parameter_gradients import Gradients, scale_gradients_
+from pipeline.models.recorded_layers import LayerConstants, RecordedLayer, recorded_layer
 
-Gradients = list[Tensor | None]
 _LARGEST_WEIGHT = 2.0**-10
+
+
+def _add(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return torch.add(x, *args, **kwargs).to(x.dtype)
+
+
+_OUT_OF_PLACE: dict[Callable, Callable] = {
+    torch.relu_: torch.relu,
+    Tensor.relu_: torch.relu,
+    Tensor.add_: _add,  # also +=
+}
 
 
 @contextmanager
@@ -64,20 +77,29 @@ class _Weights(NamedTuple):
 class LayerRecord(TorchFunctionMode):
     """Runs a net once and records its layers."""
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        """Record one forward pass, for gradients by these parameters."""
+    def __init__(
+        self, parameters: Sequence[Tensor], constants: LayerConstants | None = None
+    ) -> None:
+        """Record one forward pass, for gradients by these parameters.
+
+        Args:
+            parameters: to differentiate by.
+            constants: shared by records between which no parameter or buffer changes.
+        """
         super().__init__()
-        self._parameters = parameters
+        self._constants = LayerConstants() if constants is None else constants
         self._position = {id(parameter): n for n, parameter in enumerate(parameters)}
         self._layers: dict[RecordedLayer, None] = {}  # in the order of the forward pass
         self._weights: _Weights | None = None
-        self._total: Gradients = [None] * len(parameters)
+        self._num_parameters = len(parameters)
+        # Position of a parameter, and a gradient by it, still without the unit of the weights.
+        self._terms: list[tuple[int, Tensor]] = []
 
     def __torch_function__(
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        layer = recorded_layer(func, args, kwargs)
+        layer = recorded_layer(func, args, kwargs, self._constants)
         if layer is not None:
             # Frozen layers run in the same way: batch norm's own tangents take many operations.
             if any(id(parameter) in self._position for parameter in layer.parameters()):
@@ -87,7 +109,9 @@ class LayerRecord(TorchFunctionMode):
 
     def run_other(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run an operation that is not recorded."""
-        return func(*args, **kwargs)
+        if func is F.relu and kwargs.get("inplace"):
+            return F.relu(*args)
+        return _OUT_OF_PLACE.get(func, func)(*args, **kwargs)
 
     def weigh(self, weight: Tensor, tangent_weight: Tensor | None = None) -> None:
         """Set the weights a of f and b of the tangents' terms, (A,) fp32 each; b after a pass with
@@ -118,7 +142,7 @@ class LayerRecord(TorchFunctionMode):
             layer, _ = self._layers.popitem()
             if layer.output_gradient is not None:  # otherwise f does not depend on it
                 self._add(layer)
-        return self._total
+        return self._sums()
 
     @torch.no_grad()
     def receive(self, layer: RecordedLayer, output_gradient: Tensor) -> None:
@@ -132,31 +156,52 @@ class LayerRecord(TorchFunctionMode):
             layer.output_gradient = None  # the graph still refers to the layer
 
     def _add(self, layer: RecordedLayer) -> None:
-        """Add a layer's gradients to the sums."""
+        """Compute a layer's gradients by its parameters."""
         assert self._weights is not None
-        weight, tangent_weight, unit = self._weights
+        weight, tangent_weight, _ = self._weights
         for parameter, gradient in layer.gradients(weight, tangent_weight):
             position = self._position.get(id(parameter))
             if position is not None:
-                before = self._total[position]
-                gradient = gradient.to(parameter.dtype).view_as(parameter) * unit
-                self._total[position] = gradient if before is None else before.add_(gradient)
+                gradient = gradient.to(parameter.dtype).view_as(parameter)
+                self._terms.append((position, gradient))
+
+    def _sums(self) -> Gradients:
+        """The gradients by the parameters; those that the net uses in several layers are summed."""
+        assert self._weights is not None
+        terms, self._terms = self._terms, []
+        scale_gradients_([gradient for _, gradient in terms], self._weights.unit)
+        total: Gradients = [None] * self._num_parameters
+        for position, gradient in terms:
+            before = total[position]
+            total[position] = gradient if before is None else before.add_(gradient)
+        return total
 
 
 class CheckedLayerRecord(LayerRecord):
     """Looks at every operation, which takes time: for the check of a net.
 
     Attributes:
-        is_complete: whether all uses of the parameters so far are recorded.
+        is_complete: whether all uses of the parameters so far are recorded, and no operation had
+            an input that another one should have overwritten.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self.is_complete = True
+        self._overwritten: list[Tensor] = []  # in the net, but not here
+
+    def __torch_function__(
+        self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        stale = {id(tensor) for tensor in self._overwritten}
+        self.is_complete &= not any(id(leaf) in stale for leaf in tree_leaves((args, kwargs)))
+        if func in _OUT_OF_PLACE or (func is F.relu and (kwargs or {}).get("inplace")):
+            self._overwritten.append(args[0])
+        return super().__torch_function__(func, types, args, kwargs)
 
     def run_other(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run an operation, and see whether its result depends on a parameter."""
-        result = func(*args, **kwargs)
+        result = super().run_other(func, args, kwargs)
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(result)):
             arguments = tree_leaves((args, kwargs))
             self.is_complete &= not any(id(argument) in self._position for argument in arguments)

@@ -26,6 +26,28 @@ _PARAMETERS: dict[Callable, dict[str, Any]] = {
 }
 
 
+class LayerConstants:
+    """What layers compute from their parameters and buffers alone, for passes between which these
+    do not change."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+
+    def get(
+        self, sources: tuple[Tensor | None, ...], compute: Callable[[], Any], *key: object
+    ) -> Any:
+        """What ``compute`` returned first for these ``sources`` and this ``key``."""
+        key = (*map(id, sources), *key)
+        if key not in self._values:
+            # While the sources are kept, no other tensors have their ids.
+            self._values[key] = (sources, compute())
+        return self._values[key][1]
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        """A weight in the type that autocast would choose for it, without a graph."""
+        return self.get((weight,), lambda: _autocast(weight.detach()), _autocast_dtype(weight))
+
+
 class RecordedLayer:
     """A layer that is affine in its input, and what has been recorded of it."""
 
@@ -82,10 +104,12 @@ class RecordedLayer:
 
 
 class _Convolution(RecordedLayer):
-    def __init__(self, func: Callable, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, func: Callable, arguments: dict[str, Any], constants: LayerConstants
+    ) -> None:
         weight = arguments["weight"]
         super().__init__(_autocast(arguments["input"]), weight, arguments["bias"])
-        self.func, self.kernel, self.groups = func, _autocast(weight.detach()), arguments["groups"]
+        self.func, self.kernel, self.groups = func, constants.kernel(weight), arguments["groups"]
         self.stride, self.padding, self.dilation = (
             [size] * (weight.dim() - 2) if isinstance(size, int) else [*size]
             for size in (arguments[name] for name in ("stride", "padding", "dilation"))
@@ -117,10 +141,10 @@ class _Convolution(RecordedLayer):
 
 
 class _Linear(RecordedLayer):
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: dict[str, Any], constants: LayerConstants) -> None:
         weight = arguments["weight"]
         super().__init__(_autocast(arguments["input"]), weight, arguments["bias"])
-        self.kernel = _autocast(weight.detach())
+        self.kernel = constants.kernel(weight)
 
     def outputs(self, inputs: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.detach().to(inputs.dtype)
@@ -139,15 +163,20 @@ class _Linear(RecordedLayer):
 class _BatchNorm(RecordedLayer):
     """On stored statistics: (h - mean) / sqrt(variance + eps) * weight + bias."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: dict[str, Any], constants: LayerConstants) -> None:
         inputs, weight = arguments["input"], arguments["weight"]
         super().__init__(inputs, weight, arguments["bias"])
         self.mean, self.variance = arguments["running_mean"], arguments["running_var"]
         self.eps = arguments["eps"]
-        shape = (1, -1, *[1] * (inputs.dim() - 2))
-        self.inverse = (self.variance + self.eps).rsqrt().view(shape)
-        gain = self.inverse if weight is None else self.inverse * weight.detach().view(shape)
-        self.gain = gain.to(inputs.dtype)
+        sources, key = (self.variance, weight), (self.eps, inputs.dtype, inputs.dim())
+        self.inverse, self.gain = constants.get(sources, self._inverse_and_gain, *key)
+
+    def _inverse_and_gain(self) -> tuple[Tensor, Tensor]:
+        """1 / sqrt(variance + eps), and its product with the weight in the inputs' type."""
+        shape = (1, -1, *[1] * (self.inputs.dim() - 2))
+        inverse = (self.variance + self.eps).rsqrt().view(shape)
+        gain = inverse if self.weight is None else inverse * self.weight.detach().view(shape)
+        return inverse, gain.to(self.inputs.dtype)
 
     def outputs(self, inputs: Tensor) -> Tensor:
         weight, bias = (None if p is None else p.detach() for p in (self.weight, self.bias))
@@ -168,7 +197,7 @@ class _BatchNorm(RecordedLayer):
 
 
 def recorded_layer(
-    func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]
+    func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any], constants: LayerConstants
 ) -> RecordedLayer | None:
     """The layer that a call runs; None for other functions, and for forms that are not supported.
 
@@ -176,6 +205,7 @@ def recorded_layer(
         func: the function.
         args: its positional arguments.
         kwargs: its other arguments.
+        constants: of the layers so far.
     """
     if func not in _PARAMETERS:
         return None
@@ -184,17 +214,24 @@ def recorded_layer(
     inputs = arguments["input"]
     if func is F.batch_norm:
         has_statistics = arguments["running_mean"] is not None
-        return _BatchNorm(arguments) if has_statistics and not arguments["training"] else None
+        return (
+            _BatchNorm(arguments, constants)
+            if has_statistics and not arguments["training"]
+            else None
+        )
     if func is F.linear:
-        return _Linear(arguments) if inputs.dim() == 2 else None
+        return _Linear(arguments, constants) if inputs.dim() == 2 else None
     if inputs.dim() != arguments["weight"].dim() or isinstance(arguments["padding"], str):
         return None
-    return _Convolution(func, arguments)
+    return _Convolution(func, arguments, constants)
 
 
 def _autocast(values: Tensor) -> Tensor:
     """The values in the type that autocast would choose for a convolution or a linear layer."""
+    return values.to(_autocast_dtype(values))
+
+
+def _autocast_dtype(values: Tensor) -> torch.dtype:
     device = values.device.type
-    if not torch.is_autocast_enabled(device):
-        return values
-    return values.to(torch.get_autocast_dtype(device))
+    enabled = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else values.dtype

@@ -22,10 +22,10 @@ from torch.autograd.function import once_differentiable
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.attacks.projection import LinearizedBoundary, linearize_boundary, project
 from pipeline.models.attack_view import AttackView
-from pipeline.models.layer_record import Gradients, LayerRecord
+from pipeline.models.layer_record import LayerRecord
+from pipeline.models.parameter_gradients import Gradients, add_gradients
 from pipeline.regularizer.trace import (
     BoundaryForward,
-    add_gradients,
     finite_or_zero,
     logit_diff_gradients,
 )

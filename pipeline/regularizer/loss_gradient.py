@@ -20,9 +20,9 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.attacks.loss_step import margin_loss
-from pipeline.models.attack_view import AttackView, ForwardPass, upcast
-from pipeline.models.layer_record import Gradients
-from pipeline.regularizer.trace import add_gradients
+from pipeline.models.attack_view import AttackView, ForwardPass
+from pipeline.models.parameter_gradients import Gradients, add_gradients, scale_gradients_
+from pipeline.models.precision import upcast
 
 
 class LossGradient(NamedTuple):
@@ -140,4 +140,5 @@ class _KnownGradient(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the gradient is handed out once, by the first backward pass")
         gradients, ctx.gradients = ctx.gradients, None
-        return None, None, *(None if g is None else g.mul_(adjoint) for g in gradients)
+        scale_gradients_(gradients, adjoint)
+        return None, None, *gradients

@@ -14,7 +14,8 @@ from pipeline.attacks.deepfool import AttackOptions, deepfool
 from pipeline.attacks.linearized_step import PointsToLinearize
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import RegularizerConfig
-from pipeline.models.attack_view import AttackView, upcast
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import upcast
 from pipeline.regularizer.boundary import boundary
 from pipeline.regularizer.linearized_distance import MeasuredDistance
 from pipeline.regularizer.loss_gradient import LossGradient, loss_gradient

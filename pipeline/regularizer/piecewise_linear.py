@@ -31,9 +31,11 @@ from torch.autograd import forward_ad
 from pipeline.attacks.attack_state import Step
 from pipeline.attacks.norms import dual_exponent, expand_to_images, per_sample_norm, signed_power
 from pipeline.models.attack_view import AttackView
-from pipeline.models.layer_record import Gradients, tangents_allowed
+from pipeline.models.layer_record import tangents_allowed
 from pipeline.models.linear_region import FixedActivationPattern, RecordActivationPattern
-from pipeline.regularizer.trace import AttackTrace, add_gradients, target_logit_diff
+from pipeline.models.parameter_gradients import Gradients, add_gradients
+from pipeline.models.recorded_layers import LayerConstants
+from pipeline.regularizer.trace import AttackTrace, target_logit_diff
 
 
 class _Terms(NamedTuple):
@@ -57,10 +59,11 @@ def backward_piecewise_linear(trace: AttackTrace, adjoint: Tensor) -> Gradients:
     view, p = trace.view, float(trace.config.norm)
     total: Gradients = [None] * len(view.parameters())
     waiting: list[_Terms] = []
+    constants = LayerConstants()
     for step, points in trace.steps():
         # Chunk by images, whichever iterations they come from.
         if sum(len(part.points) for part in waiting) + len(points) > trace.at_once:
-            total = add_gradients(total, _gradients(view, waiting))
+            total = add_gradients(total, _gradients(view, waiting, constants))
             waiting = []
         u = adjoint[step.samples]
         part, propagated_adjoint = _linearize(step, points, u, p)
@@ -69,7 +72,7 @@ def backward_piecewise_linear(trace: AttackTrace, adjoint: Tensor) -> Gradients:
         adjoint[step.samples] = propagated_adjoint.mul_(trace.config.reach)
         waiting.append(part)
         del u, propagated_adjoint  # as large as the batch
-    return add_gradients(total, _gradients(view, waiting)) if waiting else total
+    return add_gradients(total, _gradients(view, waiting, constants)) if waiting else total
 
 
 def _linearize(step: Step, points: Tensor, u: Tensor, p: float) -> tuple[_Terms, Tensor]:
@@ -91,13 +94,13 @@ def _linearize(step: Step, points: Tensor, u: Tensor, p: float) -> tuple[_Terms,
     return terms, propagated_adjoint
 
 
-def _gradients(view: AttackView, parts: list[_Terms]) -> Gradients:
+def _gradients(view: AttackView, parts: list[_Terms], constants: LayerConstants) -> Gradients:
     """Gradients of the sum of a f(z) + <v, w(z)> by the parameters; empties the list."""
     terms = _Terms.concatenate(parts)
     parts.clear()
     if is_full_precision(view, terms.points):
         return _gradients_by_shift(view, terms)
-    return _gradients_by_tangents(view, terms)
+    return _gradients_by_tangents(view, terms, constants)
 
 
 def is_full_precision(view: AttackView, images: Tensor) -> bool:
@@ -121,12 +124,12 @@ def _gradients_by_shift(view: AttackView, terms: _Terms) -> Gradients:
     return list(torch.autograd.grad(f, view.parameters(), weight, allow_unused=True))
 
 
-def _gradients_by_tangents(view: AttackView, terms: _Terms) -> Gradients:
+def _gradients_by_tangents(view: AttackView, terms: _Terms, constants: LayerConstants) -> Gradients:
     """From a record of the layers, with v as a tangent."""
     # Tangents are somewhat shorter than the points, whose range fits: they grow more in the net.
     size = 256.0 * per_sample_norm(terms.direction) / per_sample_norm(terms.points)
     tangents = terms.direction / expand_to_images(size.where(size > 0, torch.inf))
-    record = view.record_layers()
+    record = view.record_layers(constants)
     with torch.enable_grad():
         points = terms.points.requires_grad_()
         with tangents_allowed(), record:

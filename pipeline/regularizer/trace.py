@@ -4,8 +4,7 @@ In: a perturbation with its steps. Out: the steps with their points, and the log
 for a backward pass.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from pipeline.attacks.attack_state import Perturbation, Step
 from pipeline.attacks.linearized_step import logit_differences
 from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView
-from pipeline.models.layer_record import Gradients
+from pipeline.models.parameter_gradients import Gradients, add_gradients
 
 # Gradients by weights are sums over positions and images, which must stay below 65,504.
 _LARGEST_ADJOINT = 2.0**-4
@@ -123,35 +122,3 @@ def finite_or_zero(view: AttackView, gradients: Gradients) -> Gradients:
 def target_logit_diff(logits: Tensor, target: Tensor, source: Tensor) -> Tensor:
     """f: the logit of the target minus that of the source, (A,)."""
     return logit_differences(logits, source, target[:, None])[:, 0]
-
-
-def add_gradients(total: Gradients, terms: Sequence[Tensor | None]) -> Gradients:
-    """Sums, in place of the first, which must come from this function; ``terms`` may have more
-    entries.
-
-    autograd returns one tensor, or views of it, for parameters that the net adds to one another,
-    such as position embeddings. Such terms are copied before anything is added to them.
-    """
-    if any(a is None for a in total):  # not for later parts of a batch
-        storages = Counter(_storage(term) for term in terms if term is not None)
-        terms = [
-            _own(term, storages) if a is None else term
-            for a, term in zip(total, terms, strict=False)
-        ]
-    return [
-        (a if b is None else b) if a is None or b is None else a.add_(b)
-        for a, b in zip(total, terms, strict=False)
-    ]
-
-
-def _own(term: Tensor | None, storages: Mapping[int, int]) -> Tensor | None:
-    """The tensor, or a copy of it if others of the same gradient use its memory, or if several of
-    its elements do."""
-    if term is None or (storages[_storage(term)] == 1 and 0 not in term.stride()):
-        return term
-    return term.clone()
-
-
-def _storage(tensor: Tensor) -> int:
-    """Identifies a tensor's memory, which its views share."""
-    return tensor.untyped_storage()._cdata

@@ -28,14 +28,13 @@ from pipeline.attacks.norms import dual_exponent, expand_to_images, per_sample_n
 from pipeline.config import AttackConfig
 from pipeline.errors import UserError, first_line
 from pipeline.models.attack_view import AttackView, ForwardPass
-from pipeline.models.layer_record import Gradients
+from pipeline.models.parameter_gradients import Gradients, add_gradients
 from pipeline.regularizer.piecewise_linear import (
     backward_piecewise_linear,
     is_full_precision,
 )
 from pipeline.regularizer.trace import (
     AttackTrace,
-    add_gradients,
     finite_or_zero,
     scaled_gradients,
     target_logit_diff,

@@ -58,6 +58,14 @@ class PeakMemory(TorchDispatchMode):
         self.current -= size
 
 
+class PassSize(NamedTuple):
+    """Images of one forward and backward pass."""
+
+    shape: tuple[int, ...]  # (C, H, W) of an image
+    batch: int  # number of images
+    most: int  # number of images at once beyond which nothing is saved, at least ``batch``
+
+
 class MemoryBudget(NamedTuple):
     """How many images fit into memory at once, and the numbers this follows from."""
 
@@ -67,7 +75,7 @@ class MemoryBudget(NamedTuple):
     free: int  # bytes of free memory
 
     def __str__(self) -> str:
-        fits = f"{self.images} of {self.batch} images at once"
+        fits = f"{self.images} images at once, {self.batch} in a pass"
         return f"{fits} ({self.per_image / 2**20:.1f} MiB each, {self.free / 2**30:.1f} GiB free)"
 
 
@@ -105,8 +113,7 @@ def free_bytes(device: torch.device, num_processes: int = 1) -> int:
 def max_images_that_fit(
     step: Callable[[int], Any],
     parameters: list[nn.Parameter],
-    shape: tuple[int, ...],
-    batch: int,
+    size: PassSize,
     device: torch.device,
     num_processes: int = 1,
 ) -> MemoryBudget:
@@ -117,8 +124,7 @@ def max_images_that_fit(
     Args:
         step: computes the gradients of the parameters for a number of images.
         parameters: the trained parameters; the optimiser has a momentum for each.
-        shape: (C, H, W) of an image.
-        batch: images of one forward and backward pass, the most that can be needed.
+        size: images of the pass.
         device: where the step runs.
         num_processes: processes that share the memory.
     """
@@ -129,9 +135,9 @@ def max_images_that_fit(
     fixed = max(two - 2 * per_image, 0.0) + momentum
     free = free_bytes(device, num_processes)
     available = SHARE * free - fixed
-    num_parts = 1
-    if available < batch * per_image:
-        inputs = INPUTS * batch * math.prod(shape) * 4
+    images = min(int(available / per_image), size.most)
+    if images < size.batch:
+        inputs = INPUTS * size.batch * math.prod(size.shape) * 4
         num_fitting = max(int((available - inputs) / per_image), 1)
-        num_parts = math.ceil(batch / num_fitting)
-    return MemoryBudget(math.ceil(batch / num_parts), batch, per_image, free)
+        images = math.ceil(size.batch / math.ceil(size.batch / num_fitting))
+    return MemoryBudget(images, size.batch, per_image, free)

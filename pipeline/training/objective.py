@@ -18,11 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from pipeline import methods
 from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig, RuntimeConfig
 from pipeline.methods import Clean, Term
-from pipeline.models.attack_view import PRECISIONS, AttackView, ForwardPass, upcast
+from pipeline.models.attack_view import AttackView, ForwardPass
 from pipeline.models.build import batch_norms, draws
 from pipeline.models.fixed_dropout import DROPOUT_LAYERS
+from pipeline.models.precision import PRECISIONS, upcast
 from pipeline.regularizer.loss_gradient import cross_entropy_pass
 from pipeline.training import memory_budget
+from pipeline.training.memory_budget import PassSize
 
 _PER_SAMPLE = ("penalty", "ratio", "iterations", "flipped", "weight")  # fields of a method's term
 
@@ -123,6 +125,9 @@ class Objective(nn.Module):
         Weights and buffers do not change.
         """
         parameters = self.view.parameters()
+        # On a GPU few large passes have fewer launches than many small ones.
+        points_per_image = max((m.points_per_image for m in self.methods), default=1)
+        most = batch * points_per_image if device.type == "cuda" else batch
 
         def step(num_images: int) -> None:
             images = torch.randn(num_images, *shape, device=device)
@@ -137,7 +142,7 @@ class Objective(nn.Module):
         self.eval()  # in training mode, batch norm would update its statistics by random images
         try:
             return memory_budget.max_images_that_fit(
-                step, parameters, shape, batch, device, num_processes
+                step, parameters, PassSize(shape, batch, most), device, num_processes
             )
         finally:
             self.train()

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig
 from pipeline.data.loader import Batch
-from pipeline.models.attack_view import PRECISIONS, AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import PRECISIONS
 
 Targets = Callable[[Batch], Tensor]  # (B,) int64, on the device of the images
 

@@ -160,13 +160,15 @@ TRAININGS: dict[str, Options] = {
 }
 
 # ResNet-18 with random weights: what is counted, by precision and gradient.
+_COUNTED_GRADIENTS: dict[str, Options] = {
+    **{name: options for name, options in GRADIENTS.items() if name != "true distance"},
+    # All iterations of 32 images.
+    "unrolled, max_images 160": {**GRADIENTS["unrolled"], "regularizer.max_images": 160},
+}
 COUNTED_STEPS: dict[str, StepCase] = {
     f"{precision} {name}": StepCase({**options, "runtime.precision": precision}, "resnet18")
     for precision in ("fp32", "bf16")
-    for name, options in {
-        "plain": {"objective.method": "clean"},
-        **{name: options for name, options in GRADIENTS.items() if name != "true distance"},
-    }.items()
+    for name, options in {"plain": {"objective.method": "clean"}, **_COUNTED_GRADIENTS}.items()
 }
 QUICK_COUNTED_STEPS = ["bf16 plain", "bf16 boundary"]
 COUNTED_EVALUATIONS: dict[str, EvaluationCase] = {

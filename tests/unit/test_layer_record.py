@@ -39,6 +39,20 @@ def plain() -> nn.Module:
     )
 
 
+class Overwrites(nn.Module):
+    """Operations in place whose results are taken from their inputs, or not."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor], takes_result: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+        self.operation, self.takes_result = operation, takes_result
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        result = self.operation(x)
+        return self.last((result if self.takes_result else x).mean(dim=(2, 3)))
+
+
 def prepared(make: Callable[[], nn.Module]) -> nn.Module:
     """A net in float64 whose batch norm has seen data."""
     torch.manual_seed(0)
@@ -161,6 +175,33 @@ class Turned(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(x.flatten(1)[:, :3].t()).t()
+
+
+def plus_one(x: Tensor) -> Tensor:
+    x += 1.0
+    return x
+
+
+IN_PLACE = {
+    "relu_": torch.relu_,
+    "Tensor.relu_": Tensor.relu_,
+    "inplace": lambda x: F.relu(x, inplace=True),
+    "positional": lambda x: F.relu(x, True),
+    "module": nn.ReLU(inplace=True),
+    "+=": plus_one,
+}
+
+
+@pytest.mark.parametrize("operation", IN_PLACE.values(), ids=IN_PLACE)
+def test_operations_in_place(operation: Callable[[Tensor], Tensor]) -> None:
+    """Their results are as in place; a net that takes them from the input is not supported."""
+    torch.manual_seed(0)
+    net = Overwrites(operation, takes_result=True).double()
+    check(net, *torch.randn(2, 4, 3, 12, 12, dtype=torch.float64))
+    images, parameters = torch.randn(3, 3, 12, 12, dtype=torch.float64), [*net.parameters()]
+    assert is_recordable(net, images, parameters)
+    net.takes_result = False
+    assert not is_recordable(net, images, parameters)
 
 
 NOT_RECORDABLE = {

@@ -99,7 +99,7 @@ def test_fit_finds_what_fits(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> N
     shape, cpu = (3, 64, 64), torch.device("cpu")
     ample = objective.max_images_that_fit(shape, 24, cpu)
     assert ample.images == 24
-    assert "24 of 24 images at once" in str(ample)
+    assert "24 images at once, 24 in a pass" in str(ample)
     assert net.training is True
     for name, value in net.state_dict().items():
         assert torch.equal(value, state[name]), name
@@ -156,7 +156,8 @@ def test_auto_says_what_it_chose(tmp_path: Path) -> None:
     options = ("--dry_run", "true", "--regularizer.max_images", "auto")
     output = succeed(FINETUNE, "--output", tmp_path / "run", *options)
     assert re.search(
-        r"max_images auto: (\d+) of \1 images at once \(\d+\.\d MiB each, \d+\.\d GiB free\)",
+        r"max_images auto: (\d+) images at once, \1 in a pass "
+        r"\(\d+\.\d MiB each, \d+\.\d GiB free\)",
         output,
     ), output
 

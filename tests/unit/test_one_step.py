@@ -20,7 +20,8 @@ from pipeline.config import (
 from pipeline.config.checks import OptionError
 from pipeline.methods.base import Clean, Term
 from pipeline.methods.deep_defense import DeepDefense
-from pipeline.models.attack_view import PRECISIONS, AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import PRECISIONS
 from pipeline.regularizer.loss_gradient import cross_entropy_pass, loss_gradient
 from pipeline.regularizer.penalty import robustness
 from pipeline.training.memory_budget import PeakMemory

@@ -30,7 +30,8 @@ from benchmarks.common import (
 from benchmarks.counters import Flops
 from pipeline.config import AttackConfig, RegularizerConfig, RuntimeConfig
 from pipeline.errors import UserError
-from pipeline.models.attack_view import PRECISIONS, AttackView, autocast
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import PRECISIONS, autocast
 from pipeline.training.memory_budget import peak_bytes
 from pipeline.training.objective import make_objective
 

@@ -23,7 +23,8 @@ from benchmarks.common import (
     spread,
 )
 from benchmarks.counters import counted
-from pipeline.models.attack_view import PRECISIONS, AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import PRECISIONS
 from pipeline.regularizer.sampling import uniform_numbers
 from pipeline.training.objective import Objective, make_objective
 

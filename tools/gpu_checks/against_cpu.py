@@ -18,7 +18,8 @@ from gpu_checks.pixels import compared_images
 from pipeline.attacks.deepfool import deepfool
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.config import RegularizerConfig
-from pipeline.models.attack_view import PRECISIONS, AttackView
+from pipeline.models.attack_view import AttackView
+from pipeline.models.precision import PRECISIONS
 from pipeline.regularizer.penalty import robustness
 
 Gradient = Literal["unrolled", "boundary", "one_step"]
