@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch
 from pipeline.data import ilsvrc, index
 from pipeline.data.index import Index
 from pipeline.runtime.reproducibility import use_reproducible_kernels
+from pipeline.training.memory_budget import free_bytes
 from tests.helpers import images
 from tests.helpers.runs import SCRIPT, SMALL, Run, command, environment
 from tests.helpers.slurm import NEEDED, processes
@@ -25,25 +27,38 @@ use_reproducible_kernels()  # before the first matrix product
 torch.set_num_threads(1)
 
 TESTS = Path(__file__).parent
+ON_SLURM = ("tests/integration/test_reproduce.py",)  # besides those of tests/slurm
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the tests marked slow too")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Workers of -n auto: one a core and 4 GiB, at most eight."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Workers of -n auto: one a core and 4 GiB, at most eight, unless the variable says more."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # pytest-xdist reads it
+    memory = free_bytes(torch.device("cpu")) // 2**30
     return max(1, min(len(os.sched_getaffinity(0)), memory // 4, 8))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With -n: a worker runs all tests of a file, which share fixtures, and one all on SLURM."""
+    from xdist.scheduler import LoadFileScheduling  # pytest-xdist may be missing
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "SLURM" if file.startswith("tests/slurm/") or file in ON_SLURM else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by folder, and leave out the slow ones unless asked for."""
     for item in items:
-        # With -n, a worker runs all tests of a file, which share fixtures, and one all of SLURM.
-        on_slurm = "cluster" in getattr(item, "fixturenames", ())
-        group = "slurm" if on_slurm else str(item.path.relative_to(TESTS))
-        item.add_marker(pytest.mark.xdist_group(group))
         tier = item.path.relative_to(TESTS).parts[0]
         slow = item.get_closest_marker("slow")
         if tier == "unit" and not slow:
