@@ -22,6 +22,7 @@ INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
 _NO_KERNEL = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
     *("alias", "detach", "lift_fresh", "_unsafe_view", "set_", "_fused_sdp_choice"),
+    *("squeeze_", "unsqueeze_", "transpose_", "t_"),  # they change shape and strides alone
     *("is_same_size", "_has_same_storage_numel"),  # questions of forward-mode differentiation
 }
 _PIPELINE = f"{ROOT / 'pipeline'}/"

@@ -10,7 +10,7 @@ _PRECISIONS = ("fp32", "bf16")
 
 
 def table(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
-    """Launches and waits; then the lines that wait, and how often.
+    """Launches, waits and iterations of the attack; then the lines that wait, and how often.
 
     Args:
         outcomes: of the groups "counted steps" and "counted evaluations".
@@ -24,10 +24,11 @@ def table(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
         for name in names
     ]
     lines += [
-        [f"evaluation, {name}, each batch", *_cells([outcome]), "", ""]
+        [f"evaluation, {name}, each batch", *_cells([outcome]), "", "", ""]
         for name, outcome in evaluations.items()
     ]
-    head = ["", *(f"{what}, {name}" for name in _PRECISIONS for what in ("launches", "waits"))]
+    names = ("launches", "waits", "iterations")
+    head = ["", *(f"{name}, {precision}" for precision in _PRECISIONS for name in names)]
     return markdown_table(head, lines) + "\n" + _sites_table(steps, evaluations)
 
 
@@ -36,6 +37,7 @@ def _cells(outcomes: list[Outcome]) -> list[str]:
     for outcome in outcomes:
         num_parts = outcome.get("num_batches", 1)
         cells += [f"{outcome[name] / num_parts:,.0f}" for name in ("launches", "waits")]
+        cells.append(f"{outcome['iterations']:.2f}" if outcome.get("iterations") else "")
     return cells
 
 
