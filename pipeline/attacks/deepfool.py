@@ -135,13 +135,17 @@ def deepfool_iteration(
     )
 
 
-def perturbation(view: AttackView, state: AttackState, config: AttackConfig) -> Tensor:
-    """The perturbation (A, C, H, W) after the steps so far, with the overshoot and clipped."""
+def perturbation(
+    view: AttackView, state: AttackState, config: AttackConfig, rows: Tensor | slice = slice(None)
+) -> Tensor:
+    """The perturbation (A, C, H, W) of some samples after the steps so far, with the overshoot and
+    clipped."""
     factor = 1.0 + config.overshoot
+    total_step = state.total_step[rows]
     if view.bounds is None:
-        return factor * state.total_step
-    points = torch.add(state.images, state.total_step, alpha=factor)
-    return view.clip_(points) - state.images
+        return factor * total_step
+    images = state.images[rows]
+    return view.clip_(torch.add(images, total_step, alpha=factor)) - images
 
 
 @torch.no_grad()
@@ -233,7 +237,7 @@ class _Sweep:
                 result.steps.append(done.step)
             # The host waits for the GPU here, but not after the last iteration.
             ended, left = (all_rows[: len(state)], all_rows[:0]) if last else split_rows(done.ended)
-            delta = perturbation(self.view, done.state.take(ended), self.config)
+            delta = perturbation(self.view, done.state, self.config, ended)
             result.write_rows(done, ended, delta, first)
             # With what comes after it, such a graph takes no more memory than one of all images.
             fits = len(state) + len(left) <= len(images) <= 2 * len(ended)

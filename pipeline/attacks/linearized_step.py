@@ -126,9 +126,15 @@ class _Nearest:
         """
         before = self.distance[samples]
         nearer = distance < before  # False for NaN, and for an infinite distance
-        self.distance[samples] = distance.where(nearer, before)
-        self.gradient_norm[samples] = norm.where(nearer, self.gradient_norm[samples])
-        self.position[samples] = self.position[samples].masked_fill(nearer, position)
+        distance = distance.where(nearer, before)
+        norm = norm.where(nearer, self.gradient_norm[samples])
+        column = self.position[samples].masked_fill(nearer, position)
+        if isinstance(samples, slice):
+            self.distance, self.gradient_norm, self.position = distance, norm, column
+        else:
+            self.distance[samples] = distance
+            self.gradient_norm[samples] = norm
+            self.position[samples] = column
         if self.gradient is None:  # the first candidate is that of all samples
             self.gradient = gradient
         else:
@@ -174,20 +180,23 @@ def nearest_boundary(
     inputs = forward.inputs.detach()
     logits = forward.logits.detach()[rows]
     candidates, logit_diffs, spread = _in_visiting_order(view, logits, candidates, pruned)
+    sizes = logit_diffs.abs()
     nearest = _Nearest.none_yet(logit_diffs[:, 0])
     # The samples of a round, and their positions in the forward pass.
     samples, forward_rows = slice(None), rows
-    searching = torch.ones_like(candidates.toward_label)
+    stopped = torch.zeros_like(candidates.toward_label)
     num_candidates = candidates.classes.shape[1]
     for m in range(num_candidates):
         if m == 1:
-            searching = ~candidates.toward_label
+            stopped = candidates.toward_label
         if m > 0 and pruned:
             reachable = nearest.largest_slope * spread[:, m] * nearest.distance
-            searching &= logit_diffs[:, m].abs() < config.pruning_factor * reachable
+            # Not `>=`: where the first gradient is zero, `reachable` is 0 * inf, which is NaN, and
+            # the sample stops.
+            stopped = stopped | ~(sizes[:, m] < config.pruning_factor * reachable)
         # The host waits for the number of samples; the last candidate is not worth it.
         if m == 1 or (pruned and 1 < m < num_candidates - 1):
-            left = searching.nonzero().squeeze(1)
+            left = (~stopped).nonzero().squeeze(1)
             if len(left) == 0:
                 break
             # A new forward of a few costs less than gradients of many.
@@ -200,11 +209,11 @@ def nearest_boundary(
         norm = per_sample_norm(gradient, dual_exponent(p))
         # A sample that has stopped is among them if the pass is of all. It must not see more
         # candidates than in another batch.
-        active = searching[samples]
-        distance = (logit_diffs[samples, m].abs() / norm).masked_fill(~active, torch.inf)
+        inactive = stopped[samples]
+        distance = (sizes[samples, m] / norm).masked_fill(inactive, torch.inf)
         nearest.update(m, samples, distance, gradient, norm)
-        nearest.num_queries[samples] += active
-        slope = (norm / spread[samples, m]).masked_fill(~active, 0.0)
+        nearest.num_queries[samples] += ~inactive
+        slope = (norm / spread[samples, m]).masked_fill(inactive, 0.0)
         nearest.largest_slope[samples] = torch.maximum(nearest.largest_slope[samples], slope)
     return nearest.step(candidates, logit_diffs, p)
 
@@ -239,7 +248,7 @@ def _gradient(
     adjoint = forward.logits.new_zeros(len(forward_rows), forward.logits.shape[1])
     adjoint.scatter_(1, target[:, None], 1.0)
     # Added, since the classes are equal where a sample has arrived at its label.
-    adjoint.scatter_add_(1, source[:, None], adjoint.new_full((len(source), 1), -1.0))
+    adjoint.scatter_(1, source[:, None], -1.0, reduce="add")
     if len(forward_rows) < len(forward.logits):
         adjoint = torch.zeros_like(forward.logits).index_copy_(0, forward_rows, adjoint)
     gradient = view.input_gradient(forward, adjoint)

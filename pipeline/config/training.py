@@ -63,9 +63,10 @@ class RegularizerConfig(Section):
     parameters."""
     max_images: int | Literal["auto"] | None = number(None, Range(minimum=1, unit="images"))
     """Largest number of images that are in the net at the same time. A larger pass is split: the
-    attack, its gradient and, if batch norm is frozen, the cross-entropy. This limits memory. More
-    than a pass has: gradient unrolled takes several iterations of the attack at once, which saves
-    launches on GPUs. auto: computed from free memory. Default: all images of a pass."""
+    attack, its gradient and, if batch norm is frozen, the cross-entropy. This limits memory. If it
+    is larger than a pass, gradient unrolled takes the points of several iterations in one pass,
+    which saves kernel launches on GPUs. auto: computed from free memory. Default: all images of
+    a pass."""
 
     def check(self) -> None:
         """Check that the attack has a gradient of this kind, and c the size for the form."""

@@ -54,14 +54,12 @@ class Method:
         measures: whether its terms contain the size of perturbations (``ratio``).
         takes_loss_gradient: whether `term` uses ``clean.loss_gradient`` if it is there, and then
             needs no graph of `Clean`. It is computed if the method is the only one, and attacks.
-        points_per_image: how many points of an image the method's gradient can take at once.
     """
 
     active = True
     attacks = False
     measures = False
     takes_loss_gradient = False
-    points_per_image = 1
 
     def __init__(self, config: FinetuneConfig, view: AttackView) -> None:
         """Read the options of this method.
@@ -78,6 +76,14 @@ class Method:
         The gradients of the weights are averaged over ranks afterwards. Collectives must not be
         used here.
         """
+
+    def points_per_image(self, images: Tensor) -> int:  # noqa: ARG002 - for subclasses
+        """The most iterations of the attack whose points the gradient takes in one pass.
+
+        Args:
+            images: (N, C, H, W) of any content, for trials of the net.
+        """
+        return 1
 
     def after_step(self, step: int) -> None:
         """Change the weights after the optimiser's step, the same on every rank.

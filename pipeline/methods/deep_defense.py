@@ -19,6 +19,7 @@ from pipeline.regularizer.sampling import (
     select_all,
     select_correct,
 )
+from pipeline.regularizer.unrolled import is_piecewise_linear_attack
 
 from .base import Clean, Method, Term
 
@@ -36,12 +37,18 @@ class DeepDefense(Method):
         # Not a subclass, whose term may need the graphs of `Clean`.
         one_step = self.options.gradient == "one_step"
         self.takes_loss_gradient = one_step and type(self) is DeepDefense
-        if self.options.gradient == "unrolled":
-            self.points_per_image = self.options.attack.max_iterations
         # The parameters that the regulariser's gradient reaches; None: all.
         self.parameters = None
         if self.options.layers:
             self.parameters = matching(view.net, self.options.layers)
+
+    def points_per_image(self, images: Tensor) -> int:
+        """All iterations for ``gradient: unrolled`` of a piecewise linear net."""
+        attack = self.options.attack
+        in_one_pass = self.options.gradient == "unrolled" and is_piecewise_linear_attack(
+            self.attack_view(), images, attack
+        )
+        return attack.max_iterations if in_one_pass else 1
 
     def term(self, clean: Clean) -> Term:
         """The mean of the regulariser over the images of a batch.

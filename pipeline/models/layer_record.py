@@ -13,9 +13,8 @@ the input: the product of e and of h's derivative along v. v enters as a forward
 input (torch.autograd.forward_ad).
 
 The net's own code runs under a torch function mode, which replaces convolutions, linear layers and
-batch norm on stored statistics. ReLU and += do not overwrite their input there: in place, torch
-would copy the input and the tangent. A net that uses parameters elsewhere, or an input that should
-have been overwritten, is not supported; whether one does is found out once, by `is_recordable`.
+batch norm on stored statistics. A net that uses parameters elsewhere is not supported; whether one
+does is found out once, by `is_recordable`.
 """
 
 import warnings
@@ -26,7 +25,6 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
@@ -37,17 +35,6 @@ from pipeline.models.parameter_gradients import Gradients, scale_gradients_
 from pipeline.models.recorded_layers import LayerConstants, RecordedLayer, recorded_layer
 
 _LARGEST_WEIGHT = 2.0**-10
-
-
-def _add(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return torch.add(x, *args, **kwargs).to(x.dtype)
-
-
-_OUT_OF_PLACE: dict[Callable, Callable] = {
-    torch.relu_: torch.relu,
-    Tensor.relu_: torch.relu,
-    Tensor.add_: _add,  # also +=
-}
 
 
 @contextmanager
@@ -91,9 +78,9 @@ class LayerRecord(TorchFunctionMode):
         self._position = {id(parameter): n for n, parameter in enumerate(parameters)}
         self._layers: dict[RecordedLayer, None] = {}  # in the order of the forward pass
         self._weights: _Weights | None = None
-        self._num_parameters = len(parameters)
-        # Position of a parameter, and a gradient by it, still without the unit of the weights.
-        self._terms: list[tuple[int, Tensor]] = []
+        # Gradients by the position of the parameter, without the unit of the weights.
+        self._without_unit: dict[int, Tensor] = {}
+        self._sums: Gradients = [None] * len(parameters)  # of parameters used by several layers
 
     def __torch_function__(
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
@@ -109,9 +96,7 @@ class LayerRecord(TorchFunctionMode):
 
     def run_other(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run an operation that is not recorded."""
-        if func is F.relu and kwargs.get("inplace"):
-            return F.relu(*args)
-        return _OUT_OF_PLACE.get(func, func)(*args, **kwargs)
+        return func(*args, **kwargs)
 
     def weigh(self, weight: Tensor, tangent_weight: Tensor | None = None) -> None:
         """Set the weights a of f and b of the tangents' terms, (A,) fp32 each; b after a pass with
@@ -142,7 +127,7 @@ class LayerRecord(TorchFunctionMode):
             layer, _ = self._layers.popitem()
             if layer.output_gradient is not None:  # otherwise f does not depend on it
                 self._add(layer)
-        return self._sums()
+        return self._total()
 
     @torch.no_grad()
     def receive(self, layer: RecordedLayer, output_gradient: Tensor) -> None:
@@ -158,50 +143,44 @@ class LayerRecord(TorchFunctionMode):
     def _add(self, layer: RecordedLayer) -> None:
         """Compute a layer's gradients by its parameters."""
         assert self._weights is not None
-        weight, tangent_weight, _ = self._weights
+        weight, tangent_weight, unit = self._weights
         for parameter, gradient in layer.gradients(weight, tangent_weight):
             position = self._position.get(id(parameter))
-            if position is not None:
-                gradient = gradient.to(parameter.dtype).view_as(parameter)
-                self._terms.append((position, gradient))
+            if position is None:
+                continue
+            gradient = gradient.to(parameter.dtype).view_as(parameter)
+            first, before = self._without_unit.pop(position, None), self._sums[position]
+            if first is not None:
+                before = first.mul_(unit)
+            if before is None:
+                self._without_unit[position] = gradient
+            else:
+                self._sums[position] = before.add_(gradient.mul_(unit))
 
-    def _sums(self) -> Gradients:
-        """The gradients by the parameters; those that the net uses in several layers are summed."""
+    def _total(self) -> Gradients:
+        """The gradients by all parameters."""
         assert self._weights is not None
-        terms, self._terms = self._terms, []
-        scale_gradients_([gradient for _, gradient in terms], self._weights.unit)
-        total: Gradients = [None] * self._num_parameters
-        for position, gradient in terms:
-            before = total[position]
-            total[position] = gradient if before is None else before.add_(gradient)
-        return total
+        scale_gradients_([*self._without_unit.values()], self._weights.unit)
+        return [
+            self._without_unit.get(position, gradient)
+            for position, gradient in enumerate(self._sums)
+        ]
 
 
 class CheckedLayerRecord(LayerRecord):
     """Looks at every operation, which takes time: for the check of a net.
 
     Attributes:
-        is_complete: whether all uses of the parameters so far are recorded, and no operation had
-            an input that another one should have overwritten.
+        is_complete: whether all uses of the parameters so far are recorded.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self.is_complete = True
-        self._overwritten: list[Tensor] = []  # in the net, but not here
-
-    def __torch_function__(
-        self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        stale = {id(tensor) for tensor in self._overwritten}
-        self.is_complete &= not any(id(leaf) in stale for leaf in tree_leaves((args, kwargs)))
-        if func in _OUT_OF_PLACE or (func is F.relu and (kwargs or {}).get("inplace")):
-            self._overwritten.append(args[0])
-        return super().__torch_function__(func, types, args, kwargs)
 
     def run_other(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run an operation, and see whether its result depends on a parameter."""
-        result = super().run_other(func, args, kwargs)
+        result = func(*args, **kwargs)
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(result)):
             arguments = tree_leaves((args, kwargs))
             self.is_complete &= not any(id(argument) in self._position for argument in arguments)

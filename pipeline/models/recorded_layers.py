@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 _LINEAR: dict[str, Any] = {"input": None, "weight": None, "bias": None}
 _CONVOLUTION = {**_LINEAR, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
@@ -28,24 +29,29 @@ _PARAMETERS: dict[Callable, dict[str, Any]] = {
 
 class LayerConstants:
     """What layers compute from their parameters and buffers alone, for passes between which these
-    do not change."""
+    do not change. Values of tensors that the net makes anew in each pass are freed with them."""
 
     def __init__(self) -> None:
-        self._values: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        self._values = WeakTensorKeyDictionary()  # by source; then by key: ``other`` and value
+
+    def __len__(self) -> int:
+        return len(self._values)
 
     def get(
-        self, sources: tuple[Tensor | None, ...], compute: Callable[[], Any], *key: object
+        self, source: Tensor, other: Tensor | None, compute: Callable[[], Any], *key: object
     ) -> Any:
-        """What ``compute`` returned first for these ``sources`` and this ``key``."""
-        key = (*map(id, sources), *key)
-        if key not in self._values:
-            # While the sources are kept, no other tensors have their ids.
-            self._values[key] = (sources, compute())
-        return self._values[key][1]
+        """What ``compute`` returned first for these tensors and this ``key``."""
+        values = self._values.setdefault(source, {})
+        if key not in values or values[key][0] is not other:
+            values[key] = (other, compute())
+        return values[key][1]
 
     def kernel(self, weight: Tensor) -> Tensor:
         """A weight in the type that autocast would choose for it, without a graph."""
-        return self.get((weight,), lambda: _autocast(weight.detach()), _autocast_dtype(weight))
+        dtype = _autocast_dtype(weight)
+        if dtype == weight.dtype:
+            return weight.detach()
+        return self.get(weight, None, lambda: weight.detach().to(dtype), dtype)
 
 
 class RecordedLayer:
@@ -168,8 +174,8 @@ class _BatchNorm(RecordedLayer):
         super().__init__(inputs, weight, arguments["bias"])
         self.mean, self.variance = arguments["running_mean"], arguments["running_var"]
         self.eps = arguments["eps"]
-        sources, key = (self.variance, weight), (self.eps, inputs.dtype, inputs.dim())
-        self.inverse, self.gain = constants.get(sources, self._inverse_and_gain, *key)
+        key = (self.eps, inputs.dtype, inputs.dim())
+        self.inverse, self.gain = constants.get(self.variance, weight, self._inverse_and_gain, *key)
 
     def _inverse_and_gain(self) -> tuple[Tensor, Tensor]:
         """1 / sqrt(variance + eps), and its product with the weight in the inputs' type."""

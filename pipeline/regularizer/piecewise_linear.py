@@ -51,6 +51,8 @@ class _Terms(NamedTuple):
     @classmethod
     def concatenate(cls, parts: "list[_Terms]") -> "_Terms":
         """Concatenate the terms of several steps."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -85,8 +87,9 @@ def _linearize(step: Step, points: Tensor, u: Tensor, p: float) -> tuple[_Terms,
     if p != 2.0:
         w = signed_power(n, p - 1.0)
         scaled_adjoint = (q - 1.0) * u * signed_power(n, 2.0 - p).abs()
-    propagated_adjoint = u + expand_to_images(step.logit_diff.sign() * u_along_n) * w
-    weight = step.logit_diff.sign() * u_along_n / step.gradient_norm
+    signed = step.logit_diff.sign() * u_along_n
+    propagated_adjoint = u + expand_to_images(signed) * w
+    weight = signed / step.gradient_norm
     v = expand_to_images(length / step.gradient_norm) * (
         scaled_adjoint - q * expand_to_images(u_along_n) * n
     )

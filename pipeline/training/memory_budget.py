@@ -63,7 +63,7 @@ class PassSize(NamedTuple):
 
     shape: tuple[int, ...]  # (C, H, W) of an image
     batch: int  # number of images
-    most: int  # number of images at once beyond which nothing is saved, at least ``batch``
+    largest_useful: int  # number of images at once above which there are not fewer passes
 
 
 class MemoryBudget(NamedTuple):
@@ -75,7 +75,7 @@ class MemoryBudget(NamedTuple):
     free: int  # bytes of free memory
 
     def __str__(self) -> str:
-        fits = f"{self.images} images at once, {self.batch} in a pass"
+        fits = f"{self.images} images at once, a pass has {self.batch}"
         return f"{fits} ({self.per_image / 2**20:.1f} MiB each, {self.free / 2**30:.1f} GiB free)"
 
 
@@ -135,7 +135,7 @@ def max_images_that_fit(
     fixed = max(two - 2 * per_image, 0.0) + momentum
     free = free_bytes(device, num_processes)
     available = SHARE * free - fixed
-    images = min(int(available / per_image), size.most)
+    images = min(int(available / per_image), size.largest_useful)
     if images < size.batch:
         inputs = INPUTS * size.batch * math.prod(size.shape) * 4
         num_fitting = max(int((available - inputs) / per_image), 1)

@@ -125,9 +125,6 @@ class Objective(nn.Module):
         Weights and buffers do not change.
         """
         parameters = self.view.parameters()
-        # On a GPU few large passes have fewer launches than many small ones.
-        points_per_image = max((m.points_per_image for m in self.methods), default=1)
-        most = batch * points_per_image if device.type == "cuda" else batch
 
         def step(num_images: int) -> None:
             images = torch.randn(num_images, *shape, device=device)
@@ -142,11 +139,22 @@ class Objective(nn.Module):
         self.eval()  # in training mode, batch norm would update its statistics by random images
         try:
             return memory_budget.max_images_that_fit(
-                step, parameters, PassSize(shape, batch, most), device, num_processes
+                step,
+                parameters,
+                PassSize(shape, batch, self._largest_useful(shape, batch, device)),
+                device,
+                num_processes,
             )
         finally:
             self.train()
             self._can_share_forward = None  # the answer of the trial depends on the mode
+
+    def _largest_useful(self, shape: tuple[int, ...], batch: int, device: torch.device) -> int:
+        """The number of images at once above which there are not fewer passes."""
+        if device.type != "cuda":  # where fewer launches save no time
+            return batch
+        images = torch.randn(1, *shape, device=device)
+        return batch * max((m.points_per_image(images) for m in self.methods), default=1)
 
     def _clean_pass(self, images: Tensor, labels: Tensor, attack: bool) -> tuple[Tensor, Clean]:
         """The mean cross-entropy, and what the methods' terms start from."""

@@ -188,9 +188,11 @@ def test_a_sample_alone_is_treated_as_in_a_batch() -> None:
         assert alone.iterations[0] == together.iterations[n]
 
 
-def test_a_vanished_gradient_gives_no_nan() -> None:
+@pytest.mark.parametrize("search", ["exhaustive", "pruned"])
+def test_a_vanished_gradient_gives_no_nan(search: str) -> None:
     net = nets.linear(torch.zeros(3, 4), torch.tensor([1.0, 0.0, 0.0]))
-    perturbation, _ = attack(net, torch.randn(5, 1, 2, 2), AttackConfig())
+    config = AttackConfig(candidate_search=search)
+    perturbation, _ = attack(net, torch.randn(5, 1, 2, 2), config)
     assert (perturbation.delta == 0).all()
     assert not perturbation.flipped.any()
     assert perturbation.no_gradient.all()

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from pipeline.models.layer_record import CheckedLayerRecord, is_recordable, tangents_allowed
+from pipeline.models.layer_record import (
+    CheckedLayerRecord,
+    LayerRecord,
+    is_recordable,
+    tangents_allowed,
+)
+from pipeline.models.recorded_layers import LayerConstants
 
 WEIGHT = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
 TANGENT_WEIGHT = torch.tensor([0.3, 1.0, -1.0, 2.0], dtype=torch.float64)
@@ -37,20 +43,6 @@ def plain() -> nn.Module:
         *(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU6(), nn.AvgPool2d(2), nn.BatchNorm2d(4)),
         *(nn.Flatten(), nn.BatchNorm1d(16, affine=False), nn.Linear(16, 5, bias=False)),
     )
-
-
-class Overwrites(nn.Module):
-    """Operations in place whose results are taken from their inputs, or not."""
-
-    def __init__(self, operation: Callable[[Tensor], Tensor], takes_result: bool = False) -> None:
-        super().__init__()
-        self.first, self.last = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
-        self.operation, self.takes_result = operation, takes_result
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        result = self.operation(x)
-        return self.last((result if self.takes_result else x).mean(dim=(2, 3)))
 
 
 def prepared(make: Callable[[], nn.Module]) -> nn.Module:
@@ -177,31 +169,42 @@ class Turned(nn.Module):
         return self.last(x.flatten(1)[:, :3].t()).t()
 
 
-def plus_one(x: Tensor) -> Tensor:
-    x += 1.0
-    return x
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_constants_are_computed_once(precision: torch.dtype) -> None:
+    """Records that share constants give the same bits as records that do not."""
+    net = prepared(lambda: nn.Sequential(plain(), nn.Unflatten(1, (5, 1, 1)), nn.BatchNorm2d(5)))
+    net = nn.Sequential(net, nn.Flatten()).float()
+    parameters, images = [*net.parameters()], torch.randn(2, 4, 3, 12, 12)
+    weight = torch.tensor([1.0, -2.0, 0.5, 3.0])
+
+    def gradients(points: Tensor, constants: LayerConstants | None) -> list[Tensor | None]:
+        record = LayerRecord(parameters, constants)
+        points = points.clone().requires_grad_()
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32), record:
+            f = net(points).float()[:, 0]
+        torch.autograd.grad(f.sum(), points)
+        return record.gradients(weight)
+
+    shared = LayerConstants()
+    for points in images:
+        pairs = zip(gradients(points, shared), gradients(points, None), strict=True)
+        for one, other in pairs:
+            assert one is not None
+            assert torch.equal(one, other)
+    num_kept = len(shared)
+    gradients(images[0], shared)
+    assert len(shared) == num_kept
 
 
-IN_PLACE = {
-    "relu_": torch.relu_,
-    "Tensor.relu_": Tensor.relu_,
-    "inplace": lambda x: F.relu(x, inplace=True),
-    "positional": lambda x: F.relu(x, True),
-    "module": nn.ReLU(inplace=True),
-    "+=": plus_one,
-}
-
-
-@pytest.mark.parametrize("operation", IN_PLACE.values(), ids=IN_PLACE)
-def test_operations_in_place(operation: Callable[[Tensor], Tensor]) -> None:
-    """Their results are as in place; a net that takes them from the input is not supported."""
-    torch.manual_seed(0)
-    net = Overwrites(operation, takes_result=True).double()
-    check(net, *torch.randn(2, 4, 3, 12, 12, dtype=torch.float64))
-    images, parameters = torch.randn(3, 3, 12, 12, dtype=torch.float64), [*net.parameters()]
-    assert is_recordable(net, images, parameters)
-    net.takes_result = False
-    assert not is_recordable(net, images, parameters)
+def test_constants_of_weights_that_are_gone_are_freed() -> None:
+    """As of a parametrization, which computes a weight in each pass."""
+    constants = LayerConstants()
+    for _ in range(3):
+        weight = torch.randn(4, 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert constants.kernel(weight).dtype == torch.bfloat16
+            assert constants.kernel(weight) is constants.kernel(weight)
+    assert len(constants) == 1
 
 
 NOT_RECORDABLE = {

@@ -99,7 +99,7 @@ def test_fit_finds_what_fits(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> N
     shape, cpu = (3, 64, 64), torch.device("cpu")
     ample = objective.max_images_that_fit(shape, 24, cpu)
     assert ample.images == 24
-    assert "24 images at once, 24 in a pass" in str(ample)
+    assert "24 images at once, a pass has 24" in str(ample)
     assert net.training is True
     for name, value in net.state_dict().items():
         assert torch.equal(value, state[name]), name
@@ -116,6 +116,41 @@ def test_fit_finds_what_fits(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> N
         assert peak(net, images, config) < memory_budget.SHARE * free
     monkeypatch.setattr(memory_budget, "free_bytes", lambda *_: 1)
     assert objective.max_images_that_fit(shape, 24, cpu).images == 1
+
+
+@pytest.mark.parametrize(("num_fitting", "expected"), [(99, 12), (12, 12), (7, 7), (4, 4), (3, 2)])
+def test_more_images_than_a_pass(
+    num_fitting: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass of 4 images, of which 3 points each can be taken at once; 1 MB an image."""
+    taken: list[int] = []
+    monkeypatch.setattr(
+        memory_budget, "peak_bytes", lambda step, _: step() or taken[-1] * 1_000_000
+    )
+    free = (num_fitting + 0.1) * 1e6 / memory_budget.SHARE
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda *_: free)
+    size = memory_budget.PassSize((1, 1, 1), 4, 12)
+    budget = memory_budget.max_images_that_fit(taken.append, [], size, torch.device("cpu"))
+    assert budget.images == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("lenet", "unrolled", 12),
+        ("lenet", "boundary", 4),
+        ("tests.helpers.nets:smooth", "unrolled", 4),  # not piecewise linear
+    ],
+)
+def test_what_can_be_taken_at_once(name: str, kind: str, expected: int) -> None:
+    net, images, _ = setting(name, count=1)
+    config = with_attack(kind)
+    config.attack.max_iterations = 3
+    objective = make_objective(net, config)
+    shape = tuple(images.shape[1:])
+    assert objective._largest_useful(shape, 4, torch.device("cpu")) == 4
+    points = max(method.points_per_image(images) for method in objective.methods)
+    assert 4 * points == expected
 
 
 def test_free_memory_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +191,7 @@ def test_auto_says_what_it_chose(tmp_path: Path) -> None:
     options = ("--dry_run", "true", "--regularizer.max_images", "auto")
     output = succeed(FINETUNE, "--output", tmp_path / "run", *options)
     assert re.search(
-        r"max_images auto: (\d+) images at once, \1 in a pass "
+        r"max_images auto: (\d+) images at once, a pass has \1 "
         r"\(\d+\.\d MiB each, \d+\.\d GiB free\)",
         output,
     ), output
