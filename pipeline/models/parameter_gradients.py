@@ -29,7 +29,7 @@ def add_gradients(total: Gradients, terms: Sequence[Tensor | None]) -> Gradients
     pairs = [(a, b) for a, b in zip(total, terms, strict=False) if a is not None and b is not None]
     if pairs:
         sums, addends = zip(*pairs, strict=True)
-        torch._foreach_add_(sums, addends)
+        torch._foreach_add_(sums, addends)  # pyright: ignore[reportPrivateImportUsage]
     return [b if a is None else a for a, b in zip(total, terms, strict=False)]
 
 
@@ -37,7 +37,7 @@ def scale_gradients_(gradients: Sequence[Tensor | None], factor: Tensor) -> None
     """Multiply all gradients by a factor (scalar), in place."""
     present = [gradient for gradient in gradients if gradient is not None]
     if present:
-        torch._foreach_mul_(present, factor)
+        torch._foreach_mul_(present, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _own(term: Tensor | None, storages: Mapping[int, int]) -> Tensor | None:

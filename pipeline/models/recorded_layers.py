@@ -4,7 +4,7 @@ In: a call of a convolution, a linear layer, or batch norm on stored statistics.
 `RecordedLayer`, which `pipeline.models.layer_record` runs.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 import torch
@@ -32,7 +32,9 @@ class LayerConstants:
     do not change. Values of tensors that the net makes anew in each pass are freed with them."""
 
     def __init__(self) -> None:
-        self._values = WeakTensorKeyDictionary()  # by source; then by key: ``other`` and value
+        # By source; then by key: ``other`` and the value.
+        self._values: MutableMapping[Tensor, dict[tuple[object, ...], tuple[Tensor | None, Any]]]
+        self._values = WeakTensorKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._values)
