@@ -184,19 +184,17 @@ def nearest_boundary(
     nearest = _Nearest.none_yet(logit_diffs[:, 0])
     # The samples of a round, and their positions in the forward pass.
     samples, forward_rows = slice(None), rows
-    stopped = torch.zeros_like(candidates.toward_label)
+    searching = torch.ones_like(candidates.toward_label)
     num_candidates = candidates.classes.shape[1]
     for m in range(num_candidates):
         if m == 1:
-            stopped = candidates.toward_label
+            searching = ~candidates.toward_label
         if m > 0 and pruned:
             reachable = nearest.largest_slope * spread[:, m] * nearest.distance
-            # Not `>=`: where the first gradient is zero, `reachable` is 0 * inf, which is NaN, and
-            # the sample stops.
-            stopped = stopped | ~(sizes[:, m] < config.pruning_factor * reachable)
+            searching &= sizes[:, m] < config.pruning_factor * reachable
         # The host waits for the number of samples; the last candidate is not worth it.
         if m == 1 or (pruned and 1 < m < num_candidates - 1):
-            left = (~stopped).nonzero().squeeze(1)
+            left = searching.nonzero().squeeze(1)
             if len(left) == 0:
                 break
             # A new forward of a few costs less than gradients of many.
@@ -209,10 +207,11 @@ def nearest_boundary(
         norm = per_sample_norm(gradient, dual_exponent(p))
         # A sample that has stopped is among them if the pass is of all. It must not see more
         # candidates than in another batch.
-        inactive = stopped[samples]
+        active = searching[samples]
+        inactive = ~active
         distance = (sizes[samples, m] / norm).masked_fill(inactive, torch.inf)
         nearest.update(m, samples, distance, gradient, norm)
-        nearest.num_queries[samples] += ~inactive
+        nearest.num_queries[samples] += active
         slope = (norm / spread[samples, m]).masked_fill(inactive, 0.0)
         nearest.largest_slope[samples] = torch.maximum(nearest.largest_slope[samples], slope)
     return nearest.step(candidates, logit_diffs, p)
