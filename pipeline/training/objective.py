@@ -154,6 +154,7 @@ class Objective(nn.Module):
         if device.type != "cuda":  # where fewer launches save no time
             return batch
         images = torch.randn(1, *shape, device=device)
+        self.view.draw_dropout_masks(1)  # the net that is tried is the one that is attacked
         return batch * max((m.points_per_image(images) for m in self.methods), default=1)
 
     def _clean_pass(self, images: Tensor, labels: Tensor, attack: bool) -> tuple[Tensor, Clean]:
