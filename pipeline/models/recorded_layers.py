@@ -51,8 +51,6 @@ class LayerConstants:
     def kernel(self, weight: Tensor) -> Tensor:
         """A weight in the type that autocast would choose for it, without a graph."""
         dtype = _autocast_dtype(weight)
-        if dtype == weight.dtype:
-            return weight.detach()
         return self.get(weight, None, lambda: weight.detach().to(dtype), dtype)
 
 
