@@ -47,9 +47,16 @@ def curved(space: str) -> tuple[AttackView, Tensor, Tensor]:
     return view, images, view(images).argmax(dim=1)
 
 
-def equal(one: ExternalResult, other: ExternalResult, part: slice) -> bool:
-    pairs = [(getattr(one, name)[part], getattr(other, name)) for name in vars(one)]
-    return all(torch.equal(left, right) for left, right in pairs)
+def equal(whole: ExternalResult, other: ExternalResult, part: slice) -> bool:
+    """Whether a batch has the results of part of another, up to the rounding of the library.
+
+    torch may compute the last values of a tensor by other instructions than the first ones, so the
+    place in the batch can change last bits: ALMA's by 1.2e-7 on CPUs with AVX2.
+    """
+    pairs = {name: (getattr(whole, name)[part], getattr(other, name)) for name in vars(whole)}
+    delta, other_delta = pairs.pop("delta")
+    same = all(torch.equal(left, right) for left, right in pairs.values())
+    return same and torch.allclose(delta, other_delta, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("space", SPACES)
