@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.models.parameter_gradients import Gradients, scale_gradients_
+from pipeline.models.parameter_gradients import Gradients, UnscaledGradient, scaled_gradients
 from pipeline.models.recorded_layers import LayerConstants, RecordedLayer, recorded_layer
 
 _LARGEST_WEIGHT = 2.0**-10
@@ -78,9 +78,8 @@ class LayerRecord(TorchFunctionMode):
         self._position = {id(parameter): n for n, parameter in enumerate(parameters)}
         self._layers: dict[RecordedLayer, None] = {}  # in the order of the forward pass
         self._weights: _Weights | None = None
-        # Gradients by the position of the parameter, without the unit of the weights.
-        self._without_unit: dict[int, Tensor] = {}
-        self._sums: Gradients = [None] * len(parameters)  # of parameters used by several layers
+        # Without the unit of the weights; several of a parameter that several layers use.
+        self._gradients: list[UnscaledGradient] = []
 
     def __torch_function__(
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
@@ -143,28 +142,24 @@ class LayerRecord(TorchFunctionMode):
     def _add(self, layer: RecordedLayer) -> None:
         """Compute a layer's gradients by its parameters."""
         assert self._weights is not None
-        weight, tangent_weight, unit = self._weights
-        for parameter, gradient in layer.gradients(weight, tangent_weight):
-            position = self._position.get(id(parameter))
-            if position is None:
-                continue
-            gradient = gradient.to(parameter.dtype).view_as(parameter)
-            first, before = self._without_unit.pop(position, None), self._sums[position]
-            if first is not None:
-                before = first.mul_(unit)
-            if before is None:
-                self._without_unit[position] = gradient
-            else:
-                self._sums[position] = before.add_(gradient.mul_(unit))
+        weight, tangent_weight, _ = self._weights
+        self._gradients += [
+            gradient
+            for gradient in layer.gradients(weight, tangent_weight)
+            if id(gradient.parameter) in self._position
+        ]
 
     def _total(self) -> Gradients:
         """The gradients by all parameters."""
         assert self._weights is not None
-        scale_gradients_([*self._without_unit.values()], self._weights.unit)
-        return [
-            self._without_unit.get(position, gradient)
-            for position, gradient in enumerate(self._sums)
-        ]
+        scaled = scaled_gradients(self._gradients, self._weights.unit)
+        total: Gradients = [None] * len(self._position)
+        for (parameter, _, _), gradient in zip(self._gradients, scaled, strict=True):
+            position = self._position[id(parameter)]
+            before = total[position]
+            total[position] = gradient if before is None else before.add_(gradient)
+        self._gradients.clear()
+        return total
 
 
 class CheckedLayerRecord(LayerRecord):

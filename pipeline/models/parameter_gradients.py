@@ -6,11 +6,20 @@ call a parameter would take about as long on a GPU as a small layer.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Gradients = list[Tensor | None]  # None: the result does not depend on the parameter
+
+
+class UnscaledGradient(NamedTuple):
+    """A gradient by a parameter, up to a factor."""
+
+    parameter: Tensor
+    gradient: Tensor  # of the parameter's shape, in any type
+    factor: Tensor | None = None  # of the same shape; None: 1
 
 
 def add_gradients(total: Gradients, terms: Sequence[Tensor | None]) -> Gradients:
@@ -38,6 +47,27 @@ def scale_gradients_(gradients: Sequence[Tensor | None], factor: Tensor) -> None
     present = [gradient for gradient in gradients if gradient is not None]
     if present:
         torch._foreach_mul_(present, factor)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def scaled_gradients(terms: Sequence[UnscaledGradient], unit: Tensor) -> list[Tensor]:
+    """Each gradient times its factor and times ``unit`` (scalar), in the parameter's type.
+
+    The gradients are overwritten.
+    """
+    pairs = [(term.gradient, term.factor) for term in terms if term.factor is not None]
+    if pairs:
+        products, factors = zip(*pairs, strict=True)
+        torch._foreach_mul_(products, factors)  # pyright: ignore[reportPrivateImportUsage]
+    scaled = [term.gradient for term in terms]
+    other_type = [n for n, term in enumerate(terms) if scaled[n].dtype != term.parameter.dtype]
+    for n in other_type:
+        scaled[n] = torch.empty_like(scaled[n], dtype=terms[n].parameter.dtype)
+    if other_type:
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            [scaled[n] for n in other_type], [terms[n].gradient for n in other_type]
+        )
+    scale_gradients_(scaled, unit)
+    return scaled
 
 
 def _own(term: Tensor | None, storages: Mapping[int, int]) -> Tensor | None:

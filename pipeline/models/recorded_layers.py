@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pipeline.models.parameter_gradients import UnscaledGradient
+
 _LINEAR: dict[str, Any] = {"input": None, "weight": None, "bias": None}
 _CONVOLUTION = {**_LINEAR, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 _STATISTICS: dict[str, Any] = {"input": None, "running_mean": None, "running_var": None}
@@ -80,8 +82,13 @@ class RecordedLayer:
         raise NotImplementedError
 
     def weight_gradient(self, h: Tensor, e: Tensor) -> Tensor:
-        """The gradient by the weight: the product of inputs and gradients by the output."""
+        """The gradient by the weight, without `weight_factor`: the product of inputs and gradients
+        by the output."""
         raise NotImplementedError
+
+    def weight_factor(self) -> Tensor | None:
+        """What the gradient by the weight is to be multiplied with, of its shape."""
+        return None
 
     def regressors(self) -> Tensor:
         """What the weight multiplies, up to a factor: h, or h minus a constant."""
@@ -91,22 +98,26 @@ class RecordedLayer:
         """a h + b h', of h's type; h as in `regressors`."""
         h = self.regressors()
         shape = (-1, *[1] * (h.dim() - 1))
-        weighted = h * weight.view(shape)  # in the weight's type
-        if self.tangent is not None and tangent_weight is not None:
-            weighted.addcmul_(self.tangent, tangent_weight.view(shape))
-        return weighted.to(h.dtype)
+        weight = weight.view(shape)
+        if self.tangent is None or tangent_weight is None:
+            return torch.mul(h, weight, out=torch.empty_like(h))
+        weighted = h * weight  # in the weight's type
+        out = weighted if weighted.dtype == h.dtype else torch.empty_like(h)
+        return torch.addcmul(weighted, self.tangent, tangent_weight.view(shape), out=out)
 
     def gradients(
         self, weight: Tensor, tangent_weight: Tensor | None
-    ) -> Iterable[tuple[Tensor, Tensor]]:
+    ) -> Iterable[UnscaledGradient]:
         """The parameters and their gradients, with weights as in `LayerRecord.gradients`."""
         e = self.output_gradient
         assert e is not None
         if self.bias is not None:
             by_sample = e.flatten(2).sum(dim=2, dtype=weight.dtype) if e.dim() > 2 else e
-            yield self.bias, weight @ by_sample.to(weight.dtype)
+            yield UnscaledGradient(self.bias, weight @ by_sample.to(weight.dtype))
         if self.weight is not None:
-            yield self.weight, self.weight_gradient(self.weighted_inputs(weight, tangent_weight), e)
+            weighted = self.weighted_inputs(weight, tangent_weight)
+            gradient = self.weight_gradient(weighted, e)
+            yield UnscaledGradient(self.weight, gradient, self.weight_factor())
 
 
 class _Convolution(RecordedLayer):
@@ -198,8 +209,10 @@ class _BatchNorm(RecordedLayer):
         return self.inputs - self.mean.view_as(self.inverse)  # in the mean's type
 
     def weight_gradient(self, h: Tensor, e: Tensor) -> Tensor:
-        by_channel = (h * e).sum(dim=[d for d in range(e.dim()) if d != 1])
-        return by_channel * self.inverse.flatten()
+        return (h * e).sum(dim=[d for d in range(e.dim()) if d != 1])
+
+    def weight_factor(self) -> Tensor:
+        return self.inverse.flatten()
 
 
 def recorded_layer(

@@ -24,6 +24,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -110,6 +111,9 @@ def _execute(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         cpu_kwargs["device"] = torch.device("cpu")
     name = operation_name(function)
     result = _CPU_VERSIONS.get(name, function)(*cpu_args, **cpu_kwargs)
+    if torch.Tag.inplace_view in function.tags:  # the wrapper has a shape of its own
+        with no_dispatch():
+            function(*args, **kwargs)
     if packet is aten.copy_:
         return args[0]
     if not on_cuda:
