@@ -24,6 +24,7 @@ from pipeline.attacks.projection import LinearizedBoundary, linearize_boundary, 
 from pipeline.models.attack_view import AttackView
 from pipeline.models.layer_record import LayerRecord
 from pipeline.models.parameter_gradients import Gradients, add_gradients
+from pipeline.models.recorded_layers import LayerConstants
 from pipeline.regularizer.trace import (
     BoundaryForward,
     finite_or_zero,
@@ -75,7 +76,12 @@ class _End:
 
 
 def linearized_distance(
-    perturbed: Perturbed, p: float, *, num_projections: int = 0, at_once: int | None = None
+    perturbed: Perturbed,
+    p: float,
+    *,
+    num_projections: int = 0,
+    at_once: int | None = None,
+    constants: LayerConstants | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The distances (N,) to the linearised boundaries, and which of them (N,) bool exist.
 
@@ -87,20 +93,21 @@ def linearized_distance(
         num_projections: projections towards the nearest boundary point before the last
             linearisation.
         at_once: largest number of images in the net at a time. Default: all.
+        constants: of an earlier record of the layers, with the same parameters.
     """
     view, images = perturbed.view, perturbed.images
     size = at_once or len(images)
-    keeps_record = size >= len(images) and view.can_record_layers(images)
-    ends = [
-        _end(part, rows, p, num_projections, keeps_record) for rows, part in perturbed.split(size)
-    ]
+    record = None  # kept by the last linearisation, if that is one pass
+    if size >= len(images) and view.can_record_layers(images):
+        record = view.record_layers(constants)
+    ends = [_end(part, rows, p, num_projections, record) for rows, part in perturbed.split(size)]
     # Backward passes come after masks for another batch may have been drawn.
     distance = _LinearizedDistance.apply(view.with_current_masks(), ends, *view.parameters())
     return distance, torch.cat([end.weight != 0 for end in ends])
 
 
 def _end(
-    perturbed: Perturbed, rows: Tensor, p: float, num_projections: int, keeps_record: bool
+    perturbed: Perturbed, rows: Tensor, p: float, num_projections: int, record: LayerRecord | None
 ) -> _End:
     """Project some perturbations, at positions (A,) of the batch, and linearise at the end."""
     view, delta = perturbed.view, perturbed.delta
@@ -113,7 +120,6 @@ def _end(
         boundary = linearize(delta)
         share = torch.full_like(boundary.dual_norm, PROJECTION_SHARES[min(number, 2)])
         delta = project(delta, boundary, share, torch.zeros_like(share), p)
-    record = view.record_layers() if keeps_record else None
     with record or nullcontext():
         boundary = linearize(delta)
     distance = boundary.distance(delta)

@@ -23,6 +23,7 @@ from pipeline.attacks.loss_step import margin_loss
 from pipeline.models.attack_view import AttackView, ForwardPass
 from pipeline.models.parameter_gradients import Gradients, add_gradients, scale_gradients_
 from pipeline.models.precision import upcast
+from pipeline.models.recorded_layers import LayerConstants
 
 
 class LossGradient(NamedTuple):
@@ -30,19 +31,21 @@ class LossGradient(NamedTuple):
 
     logits: Tensor  # (A, K) of the images, without a graph
     gradient: Tensor  # (A, C, H, W) of L by the images
+    constants: LayerConstants | None = None  # of the layers that were recorded for it
 
     def of_rows(self, rows: Tensor) -> "LossGradient":
         """Of some of the images (A,), in their order."""
         if len(rows) == len(self.logits):
             return self
-        return LossGradient(self.logits[rows], self.gradient[rows])
+        return self._replace(logits=self.logits[rows], gradient=self.gradient[rows])
 
     @classmethod
     def concatenate(cls, parts: "list[LossGradient]") -> "LossGradient":
         """Of consecutive parts of a batch."""
         if len(parts) == 1:
             return parts[0]
-        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        logits, gradients, constants = zip(*parts, strict=True)
+        return cls(torch.cat(logits), torch.cat(gradients), constants[0])
 
 
 class CrossEntropyPass(NamedTuple):
@@ -108,9 +111,9 @@ def cross_entropy_pass(
     images = upcast(images.detach())
     rows = torch.arange(len(images), device=images.device).split(at_once or len(images))
     total: Gradients = [None] * len(view.parameters())
-    parts = []
+    parts, constants = [], LayerConstants()
     for part in rows:
-        record = view.record_layers()
+        record = view.record_layers(constants)
         with record:
             forward = view.forward_with_grad(images[part], part)
         loss = _margin_loss(forward, labels[part])
@@ -118,7 +121,7 @@ def cross_entropy_pass(
         parts.append(_differentiate(view, forward, loss))
         del forward, loss  # and the graph, before the next is made
         total = add_gradients(total, record.weighted_gradients())
-    start = LossGradient.concatenate(parts)
+    start = LossGradient.concatenate(parts)._replace(constants=constants)
     cross_entropy = F.cross_entropy(start.logits, labels, reduction="none")
     mean = _KnownGradient.apply(cross_entropy.mean(), total, *view.parameters())
     return CrossEntropyPass(mean, cross_entropy, start)

@@ -52,5 +52,5 @@ def one_step(
     delta = delta.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     clean = start.logits.argmax(dim=1)
     perturbed = Perturbed(view, images, labels, delta, toward_label=clean != labels)
-    distance, exists = linearized_distance(perturbed, p, at_once=at_once)
+    distance, exists = linearized_distance(perturbed, p, at_once=at_once, constants=start.constants)
     return MeasuredDistance(distance, clean, exists, torch.ones_like(clean))
