@@ -78,6 +78,9 @@ def main() -> None:
         advice = preprocessing_advice(config.model, config.data)
         warn(*warn_ignored(config, ranks.device.type), advice)
         if config.dry_run:
+            results = config.folder / "results"
+            store = ResultsFolder.find(results, config.resume, manifest, config.part)
+            monitor.say(announce_work(rows, store.rows_to_do(rows)))
             return
         net = prepare.move_net(net, config.runtime, ranks.device)
         threads = source.decoding_threads(config.data, ranks.local_size)
@@ -217,6 +220,11 @@ def announce(
     )
 
 
+def announce_work(rows: np.ndarray, todo: np.ndarray) -> str:
+    """How many images have no result yet."""
+    return f"{len(todo)} of {len(rows)} images to evaluate"
+
+
 def evaluate(
     config: EvaluateConfig,
     measurement: Measurement,
@@ -230,10 +238,9 @@ def evaluate(
         Stopped: after a signal.
     """
     stop, ranks, index = StopRequest(), measurement.ranks, measurement.index
-    done = store.read().samples.row
-    todo = rows[~np.isin(rows, done)]
+    todo = store.rows_to_do(rows)
     ranks.barrier()  # all ranks have read before one appends
-    monitor.say(f"{len(todo)} of {len(rows)} images to evaluate")
+    monitor.say(announce_work(rows, todo))
     monitor.start_progress("evaluating", len(rows), len(rows) - len(todo))
     begin = time.perf_counter()
     with store.appender(ranks.rank) as appender:

@@ -2,14 +2,12 @@
 
 OUTPUT/results/i-of-n/ contains manifest.json (what was evaluated), rankR.jsonl (a line for each
 image), examples/ROW.npz and runs.jsonl (a line for each job that ended). An image is
-done if any file has its row. A kill can cut only the last line short, which is then dropped.
+done if any file has its row. `ResultsAppender` writes the lines and the examples.
 """
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -23,10 +21,10 @@ from pipeline.errors import UserError
 from pipeline.evaluation.agreement import allowed_difference, check_agreement
 from pipeline.evaluation.manifest import Manifest, read_manifest, read_manifests
 from pipeline.evaluation.result_lines import ResultRow, read_lines, read_rows
+from pipeline.evaluation.results_appender import ResultsAppender
 from pipeline.evaluation.samples import Example, Samples
 from pipeline.runtime.distributed import DistributedContext, restarted
 from pipeline.runtime.files import atomic_write, name_in_errors, write_json
-from pipeline.runtime.lock import try_lock
 from pipeline.runtime.npz import read_npz
 
 WHOLE = Shard(0, 1)
@@ -61,17 +59,14 @@ class ResultsFolder:
         self.shard_folder = folder / f"{shard.number}-of-{shard.of}"
 
     @classmethod
-    def open(
-        cls, folder: Path, resume: str, manifest: Manifest, shard: Shard, ranks: DistributedContext
-    ) -> "ResultsFolder":
-        """Start a shard, or resume one.
+    def find(cls, folder: Path, resume: str, manifest: Manifest, shard: Shard) -> "ResultsFolder":
+        """The folder of a shard, which need not exist yet; writes nothing.
 
         Args:
             folder: OUTPUT/results of this run.
             resume: ``auto``, ``never``, or another results folder to resume.
             manifest: the manifest of this evaluation.
             shard: the part of the images that this job evaluates.
-            ranks: rank 0 writes the manifest after all have read the folder.
 
         Raises:
             UserError: the folder contains results of another evaluation, or ``resume`` is not
@@ -90,6 +85,25 @@ class ResultsFolder:
                 f"resume is never, but {store.shard_folder} exists; give another --output"
             )
         refuse_other(folder, manifest)
+        return store
+
+    @classmethod
+    def open(
+        cls, folder: Path, resume: str, manifest: Manifest, shard: Shard, ranks: DistributedContext
+    ) -> "ResultsFolder":
+        """Start a shard, or resume one.
+
+        Args:
+            folder: as in `find`.
+            resume: as in `find`.
+            manifest: as in `find`.
+            shard: as in `find`.
+            ranks: rank 0 writes the manifest after all have read the folder.
+
+        Raises:
+            UserError: as `find` does.
+        """
+        store = cls.find(folder, resume, manifest, shard)
         ranks.barrier()
         if ranks.is_main:
             (store.shard_folder / "examples").mkdir(parents=True, exist_ok=True)
@@ -113,6 +127,16 @@ class ResultsFolder:
     def mean(self) -> str | None:
         """A copy of the mean image, stored by any of the shards."""
         return next((str(path) for path in self.folder.glob(f"*/{_MEAN}")), None)
+
+    def rows_to_do(self, rows: np.ndarray) -> np.ndarray:
+        """Those of the rows that have no result yet, of any shard.
+
+        Raises:
+            UserError: as `read` does; not if there are no results.
+        """
+        if not _manifests(self.folder):
+            return rows
+        return rows[~np.isin(rows, self.read().samples.row)]
 
     def read(self) -> StoredResults:
         """All results so far, of every shard and rank.
@@ -223,53 +247,6 @@ def refuse_other(folder: Path, manifest: Manifest) -> None:
                 f"{path.parent} contains results of another evaluation (this one -> that one: "
                 f"{difference}); {remedy} another --output"
             )
-
-
-class ResultsAppender:
-    """Appends results to one JSON-lines file, which is flushed each time."""
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        path = self._path = folder / f"rank{rank}.jsonl"
-        self._examples = folder / "examples"
-        self._file = path.open("a")
-        if not try_lock(self._file):
-            raise UserError(
-                f"another process is writing {path}; wait for it, end it, or give another --output"
-            )
-        data = path.read_bytes()
-        os.truncate(path, data.rfind(b"\n") + 1)
-
-    def append(self, samples: Samples, ids: list[str]) -> None:
-        """Write results and flush them to the operating system."""
-        columns = {name: column.tolist() for name, column in samples.to_dict().items()}
-        with name_in_errors(self._path):
-            for position, image_id in enumerate(ids):
-                values = {name: column[position] for name, column in columns.items()}
-                self._file.write(json.dumps({"id": image_id, **values}) + "\n")
-            self._file.flush()
-
-    def skip(self, rows: Iterable[int], ids: Iterable[str]) -> None:
-        """Record images that did not decode."""
-        with name_in_errors(self._path):
-            for row, image_id in zip(rows, ids, strict=True):
-                line = {"id": image_id, "row": row, "skipped": True}
-                self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-
-    def store_examples(self, examples: list[Example]) -> None:
-        """Store perturbations for the contact sheet."""
-        for example in examples:
-            path = self._examples / f"{example.row}.npz"
-            with atomic_write(path) as partial, partial.open("wb") as file:
-                classes = np.array([example.before, example.after])
-                np.savez(file, image=example.image, delta=example.delta, classes=classes)
-
-    def __enter__(self) -> "ResultsAppender":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        with name_in_errors(self._path):
-            self._file.close()
 
 
 def _manifests(folder: Path) -> list[Path]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.evaluation.results_appender import ResultsAppender
 from pipeline.evaluation.samples import Samples
-from pipeline.evaluation.shard_results import ResultsAppender
 from tests.helpers.evaluations import assert_same_results, kill_after_lines, results
 from tests.helpers.in_process import EVALUATE, in_process, succeed
 

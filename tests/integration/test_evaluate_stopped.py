@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.evaluation.results_appender import ResultsAppender
 from pipeline.evaluation.samples import Example, Samples
-from pipeline.evaluation.shard_results import ResultsAppender
 from tests.helpers.evaluations import assert_same_results, kill_after_lines, results
 from tests.helpers.in_process import EVALUATE, in_process, succeed
 from tests.helpers.runs import (
@@ -20,6 +20,7 @@ from tests.helpers.runs import (
     children,
     command,
     environment,
+    expect_error,
 )
 
 
@@ -119,6 +120,23 @@ def test_a_kill_after_the_last_image(whole_evaluation: Path, tmp_path: Path) -> 
     assert [(run["num_images"], "torch" in run["versions"]) for run in runs] == [(0, True)]
     succeed(EVALUATE, "--config", folder / "config.yaml", "--output", folder)
     assert json.loads((folder / "summary.json").read_text())["runs"] == runs
+
+
+def test_a_dry_run_counts_what_is_done(
+    evaluation_options: tuple, whole_evaluation: Path, tmp_path: Path
+) -> None:
+    """And refuses what the evaluation would refuse; nothing is written."""
+    results = tmp_path / "results/0-of-1"
+    results.mkdir(parents=True)
+    shutil.copy(whole_evaluation / "results/0-of-1/manifest.json", results)
+    lines = (whole_evaluation / "results/0-of-1/rank0.jsonl").read_text().splitlines(True)
+    (results / "rank0.jsonl").write_text("".join(lines[:120]))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    dry_run = (*evaluation_options, "--output", tmp_path, "--dry_run", "true")
+    assert "180 of 300 images to evaluate" in succeed(EVALUATE, *dry_run)
+    line = expect_error(in_process, *dry_run, "--evaluation.num_images", 10, script=EVALUATE)
+    assert "results of another evaluation (this one -> that one: num_images: 10 ->" in line
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.slow
