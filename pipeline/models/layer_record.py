@@ -76,6 +76,7 @@ class LayerRecord(TorchFunctionMode):
         super().__init__()
         self._constants = LayerConstants() if constants is None else constants
         self._position = {id(parameter): n for n, parameter in enumerate(parameters)}
+        self._num_parameters = len(parameters)
         self._layers: dict[RecordedLayer, None] = {}  # in the order of the forward pass
         self._weights: _Weights | None = None
         # Without the unit of the weights; several of a parameter that several layers use.
@@ -153,9 +154,9 @@ class LayerRecord(TorchFunctionMode):
         """The gradients by all parameters."""
         assert self._weights is not None
         scaled = scaled_gradients(self._gradients, self._weights.unit)
-        total: Gradients = [None] * len(self._position)
-        for (parameter, _, _), gradient in zip(self._gradients, scaled, strict=True):
-            position = self._position[id(parameter)]
+        total: Gradients = [None] * self._num_parameters
+        for term, gradient in zip(self._gradients, scaled, strict=True):
+            position = self._position[id(term.parameter)]
             before = total[position]
             total[position] = gradient if before is None else before.add_(gradient)
         self._gradients.clear()

@@ -18,7 +18,7 @@ class UnscaledGradient(NamedTuple):
     """A gradient by a parameter, up to a factor."""
 
     parameter: Tensor
-    gradient: Tensor  # of the parameter's shape, in any type
+    gradient: Tensor  # of the parameter's shape; with a factor, not of a narrower type than that
     factor: Tensor | None = None  # of the same shape; None: 1
 
 

@@ -93,7 +93,7 @@ def linearized_distance(
         num_projections: projections towards the nearest boundary point before the last
             linearisation.
         at_once: largest number of images in the net at a time. Default: all.
-        constants: of an earlier record of the layers, with the same parameters.
+        constants: of an earlier record of the layers, with the same parameters and buffers.
     """
     view, images = perturbed.view, perturbed.images
     size = at_once or len(images)

@@ -31,7 +31,8 @@ class LossGradient(NamedTuple):
 
     logits: Tensor  # (A, K) of the images, without a graph
     gradient: Tensor  # (A, C, H, W) of L by the images
-    constants: LayerConstants | None = None  # of the layers that were recorded for it
+    # Of the layers that were recorded for it; valid until parameters or buffers change.
+    constants: LayerConstants | None = None
 
     def of_rows(self, rows: Tensor) -> "LossGradient":
         """Of some of the images (A,), in their order."""
@@ -44,8 +45,8 @@ class LossGradient(NamedTuple):
         """Of consecutive parts of a batch."""
         if len(parts) == 1:
             return parts[0]
-        logits, gradients, constants = zip(*parts, strict=True)
-        return cls(torch.cat(logits), torch.cat(gradients), constants[0])
+        logits = torch.cat([part.logits for part in parts])
+        return cls(logits, torch.cat([part.gradient for part in parts]))
 
 
 class CrossEntropyPass(NamedTuple):

@@ -28,7 +28,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tests.helpers.pretended_cuda_counts import INDEXING, Counts, operation_name
+from tests.helpers.pretended_cuda_counts import INDEXING, RESHAPE_IN_PLACE, Counts, operation_name
 from tests.helpers.pretended_shim import DEVICE_COUNT
 
 aten = torch.ops.aten
@@ -111,7 +111,7 @@ def _execute(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         cpu_kwargs["device"] = torch.device("cpu")
     name = operation_name(function)
     result = _CPU_VERSIONS.get(name, function)(*cpu_args, **cpu_kwargs)
-    if torch.Tag.inplace_view in function.tags:  # the wrapper has a shape of its own
+    if name in RESHAPE_IN_PLACE:  # the wrapper has a shape of its own
         with no_dispatch():
             function(*args, **kwargs)
     if packet is aten.copy_:

@@ -18,11 +18,12 @@ from tests.helpers.runs import ROOT
 
 aten = torch.ops.aten
 INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
+RESHAPE_IN_PLACE = ("squeeze_", "unsqueeze_", "transpose_", "t_")  # shape and strides alone
 # Operations without a kernel that are not views.
 _NO_KERNEL = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
     *("alias", "detach", "lift_fresh", "_unsafe_view", "set_", "_fused_sdp_choice"),
-    *("squeeze_", "unsqueeze_", "transpose_", "t_"),  # they change shape and strides alone
+    *RESHAPE_IN_PLACE,
     *("is_same_size", "_has_same_storage_numel"),  # questions of forward-mode differentiation
 }
 _PIPELINE = f"{ROOT / 'pipeline'}/"

@@ -53,6 +53,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     argv = ("--output", tmp_path / "x", "--dry_run", "true", "--shard", "1/3", *FGS)
     output = succeed(EVALUATE, *argv)
     assert "shard 1/3: 667 images" in output
+    assert "667 of 667 images to evaluate" in output
     assert "FGS at 2 eps, eps_ref" in output
     assert not (tmp_path / "x").exists()
 

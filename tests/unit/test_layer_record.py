@@ -14,6 +14,7 @@ from pipeline.models.layer_record import (
     is_recordable,
     tangents_allowed,
 )
+from pipeline.models.parameter_gradients import UnscaledGradient, scaled_gradients
 from pipeline.models.recorded_layers import LayerConstants
 
 WEIGHT = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
@@ -108,6 +109,25 @@ def test_in_every_precision(precision: torch.dtype, channels_last: bool) -> None
             return net(points).float()
 
     assert is_recordable(in_precision, images, [*net.parameters()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_scaled_gradients_have_the_parameters_types(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    parameters = [torch.zeros(5, dtype=dtype), torch.zeros(3, 2), torch.zeros(4)]
+    gradients = [torch.randn(5), torch.randn(3, 2).bfloat16(), torch.randn(4)]
+    factors = [torch.randn(5), None, torch.randn(4)]
+    unit = torch.tensor(3.0)
+    expected = [
+        ((gradient if factor is None else gradient * factor).to(parameter.dtype) * unit)
+        for parameter, gradient, factor in zip(parameters, gradients, factors, strict=True)
+    ]
+    columns = zip(parameters, gradients, factors, strict=True)
+    scaled = scaled_gradients([UnscaledGradient(*column) for column in columns], unit)
+    for one, other in zip(scaled, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    assert scaled_gradients([], unit) == []
 
 
 class Scaled(nn.Module):

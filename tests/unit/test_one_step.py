@@ -23,6 +23,7 @@ from pipeline.methods.deep_defense import DeepDefense
 from pipeline.models.attack_view import AttackView
 from pipeline.models.precision import PRECISIONS
 from pipeline.regularizer.loss_gradient import cross_entropy_pass, loss_gradient
+from pipeline.regularizer.one_step import one_step
 from pipeline.regularizer.penalty import robustness
 from pipeline.training.memory_budget import PeakMemory
 from pipeline.training.objective import Objective, make_objective
@@ -114,6 +115,27 @@ def test_the_pass_gives_the_cross_entropys_gradient(name: str, at_once: int | No
     start = loss_gradient(view, images, labels, at_once=2)
     torch.testing.assert_close(done.start.gradient, start.gradient)
     torch.testing.assert_close(done.start.logits, start.logits)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_constants_of_the_pass_change_no_bit(precision: str) -> None:
+    """The last linearisation takes casts and batch norm's factors from the pass."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    net = nn.Sequential(*layers).eval()
+    view = AttackView(net, precision=PRECISIONS[precision])
+    images, labels = torch.randn(12, 3, 8, 8), torch.arange(12) % 4
+    start = cross_entropy_pass(view, images, labels).start
+    assert start.constants is not None
+    assert len(start.constants) > 0
+    with_constants, without = (
+        torch.autograd.grad(
+            one_step(view, images, labels, 2.0, s).distance.sum(), view.parameters()
+        )
+        for s in (start, start._replace(constants=None))
+    )
+    for one, other in zip(with_constants, without, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
