@@ -31,6 +31,7 @@ from pipeline.data import source
 from pipeline.data.index import Index, evenly_spaced
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
 from pipeline.evaluation import attack_space, merge
+from pipeline.evaluation.agreement import relative_tolerance
 from pipeline.evaluation.evaluator import Finished
 from pipeline.evaluation.manifest import Identity, Manifest
 from pipeline.evaluation.measure import Measurement, gather_samples
@@ -38,7 +39,6 @@ from pipeline.evaluation.protocol import (
     Protocol,
     evaluation_protocol,
     preprocessing_of,
-    weights_hash,
 )
 from pipeline.evaluation.resolve import resolve
 from pipeline.evaluation.self_check import largest_difference
@@ -47,10 +47,11 @@ from pipeline.evaluation.summary import format_summary, write_outputs
 from pipeline.models import prepare
 from pipeline.models.attack_view import AttackView
 from pipeline.models.preprocessing import preprocessing_advice
+from pipeline.models.weights_hash import weights_hash
 from pipeline.runtime import allocator, config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.monitor import Monitor
-from pipeline.runtime.reproducibility import images_at_once, kernels, relative_tolerance
+from pipeline.runtime.reproducibility import images_at_once, kernels
 from pipeline.runtime.signals import StopRequest
 from pipeline.runtime.trackers.opening import check_trackers
 
@@ -72,7 +73,9 @@ def main() -> None:
         source.check_decoder(config.data, ranks.device)
         index = source.open_index(config, "val")
         net = prepare.build_net(config, index)
-        manifest = describe(config, index, net, ranks.device.type)
+        # A dry run may be on another kind of machine than the evaluation.
+        device_type = None if config.dry_run else ranks.device.type
+        manifest = describe(config, index, net, device_type)
         rows = rows_of_shard(config, index)
         monitor.say(announce(config, manifest.identity.protocol, rows, ranks))
         advice = preprocessing_advice(config.model, config.data)

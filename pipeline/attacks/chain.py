@@ -12,9 +12,9 @@ from pipeline.attacks.line_search import (
     ReferenceLine,
 )
 from pipeline.attacks.references import References
-from pipeline.attacks.search import LOW_COSINE, Stage
+from pipeline.attacks.search import Stage
 from pipeline.attacks.stages import FirstStep, NormDescent, Projections, RandomStart
-from pipeline.config import AttackConfig
+from pipeline.config import LOW_COSINE, AttackConfig
 
 
 def starts_with_deepfool(attack: AttackConfig) -> bool:

@@ -64,8 +64,3 @@ def signed_power(values: Tensor, exponent: float) -> Tensor:
 def expand_to_images(values: Tensor) -> Tensor:
     """(A,) values as (A, 1, 1, 1), to be multiplied with images."""
     return values[:, None, None, None]
-
-
-def norm_name(p: float) -> str:
-    """The norm as part of a name: 2, inf, 1.5."""
-    return f"{p:g}"

@@ -16,7 +16,6 @@ from pipeline.attacks.attack_state import IterationResult, SampleColumns
 from pipeline.attacks.norms import expand_to_images, per_sample_norm
 from pipeline.models.attack_view import AttackView
 
-LOW_COSINE = 0.9  # of dx and the boundary's normal: below it, dx is far from a smallest one
 BY_BOUND = -1  # winner where the line to a reference image has the shortest perturbation
 
 

@@ -7,7 +7,14 @@ ignores the sections that only the other one has.
 from pathlib import Path
 
 from .data import DataConfig
-from .evaluation import BEST, EPS_REF_FRACTIONS, AttackConfig, EvaluationConfig, FgsConfig
+from .evaluation import (
+    BEST,
+    EPS_REF_FRACTIONS,
+    LOW_COSINE,
+    AttackConfig,
+    EvaluationConfig,
+    FgsConfig,
+)
 from .ignored import warn_ignored
 from .model import ModelConfig
 from .runs import RESUME_WORDS, EvaluateConfig, FinetuneConfig, RunConfig, Shard
@@ -35,6 +42,7 @@ __all__ = [
     "CONFIGS",
     "DEFAULT_CONFIG",
     "EPS_REF_FRACTIONS",
+    "LOW_COSINE",
     "RESUME_WORDS",
     "AdversarialConfig",
     "AttackConfig",

@@ -9,6 +9,7 @@ from .text import did_you_mean
 
 # The fractions of eps_ref at which the paper's Table 1 states accuracies.
 EPS_REF_FRACTIONS = (0.2, 0.5, 1.0)
+LOW_COSINE = 0.9  # of dx and the boundary's normal: below it, dx is far from a smallest one
 # The attacks of attack.method best, in the order in which they run.
 BEST = ("deepfool", "superdeepfool", "ddn", "fmn")
 

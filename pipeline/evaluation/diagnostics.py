@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.attacks.search import LOW_COSINE
+from pipeline.config import LOW_COSINE
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.samples import Samples, mean, quantile, quantiles
 from pipeline.runtime.json_checks import NOTHING, NUMBER, OBJECT, WHOLE_NUMBER, Kinds, lacking

@@ -1,16 +1,11 @@
 """The protocol of an evaluation: how its numbers were measured, and a hash of the net's weights.
 
-In: the options of an evaluation; a net. Out: the records that are stored with the numbers.
+In: the options of an evaluation. Out: the records that are stored with the numbers.
 """
 
-import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
-from pipeline.attacks.norms import norm_name
 from pipeline.config import AttackConfig, DataConfig, EvaluationConfig, FgsConfig, RuntimeConfig
 from pipeline.data import mean_image
 from pipeline.runtime.json_checks import (
@@ -157,7 +152,7 @@ def evaluation_protocol(
 ) -> Protocol:
     """The protocol of an evaluation with these options."""
     attack, fgs = evaluation.attack, evaluation.fgs
-    p = norm_name(float(attack.norm))
+    p = f"{float(attack.norm):g}"  # 2, inf, 1.5
     by_loss = attack.step_direction == "loss_gradient"
     clipped = ", perturbed images cut to it" if evaluation.clip else ""
     return Protocol(
@@ -214,12 +209,3 @@ def preprocessing_of(data: DataConfig, device_type: str | None) -> Preprocessing
         std=data.std,
         decoder=data.decoder_on(device_type or "") if is_known else None,
     )
-
-
-def weights_hash(net: nn.Module) -> str:
-    """Short hash of a net's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

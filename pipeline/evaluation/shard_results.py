@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,9 +23,12 @@ from pipeline.evaluation.manifest import Manifest, read_manifest, read_manifests
 from pipeline.evaluation.result_lines import ResultRow, read_lines, read_rows
 from pipeline.evaluation.results_appender import ResultsAppender
 from pipeline.evaluation.samples import Example, Samples
-from pipeline.runtime.distributed import DistributedContext, restarted
+from pipeline.runtime.agent import restarted
 from pipeline.runtime.files import atomic_write, name_in_errors, write_json
 from pipeline.runtime.npz import read_npz
+
+if TYPE_CHECKING:
+    from pipeline.runtime.distributed import DistributedContext  # imports torch
 
 WHOLE = Shard(0, 1)
 _MANIFEST = "manifest.json"
@@ -89,7 +92,12 @@ class ResultsFolder:
 
     @classmethod
     def open(
-        cls, folder: Path, resume: str, manifest: Manifest, shard: Shard, ranks: DistributedContext
+        cls,
+        folder: Path,
+        resume: str,
+        manifest: Manifest,
+        shard: Shard,
+        ranks: "DistributedContext",
     ) -> "ResultsFolder":
         """Start a shard, or resume one.
 

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config import LOW_COSINE
 from pipeline.errors import UserError, first_line
 from pipeline.evaluation import contact_sheet, curves
-from pipeline.evaluation.diagnostics import LOW_COSINE
 from pipeline.evaluation.manifest import IDENTITY_KINDS, Identity
 from pipeline.evaluation.merge import Merged
 from pipeline.evaluation.protocol import Protocol

@@ -8,13 +8,9 @@ well as in colour, so that they can be distinguished in greyscale.
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from pipeline.errors import UserError
 from pipeline.evaluation.contact_sheet import draw_stored
@@ -31,6 +27,10 @@ from pipeline.runtime.files import atomic_write, writable
 
 from .runs import Run
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 _BINS = 40
 _STYLES = [
     {**style, "marker": marker} for style, marker in zip(LINE_STYLES, "os^DvxP*", strict=True)
@@ -38,7 +38,7 @@ _STYLES = [
 _MAX_LABELS_IN_AXIS = 4  # more of them go below the figure
 
 
-def epochs(runs: list[Run]) -> Figure:
+def epochs(runs: list[Run]) -> "Figure":
     """Accuracy and rho2 after each epoch of fine-tuning (Figure 2)."""
     figure, (left, right) = _figure(2)
     rho = _rho_of_all(runs)
@@ -55,7 +55,7 @@ def epochs(runs: list[Run]) -> Figure:
     return figure
 
 
-def _add_legend(figure: Figure, axis: Axes) -> None:
+def _add_legend(figure: "Figure", axis: "Axes") -> None:
     """Name the lines of an axis in it, or below the figure if there are many."""
     handles, labels = axis.get_legend_handles_labels()
     if len(labels) > _MAX_LABELS_IN_AXIS:
@@ -65,7 +65,7 @@ def _add_legend(figure: Figure, axis: Axes) -> None:
         axis.legend(fontsize=8)
 
 
-def sweep(runs: list[Run], by: str, along: str) -> Figure:
+def sweep(runs: list[Run], by: str, along: str) -> "Figure":
     """Accuracy against rho2 over a sweep of an option, a line for each value of another.
 
     Args:
@@ -103,7 +103,7 @@ def sweep(runs: list[Run], by: str, along: str) -> Figure:
     return figure
 
 
-def _remove_overlapping(figure: Figure, axis: Axes) -> None:
+def _remove_overlapping(figure: "Figure", axis: "Axes") -> None:
     """Remove each text that overlaps an earlier one."""
     figure.draw_without_rendering()  # computes the texts' positions
     kept = []
@@ -115,7 +115,7 @@ def _remove_overlapping(figure: Figure, axis: Axes) -> None:
             kept.append(box)
 
 
-def ratios(runs: list[Run]) -> Figure:
+def ratios(runs: list[Run]) -> "Figure":
     """The distribution of ||dx|| / ||x|| over the images of each evaluation, and its median.
 
     The first bin includes all smaller ratios, so that a few tiny values do not stretch the axis.
@@ -153,7 +153,7 @@ def share_of_bins(ratio: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.histogram(ratio.clip(edges[0], edges[-1]), edges)[0] / len(ratio)
 
 
-def curves(runs: list[Run]) -> Figure:
+def curves(runs: list[Run]) -> "Figure":
     """The accuracy of each evaluation under every budget, absolute to the left, relative to the
     right; of several methods, a line for the smallest distance and for each method.
 
@@ -208,7 +208,7 @@ def _label_of_curve(run: Run, runs: list[Run], line: Curve, method: str) -> str:
     return f"{name} ({line.num_unbounded} never flipped)" if line.num_unbounded else name
 
 
-def sheet(run: Run) -> Figure:
+def sheet(run: Run) -> "Figure":
     """Images, perturbations and perturbed images of an evaluation, with classes."""
     figure = draw_stored(run.folder, ResultsFolder(run.folder / "results").read().manifest)
     if figure is None:
@@ -218,7 +218,7 @@ def sheet(run: Run) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: "Figure", stem: Path) -> list[Path]:
     """Write STEM.png and STEM.svg.
 
     Raises:
@@ -227,7 +227,9 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     if not stem.name:
         raise UserError(f"cannot write {stem}: it is a folder; give another --out")
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "deep defense"}):
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "deep defense"}):
         for path in paths:
             # Without the date, equal figures are equal files.
             metadata = {"Date": None} if path.suffix == ".svg" else {}
@@ -252,13 +254,16 @@ def _rho_of_all(runs: list[Run]) -> str:
     return names[0]
 
 
-def _figure(count: int) -> tuple[Figure, list[Axes]]:
+def _figure(count: int) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # importing it takes 0.3 s
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.6 * count, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def _label_axes(axis: Axes, x: str, y: str) -> None:
+def _label_axes(axis: "Axes", x: str, y: str) -> None:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(linewidth=0.4, alpha=0.5)

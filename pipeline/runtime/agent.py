@@ -1,4 +1,4 @@
-"""torchrun's agent: the process that has started this rank.
+"""torchrun's agent: the process that has started this rank; restarts.
 
 Imported before torch, so that the agent is known even if it ends while a rank imports torch.
 """
@@ -47,3 +47,10 @@ def _watch(is_connected: threading.Event) -> None:
                 flush=True,
             )
             os._exit(LOST_EXIT_CODE)
+
+
+def restarted() -> bool:
+    """Whether torchrun or SLURM restarted this run. A restart resumes from the newest results;
+    ``--resume`` applies to the first start only."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(os.environ.get(name, "0") not in ("", "0") for name in counts)

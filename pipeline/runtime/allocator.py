@@ -1,8 +1,9 @@
-"""Memory allocators: detecting that memory ran out, releasing freed memory, and keeping it."""
+"""Memory allocators: the peak, detecting that memory ran out, releasing or keeping freed memory."""
 
 import contextlib
 import ctypes
 import gc
+import sys
 
 import torch
 
@@ -50,3 +51,13 @@ def retain_freed_blocks() -> None:
         return
     for option, value in ((threshold, 2**30), (trim, 2**31 - 1), (pad, 2**26)):
         mallopt(option, value)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory so far, of the GPU's allocator or, on a CPU, of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not available on every platform
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -94,13 +94,6 @@ class DistributedContext:
             dist.barrier(group=self.host_group)
 
 
-def restarted() -> bool:
-    """Whether torchrun or SLURM restarted this run. A restart resumes from the newest results;
-    ``--resume`` applies to the first start only."""
-    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    return any(os.environ.get(name, "0") not in ("", "0") for name in counts)
-
-
 @contextmanager
 def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
     """Connect the ranks; end the process group afterwards.

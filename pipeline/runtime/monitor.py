@@ -3,7 +3,6 @@
 Only rank 0's monitor prints and writes.
 """
 
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -225,13 +223,3 @@ class Monitor:
         if nonfinite != ["0", "0"]:
             table.add_row("not finite", *nonfinite)
         self.console.print(table)
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory so far, of the GPU's allocator or, on a CPU, of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource  # not available on every platform
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

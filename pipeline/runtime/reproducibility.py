@@ -29,12 +29,6 @@ from pipeline.runtime.machine import cpu_name
 MIN_BATCH = 16
 MAX_THREADS = 4
 
-# Smaller differences between two results count as rounding: relative to the result, and relative
-# to the image's norm.
-RELATIVE_TOLERANCE, IMAGE_TOLERANCE = 1e-5, 1e-7
-# The factor by which DeepFool may enlarge a difference in the last bits; 6,000 was measured.
-_GROWTH = 1e4
-
 _MODE = "MKL_CBWR"
 
 
@@ -90,16 +84,6 @@ def min_batch_size(size: int, device: torch.device) -> int:
     if device.type == "cpu" and torch.get_num_threads() <= MAX_THREADS:
         return min(size, MIN_BATCH)
     return size
-
-
-def relative_tolerance(difference: float) -> float:
-    """The largest relative difference between two measurements of one perturbation's norm.
-
-    Args:
-        difference: the net's dependence on the batch on the measuring machine; see
-            `pipeline.evaluation.self_check`.
-    """
-    return max(RELATIVE_TOLERANCE, _GROWTH * difference)
 
 
 def kernels(device: torch.device) -> dict[str, str | int]:

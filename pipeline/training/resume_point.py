@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.config import RESUME_WORDS
 from pipeline.config.text import did_you_mean_file
 from pipeline.errors import UserError, first_few, warn
-from pipeline.runtime.distributed import restarted
+from pipeline.runtime.agent import restarted
 from pipeline.runtime.files import report_unwritable
 from pipeline.training.checkpoint import Checkpoints, CheckpointState, DamagedCheckpoint, load
 

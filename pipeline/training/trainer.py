@@ -19,14 +19,16 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.errors import Stopped, first_line, warn
 from pipeline.evaluation.measure import Measurement
-from pipeline.evaluation.protocol import evaluation_protocol, weights_hash
+from pipeline.evaluation.protocol import evaluation_protocol
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.statistics import distance_warnings, nonfinite_warning, summarize
 from pipeline.models import prepare
 from pipeline.models.weight_classes import with_classes
 from pipeline.models.weights import portable_state
+from pipeline.models.weights_hash import weights_hash
+from pipeline.runtime import allocator
 from pipeline.runtime.distributed import DistributedContext
-from pipeline.runtime.monitor import Monitor, peak_memory_mib
+from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.signals import StopRequest
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoints, CheckpointState
@@ -193,7 +195,7 @@ class Trainer:
         values |= {
             "lr": self.schedule.lr(last_step),
             **self.window.rates(),
-            "peak_memory_mib": peak_memory_mib(self.ranks.device),
+            "peak_memory_mib": allocator.peak_memory_mib(self.ranks.device),
             "epoch": self.step / self.plan.steps_per_epoch,
         }
         loss_scale = self.runner.optimizer.loss_scale

@@ -47,6 +47,8 @@ def test_what_takes_long_to_import_is_imported_where_it_is_needed() -> None:
         ("pipeline/evaluate.py", "--help", "data"),
         ("launchers/chain.py", "--help"),
         ("launchers/evaluate.py", "--", "--help-all"),
+        ("tools/report.py", "table", "--help"),
+        ("tools/board.py", "--help"),
     ],
 )
 def test_help_is_shown_before_slow_imports(argv: tuple[str, ...]) -> None:
@@ -54,5 +56,5 @@ def test_help_is_shown_before_slow_imports(argv: tuple[str, ...]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
     assert done.returncode == 0, done.stderr
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "pipeline.config.parse" in modules
+    assert "pipeline.config" in modules
     assert modules.isdisjoint({"torch", "nvidia.dali", "torchvision", "submitit", "matplotlib"})

@@ -22,11 +22,11 @@ from pipeline.config import (
 )
 from pipeline.data.classes import Classes
 from pipeline.errors import UserError, warn
-from pipeline.evaluation.protocol import weights_hash
 from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.models.build import construct
 from pipeline.models.weight_classes import recorded_classes
 from pipeline.models.weights import is_file_name, load_weights
+from pipeline.models.weights_hash import weights_hash
 from pipeline.reports import evaluation_folders, runs
 from pipeline.reports.runs import Run
 
