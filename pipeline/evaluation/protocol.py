@@ -1,4 +1,4 @@
-"""The protocol of an evaluation: how its numbers were measured, and a hash of the net's weights.
+"""The protocol of an evaluation: how its numbers were measured.
 
 In: the options of an evaluation. Out: the records that are stored with the numbers.
 """
