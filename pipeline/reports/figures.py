@@ -224,11 +224,11 @@ def save(figure: "Figure", stem: Path) -> list[Path]:
     Raises:
         UserError: they cannot be written.
     """
+    from matplotlib import rc_context
+
     if not stem.name:
         raise UserError(f"cannot write {stem}: it is a folder; give another --out")
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    from matplotlib import rc_context
-
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "deep defense"}):
         for path in paths:
             # Without the date, equal figures are equal files.
