@@ -25,7 +25,16 @@ from pipeline.config.checks import Range
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.evaluation import merge
 from pipeline.evaluation.summary import format_summary, write_outputs
-from pipeline.reports import chain_report, compare, figures, pairs, runs, table, table_formats
+from pipeline.reports import (
+    chain_report,
+    compare,
+    figures,
+    pairs,
+    runs,
+    sweep_figure,
+    table,
+    table_formats,
+)
 from pipeline.reports.resampling_options import add_resampling, resampling_of
 from pipeline.runtime.files import atomic_write, check_writable, writable
 
@@ -60,8 +69,9 @@ def parser() -> arguments.Parser:
         "kind",
         choices=FIGURES,
         help="epochs: accuracy and rho2 by epoch (Figure 2); sweep: accuracy against rho2 "
-        "(Figures 3 and 4); ratios: distribution of per-image ratios; curves: accuracy under "
-        "every budget of the perturbation; sheet: images, perturbations and perturbed images",
+        "(Figures 3 and 4; the mean and spread of runs with equal --by and --along); ratios: "
+        "distribution of per-image ratios; curves: accuracy under every budget of the "
+        "perturbation; sheet: images, perturbations and perturbed images",
     )
     figures_parser.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER")
     figures_parser.add_argument(
@@ -138,7 +148,7 @@ def draw(options: argparse.Namespace) -> None:
             raise UserError("a sheet shows one run")
         figure = figures.sheet(selected[0])
     elif options.kind == "sweep":
-        figure = figures.sweep(selected, options.by, options.along)
+        figure = sweep_figure.sweep(selected, options.by, options.along)
     elif options.kind == "epochs":
         figure = figures.epochs(selected)
     elif options.kind == "curves":

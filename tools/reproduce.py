@@ -31,7 +31,7 @@ from pipeline.config.checks import OptionError
 from pipeline.config.text import did_you_mean
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
 from pipeline.runtime.files import check_writable
-from reproduction import data, earlier, estimate, report, run
+from reproduction import data, earlier, estimate, report, run, sweep
 from reproduction.experiments import EXPERIMENTS, Experiment
 from reproduction.plan import PlannedRun, Planner
 
@@ -57,8 +57,8 @@ def parser() -> arguments.Parser:
         "--figure",
         type=int,
         choices=(2, 3, 4),
-        help="only the runs of this figure, for the first seed: 2: by epoch (the report of the "
-        "table has it too), 3: lambda and c, 4: layers and c",
+        help="only the runs of this figure; 2: by epoch, for the first seed (the report of the "
+        "table has it too), 3: lambda and c, 4: layers and c, mean and spread of the seeds",
     )
     top.add_argument(
         "--attack",
@@ -78,8 +78,9 @@ def parser() -> arguments.Parser:
         "--with_report",
         type=Path,
         metavar="DIR",
-        help="also put the rows of this earlier report, of other seeds, into the tables (a folder "
-        "with table.csv)",
+        help="also put the rows of this earlier report, of other seeds or methods, into the tables "
+        "or into Figure 3 or 4 (a folder with table.csv, or with figure3.csv or figure4.csv); its "
+        "Deep Defense gives eps_ref where this command does not run it",
     )
     options.add_resources(top)
     top.set_defaults(cluster="local", max_parallel=None)
@@ -113,7 +114,7 @@ def plan(args: argparse.Namespace, output: Path, run_argv: list[str]) -> list[Pl
         return planner.table(args.seeds, methods)
     if args.figure == 2:
         return planner.histories(args.seeds[0], methods)
-    return planner.sweep(args.seeds[0], args.figure)
+    return planner.sweep(args.seeds, args.figure)
 
 
 def check_weights(weights: str | None) -> None:
@@ -127,6 +128,20 @@ def check_weights(weights: str | None) -> None:
             f"--weights: no file {weights}; the paper's AlexNet is Caffe's: make it with "
             "tools/caffe.py bvlc_alexnet.caffemodel FILE.pth"
         )
+
+
+def check_earlier_report(experiment: Experiment, folder: Path | None, figure: int | None) -> None:
+    """Read the report of --with_report, so that a mistake is reported before hours of work.
+
+    Raises:
+        UserError: it has no such table or figure.
+    """
+    if folder is None:
+        return
+    if figure in (3, 4):
+        sweep.earlier_rows(folder, figure)
+    else:
+        earlier.table_rows(folder, experiment.title, report.titles_by_method(experiment))
 
 
 def show(
@@ -159,6 +174,7 @@ def command_of(args: argparse.Namespace, run_argv: list[str]) -> str:
         "--attack": [args.attack],
         "--weights": [args.weights],
         "--tasks-per-node": [args.tasks_per_node],
+        "--with_report": [args.with_report and _without_root(args.with_report)],
     }
     command = ["python", "tools/reproduce.py", args.experiment, "--data", "DIR"]
     for name, values in options_with_values.items():
@@ -167,6 +183,11 @@ def command_of(args: argparse.Namespace, run_argv: list[str]) -> str:
     if run_argv:
         command += ["--", *run_argv]
     return shlex.join(command)
+
+
+def _without_root(folder: Path) -> Path:
+    """The name of a folder that is given from the root, which is another one elsewhere."""
+    return Path(folder.name) if folder.is_absolute() else folder
 
 
 def run_here(
@@ -198,9 +219,7 @@ def main() -> None:
         check_writable(output / "report" / "report.md", "give another --output")
         args.max_parallel = args.max_parallel or (256 if args.cluster == "slurm" else 1)
         resources = options.resources(args)
-        if args.with_report is not None:  # a mistake is reported before hours of work
-            titles = report.titles_by_method(experiment)
-            earlier.table_rows(args.with_report, experiment.title, titles)
+        check_earlier_report(experiment, args.with_report, args.figure)
         if args.data is not None and not args.data.is_dir():
             raise UserError(f"--data: no folder {args.data}")
         planned_runs = plan(args, output, run_argv)

@@ -1,8 +1,6 @@
-"""Figures of runs: by epoch (the paper's Figure 2), over a sweep (3 and 4), ratios, accuracy
-under budgets, sheets.
+"""Figures of runs: by epoch (the paper's Figure 2), ratios, accuracy under budgets, sheets.
 
-In: `Run`s. Out: matplotlib figures, saved as PNG and SVG. Lines differ in dashes and markers as
-well as in colour, so that they can be distinguished in greyscale.
+In: `Run`s. Out: matplotlib figures, saved as PNG and SVG. `sweep_figure` has Figures 3 and 4.
 """
 
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ from pipeline.evaluation.curves import (
 from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.runtime.files import atomic_write, writable
 
+from .axes import STYLES, label_axes, new_figure, rho_of_all, tex
 from .runs import Run
 
 if TYPE_CHECKING:
@@ -32,25 +31,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BINS = 40
-_STYLES = [
-    {**style, "marker": marker} for style, marker in zip(LINE_STYLES, "os^DvxP*", strict=True)
-]
 _MAX_LABELS_IN_AXIS = 4  # more of them go below the figure
 
 
 def epochs(runs: list[Run]) -> "Figure":
     """Accuracy and rho2 after each epoch of fine-tuning (Figure 2)."""
-    figure, (left, right) = _figure(2)
-    rho = _rho_of_all(runs)
-    for run, style in zip(runs, cycle(_STYLES), strict=False):
+    figure, (left, right) = new_figure(2)
+    rho = rho_of_all(runs)
+    for run, style in zip(runs, cycle(STYLES), strict=False):
         history = run.finetuning.history
         epoch = [entry.epoch for entry in history]
         accuracy = [100 * entry.accuracy for entry in history]
         left.plot(epoch, accuracy, label=run.label, gid=f"accuracy: {run.label}", **style)
         rhos = [entry.rho for entry in history]
         right.plot(epoch, rhos, label=run.label, gid=f"{rho}: {run.label}", **style)
-    _label_axes(left, "epoch", "accuracy, %")
-    _label_axes(right, "epoch", _tex(rho))
+    label_axes(left, "epoch", "accuracy, %")
+    label_axes(right, "epoch", tex(rho))
     _add_legend(figure, left)
     return figure
 
@@ -65,67 +61,17 @@ def _add_legend(figure: "Figure", axis: "Axes") -> None:
         axis.legend(fontsize=8)
 
 
-def sweep(runs: list[Run], by: str, along: str) -> "Figure":
-    """Accuracy against rho2 over a sweep of an option, a line for each value of another.
-
-    Args:
-        runs: runs of finetune.py.
-        by: option with a line for each of its values (regularizer.lam: Figure 3), or ``label``
-            (with the regularised layer as the label: Figure 4).
-        along: option whose values are the points of a line; they are written beside the points
-            where there is room.
-    """
-    figure, (axis,) = _figure(1)
-    rho = _rho_of_all(runs)
-    lines: dict[Any, list[tuple[Any, float, float]]] = {}
-    for run in runs:
-        after = run.finetuning.history[-1]
-        line = run.label if by == "label" else run.option(by)
-        point = (run.option(along), after.rho, 100 * after.accuracy)
-        lines.setdefault(_hashable(line), []).append(point)
-    for (line, points), style in zip(sorted(lines.items()), cycle(_STYLES), strict=False):
-        points.sort()
-        name = str(line) if by == "label" else f"{by.split('.')[-1]} {line}"
-        _, x, y = zip(*points, strict=True)
-        axis.plot(x, y, label=name, gid=f"line: {name}", **style)
-        ends = points[:: max(1, len(points) - 1)]  # first: `_remove_overlapping` keeps earlier ones
-        for value, *position in [*ends, *points[1:-1]]:
-            axis.annotate(
-                f"{value:g}" if isinstance(value, int | float) else str(value),
-                (position[0], position[1]),
-                xytext=(4, 4),
-                textcoords="offset points",
-                fontsize=7,
-            )
-    _label_axes(axis, _tex(rho), "accuracy, %")
-    axis.legend(fontsize=8, title=f"along a line: {along.split('.')[-1]}", title_fontsize=7)
-    _remove_overlapping(figure, axis)
-    return figure
-
-
-def _remove_overlapping(figure: "Figure", axis: "Axes") -> None:
-    """Remove each text that overlaps an earlier one."""
-    figure.draw_without_rendering()  # computes the texts' positions
-    kept = []
-    for text in list(axis.texts):
-        box = text.get_window_extent()
-        if any(box.overlaps(other) for other in kept):
-            text.remove()
-        else:
-            kept.append(box)
-
-
 def ratios(runs: list[Run]) -> "Figure":
     """The distribution of ||dx|| / ||x|| over the images of each evaluation, and its median.
 
     The first bin includes all smaller ratios, so that a few tiny values do not stretch the axis.
     """
-    figure, (axis,) = _figure(1)
+    figure, (axis,) = new_figure(1)
     ratios_of_runs = [run.samples.ratio for run in runs]
     edges = ratio_edges(ratios_of_runs)
     if edges is None:
         raise UserError(f"no image of {runs[0].folder} was perturbed; there is nothing to draw")
-    for run, ratio, line_style in zip(runs, ratios_of_runs, cycle(_STYLES), strict=False):
+    for run, ratio, line_style in zip(runs, ratios_of_runs, cycle(STYLES), strict=False):
         share = 100 * share_of_bins(ratio, edges)
         style = {key: line_style[key] for key in ("color", "linestyle")}
         median = float(np.median(ratio))
@@ -133,7 +79,7 @@ def ratios(runs: list[Run]) -> "Figure":
         axis.stairs(share, edges, label=name, gid=f"ratios: {run.label}", linewidth=1.4, **style)
         axis.axvline(median, linewidth=0.8, gid=f"median: {run.label}", **style)
     axis.set_xscale("log")
-    _label_axes(axis, r"$\|\Delta x\| \; / \; \|x\|$", "images, %")
+    label_axes(axis, r"$\|\Delta x\| \; / \; \|x\|$", "images, %")
     axis.legend(fontsize=8)
     return figure
 
@@ -160,14 +106,14 @@ def curves(runs: list[Run]) -> "Figure":
     Raises:
         UserError: a run is no evaluation, or their norms or spaces differ.
     """
-    _rho_of_all(runs)
+    rho_of_all(runs)
     for run in runs:
         if run.protocol.space != runs[0].protocol.space:
             raise UserError(
                 f"{run.folder} measures in {run.protocol.space}, and {runs[0].folder} in "
                 f"{runs[0].protocol.space}: budgets need one evaluation.space"
             )
-    figure, axes = _figure(2)
+    figure, axes = new_figure(2)
     for relative, axis in zip(FILES, axes, strict=True):
         label_panel(axis, runs[0].protocol.norm, relative=relative)
         draw_panel(axis, _styled_curves(runs, relative=relative))
@@ -236,43 +182,3 @@ def save(figure: "Figure", stem: Path) -> list[Path]:
             with writable(path), atomic_write(path) as partial:
                 figure.savefig(partial, format=path.suffix[1:], dpi=200, metadata=metadata)
     return paths
-
-
-def _rho_of_all(runs: list[Run]) -> str:
-    """The name of the mean ratio, which must be the same in all runs.
-
-    Raises:
-        UserError: their norms differ.
-    """
-    names = [run.protocol.rho_name for run in runs]
-    for run, name in zip(runs, names, strict=True):
-        if name != names[0]:
-            raise UserError(
-                f"{run.folder} measures {name}, and {runs[0].folder} {names[0]}: a figure needs "
-                "runs of one norm"
-            )
-    return names[0]
-
-
-def _figure(count: int) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # importing it takes 0.3 s
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * count, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
-
-
-def _label_axes(axis: "Axes", x: str, y: str) -> None:
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    axis.grid(linewidth=0.4, alpha=0.5)
-
-
-def _tex(rho: str) -> str:
-    norm = rho.removeprefix("rho").removeprefix("_").replace("inf", r"\infty")
-    return rf"$\rho_{{{norm}}}$"
-
-
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, int | float | str) else str(value)

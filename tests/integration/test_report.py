@@ -4,13 +4,15 @@ import csv
 import io
 import json
 import re
+import statistics
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.reports import figures, runs, table
+from pipeline.reports import figures, runs, sweep_figure, table
+from pipeline.reports.sweep_figure import SweepPoint
 from tests.helpers.in_process import call
 from tests.helpers.runs import Run, expect_error
 from tests.helpers.stored_results import evaluation, finetuning
@@ -84,7 +86,7 @@ def test_a_sweep_has_a_line_for_each_value(tmp_path: Path) -> None:
     out = tmp_path / "fig3"
     ended = call(SCRIPT, "figures", "sweep", *folders, "--out", out)
     assert ended.code == 0, ended.stderr
-    figure = figures.sweep([runs.read(f) for f in folders], "regularizer.lam", "regularizer.c")
+    figure = sweep_figure.sweep([runs.read(f) for f in folders], "regularizer.lam", "regularizer.c")
     (axis,) = figure.axes
     drawn = {line.get_label(): line.get_xydata() for line in axis.lines}
     assert drawn["lam 5"] == pytest.approx(np.array([[0.4, 96], [0.3, 97]]))
@@ -93,7 +95,7 @@ def test_a_sweep_has_a_line_for_each_value(tmp_path: Path) -> None:
     every = np.concatenate([line for _, line in sorted(svg_lines(Path(f"{out}.svg")).items())])
     assert_drawn(every, np.concatenate([drawn["lam 15"], drawn["lam 5"]]))
     masked = [f"conv1={folders[0]}", f"conv1={folders[1]}", f"fc1={folders[2]}"]
-    figure = figures.sweep(
+    figure = sweep_figure.sweep(
         [runs.run_of_argument(name) for name in masked], "label", "regularizer.c"
     )
     assert [line.get_label() for line in figure.axes[0].lines] == ["conv1", "fc1"]
@@ -108,8 +110,29 @@ def test_numbers_that_would_lie_on_one_another_are_left_out(tmp_path: Path) -> N
         finetuning(tmp_path / f"{c}", 5, c, *accuracy_and_rho)
         for c, accuracy_and_rho in points.items()
     ]
-    figure = figures.sweep([runs.read(f) for f in folders], "regularizer.lam", "regularizer.c")
+    figure = sweep_figure.sweep([runs.read(f) for f in folders], "regularizer.lam", "regularizer.c")
     assert [text.get_text() for text in figure.axes[0].texts] == ["5", "15"]
+
+
+def test_a_sweep_shows_mean_and_spread_of_several_seeds() -> None:
+    """The points of two seeds, in another order than that of the line."""
+    points = [
+        SweepPoint(15.0, 25, 0.26, 0.980),
+        SweepPoint(15.0, 5, 0.40, 0.962),
+        SweepPoint(15.0, 5, 0.30, 0.966),
+        SweepPoint(15.0, 25, 0.24, 0.990),
+        SweepPoint(5.0, 5, 0.20, 0.991),
+    ]
+    (axis,) = sweep_figure.draw(points, "lam", "c").axes
+    five, fifteen = axis.lines[0], axis.lines[-1]
+    assert [five.get_label(), fifteen.get_label()] == ["lam 5", "lam 15"]
+    assert five.get_xydata() == pytest.approx(np.array([[0.20, 99.1]]))
+    assert fifteen.get_xydata() == pytest.approx(np.array([[0.35, 96.4], [0.25, 98.5]]))
+    (bars,) = axis.containers  # of the line with several runs at a point
+    horizontal, vertical = (bar.get_segments() for bar in bars[2])
+    spreads = statistics.stdev([0.40, 0.30]), 100 * statistics.stdev([0.962, 0.966])
+    assert np.ptp(horizontal[0][:, 0]) == pytest.approx(2 * spreads[0])
+    assert np.ptp(vertical[0][:, 1]) == pytest.approx(2 * spreads[1])
 
 
 def test_ratios_before_and_after(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from launchers.submit import SUBMITTED
@@ -18,10 +19,12 @@ from pipeline.data import demo
 from pipeline.errors import UserError
 from pipeline.reports.table import TableRow
 from pipeline.runtime import config_file
-from reproduction import data, earlier, estimate, experiments, report
+from pipeline.runtime.text_tables import write_csv
+from reproduction import data, earlier, estimate, experiments, report, sweep
 from reproduction import run as start
 from reproduction.experiments import EXPERIMENTS
 from reproduction.plan import PlannedRun, Planner
+from reproduction.sweep import SweepRow
 from tests.helpers.in_process import call, succeed
 from tests.helpers.runs import Run, command, environment
 from tests.helpers.slurm import slurm, wait_until
@@ -64,10 +67,10 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(experiments, "SWEEP_C", (5, 45))  # a parse each takes its time
     monkeypatch.setattr(experiments, "LAYERS_C", (35,))
-    swept = Planner(EXPERIMENTS["mnist_lenet"], tmp_path).sweep(0, 3)
+    swept = Planner(EXPERIMENTS["mnist_lenet"], tmp_path).sweep([0], 3)
     points = {(u.config.regularizer.lam, u.config.regularizer.c) for u in swept if u.needs}
     assert points == {(lam, c) for lam in (5, 15, 25) for c in (5, 45)}
-    masked = Planner(EXPERIMENTS["mnist_lenet"], tmp_path).sweep(0, 4)
+    masked = Planner(EXPERIMENTS["mnist_lenet"], tmp_path).sweep([0], 4)
     layers = {(*u.config.regularizer.layers, u.config.regularizer.c) for u in masked if u.needs}
     every = ("0.*", "2.*", "5.*", "7.*")
     assert layers == {(layer, 35) for layer in every}
@@ -77,7 +80,7 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert distances.config.evaluation.attack.max_iterations == 50
     assert not distances.config.evaluation.fgs.enabled
     with pytest.raises(UserError, match="--figure 4 exists for mnist_lenet only"):
-        Planner(EXPERIMENTS["mnist_mlp"], tmp_path).sweep(0, 4)
+        Planner(EXPERIMENTS["mnist_mlp"], tmp_path).sweep([0], 4)
 
 
 def test_eps_ref_is_read_from_the_folder_of_an_evaluation(tmp_path: Path) -> None:
@@ -198,6 +201,7 @@ def test_the_report_of_an_experiment(
     check_report(folder)
     check_distances(folder)
     check_earlier_rows(folder, options)
+    check_eps_ref(folder)
     check_costs(folder, tmp_path / "costs.json")
 
 
@@ -219,9 +223,25 @@ def check_earlier_rows(folder: Path, options: tuple[object, ...]) -> None:
     page = (folder / "report/report.md").read_text()
     assert "The tables also have the rows of an earlier report:" in page
     assert "± 0.00" in page
+    assert "--with_report earlier -- " in page  # without the folder's place on this machine
     mistake = call(TOOL, *options, "--with_report", folder)
     assert mistake.code == 2
     assert "error: --with_report: " in mistake.stderr
+
+
+def check_eps_ref(folder: Path) -> None:
+    """Without Deep Defense, eps_ref is that of an earlier report; without both there is none."""
+    experiment, alone = EXPERIMENTS["mnist_mlp"], folder.parent / "alone"
+    (with_it,) = report.rows_by_method(experiment, folder, [0])["reference"].values()
+    shutil.copytree(folder / "seed0/reference", alone / "seed0/reference")
+    rows = report.rows_by_method(experiment, alone, [0], {0: with_it.eps_ref, 1: 7.0})
+    assert rows == {"reference": {0: with_it}}
+    assert with_it.after_fgs[0] > with_it.after_fgs[2]
+    (row,) = report.rows_by_method(experiment, alone, [0])["reference"].values()
+    assert row == with_it._replace(after_fgs=(None, None, None), eps_ref=None)
+    shutil.copytree(folder / "data", alone / "data")
+    page = report.Report(experiment, alone, [0], [], "the command", None).write().read_text()
+    assert "The @ columns need eps_ref of Deep Defense with the same seed: add " in page
 
 
 def check_costs(folder: Path, path: Path) -> None:
@@ -345,19 +365,58 @@ def test_a_sweep_is_run_and_drawn(
     monkeypatch.setattr(experiments, "SWEEP_LAMBDA", (15,))
     mlp = EXPERIMENTS["mnist_mlp"]
     data.prepare(mlp.data, downloads, tmp_path / "data")
-    units = Planner(mlp, tmp_path, list(map(str, SHORT))).sweep(0, 3)
+    units = Planner(mlp, tmp_path, list(map(str, SHORT))).sweep([0, 1], 3)
     expected = estimate.RuntimeEstimator(mlp, tmp_path / "data", 1, 2).seconds(units)
     start.run_locally(units, expected, ranks=1, max_parallel=2)
     assert all(unit.done() for unit in units)
-    page = report.Report(mlp, tmp_path, [0], units, "the command", 3).write()
+    page = report.Report(mlp, tmp_path, [0, 1], units, "the command", 3).write()
     assert "`the command`" in page.read_text()
     with (page.parent / "figure3.csv").open() as file:
         points = list(csv.DictReader(file))
-    assert [(float(point["lambda"]), float(point["c"])) for point in points] == [(15, 5), (15, 45)]
-    for unit, point in zip(units[1:], points, strict=True):
-        (_, last) = json.loads((unit.folder / "summary.json").read_text())["history"]
+    options = [tuple(float(point[name]) for name in ("seed", "lam", "c")) for point in points]
+    assert options == [(0, 15, 5), (0, 15, 45), (1, 15, 5), (1, 15, 45)]
+    for (seed, _, c), point in zip(options, points, strict=True):
+        path = tmp_path / f"seed{seed:g}/figure3/lam=15,c={c:g}/summary.json"
+        (_, last) = json.loads(path.read_text())["history"]
         assert (float(point["accuracy"]), float(point["rho2"])) == (last["accuracy"], last["rho2"])
     assert (page.parent / "figure3.png").stat().st_size > 5000
+
+
+def test_the_points_of_an_earlier_figure(tmp_path: Path) -> None:
+    """Layers by c: rows of two days; a line has the layer's title, each point the seeds' mean."""
+    old = [
+        SweepRow(0, 15.0, 5.0, "5.*", 0.98, 0.30),
+        SweepRow(1, 15.0, 5.0, "5.*", 0.96, 0.34),
+        SweepRow(0, 15.0, 25.0, "0.*", 0.99, 0.21),
+    ]
+    write_csv(tmp_path / "figure4.csv", SweepRow._fields, old)
+    assert sweep.earlier_rows(tmp_path, 4) == old
+    new = [SweepRow(0, 15.0, 25.0, "0.*", 0.97, 0.22), SweepRow(0, 15.0, 5.0, "0.*", 0.95, 0.20)]
+    rows = sweep.merged(new, old)
+    assert rows == [new[1], old[0], new[0], old[1]]  # by seed, lambda, c, layers
+    (axis,) = sweep.draw(EXPERIMENTS["mnist_lenet"], rows, 4).axes
+    drawn = {line.get_label(): line.get_xydata() for line in axis.lines}
+    assert drawn["conv1"] == pytest.approx(np.array([[0.20, 95], [0.22, 97]]))
+    assert drawn["fc1"] == pytest.approx(np.array([[0.32, 97]]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lambda,c,layers\n15,5,all\n", "figure3.csv has no points of a figure ('seed')"),
+        ("seed,lam,c,layers,accuracy,rho2\n0,x,5,all,1,1\n", "figure3.csv has no points of a fig"),
+        (None, "No such file"),
+    ],
+)
+def test_a_damaged_earlier_figure(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "figure3.csv").write_text(text)
+    argv = ("mnist_mlp", "--figure", 3, "--with_report", tmp_path, "--output", tmp_path / "out")
+    ended = call(TOOL, *argv)
+    assert ended.code == 2
+    (line,) = ended.stderr.strip().splitlines()
+    assert line.startswith("error: --with_report: ")
+    assert message in line
 
 
 @pytest.mark.slurm

@@ -6,6 +6,7 @@ In: an experiment, seeds, a folder. Out: `PlannedRun`s in an order in which they
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,8 @@ class Planner:
                 self._finetuning(seed, method)
         return self.ordered()
 
-    def sweep(self, seed: int, number: int) -> list[PlannedRun]:
-        """Figure 3 (lambda by c) or Figure 4 (layers by c).
+    def sweep(self, seeds: Sequence[int], number: int) -> list[PlannedRun]:
+        """Figure 3 (lambda by c) or Figure 4 (layers by c), for each seed.
 
         Raises:
             UserError: the experiment has no layers for Figure 4.
@@ -148,11 +149,10 @@ class Planner:
                 for layer, pattern in self.experiment.layers
             ]
             values_of_c = experiments.LAYERS_C
-        for line, line_options in lines:
-            for c in values_of_c:
-                options = ("--objective.method", "deep_defense", *line_options)
-                options += ("--regularizer.c", str(c), *_EVALUATE_AT_THE_END)
-                self._finetuning(seed, Method(f"figure{number}/{line},c={c}", line, options))
+        for seed, (line, line_options), c in product(seeds, lines, values_of_c):
+            options = ("--objective.method", "deep_defense", *line_options)
+            options += ("--regularizer.c", str(c), *_EVALUATE_AT_THE_END)
+            self._finetuning(seed, Method(f"figure{number}/{line},c={c}", line, options))
         return self.ordered()
 
     def ordered(self) -> list[PlannedRun]:

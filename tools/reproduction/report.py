@@ -3,16 +3,18 @@
 In: runs that have ended. Out: OUTPUT/report/.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.config import EPS_REF_FRACTIONS
 from pipeline.reports import figures, runs, table, table_formats
+from pipeline.reports.runs import Run
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.text_tables import markdown_table, write_csv
-from reproduction import data, earlier, run
+from reproduction import data, earlier, run, sweep
 from reproduction import distances as distance_table
 from reproduction.cells import mean_and_spread, with_seeds
 from reproduction.earlier import RowsBySeed
@@ -83,10 +85,12 @@ class Report:
 
     def _table(self) -> list[str]:
         titles = titles_by_method(self.experiment)
-        rows = rows_by_method(self.experiment, self.output, self.seeds)
+        old: dict[str, RowsBySeed] = {}
         if self.earlier is not None:
             old = earlier.table_rows(self.earlier, self.experiment.title, titles)
-            rows = earlier.merged(rows, old, titles)
+        eps_refs = {seed: row.eps_ref for seed, row in old.get(DEEP_DEFENSE, {}).items()}
+        own_rows = rows_by_method(self.experiment, self.output, self.seeds, eps_refs)
+        rows = earlier.merged(own_rows, old, titles)
         text = compared(self.experiment, rows)
         (self.folder / "table.md").write_text(text)
         lines = [
@@ -95,8 +99,14 @@ class Report:
             for seed, row in by_seed.items()
         ]
         write_csv(self.folder / "table.csv", ["method", "seed", *table_formats.COLUMNS], lines)
+        note = "Mean (± standard deviation over seeds), and in brackets the paper's:"
+        if any(row.eps_ref is None for by_seed in rows.values() for row in by_seed.values()):
+            note = (
+                "The @ columns need eps_ref of Deep Defense with the same seed: add "
+                f"{DEEP_DEFENSE} to --methods, or a report that has it by --with_report. {note}"
+            )
         return [
-            "Mean (± standard deviation over seeds), and in brackets the paper's:",
+            note,
             "",
             text,
             "Every digit: [table.csv](table.csv)",
@@ -127,7 +137,7 @@ class Report:
         ]
 
     def _by_epoch(self) -> list[str]:
-        """Figure 2, for the fine-tunings of one seed."""
+        """Figure 2, for the fine-tunings of one seed; nothing without any."""
         seed = self.seeds[0]
         folder = self.output / f"seed{seed}"
         finetunings = [
@@ -135,6 +145,8 @@ class Report:
             for method, title in titles_by_method(self.experiment).items()
             if method != REFERENCE and (folder / method / "summary.json").exists()
         ]
+        if not finetunings:
+            return []
         lines = [
             [tuned.label, entry.epoch, entry.accuracy, entry.rho]
             for tuned in finetunings
@@ -144,24 +156,14 @@ class Report:
         return self._figure("figure2", f"By epoch, seed {seed}", figures.epochs(finetunings))
 
     def _sweep(self, number: int) -> list[str]:
-        """Figure 3 or 4, for the fine-tunings of one seed."""
-        finetunings = [
-            runs.read(planned.folder, planned.folder.name.split(",")[0])
-            for planned in self.planned
-            if f"/figure{number}/" in planned.name
-        ]
-        lines = []
-        for tuned in finetunings:
-            after = tuned.finetuning.history[-1]
-            layers = " ".join(tuned.option("regularizer.layers")) or "all"
-            lam, c = tuned.option("regularizer.lam"), tuned.option("regularizer.c")
-            lines.append([lam, c, layers, after.accuracy, after.rho])
-        name = f"figure{number}"
-        columns = ["lambda", "c", "layers", "accuracy", "rho2"]
-        write_csv(self.folder / f"{name}.csv", columns, lines)
-        by = "regularizer.lam" if number == 3 else "label"
-        figure = figures.sweep(finetunings, by, "regularizer.c")
-        return self._figure(name, f"Accuracy against rho2, seed {self.seeds[0]}", figure)
+        """Figure 3 or 4: the mean of the seeds at each point."""
+        rows = sweep.rows_of(self.planned, number)
+        if self.earlier is not None:
+            rows = sweep.merged(rows, sweep.earlier_rows(self.earlier, number))
+        write_csv(self.folder / sweep.csv_name(number), sweep.SweepRow._fields, rows)
+        seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))
+        title = f"Accuracy against rho2, seed(s) {seeds}"
+        return self._figure(f"figure{number}", title, sweep.draw(self.experiment, rows, number))
 
     def _figure(self, name: str, title: str, figure: Any) -> list[str]:
         figures.save(figure, self.folder / name)
@@ -174,9 +176,19 @@ def titles_by_method(experiment: Experiment) -> dict[str, str]:
 
 
 def rows_by_method(
-    experiment: Experiment, output: Path, seeds: Sequence[int]
+    experiment: Experiment,
+    output: Path,
+    seeds: Sequence[int],
+    eps_refs: Mapping[int, float | None] = MappingProxyType({}),
 ) -> dict[str, RowsBySeed]:
     """The table's rows by method and seed. eps_ref is that of Deep Defense with the same seed.
+
+    Args:
+        experiment: the experiment.
+        output: folder of all runs.
+        seeds: seeds of the runs.
+        eps_refs: by seed, eps_ref of Deep Defense in an earlier report. It is used where Deep
+            Defense was not run; without either, the accuracies after FGS are left out.
 
     Raises:
         UserError: a summary cannot be read.
@@ -190,14 +202,27 @@ def rows_by_method(
             for method, folder in folders.items()
             if (folder / "summary.json").exists()
         }
-        eps_ref = None
-        if DEEP_DEFENSE in evaluations:
-            fgs = evaluations[DEEP_DEFENSE].evaluation.statistics.fgs
-            eps_ref = fgs.eps_ref if fgs is not None else None
+        eps_ref = _eps_ref(evaluations, eps_refs.get(seed))
         rows_of_seed = table.rows_of(list(evaluations.values()), eps_ref)
         for method, row in zip(evaluations, rows_of_seed, strict=True):
-            rows[method][seed] = row
+            rows[method][seed] = row if eps_ref is not None else _without_fgs(row)
     return {method: by_seed for method, by_seed in rows.items() if by_seed}
+
+
+def _eps_ref(evaluations: Mapping[str, Run], of_earlier: float | None) -> float | None:
+    """eps_ref of Deep Defense, of this report or the earlier one; or evaluation.fgs.reference."""
+    if DEEP_DEFENSE in evaluations:
+        fgs = evaluations[DEEP_DEFENSE].evaluation.statistics.fgs
+        return fgs.eps_ref if fgs is not None else None
+    if of_earlier is not None:
+        return of_earlier
+    measured = [run.evaluation.statistics.fgs for run in evaluations.values()]
+    return next((fgs.reference for fgs in measured if fgs is not None and fgs.reference), None)
+
+
+def _without_fgs(row: table.TableRow) -> table.TableRow:
+    """The row of a net that has no eps_ref to be measured at."""
+    return row._replace(after_fgs=(None,) * len(EPS_REF_FRACTIONS), eps_ref=None)
 
 
 def compared(experiment: Experiment, rows: dict[str, RowsBySeed]) -> str:
