@@ -211,6 +211,7 @@ def check(
     config: FinetuneConfig,
     fingerprint: str,
     classes: Classes | None = None,
+    decoder: str | None = None,
 ) -> None:
     """Check that a checkpoint belongs to a run with the same options.
 
@@ -221,11 +222,21 @@ def check(
         fingerprint: fingerprint of this run's training index, mean image and targets.
         classes: classes of this run's training index. They are not checked if the checkpoint is of
             a version that did not store classes.
+        decoder: what decodes this run's images, cpu or gpu; None: data.decoder is compared as it
+            is written.
 
     Raises:
         UserError: it is of a run with other options.
     """
-    differences = _differences(state, config, fingerprint, classes)
+    changeable = CHANGEABLE
+    if decoder is not None and state.get("decoder") == decoder:
+        # The same pixels, whether the option says auto or names the decoder.
+        changeable = (*changeable, "data.decoder")
+    if isinstance(state["config"]["data"].get("mean"), str) and isinstance(config.data.mean, str):
+        # The path of the mean image may change; its content is part of the fingerprint.
+        changeable = (*changeable, "data.mean")
+    differences = parse.stored_differences(state["config"], config, changeable)
+    differences += _differences_of_data(state, fingerprint, classes)
     if differences:
         raise UserError(
             f"the checkpoint {path} is of a run with other options ({'; '.join(differences)}); "
@@ -233,15 +244,30 @@ def check(
         )
 
 
-def _differences(
-    state: CheckpointState, config: FinetuneConfig, fingerprint: str, classes: Classes | None
+def decoder_warning(path: Path, state: CheckpointState, decoder: str) -> str:
+    """A warning if another decoder has decoded the images of a checkpoint's run, or nothing.
+
+    Args:
+        path: the checkpoint, for the message.
+        state: its content; that of earlier versions has no decoder.
+        decoder: what decodes this run's images, cpu or gpu.
+    """
+    recorded = state.get("decoder")
+    if recorded in (None, decoder):
+        return ""
+    remedy = "; --data.decoder cpu keeps them" if recorded == "cpu" else ""
+    return (
+        f"the run of {path} decoded its images on the {recorded.upper()}, this one does on the "
+        f"{decoder.upper()} (data.decoder auto): from here on the pixels of JPEGs differ a little"
+        f"{remedy}"
+    )
+
+
+def _differences_of_data(
+    state: CheckpointState, fingerprint: str, classes: Classes | None
 ) -> list[str]:
-    """What differs between the run of a checkpoint and this run, and must not."""
-    changeable = CHANGEABLE
-    if isinstance(state["config"]["data"].get("mean"), str) and isinstance(config.data.mean, str):
-        # The path of the mean image may change; its content is part of the fingerprint.
-        changeable = (*CHANGEABLE, "data.mean")
-    differences = parse.stored_differences(state["config"], config, changeable)
+    """How this run's training images and classes differ from those of a checkpoint's run."""
+    differences = []
     if state["index"] != fingerprint:
         differences.append(_changed_data(state["index"], fingerprint))
     recorded = Classes.from_dict(state.get("classes"))

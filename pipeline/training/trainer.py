@@ -76,6 +76,7 @@ class Trainer:
         self.train_index, self.val_index = indices
         labelled = prepare.labelled_indices(config, *indices)[0]
         self.classes = labelled.classes
+        self.decoder = config.data.decoder_on(ranks.device.type)
         self.fingerprint = _fingerprint(config, self.train_index, net)
         self.plan = TrainingPlan(
             self.train_index, config.data, config.train, ranks.rank, ranks.world_size
@@ -109,7 +110,9 @@ class Trainer:
         path = self.ranks.gather(point and point.path)[0]
         if path is not None:
             state = checkpoint.load(path) if point is None else point.state
-            checkpoint.check(path, state, self.config, self.fingerprint, self.classes)
+            own = (self.config, self.fingerprint, self.classes, self.decoder)
+            checkpoint.check(path, state, *own)
+            warn(checkpoint.decoder_warning(path, state, self.decoder))
             self._restore(path, state)
         return path
 
@@ -254,6 +257,7 @@ class Trainer:
                 "config": parse.to_dict(self.config),
                 "index": self.fingerprint,
                 "classes": self.classes.to_dict(),
+                "decoder": self.decoder,
             }
             self.checkpoints.save(self.step, state, best)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipeline.runtime import lock
+from pipeline.training.checkpoint import write
 from tests.helpers.in_process import in_process, succeed
 from tests.helpers.runs import (
     SCRIPT,
@@ -168,6 +169,15 @@ def test_other_options_are_refused_on_resuming(uninterrupted: Path, tmp_path: Pa
     assert "optim.lr: 0.01 -> 0.5" in line
     line = expect_error(in_process, *SMALL, "--output", folder, "--resume", "never")
     assert "holds checkpoints" in line
+
+
+def test_a_run_that_moves_to_another_decoder_is_warned(tiny_copy: Path) -> None:
+    newest = tiny_copy / "checkpoints" / "step-000000018.pt"
+    state = torch.load(newest, weights_only=True)
+    assert state["decoder"] == "cpu"
+    assert "decoded its images" not in finished(tiny_copy).stderr
+    write(newest, {**state, "decoder": "gpu"})
+    assert "decoded its images on the GPU, this one does on the CPU" in finished(tiny_copy).stderr
 
 
 def test_a_checkpoint_cut_short(tiny_run: Path, tiny_copy: Path) -> None:

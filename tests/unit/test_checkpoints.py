@@ -1,6 +1,7 @@
 """Checkpoints: which are kept, and which are refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from pipeline.training.checkpoint import (
     CheckpointState,
     DamagedCheckpoint,
     check,
+    decoder_warning,
     load,
     write,
 )
@@ -55,6 +57,25 @@ def test_a_checkpoint_of_other_classes_is_refused() -> None:
         check(path, state, config, "f", Classes(["cat", "fox"], ["n1", "n3"]))
     del state["classes"], state["config"]["data"]["check_classes"]  # of an earlier version
     check(path, state, config, "f", Classes(["cat", "fox"], ["n1", "n3"]))
+
+
+def test_a_checkpoint_of_a_run_with_another_decoder() -> None:
+    """auto and the name of the decoder are the same where the pixels are; a move is warned of."""
+    path, state = Path("step.pt"), state_of(3)
+    named = replace(FinetuneConfig(), data=replace(FinetuneConfig().data, decoder="cpu"))
+    with pytest.raises(UserError, match=r"data\.decoder: auto -> cpu"):
+        check(path, state, named, "f", None, "cpu")  # of an earlier version
+    assert decoder_warning(path, state, "gpu") == ""
+    state["decoder"] = "cpu"
+    check(path, state, named, "f", None, "cpu")
+    assert decoder_warning(path, state, "cpu") == ""
+    check(path, state, FinetuneConfig(), "f", None, "gpu")
+    assert "on the CPU, this one does on the GPU" in decoder_warning(path, state, "gpu")
+    assert "--data.decoder cpu keeps them" in decoder_warning(path, state, "gpu")
+    state["decoder"] = "gpu"
+    with pytest.raises(UserError, match=r"data\.decoder: auto -> cpu"):
+        check(path, state, named, "f", None, "cpu")
+    assert "keeps" not in decoder_warning(path, state, "cpu")
 
 
 def state_of(step: int) -> CheckpointState:
