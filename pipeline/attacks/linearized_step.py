@@ -226,7 +226,7 @@ def _in_visiting_order(
     logit_diffs = logit_differences(logits, candidates.source, classes)
     spread = torch.ones_like(logit_diffs)
     if pruned and classes.shape[1] > 1:
-        spread = view.class_weight_distances(candidates.source, classes)
+        spread = view.class_weight_distances(candidates.source, classes, logits.shape[1])
         order = (logit_diffs.abs() / spread).argsort(dim=1)
         logit_diffs, spread = logit_diffs.gather(1, order), spread.gather(1, order)
         candidates = candidates._replace(classes=classes.gather(1, order))

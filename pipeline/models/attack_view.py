@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.models import linear_region
 from pipeline.models.fixed_dropout import DROPOUT_LAYERS, DropoutMasks, FixedDropout
+from pipeline.models.head import ClassLayer, last_class_layer
 from pipeline.models.layer_record import LayerRecord, is_recordable
 from pipeline.models.precision import HALF_PRECISIONS, autocast, upcast
 from pipeline.models.recorded_layers import LayerConstants
@@ -65,7 +66,7 @@ class AttackView:
         self._dropout_seed = 0
         self._masks: DropoutMasks | None = None
         self.rows_in_batch: Tensor | None = None
-        self._head = _last_layer(net)
+        self._heads: dict[int, ClassLayer | None] = {}  # by number of classes, shared by copies
         self._channels_last = _is_channels_last(net)
         self.fused_attention = False
         self._checked: dict[str, bool] = {}  # results of checks of the net, shared by copies
@@ -162,21 +163,27 @@ class AttackView:
         (gradient,) = torch.autograd.grad(forward.logits, forward.inputs, scaled, retain_graph=True)
         return gradient if scale == 1.0 else gradient / scale
 
-    def class_weight_distances(self, source: Tensor, classes: Tensor) -> Tensor:
-        """Distances of the classes' weights in the last layer; ones for a net without such a layer.
+    def class_weight_distances(self, source: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+        """Distances between the classes' rows in the last layer that has one for each class; ones
+        for a net without such a layer.
 
         Roughly proportional to the norm of the logit difference's gradient, at no cost.
 
         Args:
             source: (A,) class of each sample.
             classes: (A, M) other classes.
+            num_classes: number of the net's outputs.
 
         Returns:
             (A, M).
         """
-        if self._head is None:
+        if num_classes not in self._heads:
+            named = last_class_layer(self.net, num_classes)
+            self._heads[num_classes] = named and named[1]
+        head = self._heads[num_classes]
+        if head is None:
             return torch.ones_like(classes, dtype=torch.float32)
-        weight = self._head.weight.detach().flatten(1).float()
+        weight = head.weight.detach().flatten(1).float()
         return (weight[source][:, None] - weight[classes]).norm(dim=2)
 
     def is_piecewise_linear(self, images: Tensor) -> bool:
@@ -286,9 +293,3 @@ def _is_channels_last(net: nn.Module) -> bool:
     last = torch.channels_last
     kernels = (p for p in net.parameters() if p.dim() == 4 and not p.is_contiguous())
     return any(kernel.is_contiguous(memory_format=last) for kernel in kernels)
-
-
-def _last_layer(net: nn.Module) -> nn.Linear | nn.Conv2d | None:
-    """The last layer in the order of definition that has a row of weights for each class."""
-    layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    return layers[-1] if layers else None

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 
+ClassLayer = nn.Linear | nn.modules.conv._ConvNd
+
 
 def head_keys(net: nn.Module, state: dict[str, Tensor], num_classes: int) -> list[str]:
     """Names of the tensors that belong to the head.
@@ -26,18 +28,24 @@ def head_keys(net: nn.Module, state: dict[str, Tensor], num_classes: int) -> lis
     resized = resized_keys(net.state_dict(), state, num_classes)
     if resized:
         return resized
-    layers = [
-        (name, module)
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
-        and len(module.weight) == num_classes
-    ]
-    if not layers:
+    head = last_class_layer(net, num_classes)
+    if head is None:
         raise UserError(
             f"model.new_head: the net has no linear or convolutional layer with {num_classes} rows"
         )
-    name, layer = layers[-1]
+    name, layer = head
     return [f"{name}.{key}" for key in layer.state_dict()]
+
+
+def last_class_layer(net: nn.Module, num_classes: int) -> tuple[str, ClassLayer] | None:
+    """The last linear or convolutional layer, in the order of definition, with a row of weights for
+    each class, and its name; None for a net without one."""
+    layers = [
+        (name, module)
+        for name, module in net.named_modules()
+        if isinstance(module, ClassLayer) and len(module.weight) == num_classes
+    ]
+    return layers[-1] if layers else None
 
 
 def resized_keys(

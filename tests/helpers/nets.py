@@ -41,6 +41,18 @@ def smooth(num_classes: int = 10) -> nn.Module:
     )
 
 
+class HeadFirst(nn.Module):
+    """A net that defines its head before the layer of three rows below it."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+        self.body = nn.Linear(12, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(images.flatten(1)).relu())
+
+
 class Embedded(nn.Module):
     """Patches with a class token and position embeddings, as in a ViT, and a sum of two parameters.
 

@@ -199,6 +199,19 @@ def test_a_vanished_gradient_gives_no_nan(search: str) -> None:
     assert (perturbation.iterations == 1).all()
 
 
+def test_pruning_takes_the_distances_of_the_heads_rows_wherever_it_is_defined() -> None:
+    torch.manual_seed(0)
+    net, images = nets.HeadFirst(), torch.randn(20, 3, 2, 2)
+    view, source = AttackView(net), torch.arange(20) % 10
+    classes = (source[:, None] + torch.arange(1, 4)) % 10
+    expected = (net.head.weight[source][:, None] - net.head.weight[classes]).norm(dim=2)
+    assert torch.equal(view.class_weight_distances(source, classes, 10), expected)
+    assert (view.class_weight_distances(source, classes, 11) == 1).all()  # no layer has 11 rows
+    pruned, _ = attack(net, images, AttackConfig(candidate_search="pruned", pruning_factor=1e6))
+    exhaustive, _ = attack(net, images, AttackConfig(candidate_search="exhaustive"))
+    assert torch.allclose(pruned.delta, exhaustive.delta, rtol=1e-5, atol=1e-7)
+
+
 def test_candidates_are_the_top_classes_without_the_label() -> None:
     logits = torch.tensor([[5.0, 1.0, 4.0, 3.0], [0.0, 9.0, 2.0, 1.0]])
     assert candidate_classes(logits, torch.tensor([0, 1]), 3).tolist() == [[2, 3], [2, 3]]
