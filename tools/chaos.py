@@ -3,14 +3,14 @@ r"""Kill, stop and damage runs on purpose, and check that nothing is lost.
     python tools/chaos.py --faults 20 --seed 0 --output faults -- \
         torchrun --standalone --nproc_per_node=2 pipeline/finetune.py --output OUT \
         --train.pretrain_epochs 2 --train.epochs 2 --checkpoint.every_steps 20 --log.every_steps 1
-    python tools/chaos.py --output faults --dry_run -- torchrun ... # list the planned faults
+    python tools/chaos.py --output faults --dry-run -- torchrun ... # list the planned faults
     python tools/chaos.py --list                                    # list the kinds of faults
     python tools/chaos.py --join faults other                       # one table of two campaigns
 
 The command after -- is a fine-tuning or an evaluation: an entry point, a launcher that waits, or
 sbatch --wait. It runs undisturbed once. Then, for each fault: it runs in an empty folder, the fault
 happens at a moment drawn from the seed, and the same command is repeated until it exits with 0.
-With --faults_per_run several faults happen in one run, one after another.
+With --faults-per-run several faults happen in one run, one after another.
 The results are compared with the undisturbed run's bit by bit. Files, processes and ports that are
 left over are reported. For each run the tool replaces the value of --output (or {output} anywhere
 in the command), and sets runtime.collective_timeout unless the command does.
@@ -63,7 +63,7 @@ def parser() -> arguments.Parser:
         "--output", type=Path, default=Path("faults"), help="folder of the campaign (%(default)s)"
     )
     top.add_argument(
-        "--faults_per_run",
+        "--faults-per-run",
         type=arguments.POSITIVE,
         default=1,
         metavar="N",
@@ -79,27 +79,27 @@ def parser() -> arguments.Parser:
         "those that the command and the machine allow)",
     )
     top.add_argument(
-        "--collective_timeout",
+        "--collective-timeout",
         type=arguments.POSITIVE,
         default=20,
         help="seconds for runtime.collective_timeout unless the command sets it; longer than any "
         "wait of a rank for another in the undisturbed run (%(default)s)",
     )
     top.add_argument(
-        "--max_starts",
+        "--max-starts",
         type=arguments.Number(int, Range(minimum=2)),
         default=4,
         help="starts of the command for each fault, with the disturbed one (%(default)s)",
     )
     top.add_argument(
-        "--time_limit",
+        "--time-limit",
         type=arguments.POSITIVE,
         default=1800,
         help="seconds from each start of the command, after which it is killed and counts as "
         "lost (%(default)s)",
     )
     top.add_argument("--keep", action="store_true", help="keep the runs that lost nothing")
-    top.add_argument("--dry_run", action="store_true", help="list the planned faults and exit")
+    top.add_argument("--dry-run", action="store_true", help="list the planned faults and exit")
     top.add_argument("--list", action="store_true", help="list the kinds of faults and exit")
     top.add_argument(
         "--join",

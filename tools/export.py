@@ -3,7 +3,7 @@ r"""Export a run as files that others can use: weights, a model card, evaluation
     python tools/export.py runs/demo --out exports/demo
     python tools/export.py runs/demo --evaluation runs/demo-evaluation --onnx --out exports/demo
     python tools/export.py runs/r18 --out exports/r18 --license bsd-3-clause --push USER/NAME
-    python tools/export.py runs/r18 --out exports/r18 --push USER/NAME --dry_run
+    python tools/export.py runs/r18 --out exports/r18 --push USER/NAME --dry-run
 
 RUN is a folder that pipeline/finetune.py or pipeline/evaluate.py wrote. Written are
 model.safetensors and config.json (in the names of torchvision or timm, which load them without this
@@ -73,7 +73,7 @@ def parser() -> arguments.Parser:
         help="the licence's identifier on the hub, such as apache-2.0 (%(default)s: to fill in)",
     )
     top.add_argument(
-        "--base_model",
+        "--base-model",
         metavar="USER/NAME",
         help="the model on the hub that the training started from (default: not stated)",
     )
@@ -84,7 +84,7 @@ def parser() -> arguments.Parser:
         "--private", action="store_true", help="--push creates a private repository (default: off)"
     )
     top.add_argument(
-        "--dry_run",
+        "--dry-run",
         action="store_true",
         help="write and send nothing; list the files that would be (default: off)",
     )

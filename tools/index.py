@@ -130,13 +130,13 @@ def add_webdataset(commands: Any) -> None:
     )
     command.add_argument("--out", type=Path, required=True, help="index to write")
     command.add_argument(
-        "--label_key",
+        "--label-key",
         metavar="KEY",
         help="read class numbers, which count from 0, from this key of the samples' .json "
         "(default: from .cls, or else from the key label of .json)",
     )
     command.add_argument(
-        "--repeated_keys",
+        "--repeated-keys",
         action="store_true",
         help="accept a key that occurs in several shards (default: off)",
     )
@@ -154,13 +154,13 @@ def add_parquet(commands: Any) -> None:
     )
     command.add_argument("--out", type=Path, required=True, help="index to write")
     command.add_argument(
-        "--image_key",
+        "--image-key",
         metavar="COLUMN",
         default="image",
         help="column of the images: structs with the field bytes, or bytes (%(default)s)",
     )
     command.add_argument(
-        "--label_key",
+        "--label-key",
         metavar="COLUMN",
         default="label",
         help="column of the class numbers, which count from 0 (%(default)s)",

@@ -75,7 +75,7 @@ def parser() -> arguments.Parser:
         help="list the runs with their estimated time on this machine",
     )
     top.add_argument(
-        "--with_report",
+        "--with-report",
         type=Path,
         metavar="DIR",
         help="also put the rows of this earlier report, of other seeds or methods, into the tables "
@@ -131,7 +131,7 @@ def check_weights(weights: str | None) -> None:
 
 
 def check_earlier_report(experiment: Experiment, folder: Path | None, figure: int | None) -> None:
-    """Read the report of --with_report, so that a mistake is reported before hours of work.
+    """Read the report of --with-report, so that a mistake is reported before hours of work.
 
     Raises:
         UserError: it has no such table or figure.
@@ -174,7 +174,7 @@ def command_of(args: argparse.Namespace, run_argv: list[str]) -> str:
         "--attack": [args.attack],
         "--weights": [args.weights],
         "--tasks-per-node": [args.tasks_per_node],
-        "--with_report": [args.with_report and _without_root(args.with_report)],
+        "--with-report": [args.with_report and _without_root(args.with_report)],
     }
     command = ["python", "tools/reproduce.py", args.experiment, "--data", "DIR"]
     for name, values in options_with_values.items():

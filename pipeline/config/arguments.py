@@ -72,11 +72,12 @@ class Parser(argparse.ArgumentParser):
         self, args: Iterable[str] | None = None, namespace: Any = None
     ) -> Any:
         """Parse a command line. An unknown option is reported with the nearest known one; earlier
-        names of launchers' options are read with a warning."""
+        names of launchers' options are read with a warning, and _ in an option as -."""
         argv = list(sys.argv[1:] if args is None else args)
         if not self._option_string_actions.keys().isdisjoint(LAUNCHER_ALIASES.values()):
             argv, notes = translate_launcher_argv(argv)
             warn_of_aliases("", notes)
+        argv = self._with_hyphens(argv)
         # Before argparse, which reports missing options first.
         self._check_names([word for word in argv if word.startswith("--")], argv)
         parsed, unknown = self.parse_known_args(argv, namespace)
@@ -84,6 +85,19 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.error(f"{unknown[0]}: one word too many; --help shows the usage")
         return parsed
+
+    def _with_hyphens(self, argv: list[str]) -> list[str]:
+        """The command line with options such as --dry_run, as those of pipeline/ are written, in
+        the spelling --dry-run."""
+        names = {f"--{name}" for name in self.long_names()}
+        end = argv.index("--") if "--" in argv else len(argv)
+        words = []
+        for word in argv[:end]:
+            name, equals, value = word.partition("=")
+            hyphenated = name.replace("_", "-")
+            is_known = name.startswith("--") and name not in names and hyphenated in names
+            words.append(f"{hyphenated}{equals}{value}" if is_known else word)
+        return words + argv[end:]
 
     def _check_names(self, options: Sequence[str], argv: Sequence[str]) -> None:
         """Refuse unknown options, with the nearest one of the subcommand that ``argv`` names."""

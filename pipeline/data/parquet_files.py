@@ -127,12 +127,12 @@ def _read_facts(path: Path, shards: ParquetShards) -> FileFacts:
         stated = schema.metadata or {}
         if METADATA_KEY in stated:
             raise UserError(f"{path} is an index of tools/index.py; give the files with the images")
-        image = _column_type(path, schema, "image_key", shards.image_key)
-        label = _column_type(path, schema, "label_key", shards.label_key)
+        image = _column_type(path, schema, "image-key", shards.image_key)
+        label = _column_type(path, schema, "label-key", shards.label_key)
         if not pa.types.is_integer(label):
             raise UserError(
                 f"{path}: its column {shards.label_key} holds {label}, not class numbers (0, 1, "
-                "...); name another column by --label_key, or write the file again with numbers"
+                "...); name another column by --label-key, or write the file again with numbers"
             )
         leaf, path_leaf = _leaves(path, shards.image_key, image)
         chunks = [
@@ -154,7 +154,7 @@ def _column_type(path: Path, schema: pa.Schema, option: str, name: str) -> pa.Da
     if schema.names.count(name) != 1:
         raise UserError(
             f"{path} has no column {name!r}; its columns are: {first_few(schema.names)}; name the "
-            f"one of the {option.removesuffix('_key')}s by --{option}"
+            f"one of the {option.removesuffix('-key')}s by --{option}"
         )
     return schema.field(name).type
 
@@ -167,7 +167,7 @@ def _leaves(path: Path, name: str, image: pa.DataType) -> tuple[str, str | None]
     if _BYTES not in fields or not _is_binary(fields[_BYTES]):
         raise UserError(
             f"{path}: its column {name} holds {image}, not images (bytes, or a struct with the "
-            "field bytes); name another column by --image_key, or write the file again with the "
+            "field bytes); name another column by --image-key, or write the file again with the "
             "images' bytes"
         )
     has_path = _PATH in fields and _is_text(fields[_PATH])

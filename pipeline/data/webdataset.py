@@ -113,7 +113,7 @@ def _check_keys(samples: dict[str, Any], name: str, shard_of: dict[str, str]) ->
         if key in shard_of:
             raise UserError(
                 f"the key {printable(key)} is in {shard_of[key]} and in {name}; are these copies? "
-                "--repeated_keys accepts keys that are unique only inside their shards"
+                "--repeated-keys accepts keys that are unique only inside their shards"
             )
         shard_of[key] = name
 
@@ -158,6 +158,6 @@ def _json_label(content: bytes, label_key: str, where: str) -> str:
         names = sorted(values) if isinstance(values, dict) else []
         raise UserError(
             f"{where}.json has no {label_key!r}; its keys are: {first_few(names) or 'none'}; name "
-            f"the one with the class number by --label_key{did_you_mean(label_key, names)}"
+            f"the one with the class number by --label-key{did_you_mean(label_key, names)}"
         )
     return json.dumps(values[label_key]).strip('"')

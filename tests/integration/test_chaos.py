@@ -105,7 +105,7 @@ def test_a_program_that_loses_nothing(tmp_path: Path, program: tuple[str, ...]) 
 def test_several_faults_in_one_run(tmp_path: Path, program: tuple[str, ...]) -> None:
     """The run continues after a pause; the others need a new start."""
     kinds = ("--kinds", "kill_rank", "pause", "abort", "--seed", 2)
-    done = chaos(tmp_path / "c", "--faults", 3, "--faults_per_run", 3, *kinds, "--", *program)
+    done = chaos(tmp_path / "c", "--faults", 3, "--faults-per-run", 3, *kinds, "--", *program)
     assert done.code == 0, done
     assert "3 faults of 3 kinds, 0 with results lost, 3 with equal bits" in done.stdout
     assert [path.name for path in (tmp_path / "c/faults").iterdir()] == ["001-003"]
@@ -126,7 +126,7 @@ def test_a_fault_after_the_end_of_a_run(tmp_path: Path, program: tuple[str, ...]
     short = PROGRAM.replace("range(first, 31)", "range(first, 3)").replace("0.02 if", "0.4 if")
     Path(program[1]).write_text(short)
     kinds = ("--kinds", "pause", "kill_rank", "--seed", 1)
-    done = chaos(tmp_path / "c", "--faults", 2, "--faults_per_run", 2, *kinds, "--", *program)
+    done = chaos(tmp_path / "c", "--faults", 2, "--faults-per-run", 2, *kinds, "--", *program)
     assert done.code == 1, done
     first, second = outcomes(tmp_path / "c")
     assert first["done"], first
@@ -154,11 +154,11 @@ def test_another_command_in_the_folder_of_a_campaign(
     folder, options = tmp_path / "c", ("--faults", 1, "--kinds", "kill_rank")
     assert chaos(folder, *options, "--", *program).code == 0
     table = (folder / "faults.json").read_bytes()
-    for arguments in (("--", *program, "--seed", 1), ("--collective_timeout", 9, "--", *program)):
+    for arguments in (("--", *program, "--seed", 1), ("--collective-timeout", 9, "--", *program)):
         done = chaos(folder, *options, *arguments)
         assert done.code == 2, done
         assert done.stderr == (
-            f"error: the campaign in {folder} is of another command or --collective_timeout; "
+            f"error: the campaign in {folder} is of another command or --collective-timeout; "
             "give another --output\n"
         )
         assert (folder / "faults.json").read_bytes() == table
@@ -171,15 +171,15 @@ def test_another_command_in_the_folder_of_a_campaign(
 
 @pytest.mark.parametrize("part", ["undisturbed", "001-torn_checkpoint"])
 def test_a_start_that_hangs(tmp_path: Path, program: tuple[str, ...], part: str) -> None:
-    """--time_limit applies before the fault, too."""
+    """--time-limit applies before the fault, too."""
     Path(program[1]).write_text(HANG % part + PROGRAM)
-    options = ("--faults", 1, "--kinds", "torn_checkpoint", "--time_limit", 3)
+    options = ("--faults", 1, "--kinds", "torn_checkpoint", "--time-limit", 3)
     begin = time.monotonic()
     done = chaos(tmp_path / "c", *options, "--", *program)
     assert time.monotonic() - begin < 15
     if part == "undisturbed":
         assert done.code == 2, done
-        assert "the undisturbed run did not end within --time_limit, 3 s: " in done.stderr
+        assert "the undisturbed run did not end within --time-limit, 3 s: " in done.stderr
         return
     assert done.code == 1, done
     (outcome,) = outcomes(tmp_path / "c")

@@ -194,7 +194,7 @@ def test_a_dry_run_writes_nothing(
     finetuning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_token(monkeypatch, tmp_path)
-    options = ("--push", "some/net", "--dry_run")
+    options = ("--push", "some/net", "--dry-run")
     printed = succeed(EXPORT, finetuning, "--out", tmp_path / "out", *options)
     assert "model.safetensors" in printed
     assert "no token" in printed
@@ -232,7 +232,7 @@ def test_an_earlier_export_is_replaced_only_if_nothing_is_lost(
     other.mkdir()
     (other / "thesis.tex").touch()
     assert_refused("is no export", finetuning, "--out", other, "--replace")
-    assert_refused("is a file", finetuning, "--out", other / "thesis.tex", "--dry_run")
+    assert_refused("is a file", finetuning, "--out", other / "thesis.tex", "--dry-run")
     assert (other / "thesis.tex").exists()
 
 
@@ -263,7 +263,7 @@ def test_a_hub_that_cannot_be_reached(
 
 def test_a_dry_run_of_a_push_in_a_process(run: Run, finetuning: Path, tmp_path: Path) -> None:
     """In a process where nothing else has imported parts of huggingface_hub."""
-    out = ("--out", tmp_path / "out", "--dry_run", "--push")
+    out = ("--out", tmp_path / "out", "--dry-run", "--push")
     done = run(EXPORT, finetuning, *out, "some/net")
     assert done.returncode == 0, done.stderr
     assert "then to some/net" in done.stdout

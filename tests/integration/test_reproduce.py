@@ -206,13 +206,13 @@ def test_the_report_of_an_experiment(
 
 
 def check_earlier_rows(folder: Path, options: tuple[object, ...]) -> None:
-    """--with_report: the same report as one of another seed, beside this one's rows."""
+    """--with-report: the same report as one of another seed, beside this one's rows."""
     earlier = folder.parent / "earlier"
     shutil.copytree(folder / "report", earlier)
     for name in ("table.csv", "distances.csv"):
         text = (earlier / name).read_text().replace(",0,", ",7,")
         (earlier / name).write_text(text)
-    ended = call(TOOL, *options, "--with_report", earlier, "--", *SHORT, "--log.panel_images", 0)
+    ended = call(TOOL, *options, "--with-report", earlier, "--", *SHORT, "--log.panel_images", 0)
     assert ended.code == 0, ended.stdout + ended.stderr
     for name in ("table.csv", "distances.csv"):
         with (folder / "report" / name).open() as file:
@@ -223,10 +223,10 @@ def check_earlier_rows(folder: Path, options: tuple[object, ...]) -> None:
     page = (folder / "report/report.md").read_text()
     assert "The tables also have the rows of an earlier report:" in page
     assert "± 0.00" in page
-    assert "--with_report earlier -- " in page  # without the folder's place on this machine
-    mistake = call(TOOL, *options, "--with_report", folder)
+    assert "--with-report earlier -- " in page  # without the folder's place on this machine
+    mistake = call(TOOL, *options, "--with-report", folder)
     assert mistake.code == 2
-    assert "error: --with_report: " in mistake.stderr
+    assert "error: --with-report: " in mistake.stderr
 
 
 def check_eps_ref(folder: Path) -> None:
@@ -411,11 +411,11 @@ def test_the_points_of_an_earlier_figure(tmp_path: Path) -> None:
 def test_a_damaged_earlier_figure(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "figure3.csv").write_text(text)
-    argv = ("mnist_mlp", "--figure", 3, "--with_report", tmp_path, "--output", tmp_path / "out")
+    argv = ("mnist_mlp", "--figure", 3, "--with-report", tmp_path, "--output", tmp_path / "out")
     ended = call(TOOL, *argv)
     assert ended.code == 2
     (line,) = ended.stderr.strip().splitlines()
-    assert line.startswith("error: --with_report: ")
+    assert line.startswith("error: --with-report: ")
     assert message in line
 
 

@@ -20,7 +20,7 @@ def test_a_node_that_is_lost_and_a_job_that_is_cancelled(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command = (sys.executable, ROOT / SCRIPT, "--wait", *TWO_NODES, "--", "--output", "OUT", *PLAIN)
     options = ("--checkpoint.every_steps", 2, "--model.name", "tests.helpers.nets:slow_mlp")
-    kinds = ("--kinds", "node_down", "cancel", "--faults", 2, "--faults_per_run", 2, "--seed", 1)
+    kinds = ("--kinds", "node_down", "cancel", "--faults", 2, "--faults-per-run", 2, "--seed", 1)
     done = in_process("tools/chaos.py", "--output", tmp_path, *kinds, "--", *command, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 faults of 2 kinds, 0 with results lost, 2 with equal bits" in done.stdout

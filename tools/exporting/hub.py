@@ -38,7 +38,7 @@ def check_token() -> None:
     """
     if not has_token():
         raise UserError(
-            "--push needs a token: hf auth login, or set HF_TOKEN; --dry_run needs none"
+            "--push needs a token: hf auth login, or set HF_TOKEN; --dry-run needs none"
         )
 
 

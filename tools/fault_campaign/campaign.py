@@ -89,7 +89,7 @@ class Campaign:
             last = (ended.errors or ended.output.splitlines() or ["no output"])[-1]
             failure = f"failed with exit code {ended.exit_code}"
             if ended.timed_out:
-                failure = f"did not end within --time_limit, {self.settings.time_limit:g} s"
+                failure = f"did not end within --time-limit, {self.settings.time_limit:g} s"
             raise UserError(f"the undisturbed run {failure}: {last}")
         sizes = [(self.whole / name).stat().st_size for name in files.all_files(self.whole)]
         pace = Pace(start_seconds, ended.seconds, num_rows, max(sizes))

@@ -46,7 +46,7 @@ class Pace:
         expected = (list(command.argv), command.collective_timeout)
         if (stored.get("argv"), stored.get("collective_timeout")) != expected:
             raise UserError(
-                f"the campaign in {folder} is of another command or --collective_timeout; give "
+                f"the campaign in {folder} is of another command or --collective-timeout; give "
                 "another --output"
             )
         commits = stored["commit"], machine.commit()

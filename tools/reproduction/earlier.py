@@ -1,4 +1,4 @@
-"""Rows of an earlier report, of other seeds, for the tables of a new one (--with_report).
+"""Rows of an earlier report, of other seeds, for the tables of a new one (--with-report).
 
 In: the folder of a report. Out: its rows by method and seed.
 """
@@ -34,7 +34,7 @@ def table_rows(folder: Path, network: str, titles: Mapping[str, str]) -> dict[st
     for method, seed, values in _lines(folder / TABLE, titles):
         missing = [name for name in COLUMNS if name not in values]
         if missing:
-            raise UserError(f"--with_report: {folder / TABLE} has no column {missing[0]}")
+            raise UserError(f"--with-report: {folder / TABLE} has no column {missing[0]}")
         accuracy, rho, *after_fgs, eps_ref = (values[name] for name in COLUMNS)
         if accuracy is None or rho is None:
             raise UserError(f"{folder / TABLE}: a row of {titles[method]} has no accuracy or rho2")
@@ -90,7 +90,7 @@ def _lines(path: Path, titles: Mapping[str, str]) -> list[tuple[str, int, dict[s
         rows = [row for row in rows if row["method"] in names]
         return [(names[row.pop("method")], int(row.pop("seed")), _numbers(row)) for row in rows]
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"--with_report: {path} is no table of a report ({error})") from None
+        raise UserError(f"--with-report: {path} is no table of a report ({error})") from None
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float | None]:

@@ -103,7 +103,7 @@ class Report:
         if any(row.eps_ref is None for by_seed in rows.values() for row in by_seed.values()):
             note = (
                 "The @ columns need eps_ref of Deep Defense with the same seed: add "
-                f"{DEEP_DEFENSE} to --methods, or a report that has it by --with_report. {note}"
+                f"{DEEP_DEFENSE} to --methods, or a report that has it by --with-report. {note}"
             )
         return [
             note,

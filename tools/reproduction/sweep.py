@@ -76,7 +76,7 @@ def earlier_rows(folder: Path, number: int) -> list[SweepRow]:
                 for row in csv.DictReader(file)
             ]
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"--with_report: {path} has no points of a figure ({error})") from None
+        raise UserError(f"--with-report: {path} has no points of a figure ({error})") from None
 
 
 def merged(new: Sequence[SweepRow], old: Sequence[SweepRow]) -> list[SweepRow]:

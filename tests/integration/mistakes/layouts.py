@@ -155,11 +155,11 @@ CASES: list[Case] = [
     Case(
         "webdataset, twice in shards",
         shards(sample("a"), sample("a")),
-        r"the key a is in 0\.tar and in 1\.tar; .*--repeated_keys",
+        r"the key a is in 0\.tar and in 1\.tar; .*--repeated-keys",
     ),
     Case(
         "webdataset, twice in shards, allowed",
-        shards(sample("a"), sample("a"), more=["--repeated_keys"]),
+        shards(sample("a"), sample("a"), more=["--repeated-keys"]),
         r"2 images of 1 class",
         0,
     ),
@@ -193,7 +193,7 @@ CASES: list[Case] = [
     Case(
         "webdataset, another key",
         shards(sample("a", b'{"class": 3, "b": 1}', "json")),
-        r"a\.json has no 'label'; its keys are: b, class; .* --label_key",
+        r"a\.json has no 'label'; its keys are: b, class; .* --label-key",
     ),
     Case(
         "webdataset, a WordNet id",

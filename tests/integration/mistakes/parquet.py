@@ -157,12 +157,12 @@ CASES: list[Case] = [
     Case(
         "parquet, no images",
         table(img=IMAGES, label=LABELS),
-        r"/0\.parquet has no column 'image'; its columns are: img, label; name .* --image_key",
+        r"/0\.parquet has no column 'image'; its columns are: img, label; name .* --image-key",
     ),
     Case(
         "parquet, no labels",
         table(image=IMAGES, fine_label=LABELS),
-        r"has no column 'label'; its columns are: image, fine_label; name .* --label_key",
+        r"has no column 'label'; its columns are: image, fine_label; name .* --label-key",
     ),
     Case(
         "parquet, images of another type",
@@ -190,7 +190,7 @@ CASES: list[Case] = [
     Case(
         "parquet, labels of another type",
         files(rows(0.5)),
-        r"/0\.parquet: its column label holds double, not class numbers .* --label_key",
+        r"/0\.parquet: its column label holds double, not class numbers .* --label-key",
     ),
     Case("parquet, names as labels", files(rows("n1")), r"its column label holds string, not cla"),
     Case(
