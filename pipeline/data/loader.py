@@ -44,8 +44,11 @@ class Loader:
 
     Attributes:
         wait_seconds: time the caller has waited for data so far.
-        skipped: rows of images that did not decode, with ``data.on_error: skip``.
+        skipped: rows of images that did not decode, with ``data.on_error: skip``. A batch in which
+            no image decodes is left out.
     """
+
+    _skips_batches = True
 
     def __init__(
         self,
@@ -148,21 +151,29 @@ class Loader:
 
     def _next_inputs(self) -> Inputs:
         assert self._read_ahead is not None, "only while iterating"
-        batch = self._repeated.popleft() if self._repeated else next(self._read_ahead)
-        # The decoder of DALI 2.4 crashes the process if it cannot parse the header of one of
-        # several images, because its threads still run when their batch is released.
-        bad = [row for row in batch.bad_rows if row not in self._bad_rows]
-        if bad:
-            self._leave_out(bad)
-        if self._bad_rows:
-            batch = self._without_bad(batch)
-        inputs = self._inputs(batch)
-        self._in_flight.append((batch, inputs))
+        good = None
+        while good is None:
+            batch = self._repeated.popleft() if self._repeated else next(self._read_ahead)
+            # The decoder of DALI 2.4 crashes the process if it cannot parse the header of one of
+            # several images, because its threads still run when their batch is released.
+            bad = [row for row in batch.bad_rows if row not in self._bad_rows]
+            if bad:
+                self._leave_out(bad)
+            good = self._without_bad(batch) if self._bad_rows else batch
+        inputs = self._inputs(good)
+        self._in_flight.append((good, inputs))
         return inputs
 
-    def _without_bad(self, batch: EncodedBatch) -> EncodedBatch:
+    def _without_bad(self, batch: EncodedBatch) -> EncodedBatch | None:
+        """The images of a batch that decode; None if there are none and the batch is skipped.
+
+        Raises:
+            UserError: there are none, and each step needs some.
+        """
         rows = batch.spec.rows.tolist()
         good = [position for position, row in enumerate(rows) if row not in self._bad_rows]
+        if not good and self._skips_batches:
+            return None
         if not good:
             names = [self.index.id(row) for row in rows]
             raise UserError(
@@ -225,6 +236,13 @@ class Loader:
         if self._options.has_arrays:
             return (batch.views, *windows, self.index.is_array[spec.rows])
         return (batch.views, *windows)
+
+
+class TrainingLoader(Loader):
+    """The loader of training, where each step needs images: a batch in which no image decodes is an
+    error."""
+
+    _skips_batches = False
 
 
 def _check_arrays(index: Index, config: DataConfig) -> None:

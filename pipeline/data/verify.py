@@ -6,33 +6,15 @@ import numpy as np
 import torch
 
 from pipeline.config import DataConfig
-from pipeline.data.dali_graph import Inputs
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader
 from pipeline.data.plan import BatchSpec, Windows
-from pipeline.data.read_ahead import EncodedBatch
 
 _BATCH = 32  # images, which are decoded at their full size
 
 
-class _NoImageLeft(Exception):
-    """No image of a batch decodes."""
-
-
 class _Verifier(Loader):
     """A loader that collects the images that do not decode, and prints nothing."""
-
-    def _next_inputs(self) -> Inputs:
-        while True:
-            try:
-                return super()._next_inputs()
-            except _NoImageLeft:
-                continue  # the next batch
-
-    def _without_bad(self, batch: EncodedBatch) -> EncodedBatch:
-        if all(row in self._bad_rows for row in batch.spec.rows.tolist()):
-            raise _NoImageLeft
-        return super()._without_bad(batch)
 
     def _leave_out(self, bad: list[int]) -> None:
         self.skipped += bad

@@ -17,7 +17,7 @@ from pipeline.config import DataConfig, RunConfig
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader
-from pipeline.errors import Stopped
+from pipeline.errors import Stopped, UserError
 from pipeline.evaluation import attack_space
 from pipeline.evaluation.evaluator import Evaluator, Finished
 from pipeline.evaluation.samples import Samples
@@ -134,7 +134,11 @@ class Measurement:
         return Samples.concatenate(parts), loader.skipped
 
     def _references(self, view: AttackView, data: DataConfig) -> References | None:
-        """The images for the upper bounds, the same on every rank and in every shard."""
+        """The images for the upper bounds, the same on every rank and in every shard.
+
+        Raises:
+            UserError: none of them decodes.
+        """
         evaluation = self.config.evaluation
         if not evaluation.diagnostics and evaluation.attack.methods == ["deepfool"]:
             return None
@@ -142,7 +146,13 @@ class Measurement:
         size = min(images_at_once(evaluation.batch_size, self.ranks.device), len(rows))
         specs = evaluation_specs(self.index, rows, data, size)
         loader = Loader(self.index, specs, data, self.ranks.device, size, self.threads)
-        return References.of(view, [upcast(batch.images) for batch in loader])
+        batches = [upcast(batch.images) for batch in loader]
+        if not batches:
+            raise UserError(
+                f"{self.index.path}: none of {len(rows)} images decodes; check the archives, or "
+                "make the index again with tools/index.py --verify"
+            )
+        return References.of(view, batches)
 
 
 def gather_samples(

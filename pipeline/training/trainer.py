@@ -16,7 +16,7 @@ from pipeline.config import FinetuneConfig, parse
 from pipeline.data import mean_image
 from pipeline.data.batches import TrainingPlan
 from pipeline.data.index import Index
-from pipeline.data.loader import Batch, Loader
+from pipeline.data.loader import Batch, Loader, TrainingLoader
 from pipeline.errors import Stopped, first_line, warn
 from pipeline.evaluation.measure import Measurement
 from pipeline.evaluation.protocol import evaluation_protocol
@@ -141,7 +141,7 @@ class Trainer:
         self.stop = StopRequest()
         self._restore_best()
         self.runner.warm_up()
-        self.loader = Loader(
+        self.loader = TrainingLoader(
             self.train_index,
             self.plan.specs(self.step, self.schedule.total_steps),
             self.config.data,

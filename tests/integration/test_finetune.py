@@ -159,6 +159,27 @@ def test_an_image_that_breaks_during_an_evaluation(broken: tuple[str, str], tmp_
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["skipped"] == [name]
     assert (summary["num_samples"], summary["num_skipped"]) == (59, 1)
+    before = (tmp_path / "samples.parquet").read_bytes()
+    succeed("pipeline/evaluate.py", *options, "--data.on_error", "skip")  # only the broken one left
+    assert (tmp_path / "samples.parquet").read_bytes() == before
+    again = json.loads((tmp_path / "summary.json").read_text())
+    assert (again["num_samples"], again["num_skipped"], again["skipped"]) == (59, 1, [name])
+
+
+def test_no_image_of_an_evaluation_decodes(tmp_path: Path) -> None:
+    path = tmp_path / "photos.tar"
+    index_tar(path, {"a/1.jpg": encode(picture(60, 50, 1), "JPEG")})
+    path.write_bytes(bytes(path.stat().st_size))
+    options = ("--data.val", path.with_suffix(".parquet"), "--model.name", "lenet")
+    options += ("--data.channels", 1, "--data.crop_size", 28, "--data.resize_size", 28)
+    options += ("--data.mean", "[0]", "--data.std", "[1]", "--data.on_error", "skip")
+    options += ("--model.num_classes", 10, "--output", tmp_path / "out")
+    line = expect_error(in_process, *options, script="pipeline/evaluate.py")
+    assert "none of 1 images decodes; check the archives" in line
+    line = expect_error(
+        in_process, *options, "--evaluation.diagnostics", "false", script="pipeline/evaluate.py"
+    )
+    assert "contains no results yet" in line
 
 
 def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path) -> None:

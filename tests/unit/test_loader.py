@@ -15,7 +15,7 @@ from pipeline.config import DataConfig
 from pipeline.data import image_headers, index
 from pipeline.data.batches import evaluation_specs
 from pipeline.data.index import Index
-from pipeline.data.loader import Batch, Loader
+from pipeline.data.loader import Batch, Loader, TrainingLoader
 from pipeline.data.mapped_files import Files
 from pipeline.data.plan import BatchSpec, training_windows
 from pipeline.errors import UserError
@@ -203,12 +203,18 @@ def test_an_image_of_another_size_than_indexed_is_named(tmp_path: Path) -> None:
         evaluate(photos, DataConfig())
 
 
-def test_a_batch_with_no_image_left_is_an_error(tmp_path: Path) -> None:
-    photos = broken_archive(tmp_path)
+@pytest.mark.parametrize("keep", [0, 300])
+def test_a_batch_with_no_image_left(tmp_path: Path, keep: int) -> None:
+    """It is left out; in training it is an error."""
+    photos = broken_archive(tmp_path, keep)
     config = dataclasses.replace(RAW, on_error="skip")
-    specs = evaluation_specs(photos, np.array([11, 20, 1]), config, 2)
-    with pytest.raises(UserError, match="no image of a batch decodes"):
-        list(Loader(photos, specs, config, CPU, 2, threads=2))
+    for rows in ([11, 20, 1, 2], [1, 2, 11, 20], [11, 20]):
+        specs = [*evaluation_specs(photos, np.array(rows), config, 2)]
+        loader = Loader(photos, specs, config, CPU, 2, threads=2)
+        assert [batch.rows.tolist() for batch in loader] == [[1, 2]] * (1 in rows)
+        assert loader.skipped == [11, 20]
+        with pytest.raises(UserError, match="no image of a batch decodes"):
+            list(TrainingLoader(photos, specs, config, CPU, 2, threads=2))
 
 
 def test_without_memory_no_image_is_blamed(photos: Index, monkeypatch: pytest.MonkeyPatch) -> None:
