@@ -94,7 +94,7 @@ def main() -> None:
         try:
             evaluate(config, measurement, rows, store, monitor)
         except Stopped:
-            monitor.say(messages.interrupted())
+            monitor.say(messages.interrupted(resume=config.resume))
             raise SystemExit(STOPPED_EXIT_CODE) from None
         if ranks.is_main:
             report(store.folder.parent, config, ranks, monitor)

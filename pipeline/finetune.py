@@ -102,7 +102,7 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
     try:
         trainer.fit(monitor)
     except Stopped:
-        monitor.say(messages.interrupted(f" after step {trainer.step}"))
+        monitor.say(messages.interrupted(f" after step {trainer.step}", trainer.config.resume))
         raise SystemExit(STOPPED_EXIT_CODE) from None
     trainer.export("weights.pth")
 

@@ -39,9 +39,17 @@ def no_lower_bound(reason: str) -> str:
     return reason and f"evaluation.lower_bound has no effect: {reason}"
 
 
-def interrupted(where: str = "") -> str:
-    """The line after a signal; ``where`` is empty or as `` after step 24``."""
+def interrupted(where: str = "", resume: str = "auto") -> str:
+    """The line after a signal.
+
+    Args:
+        where: empty, or as `` after step 24``.
+        resume: the option of the run. The same command would be refused with never, and start from
+            the same checkpoint again with a path.
+    """
     line = f"interrupted{where}; everything is saved: rerun the same command to resume"
+    if resume != "auto":
+        line += f", with --resume auto instead of --resume {resume}"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         line += " (torchrun's own report follows, and torchrun exits with code 1)"
     return line

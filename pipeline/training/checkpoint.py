@@ -96,7 +96,8 @@ class Checkpoints:
             write(self.best_path, state)
         write(path, state)
         for old in self.all()[: -self.config.keep_last]:
-            old.unlink(missing_ok=True)
+            if old != path:
+                old.unlink(missing_ok=True)
         return path
 
     def restore_best(self, best_step: int, step: int) -> str:

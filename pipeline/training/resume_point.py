@@ -3,6 +3,8 @@
 In: a run's checkpoints and the option ``--resume``. Out: a checkpoint that was read completely.
 """
 
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +12,12 @@ from pipeline.config import RESUME_WORDS
 from pipeline.config.text import did_you_mean_file
 from pipeline.errors import UserError, first_few, warn
 from pipeline.runtime.agent import restarted
-from pipeline.runtime.files import report_unwritable
+from pipeline.runtime.files import atomic_write, report_unwritable, writable
 from pipeline.training.checkpoint import Checkpoints, CheckpointState, DamagedCheckpoint, load
 
 SUFFIX = ".damaged"  # of the name of a checkpoint that was set aside
+LATER_SUFFIX = ".abandoned"  # of a checkpoint later than the one that --resume PATH names
+REFERENCE = "reference.pth"  # the weights before fine-tuning, in a run's folder
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,34 @@ def resume_point(checkpoints: Checkpoints, resume: str, set_aside: bool) -> Resu
     return _newest_undamaged(checkpoints, paths, set_aside)
 
 
+def continue_from(checkpoints: Checkpoints, path: Path, step: int) -> None:
+    """Prepare a run's folder for continuing from the checkpoint that --resume PATH names.
+
+    The run's later checkpoints are renamed: a restart would continue from them, and they would
+    count as newer than those that the run writes from now on. The weights before fine-tuning are
+    copied from the run of the checkpoint, because this one does not pass their step.
+
+    Args:
+        checkpoints: the checkpoints of the run.
+        path: the checkpoint to continue from; nothing is done for the newest of the run itself.
+        step: its step.
+
+    Raises:
+        UserError: a file cannot be renamed or written.
+    """
+    for later in checkpoints.all():
+        if _step_of_name(later) > step:
+            aside = later.with_name(later.name + LATER_SUFFIX)
+            with report_unwritable(aside, "the run must be able to rename its later checkpoints"):
+                later.replace(aside)
+            warn(f"--resume {path} goes back to step {step}: {later} is now {aside.name}")
+    reference = checkpoints.folder.parent / REFERENCE
+    source = path.absolute().parent.parent / REFERENCE
+    if not reference.exists() and source.exists():
+        with writable(reference), atomic_write(reference) as partial:
+            shutil.copyfile(source, partial)
+
+
 def _newest_first(checkpoints: Checkpoints) -> list[Path]:
     """The checkpoints from which a run may continue: the numbered ones, then best.pt.
 
@@ -67,6 +99,12 @@ def _newest_first(checkpoints: Checkpoints) -> list[Path]:
     if (paths or _set_aside(checkpoints)) and checkpoints.best_path.exists():
         paths.append(checkpoints.best_path)
     return paths
+
+
+def _step_of_name(path: Path) -> int:
+    """The step in the name of a numbered checkpoint; 0 in any other name."""
+    match = re.fullmatch(r"step-(\d+)\.pt", path.name)
+    return int(match[1]) if match else 0
 
 
 def _set_aside(checkpoints: Checkpoints) -> list[Path]:

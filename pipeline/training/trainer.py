@@ -35,7 +35,7 @@ from pipeline.training.checkpoint import Checkpoints, CheckpointState
 from pipeline.training.evaluation import evaluate_held_out
 from pipeline.training.history import History, HistoryEntry
 from pipeline.training.interval_timer import IntervalTimer
-from pipeline.training.resume_point import resume_point
+from pipeline.training.resume_point import REFERENCE, continue_from, resume_point
 from pipeline.training.schedule import Schedule
 from pipeline.training.step_runner import StepRunner
 from pipeline.training.step_stats import LogWindow, StepStats
@@ -114,6 +114,8 @@ class Trainer:
             checkpoint.check(path, state, *own)
             warn(checkpoint.decoder_warning(path, state, self.decoder))
             self._restore(path, state)
+            if point and path == Path(self.config.resume) and not self.config.dry_run:
+                continue_from(self.checkpoints, path, self.step)
         return path
 
     def _restore(self, path: Path, state: CheckpointState) -> None:
@@ -240,7 +242,7 @@ class Trainer:
         monitor.evaluation(entry.to_dict(), self.rho)
         warn(nonfinite_warning(statistics), *distance_warnings(statistics))
         if len(self.history) == 1:
-            self.export("reference.pth")
+            self.export(REFERENCE)
         self._save(best=is_best)
 
     def _save(self, best: bool = False) -> None:

@@ -180,6 +180,36 @@ def test_a_run_that_moves_to_another_decoder_is_warned(tiny_copy: Path) -> None:
     assert "decoded its images on the GPU, this one does on the CPU" in finished(tiny_copy).stderr
 
 
+def test_a_run_that_goes_back_to_an_earlier_checkpoint(
+    tiny_run: Path, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its later checkpoints neither outlive the new ones, nor are they what a restart takes."""
+    checkpoints = tiny_copy / "checkpoints"
+    shutil.move(checkpoints / "step-000000018.pt", checkpoints / "step-000000020.pt")
+    back = ("--resume", checkpoints / "step-000000012.pt", "--checkpoint.keep_last", 1)
+    assert "20.pt is now" not in finished(tiny_copy, *back, "--dry_run", "true").stderr
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, 15)
+        with pytest.raises(KeyboardInterrupt):
+            finished(tiny_copy, *back, "--checkpoint.every_steps", 1)
+    names = {path.name for path in checkpoints.iterdir()}
+    assert names == {"best.pt", "step-000000015.pt", "step-000000020.pt.abandoned"}
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    restarted = finished(tiny_copy, *back)
+    assert "resuming from" in restarted.stdout
+    assert "step 15" in restarted.stdout
+    assert_same_weights(tiny_copy, tiny_run)
+
+
+def test_a_run_that_continues_from_a_checkpoint_of_another(tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    finished(folder, "--resume", tiny_run / "checkpoints" / "step-000000012.pt")
+    assert (folder / "reference.pth").read_bytes() == (tiny_run / "reference.pth").read_bytes()
+    assert_same_weights(folder, tiny_run)
+    names = {path.name for path in (tiny_run / "checkpoints").iterdir()}
+    assert names == {"best.pt", "step-000000012.pt", "step-000000018.pt"}
+
+
 def test_a_checkpoint_cut_short(tiny_run: Path, tiny_copy: Path) -> None:
     """It is set aside, and the run resumes from the one before it."""
     cut = tiny_copy / "checkpoints" / "step-000000018.pt"

@@ -157,3 +157,10 @@ def test_the_evaluation_of_a_submitted_run() -> None:
     assert (evaluated.nodes, evaluated.gpus_per_node, evaluated.partition) == (1, 1, "P")
     assert messages.evaluation_options(tuning()) == run_argv
     parse.check_names(EvaluateConfig, run_argv)
+
+
+def test_an_interrupted_run_says_how_to_resume() -> None:
+    assert messages.interrupted(" after step 3").endswith("saved: rerun the same command to resume")
+    assert messages.interrupted(resume="a.pt").endswith(
+        "with --resume auto instead of --resume a.pt"
+    )
