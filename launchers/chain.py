@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from launchers import command_lines, options
-from pipeline.config import EvaluateConfig, FinetuneConfig
+from pipeline.config import EvaluateConfig, FinetuneConfig, Shard
 from pipeline.runtime import config_file
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
@@ -35,7 +35,7 @@ from launchers.tasks import Report
 from pipeline.config import parse
 from pipeline.errors import exit_on_user_error, warn
 from pipeline.evaluation.resolve import resolve
-from pipeline.evaluation.shard_results import Manifest
+from pipeline.evaluation.shard_results import Manifest, refuse_other
 
 # The evaluations: name of the folder, and file of the weights, which the fine-tuning writes.
 PARTS = {"before": "reference.pth", "after": "weights.pth"}
@@ -89,6 +89,27 @@ def is_done(tuning: FinetuneConfig) -> bool:
     return same and (folder / "summary.json").exists()
 
 
+def refuse_other_evaluations(
+    tuning: FinetuneConfig, evaluations: dict[str, EvaluateConfig], manifest: Manifest
+) -> None:
+    """Refuse results in OUTPUT/before or OUTPUT/after that were measured with other options.
+
+    Args:
+        tuning: the fine-tuning.
+        evaluations: the first result of `evaluations_of`.
+        manifest: the second one. It has the weights that the fine-tuning starts from.
+
+    Raises:
+        UserError: names the folder and the differences.
+    """
+    for config in evaluations.values():
+        remedy = f"remove {config.folder} to evaluate again, or give another --output"
+        results = config.folder / "results"
+        refuse_other(results, manifest, ("weights",), remedy)
+        if is_done(tuning) and results.exists():
+            refuse_other(results, evaluate.check(config), remedy=remedy)
+
+
 def launch(
     tuning: FinetuneConfig,
     evaluations: dict[str, EvaluateConfig],
@@ -106,16 +127,22 @@ def launch(
         shard_resources: what each shard requests.
     """
     folder = tuning.folder
-    submit.check_can_submit(folder, resources)
+    is_tuned = is_done(tuning)
+    if is_tuned and resources.cluster == "slurm":  # the report's job runs the copy of the code
+        submit.snapshot_code_and_config(folder, [tuning], resources)
+    else:
+        submit.check_can_submit(folder, resources)
     jobs: list[submitit.Job[None]] = []
     last_job_ids: list[str] = []  # the last job of each part; the report waits for these
-    if not is_done(tuning):
+    if not is_tuned:
         jobs += finetune.launch(folder, [tuning], resources)
         _announce("fine-tuning", jobs, resources)
         last_job_ids.append(jobs[-1].job_id)
     tuning_job_id = last_job_ids[0] if last_job_ids else None
     for name, config in evaluations.items():
-        shards = evaluate.unfinished_shards(config.folder, num_shards)
+        shards = [Shard(number, num_shards) for number in range(num_shards)]
+        if is_tuned:  # otherwise the results are of earlier weights, which the jobs refuse
+            shards = evaluate.unfinished_shards(config.folder, num_shards)
         if shards:
             shard_jobs = evaluate.launch(config, shards, shard_resources, tuning_job_id)
             _announce(name, shard_jobs, resources)
@@ -161,8 +188,9 @@ def main() -> None:
     with exit_on_user_error():
         resources = options.resources(args)
         _, (tuning,) = finetune.parse_configs([], tuning_argv)
-        warn(*finetune.check(tuning, resources))
+        warn(*finetune.check(tuning, resources, is_done(tuning)))
         evaluations, manifest = evaluations_of(tuning, evaluation_argv)
+        refuse_other_evaluations(tuning, evaluations, manifest)
         default = 8 if resources.cluster == "slurm" else 1
         num_shards = evaluate.num_shards(args.shards, default, manifest)
         gpus = 1 if resources.gpus_per_node else None

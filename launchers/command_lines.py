@@ -36,7 +36,7 @@ def evaluate_parser(description: str | None) -> Parser:
     top.add_argument(
         "--shards",
         type=POSITIVE,
-        help="number of jobs in the array (default: 8; never more than images)",
+        help="number of jobs in the array (default: 8, or 1 without SLURM; never more than images)",
     )
     options.add_resources(top)
     return top
@@ -108,7 +108,7 @@ def _check_own_names(parser: Parser, argv: Sequence[str], entry_point: type[RunC
     inner = {*parse.option_names(entry_point), "config"}
     for word in translate_launcher_argv(argv).values:
         name = word.partition("=")[0].removeprefix("--")
-        if not word.startswith("--") or name in names:
+        if not word.startswith("--") or name in names or name.replace("_", "-") in names:
             continue
         if translate_argv(entry_point, [f"--{name}"]).values[0].removeprefix("--") in inner:
             raise UserError(f"--{name} belongs to {program}: put it after --, as -- --{name} ...")

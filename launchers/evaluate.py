@@ -7,6 +7,7 @@ The options after -- are those of pipeline/evaluate.py; they are checked before 
 submitted. The same command again submits only the shards with missing images.
 """
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from pipeline.data import source
 from pipeline.errors import UserError, exit_on_user_error, warn
 from pipeline.evaluation import merge
 from pipeline.evaluation.resolve import resolve
-from pipeline.evaluation.shard_results import Manifest, refuse_other
+from pipeline.evaluation.shard_results import Manifest, ResultsFolder, refuse_other
 from pipeline.models import prepare
 
 
@@ -101,13 +102,13 @@ def launch(
     dependency = f"afterok:{after_job}" if after_job else None
     jobs = submit.submit(tasks, folder, resources, dependency)
     ids, logs = submit.job_ids(jobs), [str(job.paths.stdout) for job in jobs]
-    merge_job_id = None
+    submission = Submission(folder, "evaluate", resources.cluster, ids, logs, None)
+    submission.write()  # the array is known even if SLURM refuses the merging job
     if resources.cluster == "slurm":
         # afterany: the merging job also runs when a shard failed, to report what is missing.
         merge_after = ",".join(filter(None, [f"afterany:{ids[0]}", dependency]))
         jobs += submit.submit([Merge(str(folder))], folder, resources.single_task(), merge_after)
-        merge_job_id = jobs[-1].job_id
-    Submission(folder, "evaluate", resources.cluster, ids, logs, merge_job_id).write()
+        dataclasses.replace(submission, joined_by=jobs[-1].job_id).write()
     return jobs
 
 
@@ -120,15 +121,18 @@ def main() -> None:
         resources = options.resources(args)
         config = resolve(config)
         manifest = check(config)
-        total = num_shards(args.shards, 8, manifest)
+        total = num_shards(args.shards, 8 if resources.cluster == "slurm" else 1, manifest)
         warn(*warn_ignored(config))
         config = submit.with_absolute_paths(config)
         refuse_other(config.folder / "results", manifest)
         shards = unfinished_shards(config.folder, total)
         if not shards:
-            merge = ["python", messages.script("tools/report.py"), "merge", str(config.folder)]
-            print(f"all images are done; to write the outputs again: {shlex.join(merge)}")
+            command = ["python", messages.script("tools/report.py"), "merge", str(config.folder)]
+            print(f"all images are done; to write the outputs again: {shlex.join(command)}")
             return
+        if config.resume != "auto":  # the jobs would refuse never, or a folder without results
+            for shard in shards:
+                ResultsFolder.find(config.folder / "results", config.resume, manifest, shard)
         shard_line = f"shards       {', '.join(map(str, shards))}"
         if config.dry_run:
             print(f"would submit {len(shards)} of {total} jobs, into {config.folder}\n{shard_line}")

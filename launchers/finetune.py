@@ -37,6 +37,10 @@ from pipeline.data.batches import TrainingPlan
 from pipeline.errors import exit_on_user_error, warn
 from pipeline.evaluation.resolve import resolve
 from pipeline.models import prepare
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.fingerprint import fingerprint
+from pipeline.training.resume_point import resume_point
 
 
 def parse_configs(
@@ -61,18 +65,33 @@ def parse_configs(
     return folder, configs
 
 
-def check(config: FinetuneConfig, resources: Resources) -> list[str]:
+def check(config: FinetuneConfig, resources: Resources, is_done: bool = False) -> list[str]:
     """Refuse the mistakes that the run would refuse; return the warnings that it would print.
 
-    Checks the data, the weights, and whether the ranks can divide a batch.
+    Checks the data, the weights, whether the ranks can divide a batch, and the checkpoint that the
+    run would resume from.
+
+    Args:
+        config: the options of the run.
+        resources: what it requests.
+        is_done: the run has ended and will not be submitted, so its checkpoint is not checked.
 
     Raises:
         UserError: names the option.
     """
     indices = source.open_index(config, "train"), source.open_index(config, "val")
     plan = TrainingPlan(indices[0], config.data, config.train, 0, resources.ranks)
+    labelled = prepare.labelled_indices(config, *indices)
     with torch.random.fork_rng(devices=[]):
-        prepare.build_net(config, *prepare.labelled_indices(config, *indices))
+        net = prepare.build_net(config, *labelled)
+    checkpoints = Checkpoints(config.folder / "checkpoints", config.checkpoint)
+    point = None
+    if not is_done:
+        point = resume_point(checkpoints, config.resume, set_aside=False)
+    if point is not None:
+        own = fingerprint(config, indices[0], net), labelled[0].classes
+        # The device of the jobs is not known here, so the decoder is taken to be the same.
+        checkpoint.check(point.path, point.state, config, *own, point.state.get("decoder"))
     return warn_ignored(config, steps_per_epoch=plan.steps_per_epoch)
 
 

@@ -114,7 +114,8 @@ def _cells(submission: Submission, states: Sequence[TaskState]) -> list[str]:
     rho = f"{progress.rho:.4g}" if progress.rho is not None else ""
     nodes = dict.fromkeys(state.nodes for state in running if state.nodes)
     # SLURM writes D-HH:MM:SS without leading zeros, so a shorter text is a shorter time.
-    limits = sorted({state.time_left for state in running if state.time_left}, key=len)
+    limits = {state.time_left for state in running if state.time_left}
+    limits = sorted(limits, key=lambda text: (len(text), text))
     return [
         os.path.relpath(submission.folder),
         submission.jobs[0],

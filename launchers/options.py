@@ -92,7 +92,7 @@ def add_resources(parser: Parser) -> None:
         metavar="TIME",
         help="time limit of each job: 90m, 24h, 2d, or in SLURM's format, 1-12:00:00; a number "
         "without a unit is minutes (default: 1h). A run that reaches the limit is requeued and "
-        "resumes",
+        "resumes. Without SLURM there is no limit",
     )
     _add_slurm_options(parser)
     parser.add_argument(
@@ -123,7 +123,8 @@ def _add_slurm_options(parser: Parser) -> None:
         type=POSITIVE,
         default=256,
         metavar="JOBS",
-        help="largest number of jobs of an array that run at the same time (256)",
+        help="largest number of jobs of an array that run at the same time (256); --cluster local "
+        "starts all at once, and refuses more",
     )
 
 

@@ -15,10 +15,10 @@ def requeue_script(deaths: Path) -> list[str]:
     own, or after `_MAX_REQUEUES_AFTER_KILL` times.
 
     Args:
-        deaths: a file that gets one line each time; the index of an array's task is appended to
-            its name.
+        deaths: a file that gets one line each time; the job's id, and an array's index, are
+            appended to its name, so that a later job in the same folder counts from zero.
     """
-    file = shlex.quote(str(deaths)) + '"${SLURM_ARRAY_TASK_ID:-}"'
+    file = shlex.quote(f"{deaths}-") + '"$job"'
     return [
         "code=$?",
         # SLURM gives the last task of an array the id of the whole array, and requeueing that id

@@ -91,7 +91,10 @@ def _query_slurm(jobs: set[str]) -> dict[str, TaskState]:
 
 
 def _local_state(submission: Submission) -> TaskState:
-    """The state of a job on this machine; ENDED if it has ended without a summary."""
+    """The state of a job on this machine; ENDED if it has ended without a summary, UNKNOWN on any
+    other machine."""
+    if submission.host != socket.gethostname():
+        return TaskState("UNKNOWN", submission.host)
     if running_processes(submission):
         return TaskState("RUNNING", submission.host)
     name = "COMPLETED" if (submission.folder / "summary.json").exists() else "ENDED"

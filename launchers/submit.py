@@ -39,6 +39,7 @@ if CONFIGS.parent == PROJECT:  # a checkout, or a copy of one
 # Parts of sbatch's messages when it cannot connect to SLURM's controller.
 _NO_CONTROLLER = ("controller", "could not establish a configuration source")
 _MAX_REQUEUES_AFTER_TIMEOUT = 1000  # submitit's default is 3
+_NO_LIMIT = 60 * 24 * 366  # minutes; submitit wants a time limit also for a local process
 
 
 def snapshot_code_and_config(
@@ -137,8 +138,14 @@ def submit(
         dependency: the jobs to wait for, in sbatch's format (afterok:12); only used by SLURM.
 
     Raises:
-        UserError: sbatch refuses the jobs; contains sbatch's message.
+        UserError: sbatch refuses the jobs; contains sbatch's message. Or more jobs than
+            --max-parallel would start on this machine.
     """
+    if resources.cluster == "local" and len(tasks) > resources.max_parallel:
+        raise UserError(
+            f"--max-parallel {resources.max_parallel}: --cluster local would start all "
+            f"{len(tasks)} jobs at once; give fewer, or use SLURM"
+        )
     executor = submitit.AutoExecutor(
         folder / "jobs",
         cluster=resources.cluster,
@@ -199,7 +206,7 @@ def _parameters(folder: Path, resources: Resources, dependency: str | None) -> d
         "name": folder.name,
         "nodes": resources.nodes,
         "tasks_per_node": resources.tasks_per_node,
-        "timeout_min": resources.minutes,
+        "timeout_min": resources.minutes if resources.cluster == "slurm" else _NO_LIMIT,
         "stderr_to_stdout": True,
         "gpus_per_node": resources.gpus_per_node,
         "cpus_per_task": resources.cpus_per_task,

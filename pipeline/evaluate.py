@@ -241,8 +241,9 @@ def evaluate(
         Stopped: after a signal.
     """
     stop, ranks, index = StopRequest(), measurement.ranks, measurement.index
-    todo = store.rows_to_do(rows)
-    ranks.barrier()  # all ranks have read before one appends
+    # All ranks have read before one appends, and take the list of rank 0: a job of other shards may
+    # write to the folder meanwhile.
+    todo = ranks.gather(store.rows_to_do(rows))[0]
     monitor.say(announce_work(rows, todo))
     monitor.start_progress("evaluating", len(rows), len(rows) - len(todo))
     begin = time.perf_counter()

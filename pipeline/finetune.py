@@ -57,6 +57,8 @@ def main() -> None:
             monitor.say(where(folder, resumed, trainer))
             if ranks.is_main:
                 config_file.save(trainer.config, folder / "config.yaml")
+                if trainer.step < trainer.schedule.total_steps:  # of a run that was further
+                    (folder / "summary.json").unlink(missing_ok=True)
             train(trainer, monitor)
             skipped = trainer.gather_skipped_ids()
             if ranks.is_main:

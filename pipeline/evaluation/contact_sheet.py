@@ -44,7 +44,7 @@ def draw(examples: Sequence[Example], class_names: list[str], data: DataConfig) 
         titles = (before, f"perturbation x {factor:.3g}", after)
         for axis, picture, title in zip(row, (x, 0.5 + factor * d, x + d), titles, strict=True):
             axis.imshow(_pixels(picture), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(title, fontsize=9)
+            axis.set_title(title, fontsize=9, parse_math=False)  # a class name may have $
             axis.set_axis_off()
     return figure
 

@@ -110,13 +110,19 @@ class Manifest:
         """Whether results of another decoder may be merged with these."""
         return self.about.get("mix_decoders", False)
 
-    def differences(self, other: "Manifest") -> str:
-        """How another identity differs, as ``key: this -> other``; empty if it is equal. Decoders
-        are left out if one of them is not known, or if one of the manifests allows both."""
+    def differences(self, other: "Manifest", free: tuple[str, ...] = ()) -> str:
+        """How another identity differs, as ``key: this -> other``; empty if it is equal.
+
+        Decoders are left out if one of them is not known, or if one of the manifests allows both.
+
+        Args:
+            other: the manifest with the other identity.
+            free: keys that are left out.
+        """
         known = None not in (self.identity.input.decoder, other.identity.input.decoder)
         if known and not (self.mix_decoders or other.mix_decoders):
-            return self._differences(other, ())
-        return self._differences(other, ("input.decoder",))
+            return self._differences(other, free)
+        return self._differences(other, (*free, "input.decoder"))
 
     def differs_by_decoder_alone(self, other: "Manifest") -> bool:
         """Whether another identity has another decoder, and is equal otherwise."""

@@ -239,21 +239,31 @@ class ResultsFolder:
             file.write(json.dumps(run) + "\n")
 
 
-def refuse_other(folder: Path, manifest: Manifest) -> None:
+def refuse_other(
+    folder: Path,
+    manifest: Manifest,
+    free: tuple[str, ...] = (),
+    remedy: str = "give another --output",
+) -> None:
     """Refuse a folder with results of another evaluation.
+
+    Args:
+        folder: OUTPUT/results; it need not exist.
+        manifest: of this evaluation.
+        free: keys of the identity that are not compared.
+        remedy: what the user can do.
 
     Raises:
         UserError: lists the differences.
     """
     paths = _manifests(folder)
     for path, other in zip(paths, read_manifests(paths), strict=True):
-        difference = manifest.differences(other)
+        difference = manifest.differences(other, free)
         if difference:
             by_decoder = manifest.differs_by_decoder_alone(other)
-            remedy = f"{_DECODER_REMEDY}, or give" if by_decoder else "give"
             raise UserError(
                 f"{path.parent} contains results of another evaluation (this one -> that one: "
-                f"{difference}); {remedy} another --output"
+                f"{difference}); {f'{_DECODER_REMEDY}, or ' if by_decoder else ''}{remedy}"
             )
 
 

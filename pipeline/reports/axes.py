@@ -4,7 +4,7 @@ Lines differ in dashes and markers as well as in colour, so that they can be dis
 greyscale.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.evaluation.curves import LINE_STYLES
@@ -35,6 +35,12 @@ def label_axes(axis: "Axes", x: str, y: str) -> None:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(linewidth=0.4, alpha=0.5)
+
+
+def add_legend(owner: "Axes | Figure", *names: Any, **options: Any) -> None:
+    """Add a legend, as ``owner.legend``, in which a $ in a label is a $ and no formula."""
+    for text in owner.legend(*names, fontsize=8, **options).get_texts():
+        text.set_parse_math(False)
 
 
 def rho_of_all(runs: list[Run]) -> str:

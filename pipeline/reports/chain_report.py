@@ -31,11 +31,13 @@ def write(folder: Path) -> Path:
     titled_figures = {
         "epochs": ("Accuracy and rho2 by epoch", figures.epochs([tuned])),
         "ratios": ("Perturbation of each image, relative", figures.ratios([before, after])),
-        "sheet-before": ("Perturbations before", figures.sheet(before)),
-        "sheet-after": ("Perturbations after", figures.sheet(after)),
+        "sheet-before": ("Perturbations before", figures.stored_sheet(before)),
+        "sheet-after": ("Perturbations after", figures.stored_sheet(after)),
     }
     lines = [f"# {folder.name}", "", table_formats.FORMATS["markdown"](rows)]
     for name, (title, figure) in titled_figures.items():
+        if figure is None:  # evaluated with --num_examples 0
+            continue
         figures.save(figure, target / name)
         lines += [f"## {title}", "", f"![{title}]({name}.png)", ""]
     page = target / "report.md"

@@ -23,7 +23,7 @@ from pipeline.evaluation.curves import (
 from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.runtime.files import atomic_write, writable
 
-from .axes import STYLES, label_axes, new_figure, rho_of_all, tex
+from .axes import STYLES, add_legend, label_axes, new_figure, rho_of_all, tex
 from .runs import Run
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def _add_legend(figure: "Figure", axis: "Axes") -> None:
     handles, labels = axis.get_legend_handles_labels()
     if len(labels) > _MAX_LABELS_IN_AXIS:
         figure.set_figheight(figure.get_figheight() + 0.7)
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+        add_legend(figure, handles, labels, loc="outside lower center", ncols=4)
     else:
-        axis.legend(fontsize=8)
+        add_legend(axis)
 
 
 def ratios(runs: list[Run]) -> "Figure":
@@ -80,7 +80,7 @@ def ratios(runs: list[Run]) -> "Figure":
         axis.axvline(median, linewidth=0.8, gid=f"median: {run.label}", **style)
     axis.set_xscale("log")
     label_axes(axis, r"$\|\Delta x\| \; / \; \|x\|$", "images, %")
-    axis.legend(fontsize=8)
+    add_legend(axis)
     return figure
 
 
@@ -154,9 +154,18 @@ def _label_of_curve(run: Run, runs: list[Run], line: Curve, method: str) -> str:
     return f"{name} ({line.num_unbounded} never flipped)" if line.num_unbounded else name
 
 
+def stored_sheet(run: Run) -> "Figure | None":
+    """As `sheet`; None if the evaluation has stored no perturbations."""
+    return draw_stored(run.folder, ResultsFolder(run.folder / "results").read().manifest)
+
+
 def sheet(run: Run) -> "Figure":
-    """Images, perturbations and perturbed images of an evaluation, with classes."""
-    figure = draw_stored(run.folder, ResultsFolder(run.folder / "results").read().manifest)
+    """Images, perturbations and perturbed images of an evaluation, with classes.
+
+    Raises:
+        UserError: the evaluation has stored no perturbations.
+    """
+    figure = stored_sheet(run)
     if figure is None:
         raise UserError(
             f"{run.folder} has no stored perturbations; evaluate with --num_examples above 0"

@@ -115,9 +115,12 @@ def pair(a: EvaluatedImages, b: EvaluatedImages, method: str | None = None) -> P
     Raises:
         UserError: the evaluations were not made with the same images, preprocessing and protocol
             (FGS may differ, and methods other than ``method``); names each difference. Or an image
-            has other pixels in the other evaluation, or fewer than two images have a ratio in both.
+            has other pixels in the other evaluation, an id occurs twice, or fewer than two images
+            have a ratio in both.
     """
     _check_measured_alike(a, b, method)
+    for evaluated in (a, b):
+        _refuse_repeated_ids(evaluated)
     ids, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
     common_a, common_b = a.take(in_a), b.take(in_b)
     has_hash = _compare_pixels(common_a, common_b)
@@ -140,6 +143,16 @@ def pair(a: EvaluatedImages, b: EvaluatedImages, method: str | None = None) -> P
             "needs at least 2"
         )
     return pairs
+
+
+def _refuse_repeated_ids(evaluated: EvaluatedImages) -> None:
+    names, counts = np.unique(evaluated.ids, return_counts=True)
+    repeated = names[counts > 1].tolist()
+    if repeated:
+        raise UserError(
+            f"{evaluated.folder} has several images with the same id ({first_few(repeated)}), so "
+            "they cannot be paired; index data sets with equal names under different folders"
+        )
 
 
 def _smallest_of(methods: list[str]) -> str:

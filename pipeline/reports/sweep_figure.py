@@ -9,7 +9,7 @@ from itertools import cycle
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .axes import STYLES, label_axes, new_figure, rho_of_all, tex
+from .axes import STYLES, add_legend, label_axes, new_figure, rho_of_all, tex
 from .runs import Run
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ def draw(points: Iterable[SweepPoint], by: str, along: str, rho: str = "rho2") -
     """
     figure, (axis,) = new_figure(1)
     lines = _means(points)
-    for (line, means), style in zip(sorted(lines.items()), cycle(STYLES), strict=False):
+    for (line, means), style in zip(lines.items(), cycle(STYLES), strict=False):
         _draw_line(axis, f"{by} {_text(line)}" if by else str(line), means, style)
     label_axes(axis, tex(rho), "accuracy, %")
-    axis.legend(fontsize=8, title=f"along a line: {along}", title_fontsize=7)
+    add_legend(axis, title=f"along a line: {along}", title_fontsize=7)
     _remove_overlapping(figure, axis)
     return figure
 
@@ -92,12 +92,18 @@ def _means(points: Iterable[SweepPoint]) -> dict[Any, list[_Mean]]:
     for point in points:
         groups.setdefault((point.line, point.along), []).append(point)
     lines: dict[Any, list[_Mean]] = {}
-    for (line, along), same in sorted(groups.items()):
+    for (line, along), same in sorted(groups.items(), key=lambda group: _order(*group[0])):
         rhos = [point.rho for point in same]
         accuracies = [100 * point.accuracy for point in same]
         spreads = [stdev(values) if len(same) > 1 else 0.0 for values in (rhos, accuracies)]
         lines.setdefault(line, []).append(_Mean(along, mean(rhos), mean(accuracies), *spreads))
     return lines
+
+
+def _order(*values: Any) -> list[tuple[bool, Any]]:
+    """A key that sorts numbers before texts such as auto, which cannot be compared."""
+    numbers = (isinstance(value, int | float) for value in values)
+    return [(not is_number, value) for is_number, value in zip(numbers, values, strict=True)]
 
 
 def _draw_line(axis: "Axes", name: str, means: list[_Mean], style: dict[str, Any]) -> None:

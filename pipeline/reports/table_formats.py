@@ -155,5 +155,12 @@ def _power_of_ten(rho: float) -> str:
     return rf"${mantissa} \times 10^{{{exponent}}}$"
 
 
+_LATEX = {letter: "\\" + letter for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+}
+
+
 def _escaped(text: str) -> str:
-    return "".join("\\" + letter if letter in "&%$#_{}" else letter for letter in text)
+    return "".join(_LATEX.get(letter, letter) for letter in text)

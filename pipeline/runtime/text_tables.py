@@ -17,7 +17,8 @@ def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]], num_left
         num_left: number of leading columns that are aligned to the left; the others are numbers.
     """
     rule = ["---"] * num_left + ["---:"] * (len(head) - num_left)
-    return "".join("| " + " | ".join(line) + " |\n" for line in (head, rule, *lines))
+    rows = ([cell.replace("|", r"\|") for cell in line] for line in (head, rule, *lines))
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def csv_table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

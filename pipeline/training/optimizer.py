@@ -57,6 +57,8 @@ class Optimizer:
         return {"optimizer": self._sgd.state_dict(), "scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint, also from one of another precision: the loss scale of a run
+        that had none begins anew."""
         self._sgd.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])

@@ -13,7 +13,6 @@ from pathlib import Path
 from torch import nn
 
 from pipeline.config import FinetuneConfig, parse
-from pipeline.data import mean_image
 from pipeline.data.batches import TrainingPlan
 from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader, TrainingLoader
@@ -25,7 +24,6 @@ from pipeline.evaluation.statistics import distance_warnings, nonfinite_warning,
 from pipeline.models import prepare
 from pipeline.models.weight_classes import with_classes
 from pipeline.models.weights import portable_state
-from pipeline.models.weights_hash import weights_hash
 from pipeline.runtime import allocator
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.monitor import Monitor
@@ -33,6 +31,7 @@ from pipeline.runtime.signals import StopRequest
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoints, CheckpointState
 from pipeline.training.evaluation import evaluate_held_out
+from pipeline.training.fingerprint import fingerprint
 from pipeline.training.history import History, HistoryEntry
 from pipeline.training.interval_timer import IntervalTimer
 from pipeline.training.resume_point import REFERENCE, continue_from, resume_point
@@ -77,7 +76,7 @@ class Trainer:
         labelled = prepare.labelled_indices(config, *indices)[0]
         self.classes = labelled.classes
         self.decoder = config.data.decoder_on(ranks.device.type)
-        self.fingerprint = _fingerprint(config, self.train_index, net)
+        self.fingerprint = fingerprint(config, self.train_index, net)
         self.plan = TrainingPlan(
             self.train_index, config.data, config.train, ranks.rank, ranks.world_size
         )
@@ -279,14 +278,3 @@ class Trainer:
         if self.ranks.is_main:
             state = with_classes(portable_state(self.net), self.classes)
             checkpoint.write(self.folder / name, state)
-
-
-def _fingerprint(config: FinetuneConfig, train_index: Index, net: nn.Module) -> str:
-    """Identifies what a resumed run must not change: the training images, the mean image, and the
-    weights that the targets are predicted with."""
-    fingerprint = train_index.fingerprint
-    if isinstance(config.data.mean, str):
-        fingerprint += f", mean {mean_image.identity(config.data)}"
-    if config.objective.targets == "reference":
-        fingerprint += f"{checkpoint.TARGETS_BY}{weights_hash(net)}"
-    return fingerprint

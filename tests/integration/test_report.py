@@ -135,6 +135,21 @@ def test_a_sweep_shows_mean_and_spread_of_several_seeds() -> None:
     assert np.ptp(vertical[0][:, 1]) == pytest.approx(2 * spreads[1])
 
 
+def test_a_sweep_of_numbers_and_words() -> None:
+    points = [SweepPoint("None", "auto", 0.1, 0.9), SweepPoint("None", 5, 0.2, 0.8)]
+    points += [SweepPoint(2.0, 5, 0.3, 0.7)]
+    (axis,) = sweep_figure.draw(points, "max_grad_norm", "max_images").axes
+    assert [line.get_label() for line in axis.lines] == ["max_grad_norm 2", "max_grad_norm None"]
+    assert axis.lines[1].get_xydata().tolist() == [[0.2, 80], [0.1, 90]]
+
+
+def test_a_label_with_dollars_is_no_formula(tmp_path: Path) -> None:
+    tuned = runs.read(finetuning(tmp_path / "a", 15, 25, 0.9, 0.2), "cost_$5_vs_$6")
+    for figure in (figures.epochs([tuned]), figures.epochs([tuned] * 6)):
+        figures.save(figure, tmp_path / "figure")
+    assert "cost_$5_vs_$6" in (tmp_path / "figure.svg").read_text()
+
+
 def test_ratios_before_and_after(tmp_path: Path) -> None:
     before = evaluation(tmp_path / "ref", 1.0)
     after = evaluation(tmp_path / "dd", 2.0)

@@ -186,6 +186,13 @@ def test_too_few_common_images_are_refused() -> None:
         pairs.pair(a, evaluated("b", [3, 4]))
 
 
+def test_repeated_ids_are_refused() -> None:
+    once, twice = evaluated("a", [0, 1, 2, 3]), evaluated("b", [0, 1, 2, 2, 3])
+    for first, second in ((once, twice), (twice, once)):
+        with pytest.raises(UserError, match=r"runs/b has several images with the same id \("):
+            pairs.pair(first, second)
+
+
 def test_other_pixels_are_refused() -> None:
     a = evaluated("a", [0, 1, 2, 3], image_hash=[5, 6, 7, 0])
     same = evaluated("b", [3, 2, 1, 0], image_hash=[9, 7, 6, 5])

@@ -1,6 +1,7 @@
 """Results on disk, shards, and what is made of them."""
 
 import csv
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -193,6 +194,10 @@ def test_published_files_hold_what_was_found(tmp_path: Path) -> None:
     for picture, pixels in zip(pictures, expected, strict=True):
         assert np.allclose(picture, pixels[0].clip(0, 1), atol=1e-6)
     assert [figure.axes[k].get_title() for k in (0, 2)] == ["zero", "one"]
+    about = {**manifest().about, "class_names": ["cost_$5_vs_$6", "one"]}  # no formula
+    figure = contact_sheet.draw_stored(tmp_path, replace(manifest(), about=about))
+    figure.savefig(io.BytesIO())
+    assert figure.axes[0].get_title() == "cost_$5_vs_$6"
 
 
 def test_shards_that_end_at_once_join_one_after_another(tmp_path: Path) -> None:

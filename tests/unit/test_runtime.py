@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launchers import jobs
+from launchers import jobs, slurm_states
 from launchers.run_status import Submission
 from launchers.slurm_states import TaskState
 from pipeline.config import (
@@ -171,6 +171,21 @@ def test_jobs_show_a_run_that_starts_or_evaluates(tmp_path: Path) -> None:
     del values["at"]  # as an earlier version writes it
     (tmp_path / "progress.json").write_text(json.dumps(values))
     assert "evaluating 0/200" in jobs._cells(run, going)
+
+
+def test_a_job_of_another_machine_has_no_known_state(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").touch()
+    there = Submission(tmp_path, "finetune", "local", ["1"], [], host="elsewhere")
+    here = Submission(tmp_path, "finetune", "local", ["1"], [])
+    states = slurm_states.states_of([there, here])
+    assert [[state.name for state in of_run] for of_run in states] == [["UNKNOWN"], ["COMPLETED"]]
+
+
+def test_jobs_show_the_shortest_time_left(tmp_path: Path) -> None:
+    run = Submission(tmp_path, "finetune", "slurm", ["1"], [])
+    times = ("1:30:00", "1:10:00", "1-00:00:00", "2:00:00")
+    states = [TaskState("RUNNING", "here", time_left=time) for time in times]
+    assert jobs._cells(run, states)[-1] == "1:10:00"
 
 
 def test_a_signal_stops_later_requests_of_the_process_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,13 @@ def test_a_column_for_each_attack_the_best_and_their_ratio() -> None:
     assert rows[1][len(HEAD) :] == ["0.25", "0.2", "0.2", "1.25"]
 
 
+def test_labels_with_special_characters() -> None:
+    row = OLD._replace(network="a|b", method=r"50 %^~\x")
+    assert table_formats.markdown([row]).splitlines()[2].startswith(r"| a\|b | 50 %^~\x | 94.00 |")
+    escaped = r"a|b & 50 \%\textasciicircum{}\textasciitilde{}\textbackslash{}x & 94.00 &"
+    assert escaped in table_formats.latex([row])
+
+
 def test_without_several_attacks_the_columns_are_the_papers() -> None:
     for rows in ([OLD], [ALONE], [OLD, ALONE]):
         lines = table_formats.markdown(rows).splitlines()

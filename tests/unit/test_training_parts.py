@@ -146,3 +146,16 @@ def test_optimizer_clips_and_resumes() -> None:
     assert other.state_dict() == optimizer.state_dict()
     half = FinetuneConfig(runtime=RuntimeConfig(precision="fp16"))
     assert Optimizer([weight], half, CPU).loss_scale == 65536
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16")]
+)
+def test_an_optimizer_continues_in_another_precision(before: str, after: str) -> None:
+    def optimizer(precision: str) -> Optimizer:
+        config = FinetuneConfig(runtime=RuntimeConfig(precision=precision))
+        return Optimizer([nn.Parameter(torch.ones(1))], config, CPU)
+
+    continued = optimizer(after)
+    continued.load_state_dict(optimizer(before).state_dict())
+    assert continued.loss_scale == optimizer(after).loss_scale

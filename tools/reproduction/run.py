@@ -52,7 +52,7 @@ def run_locally(
     try:
         while pool.update():
             time.sleep(0.5)
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, or a full disk
         pool.stop()
         raise
     finally:
