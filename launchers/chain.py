@@ -35,7 +35,7 @@ from launchers.tasks import Report
 from pipeline.config import parse
 from pipeline.errors import exit_on_user_error, warn
 from pipeline.evaluation.resolve import resolve
-from pipeline.evaluation.shard_results import Manifest, refuse_other
+from pipeline.evaluation.shard_results import Manifest, check_same_evaluation
 
 # The evaluations: name of the folder, and file of the weights, which the fine-tuning writes.
 PARTS = {"before": "reference.pth", "after": "weights.pth"}
@@ -105,9 +105,9 @@ def refuse_other_evaluations(
     for config in evaluations.values():
         remedy = f"remove {config.folder} to evaluate again, or give another --output"
         results = config.folder / "results"
-        refuse_other(results, manifest, ("weights",), remedy)
+        check_same_evaluation(results, manifest, ("weights",), remedy)
         if is_done(tuning) and results.exists():
-            refuse_other(results, evaluate.check(config), remedy=remedy)
+            check_same_evaluation(results, evaluate.check(config), remedy=remedy)
 
 
 def launch(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launchers import command_lines, options
-from pipeline.config import EvaluateConfig, Shard, messages, warn_ignored
+from pipeline.config import EvaluateConfig, Shard, ignored_option_messages, messages
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
     command_lines.check(command_lines.evaluate_parser(__doc__), sys.argv[1:], EvaluateConfig)
@@ -33,7 +33,7 @@ from pipeline.data import source
 from pipeline.errors import UserError, exit_on_user_error, warn
 from pipeline.evaluation import merge
 from pipeline.evaluation.resolve import resolve
-from pipeline.evaluation.shard_results import Manifest, ResultsFolder, refuse_other
+from pipeline.evaluation.shard_results import Manifest, ResultsFolder, check_same_evaluation
 from pipeline.models import prepare
 
 
@@ -122,9 +122,9 @@ def main() -> None:
         config = resolve(config)
         manifest = check(config)
         total = num_shards(args.shards, 8 if resources.cluster == "slurm" else 1, manifest)
-        warn(*warn_ignored(config))
+        warn(*ignored_option_messages(config))
         config = submit.with_absolute_paths(config)
-        refuse_other(config.folder / "results", manifest)
+        check_same_evaluation(config.folder / "results", manifest)
         shards = unfinished_shards(config.folder, total)
         if not shards:
             command = ["python", messages.script("tools/report.py"), "merge", str(config.folder)]

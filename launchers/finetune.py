@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launchers import command_lines, options
-from pipeline.config import FinetuneConfig, messages, warn_ignored
+from pipeline.config import FinetuneConfig, ignored_option_messages, messages
 
 if __name__ == "__main__":  # refuse misspelt options before importing torch, which takes seconds
     command_lines.check(command_lines.finetune_parser(__doc__), sys.argv[1:], FinetuneConfig)
@@ -92,7 +92,7 @@ def check(config: FinetuneConfig, resources: Resources, is_done: bool = False) -
         own = fingerprint(config, indices[0], net), labelled[0].classes
         # The device of the jobs is not known here, so the decoder is taken to be the same.
         checkpoint.check(point.path, point.state, config, *own, point.state.get("decoder"))
-    return warn_ignored(config, steps_per_epoch=plan.steps_per_epoch)
+    return ignored_option_messages(config, steps_per_epoch=plan.steps_per_epoch)
 
 
 def launch(

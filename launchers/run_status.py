@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.runtime.files import write_json
-from pipeline.runtime.json_checks import LIST, NOTHING, NUMBER, TEXT, Kinds, lacking
+from pipeline.runtime.json_checks import LIST, NOTHING, NUMBER, TEXT, Kinds, schema_problem
 
 if TYPE_CHECKING:  # submitit is slow to import, and launchers/jobs.py must answer quickly
     import submitit
@@ -67,7 +67,7 @@ def read(path: Path) -> Submission:
     values = _read_json(path)
     # Older launchers did not write all of the fields that have a default.
     kinds = {name: kind for name, kind in _KINDS.items() if name in values or name in _REQUIRED}
-    damaged = lacking(values, kinds) or not values["jobs"]
+    damaged = schema_problem(values, kinds) or not values["jobs"]
     if damaged or not all(isinstance(name, str) for name in values["jobs"] + values["logs"]):
         raise UserError(f"{path} is damaged; remove it")
     return Submission(folder=path.parent, **{name: values[name] for name in kinds})
@@ -108,7 +108,7 @@ def read_progress(submission: Submission) -> RunProgress:
     metrics = _read_bytes(folder / "metrics.jsonl") if submission.kind == "finetune" else b""
     rho = _rho_of(_last_with(metrics, b'"evaluation/') or _read_json(folder / "summary.json"))
     shards = [_read_json(path) for path in _progress_files(folder)]
-    shards = [shard for shard in shards if not lacking(shard, _PROGRESS)]
+    shards = [shard for shard in shards if not schema_problem(shard, _PROGRESS)]
     if not shards:
         return RunProgress(rho=rho)
     activity = shards[-1]["doing"]

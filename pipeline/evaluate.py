@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pipeline.runtime.agent  # noqa: F401  it looks up torchrun's process before slow imports
-from pipeline.config import EvaluateConfig, Shard, messages, parse, warn_ignored
+from pipeline.config import EvaluateConfig, Shard, ignored_option_messages, messages, parse
 
 if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
     messages.check_options(EvaluateConfig, __doc__, "-evaluation")
@@ -79,7 +79,7 @@ def main() -> None:
         rows = rows_of_shard(config, index)
         monitor.say(announce(config, manifest.identity.protocol, rows, ranks))
         advice = preprocessing_advice(config.model, config.data)
-        warn(*warn_ignored(config, ranks.device.type), advice)
+        warn(*ignored_option_messages(config, ranks.device.type), advice)
         if config.dry_run:
             results = config.folder / "results"
             store = ResultsFolder.find(results, config.resume, manifest, config.part)

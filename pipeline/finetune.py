@@ -15,9 +15,9 @@ from pipeline.config import (
     AttackConfig,
     FinetuneConfig,
     RegularizerConfig,
+    ignored_option_messages,
     messages,
     parse,
-    warn_ignored,
 )
 
 if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
@@ -89,7 +89,7 @@ def announce(trainer: Trainer, monitor: Monitor) -> None:
     config = trainer.config
     monitor.say(describe(trainer))
     warn(
-        *warn_ignored(config, trainer.ranks.device.type, trainer.plan.steps_per_epoch),
+        *ignored_option_messages(config, trainer.ranks.device.type, trainer.plan.steps_per_epoch),
         preprocessing_advice(config.model, config.data),
         messages.no_lower_bound(trainer.held_out.no_lower_bound),
     )
@@ -113,25 +113,28 @@ def describe(trainer: Trainer) -> str:
     """A description of the run, in a few lines."""
     config, ranks, schedule = trainer.config, trainer.ranks, trainer.schedule
     num_parameters = sum(parameter.numel() for parameter in trainer.runner.parameters)
-    budget = ""
-    if trainer.runner.budget is not None:
-        budget = f"\nregularizer.max_images auto: {trainer.runner.budget}"
-    cost = cost_note(trainer.runner.objective, trial_images(config.data, 2).to(ranks.device))
-    targets = ""
+    targets = budget = ""
     if config.objective.targets == "reference":
         targets = (
-            f"\nlabels are not used: the classes are those predicted with {config.model.weights}"
+            f"labels are not used: the classes are those predicted with {config.model.weights}"
         )
+    if trainer.runner.budget is not None:
+        budget = f"regularizer.max_images auto: {trainer.runner.budget}"
+    cost = cost_note(trainer.runner.objective, trial_images(config.data, 2).to(ranks.device))
     per_step = f"{ranks.world_size} rank(s) x {config.train.gradient_accumulation_steps} pass(es)"
-    return (
+    lines = (
         f"{config.model.name}, {num_parameters:,} trained parameters, {config.runtime.precision} "
-        f"on {ranks.world_size} x {ranks.device.type}\n"
-        f"{len(trainer.train_index):,} images to train on, {len(trainer.val_index):,} held out\n"
+        f"on {ranks.world_size} x {ranks.device.type}",
+        f"{len(trainer.train_index):,} images to train on, {len(trainer.val_index):,} held out",
         f"{schedule.clean_steps} clean steps, then "
         f"{schedule.total_steps - schedule.clean_steps} with {with_options(config)}, "
         f"each of {config.train.batch_size} images: "
-        f"{per_step} x {trainer.plan.pass_size}{targets}{budget}{cost}"
+        f"{per_step} x {trainer.plan.pass_size}",
+        targets,
+        budget,
+        cost,
     )
+    return "\n".join(filter(None, lines))
 
 
 def with_options(config: FinetuneConfig) -> str:

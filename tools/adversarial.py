@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import EvaluateConfig, messages, parse, warn_ignored
+from pipeline.config import EvaluateConfig, ignored_option_messages, messages, parse
 
 if __name__ == "__main__":  # a mistake in an option is reported before the slow imports below
     messages.check_options(EvaluateConfig, __doc__, "-adversarial")
@@ -55,7 +55,7 @@ def main() -> None:
         if config.evaluation.space != "input":
             raise UserError("evaluation.space: examples are stored in the net's input space: input")
         identity = describe(config, index, net, ranks.device.type).identity.to_dict()
-        warn(*warn_ignored(config, ranks.device.type))
+        warn(*ignored_option_messages(config, ranks.device.type))
         if config.dry_run:
             monitor.say(f"{len(index):,} images to attack, into {config.output}")
             return

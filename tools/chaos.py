@@ -31,13 +31,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fault_campaign import commands, table
+from fault_campaign import table
 from fault_campaign.campaign import Campaign, Settings
 from fault_campaign.commands import Command
 from fault_campaign.kind import Kind
 from fault_campaign.kinds import KINDS
 from fault_campaign.outcome import Outcome
 from fault_campaign.plan import Fault, plan
+from launchers.options import split
 from pipeline.config import arguments
 from pipeline.config.checks import Range
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
@@ -173,7 +174,7 @@ def run(campaign: Campaign, faults: Sequence[Fault], skipped: dict[str, str]) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan, run, compare; returns the exit status."""
-    own_argv, command_argv = commands.split(sys.argv[1:] if argv is None else argv)
+    own_argv, command_argv = split(list(sys.argv[1:] if argv is None else argv))
     args = parser().parse_args(own_argv)
     if args.list:
         print(markdown_table(("kind", "fault"), [[k.name, k.text] for k in KINDS.values()], 2))

@@ -131,14 +131,14 @@ class ExternalAttack:
         images, labels = batch.images[rows], batch.labels[rows]
         unit = unit_range.to_unit(images)
         adversarial = unit.clone()
-        alone = torch.ones_like(rows, dtype=torch.bool)
+        one_by_one = torch.ones_like(rows, dtype=torch.bool)
         if self._attack.batched:
             model = CountingModel(view, unit_range, unit, every_gradient=False)
-            adversarial, draws = self._call(model, unit, labels)
-            affected = model.lost_gradient if self._attack.noise_without_gradient else alone
-            alone = affected & draws
-            batch.add_queries(rows, model, ~alone)
-        for n in alone.nonzero().squeeze(1).tolist():
+            adversarial, used_random_numbers = self._call(model, unit, labels)
+            affected = model.lost_gradient if self._attack.noise_without_gradient else one_by_one
+            one_by_one = affected & used_random_numbers
+            batch.add_queries(rows, model, ~one_by_one)
+        for n in one_by_one.nonzero().squeeze(1).tolist():
             one = slice(n, n + 1)
             model = CountingModel(view, unit_range, unit[one], every_gradient=True)
             adversarial[one], _ = self._call(model, unit[one], labels[one])

@@ -21,10 +21,10 @@ from pipeline.models.attack_view import AttackView, ForwardPass
 
 # The lattice of `smallest_eps`: logarithmic, in steps of 0.05 %, from a millionth to a thousand,
 # which serves pixels from 0 to 1 and from 0 to 255.
-SMALLEST = 2.0**-20
-OCTAVES = 30
-STEPS = 40960
-HALVINGS = math.ceil(math.log2(STEPS))
+SMALLEST_EPS = 2.0**-20
+NUM_OCTAVES = 30
+NUM_LATTICE_STEPS = 40960
+NUM_BISECTIONS = math.ceil(math.log2(NUM_LATTICE_STEPS))
 _NUM_FALSE_POSITION = 12  # trials by false position, before bisection
 
 
@@ -59,7 +59,7 @@ def measure_fgs(
     direction: FgsDirection | None,
     config: FgsConfig,
 ) -> tuple[Tensor, Tensor]:
-    """What the options measure of N images.
+    """Which of N images stay correct at each eps, and the smallest eps that each needs.
 
     Args:
         view: the net.
@@ -159,7 +159,7 @@ def smallest_eps(
     """
     result = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     brackets = _initial_brackets(images, direction, labels, margins(logits, labels).double())
-    for trial in range(_NUM_FALSE_POSITION + HALVINGS):
+    for trial in range(_NUM_FALSE_POSITION + NUM_BISECTIONS):
         if len(brackets.rows) == 0:
             break
         position = brackets.next_position(bisect=trial >= _NUM_FALSE_POSITION)
@@ -167,7 +167,7 @@ def smallest_eps(
         points = brackets.images + eps * brackets.sign
         brackets = brackets.narrow(position, _margins_at(view, points, brackets.label).double())
         done = brackets.high - brackets.low <= 1
-        smallest = _lattice(brackets.high).where(brackets.high < STEPS, torch.inf)
+        smallest = _lattice(brackets.high).where(brackets.high < NUM_LATTICE_STEPS, torch.inf)
         result[brackets.rows] = smallest.where(done, 0.0)  # masks of rows would wait for the GPU
         brackets = brackets.take((~done).nonzero().squeeze(1))
     return result
@@ -184,7 +184,7 @@ def _initial_brackets(
         sign=direction.sign[rows],
         label=labels[rows],
         low=torch.zeros_like(rows),
-        high=torch.full_like(rows, STEPS),
+        high=torch.full_like(rows, NUM_LATTICE_STEPS),
         margin_low=margin[rows],
         margin_high=torch.full_like(margin[rows], -torch.inf),
         was_correct=torch.ones_like(rows, dtype=torch.bool),
@@ -193,14 +193,16 @@ def _initial_brackets(
 
 
 def _lattice(position: Tensor) -> Tensor:
-    """eps (float64) at positions 0 to STEPS; all are exact in fp32."""
-    return (SMALLEST * torch.exp2(position.double() * (OCTAVES / STEPS))).float().double()
+    """eps (float64) at positions 0 to NUM_LATTICE_STEPS; all are exact in fp32."""
+    octaves = position.double() * (NUM_OCTAVES / NUM_LATTICE_STEPS)
+    return (SMALLEST_EPS * torch.exp2(octaves)).float().double()
 
 
 def _position(eps: Tensor) -> Tensor:
     """The lattice's first position at or above eps; an arbitrary one where eps is not finite."""
-    position = torch.log2(eps / SMALLEST) * (STEPS / OCTAVES)
-    return torch.nan_to_num(position.ceil(), STEPS // 2, STEPS, 0).clamp(0, STEPS).long()
+    last = NUM_LATTICE_STEPS
+    position = (torch.log2(eps / SMALLEST_EPS) * (last / NUM_OCTAVES)).ceil()
+    return torch.nan_to_num(position, last // 2, last, 0).clamp(0, last).long()
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:

@@ -86,11 +86,11 @@ def lower_bound(view: AttackView, images: Tensor, p: float = 2.0) -> LowerBound:
     """
     if len(images):
         require_lower_bound(view, upcast(images.detach()))
-    return checked_lower_bound(view, images, p)
+    return lower_bound_unchecked(view, images, p)
 
 
 @torch.no_grad()
-def checked_lower_bound(view: AttackView, images: Tensor, p: float) -> LowerBound:
+def lower_bound_unchecked(view: AttackView, images: Tensor, p: float) -> LowerBound:
     """As `lower_bound`, for a net that has passed `require_lower_bound` with another image.
 
     Where an image does not pass, its bound is 0; so its result does not depend on its batch.
@@ -106,7 +106,7 @@ def checked_lower_bound(view: AttackView, images: Tensor, p: float) -> LowerBoun
     return LowerBound(radius, nearest, bound, exact)
 
 
-def reason_against(view: AttackView, shape: tuple[int, int, int], device: torch.device) -> str:
+def why_not_computable(view: AttackView, shape: tuple[int, int, int], device: torch.device) -> str:
     """Why `lower_bound` cannot be computed for a net, in one line; empty if it can.
 
     Args:
@@ -135,7 +135,7 @@ def require_lower_bound(view: AttackView, images: Tensor) -> None:
     if tf32 or view.precision in (torch.bfloat16, torch.float16):
         raise NoLowerBound("a lower bound needs a net that is evaluated in fp32")
     try:
-        net = _HeldNet(view, images, 0)
+        net = _NetWithFixedPattern(view, images, 0)
     except NotPiecewiseLinear as error:
         raise NoLowerBound(f"the net is not known to be piecewise linear: {error}") from None
     num_kinks, num_values = sum(len(gaps) for gaps in net.gaps), images[0].numel()
@@ -146,7 +146,7 @@ def require_lower_bound(view: AttackView, images: Tensor) -> None:
         )
 
 
-class _HeldNet:
+class _NetWithFixedPattern:
     """The net with the activation pattern of one image."""
 
     def __init__(self, view: AttackView, images: Tensor, number: int) -> None:
@@ -197,7 +197,7 @@ def _bound_of_image(
     """The fields of `LowerBound`, of one image; scalars. Zeros where nothing is known."""
     q = dual_exponent(p)
     try:
-        net = _HeldNet(view, images, number)
+        net = _NetWithFixedPattern(view, images, number)
     except (NoLowerBound, NotPiecewiseLinear):
         zero = images.new_zeros(())
         return zero, zero, zero, zero.bool()

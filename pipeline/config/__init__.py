@@ -15,7 +15,7 @@ from .evaluation import (
     EvaluationConfig,
     FgsConfig,
 )
-from .ignored import warn_ignored
+from .ignored import ignored_option_messages
 from .model import ModelConfig
 from .runs import RESUME_WORDS, EvaluateConfig, FinetuneConfig, RunConfig, Shard
 from .runtime import RuntimeConfig
@@ -64,5 +64,5 @@ __all__ = [
     "Shard",
     "TrackingConfig",
     "TrainConfig",
-    "warn_ignored",
+    "ignored_option_messages",
 ]

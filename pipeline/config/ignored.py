@@ -17,7 +17,7 @@ _GRADIENT_OPTIONS = (
 BUILT_IN_METHODS = ("clean", "deep_defense", "adversarial_2", "parseval")
 
 
-def warn_ignored(
+def ignored_option_messages(
     config: RunConfig, device: str | None = None, steps_per_epoch: int | None = None
 ) -> list[str]:
     """A line for each option that was changed but has no effect, and for a schedule that does not

@@ -190,7 +190,7 @@ class CheckpointConfig(Section):
     """Number of newest checkpoints that are kept, in addition to best.pt."""
     best: Literal["accuracy", "rho2"] = "accuracy"
     """best.pt is the checkpoint with the largest value of this, among the evaluations during
-    fine-tuning."""
+    fine-tuning. rho2 stands for the mean ratio in the norm of evaluation.attack."""
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,14 @@ import numpy as np
 from pipeline.config import LOW_COSINE
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.samples import Samples, mean, quantile, quantiles
-from pipeline.runtime.json_checks import NOTHING, NUMBER, OBJECT, WHOLE_NUMBER, Kinds, lacking
+from pipeline.runtime.json_checks import (
+    NOTHING,
+    NUMBER,
+    OBJECT,
+    WHOLE_NUMBER,
+    Kinds,
+    schema_problem,
+)
 
 _KINDS: Kinds = {
     **dict.fromkeys(("mean_queries", "best"), NUMBER),
@@ -48,9 +55,9 @@ class Diagnostics:
         """
         if isinstance(values, dict):
             values = {"lower_bound": None, **values}
-        problem = lacking(values, _KINDS)
+        problem = schema_problem(values, _KINDS)
         for ratios in [] if problem else values["methods"].values():
-            problem = problem or lacking(ratios, {"mean": NUMBER})
+            problem = problem or schema_problem(ratios, {"mean": NUMBER})
         if problem:
             raise ValueError(f"{problem} of its diagnostics")
         return cls(**{name: values[name] for name in _KINDS})

@@ -17,7 +17,7 @@ from pipeline.attacks.attack_state import AttackState, IterationResult, split_ro
 from pipeline.attacks.deepfool import deepfool_iteration, initial_state, perturbation
 from pipeline.attacks.fgs import fgs_direction, measure_fgs
 from pipeline.attacks.linearized_step import PointsToLinearize
-from pipeline.attacks.lower_bound import checked_lower_bound
+from pipeline.attacks.lower_bound import lower_bound_unchecked
 from pipeline.attacks.norms import per_sample_norm
 from pipeline.attacks.references import References
 from pipeline.attacks.search import SearchState
@@ -61,7 +61,7 @@ class Evaluator:
         self,
         view: AttackView,
         config: EvaluationConfig,
-        size: int,
+        batch_size: int,
         examples: frozenset[int] = frozenset(),
         references: References | None = None,
     ) -> None:
@@ -70,11 +70,11 @@ class Evaluator:
         Args:
             view: the net.
             config: the options of the evaluation.
-            size: number of images per forward pass.
+            batch_size: number of images per forward pass.
             examples: rows whose perturbations are returned as well.
             references: images for the upper bound; None: neither it nor the cosine is measured.
         """
-        self.view, self.config, self.at_once = view, config, size
+        self.view, self.config, self.batch_size = view, config, batch_size
         self._attack = config.attack
         self._example_rows = examples
         self._references = references
@@ -111,8 +111,12 @@ class Evaluator:
         """
         while True:
             waiting = sum(len(state) for state, _ in self._deepfool_pool)
-            stage = self._pools.earliest() if draining else self._pools.fullest(self.at_once)
-            if waiting > 0 if draining else stage is None and waiting >= self.at_once:
+            if draining:
+                stage, deepfool_is_due = self._pools.earliest(), waiting > 0
+            else:
+                stage = self._pools.fullest(self.batch_size)
+                deepfool_is_due = stage is None and waiting >= self.batch_size
+            if deepfool_is_due:
                 yield from self._advance_deepfool()
             elif stage is not None:
                 yield from self._advance_stage(stage)
@@ -164,16 +168,16 @@ class Evaluator:
         """Lower bounds of distances (N,), NaN if they are not measured; whether they are exact."""
         if not self.config.lower_bound:
             return images.new_full((len(images),), torch.nan), images.new_zeros(len(images))
-        bounds = checked_lower_bound(self.view, images, float(self._attack.norm))
+        bounds = lower_bound_unchecked(self.view, images, float(self._attack.norm))
         return bounds.bound, bounds.exact
 
     def _advance_deepfool(self) -> Iterator[Finished]:
         """One iteration of DeepFool for a batch of the images that have waited longest."""
         pool = AttackState.concatenate([state for state, _ in self._deepfool_pool])
         references = torch.cat([reference for _, reference in self._deepfool_pool])
-        first, rest = slice(self.at_once), slice(self.at_once, None)
+        first, rest = slice(self.batch_size), slice(self.batch_size, None)
         self._deepfool_pool = []
-        if len(pool) > self.at_once:
+        if len(pool) > self.batch_size:
             self._deepfool_pool = [(pool.take(rest), references[rest])]
         state, reference = pool.take(first), references[first]
         results = self._in_parts(
@@ -188,7 +192,7 @@ class Evaluator:
 
     def _advance_stage(self, stage: int) -> Iterator[Finished]:
         """One iteration of a stage for a batch of the images that have waited longest."""
-        state = self._pools.take(stage, self.at_once)
+        state = self._pools.take(stage, self.batch_size)
         results = self._in_parts(
             len(state), lambda part: self._pools.advance(self.view, state.take(part), stage)
         )
@@ -255,7 +259,7 @@ class Evaluator:
         """Apply ``work`` to consecutive parts, which become smaller when memory runs out."""
         begin = 0
         while begin < total:
-            part = slice(begin, min(begin + self.at_once, total))
+            part = slice(begin, min(begin + self.batch_size, total))
             try:
                 result = work(part)
             except (RuntimeError, MemoryError) as error:
@@ -282,12 +286,12 @@ class Evaluator:
                 "out of memory with one image in the net; use a smaller net or data.crop_size, or "
                 "a machine with more memory"
             )
-        self.at_once = tried // 2
-        self.view = self.view.with_min_batch_size(min(self.view.min_batch_size, self.at_once))
+        self.batch_size = tried // 2
+        self.view = self.view.with_min_batch_size(min(self.view.min_batch_size, self.batch_size))
         allocator.release_cached_memory()
         print(
-            f"warning: {tried} images at once do not fit in memory; continuing with {self.at_once} "
-            "(evaluation.batch_size)",
+            f"warning: {tried} images at once do not fit in memory; continuing with "
+            f"{self.batch_size} (evaluation.batch_size)",
             file=sys.stderr,
             flush=True,
         )

@@ -18,7 +18,7 @@ from pipeline.runtime.json_checks import (
     WHOLE_NUMBER,
     Kinds,
     check_object,
-    lacking,
+    schema_problem,
 )
 from pipeline.runtime.machine import is_gpu_name
 
@@ -160,7 +160,7 @@ class Manifest:
         kernels = values["about"].get("kernels")
         devices = [str(kernels.get("device"))] if isinstance(kernels, dict) else []
         identity = Identity.from_dict(values["identity"], devices)
-        problem = lacking({**_ABOUT_DEFAULTS, **values["about"]}, _ABOUT_KINDS)
+        problem = schema_problem({**_ABOUT_DEFAULTS, **values["about"]}, _ABOUT_KINDS)
         if problem:
             raise ValueError(problem)
         return cls(identity, values["about"])

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
-from pipeline.attacks.lower_bound import reason_against
+from pipeline.attacks.lower_bound import why_not_computable
 from pipeline.attacks.references import NUM_REFERENCES, References
 from pipeline.config import DataConfig, RunConfig
 from pipeline.data.batches import evaluation_specs
@@ -88,7 +88,7 @@ class Measurement:
             return ""
         view = attack_space.attack_view_of(self.net, config.data, config.evaluation, device)
         size = config.data.crop_size
-        return reason_against(view, (config.data.channels, size, size), device)
+        return why_not_computable(view, (config.data.channels, size, size), device)
 
     def _run_repeatably(
         self, rows: np.ndarray, on_finished: OnFinished, examples: frozenset[int]

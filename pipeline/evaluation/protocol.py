@@ -102,7 +102,7 @@ class Protocol:
     @property
     def rho_name(self) -> str:
         """rho2, rho_inf, rho1.5: the name of the mean ratio in this norm."""
-        return f"rho_{self.norm}" if self.norm == "inf" else f"rho{self.norm}"
+        return rho_name(self.norm)
 
     @property
     def method_names(self) -> list[str]:
@@ -209,3 +209,8 @@ def preprocessing_of(data: DataConfig, device_type: str | None) -> Preprocessing
         std=data.std,
         decoder=data.decoder_on(device_type or "") if is_known else None,
     )
+
+
+def rho_name(norm: str) -> str:
+    """The name of the mean ratio in a norm, an option ``attack.norm``: rho2, rho_inf, rho1.5."""
+    return f"rho_{norm}" if norm == "inf" else f"rho{norm}"

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.evaluation.manifest import Manifest
 from pipeline.evaluation.samples import COLUMNS, EARLIER_VALUES, column_type
-from pipeline.runtime.json_checks import LIST, NUMBER, TEXT, WHOLE_NUMBER, Kinds, lacking
+from pipeline.runtime.json_checks import LIST, NUMBER, TEXT, WHOLE_NUMBER, Kinds, schema_problem
 
 ResultRow = dict[str, Any]
 
@@ -36,7 +36,7 @@ def read_rows(path: Path, manifest: Manifest) -> Iterator[ResultRow]:
         skipped = isinstance(values, dict) and values.get("skipped")
         if isinstance(values, dict):
             values = {**EARLIER_VALUES, **values}
-        text = lacking(values, _SKIPPED if skipped else _MEASURED)
+        text = schema_problem(values, _SKIPPED if skipped else _MEASURED)
         if text:
             return text
         if not 0 <= values["row"] < num_images:

@@ -87,7 +87,7 @@ class ResultsFolder:
             raise UserError(
                 f"resume is never, but {store.shard_folder} exists; give another --output"
             )
-        refuse_other(folder, manifest)
+        check_same_evaluation(folder, manifest)
         return store
 
     @classmethod
@@ -239,7 +239,7 @@ class ResultsFolder:
             file.write(json.dumps(run) + "\n")
 
 
-def refuse_other(
+def check_same_evaluation(
     folder: Path,
     manifest: Manifest,
     free: tuple[str, ...] = (),

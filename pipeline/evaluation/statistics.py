@@ -21,7 +21,7 @@ from pipeline.runtime.json_checks import (
     OBJECT,
     WHOLE_NUMBER,
     Kinds,
-    lacking,
+    schema_problem,
 )
 
 _SHARE_TO_WARN_OF = 0.01
@@ -77,10 +77,10 @@ class FgsStatistics:
             ValueError: the message is a phrase about what is wrong with them.
         """
         optional = dict.fromkeys(("reference", "at_reference", "eps_ref"))
-        problem = lacking({**optional, **values}, _FGS_KINDS)
+        problem = schema_problem({**optional, **values}, _FGS_KINDS)
         entries = values.get("accuracy", [])
         for entry in entries if isinstance(entries, list) else []:
-            problem = problem or lacking(entry, {"eps": NUMBER, "accuracy": NUMBER})
+            problem = problem or schema_problem(entry, {"eps": NUMBER, "accuracy": NUMBER})
         if problem:
             raise ValueError(f"{problem} of FGS")
         return cls(
@@ -143,7 +143,7 @@ class Statistics:
         }
         if isinstance(values, dict):
             values = {"num_nonfinite": 0, "fgs": None, "diagnostics": None, **values}
-        problem = lacking(values, kinds)
+        problem = schema_problem(values, kinds)
         if problem:
             raise ValueError(problem)
         names = {field.name for field in fields(cls)} - {"rho", "rho_name", "fgs", "diagnostics"}

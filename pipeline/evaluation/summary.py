@@ -24,7 +24,15 @@ from pipeline.evaluation.shard_results import StoredResults
 from pipeline.evaluation.statistics import Statistics, by_class, distance_warnings, summarize
 from pipeline.runtime import config_file, lock
 from pipeline.runtime.files import atomic_write, report_unwritable, write_json
-from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, TEXT, WHOLE_NUMBER, Kinds, lacking
+from pipeline.runtime.json_checks import (
+    LIST,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    WHOLE_NUMBER,
+    Kinds,
+    schema_problem,
+)
 from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.text_tables import write_csv
 
@@ -76,11 +84,11 @@ class Summary:
         Raises:
             ValueError: the message is a phrase about what is wrong with them.
         """
-        problem = lacking(values, {"definition": OBJECT})
+        problem = schema_problem(values, {"definition": OBJECT})
         if problem:
             raise ValueError(problem)
         values = {"batch_difference": 0.0, "no_lower_bound": "", **values}
-        problem = lacking(values, {**IDENTITY_KINDS, **_KINDS})
+        problem = schema_problem(values, {**IDENTITY_KINDS, **_KINDS})
         if problem:
             raise ValueError(problem)
         devices = [str(run.get("device")) for run in values["runs"] if isinstance(run, dict)]

@@ -16,7 +16,7 @@ from pipeline.data.classes import Classes, difference, shifted_name
 from pipeline.data.index import Index
 from pipeline.errors import UserError, warn
 from pipeline.models import torchvision_nets
-from pipeline.models.weights import is_file_name
+from pipeline.models.weights import is_file_name, unwrap_state
 from pipeline.runtime import torch_file
 
 KEY = "deep_defense_classes"  # of the metadata; torch's own keys there are names of modules
@@ -52,10 +52,7 @@ def recorded_classes(path: Path) -> Classes | None:
     state = torch_file.peek(path)
     if isinstance(state, dict) and (recorded := Classes.from_dict(state.get("classes"))):
         return recorded  # a checkpoint of a run
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    return Classes.from_dict(getattr(state, "_metadata", {}).get(KEY))
+    return Classes.from_dict(getattr(unwrap_state(state), "_metadata", {}).get(KEY))
 
 
 def check_indices(config: RunConfig, train: Index, val: Index) -> None:

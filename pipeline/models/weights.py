@@ -5,6 +5,7 @@ In: a net and `ModelConfig`. Out: the net with its weights; its state dict for a
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -52,6 +53,9 @@ def load_weights(
         state = _named_state(config, image_size)
     state = torchvision_nets.without_auxiliary(config.name, state)
     expected = net.state_dict()
+    # Earlier versions of torch did not store batch norm's counters.
+    counters = {key: v for key, v in expected.items() if key.endswith("num_batches_tracked")}
+    state = {**counters, **state}
     if config.new_head:
         head = head_keys(net, state, num_classes)
         state = {**state, **{key: expected[key] for key in head}}
@@ -138,13 +142,19 @@ def read_state(path: Path, names: Sequence[str] = ()) -> StateDict:
         raise UserError(f"model.weights: {path} {error}; fetch or write it again") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"model.weights: {path} cannot be read: {first_line(error)}") from None
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    state = unwrap_state(state)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"model.weights: {path} holds no state dict of tensors")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     return _unwrapped(path, state) if state.keys() >= set(_NORMALIZER) else state
+
+
+def unwrap_state(content: Any) -> Any:
+    """The state dict inside the content of a checkpoint or another file; else the content."""
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    return content
 
 
 def _unwrapped(path: Path, state: StateDict) -> StateDict:
@@ -166,11 +176,9 @@ def is_file_name(name: str) -> bool:
 
 
 def _mismatches(expected: StateDict, state: StateDict) -> list[str]:
-    optional = {key for key in expected if key.endswith("num_batches_tracked")}
-    missing = [f"{key} is missing" for key in expected.keys() - state.keys() - optional]
+    """Differences in names and shapes, one phrase each; shapes come first."""
+    missing = [f"{key} is missing" for key in expected.keys() - state.keys()]
     extra = [f"{key} is unknown to the net" for key in state.keys() - expected.keys()]
-    for key in optional - state.keys():
-        state[key] = expected[key]
     shapes = [
         f"{key} is {tuple(state[key].shape)}, the net has {tuple(value.shape)}"
         for key, value in expected.items()

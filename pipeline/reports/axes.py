@@ -60,6 +60,8 @@ def rho_of_all(runs: list[Run]) -> str:
 
 
 def tex(rho: str) -> str:
-    """The name of a mean ratio, such as rho2, as TeX."""
+    """The name of a mean ratio, such as rho2 or rho_inf, as TeX."""
     norm = rho.removeprefix("rho").removeprefix("_").replace("inf", r"\infty")
-    return rf"$\rho_{{{norm}}}$"
+    if len(norm) > 1:
+        norm = f"{{{norm}}}"
+    return rf"$\rho_{norm}$" if norm else r"$\rho$"

@@ -90,13 +90,18 @@ def names(folders: Sequence[EvaluationFolder]) -> list[str]:
     """
     shown = shown_folders(folders)
     shortened = _without_common_parts([path.parts for path in shown])
-    is_export = [path == e.export for path, e in zip(shown, folders, strict=True)]
-    last = [path.name for path in shown]
-    count = Counter([*shortened, *(n for n, of in zip(last, is_export, strict=True) if of)])
-    return [
-        name if of_export and count[name] == 1 + (name == path) else path
-        for path, name, of_export in zip(shortened, last, is_export, strict=True)
-    ]
+    export_names = {
+        row: path.name
+        for row, (path, evaluation) in enumerate(zip(shown, folders, strict=True))
+        if path == evaluation.export
+    }
+    result = list(shortened)
+    for row, name in export_names.items():
+        others = {path for other, path in enumerate(shortened) if other != row}
+        others |= {other_name for other, other_name in export_names.items() if other != row}
+        if name not in others:
+            result[row] = name
+    return result
 
 
 def _without_common_parts(paths: Sequence[tuple[str, ...]]) -> list[str]:

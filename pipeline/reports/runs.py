@@ -20,7 +20,7 @@ from pipeline.evaluation.diagnostics import Diagnostics
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.summary import Summary, read_samples
-from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, lacking
+from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, schema_problem
 
 
 class Measured(NamedTuple):
@@ -38,7 +38,7 @@ class Measured(NamedTuple):
         Raises:
             ValueError: the message is a phrase about what is wrong with it.
         """
-        problem = lacking(values, {"epoch": NUMBER, "accuracy": NUMBER, rho_name: NUMBER})
+        problem = schema_problem(values, {"epoch": NUMBER, "accuracy": NUMBER, rho_name: NUMBER})
         if problem:
             raise ValueError(problem)
         diagnostics = values.get("diagnostics")
@@ -67,7 +67,7 @@ class FinetuningSummary:
         Raises:
             ValueError: the message is a phrase about what is wrong with them.
         """
-        problem = lacking(values, {"history": LIST, "before": OBJECT, "after": OBJECT})
+        problem = schema_problem(values, {"history": LIST, "before": OBJECT, "after": OBJECT})
         if problem:
             raise ValueError(problem)
         if not values["history"]:

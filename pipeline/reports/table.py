@@ -34,6 +34,7 @@ class TableRow(NamedTuple):
     eps_ref: float | None
     by_attack: RhoByAttack | None = None
     bounds: tuple[float, float] | None = None  # means of a lower bound and of the best known ratio
+    rho_name: str = "rho2"  # of ``rho``; rho_inf in the maximum norm
 
 
 def rows_of(runs: list[Run], eps_ref: float | None = None) -> list[TableRow]:
@@ -85,6 +86,7 @@ def _rows(network: str, run: Run, reference: float | None) -> list[TableRow]:
             TableRow(
                 *(network, method, entry.accuracy, entry.rho, not_measured, None),
                 by_attack=_by_attack(run.protocol, entry.rho, entry.diagnostics),
+                rho_name=run.protocol.rho_name,
             )
             for method, entry in measured.items()
         ]
@@ -101,6 +103,7 @@ def _rows(network: str, run: Run, reference: float | None) -> list[TableRow]:
         eps_ref=reference,
         by_attack=_by_attack(run.protocol, statistics.rho, statistics.diagnostics),
         bounds=_bounds(statistics),
+        rho_name=run.protocol.rho_name,
     )
     return [row]
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pipeline.config import EPS_REF_FRACTIONS
 from pipeline.runtime.text_tables import csv_table, markdown_table
 
+from .axes import tex
 from .table import TableRow
 
 COLUMNS = (  # in CSV, without the optional ones
@@ -58,7 +59,8 @@ def latex(rows: list[TableRow]) -> str:
 def as_csv(rows: list[TableRow]) -> str:
     """The rows as CSV with all digits; accuracies from 0 to 1. Optional columns are at the end."""
     optional = [*_attack_columns(rows), *_bound_columns(rows)]
-    head = ["network", "method", *COLUMNS, *(column.csv for column in optional)]
+    columns = (_rho_name(rows) if name == "rho2" else name for name in COLUMNS)
+    head = ["network", "method", *columns, *(column.csv for column in optional)]
     lines = (
         [*row[:4], *row.after_fgs, row.eps_ref, *(column.value(row) for column in optional)]
         for row in rows
@@ -84,7 +86,7 @@ def _columns(rows: list[TableRow]) -> list[_Column]:
     )
     return [
         _Column("Accuracy", r"Acc.\,(\%)", "", lambda row: row.accuracy, *percent),
-        _rho_column("", lambda row: row.rho),
+        _rho_column(_rho_name(rows), "", lambda row: row.rho),
         *_attack_columns(rows),
         *after_fgs,
         *_bound_columns(rows),
@@ -97,26 +99,36 @@ def _attack_columns(rows: list[TableRow]) -> list[_Column]:
     if all(len(attacks.rho) < 2 for attacks in by_attack):
         return []
     names = dict.fromkeys(name for attacks in by_attack for name in attacks.rho)
-    rhos = [_rho_column(name, lambda row, name=name: _rho_by(row, name)) for name in names]
+    rho = _rho_name(rows)
+    rhos = [_rho_column(rho, name, lambda row, name=name: _rho_by(row, name)) for name in names]
     head = "DeepFool / best"
     ratio = _Column(head, head, "deepfool_over_best", _over_best, "{:.3f}".format, "{:.3f}".format)
-    return [*rhos, _rho_column("best", lambda row: row.by_attack and row.by_attack.best), ratio]
+    best = _rho_column(rho, "best", lambda row: row.by_attack and row.by_attack.best)
+    return [*rhos, best, ratio]
 
 
 def _bound_columns(rows: list[TableRow]) -> list[_Column]:
     """Both ends of the interval of rho2, if a row has them."""
     if not any(row.bounds for row in rows):
         return []
+    rho = _rho_name(rows)
     return [
-        _rho_column("lower", lambda row: row.bounds and row.bounds[0]),
-        _rho_column("upper", lambda row: row.bounds and row.bounds[1]),
+        _rho_column(rho, "lower", lambda row: row.bounds and row.bounds[0]),
+        _rho_column(rho, "upper", lambda row: row.bounds and row.bounds[1]),
     ]
 
 
-def _rho_column(name: str, value: Callable[[TableRow], float | None]) -> _Column:
-    latex = rf"$\rho_2$ {_escaped(name)}".strip()
-    csv = f"rho2_{name}" if name else "rho2"
-    return _Column(f"rho2 {name}".strip(), latex, csv, value, _scientific, _power_of_ten)
+def _rho_name(rows: list[TableRow]) -> str:
+    """The name of the rows' mean ratio; rho if their norms differ, which `warn_of_differences`
+    reports."""
+    names = {row.rho_name for row in rows}
+    return names.pop() if len(names) == 1 else "rho"
+
+
+def _rho_column(rho: str, name: str, value: Callable[[TableRow], float | None]) -> _Column:
+    latex = rf"{tex(rho)} {_escaped(name)}".strip()
+    csv = f"{rho}_{name}" if name else rho
+    return _Column(f"{rho} {name}".strip(), latex, csv, value, _scientific, _power_of_ten)
 
 
 def _rho_by(row: TableRow, name: str) -> float | None:

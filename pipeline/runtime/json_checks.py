@@ -8,7 +8,7 @@ NUMBER, WHOLE_NUMBER, TEXT = (int, float), (int,), (str,)
 LIST, OBJECT, NOTHING = (list,), (dict,), (type(None),)
 
 
-def lacking(values: Any, kinds: Kinds) -> str:
+def schema_problem(values: Any, kinds: Kinds) -> str:
     """The first key that is missing or has a value of another type.
 
     Args:
@@ -38,7 +38,7 @@ def check_object(values: Any, kinds: Kinds) -> dict[str, Any]:
     Raises:
         ValueError: a phrase to follow the file's name.
     """
-    problem = lacking(values, kinds)
+    problem = schema_problem(values, kinds)
     if problem:
         raise ValueError(problem)
     unknown = sorted(values.keys() - kinds.keys())

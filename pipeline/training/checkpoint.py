@@ -16,7 +16,15 @@ from pipeline.data.classes import Classes, difference
 from pipeline.errors import UserError
 from pipeline.runtime import torch_file
 from pipeline.runtime.files import atomic_write, report_unwritable
-from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, TEXT, WHOLE_NUMBER, Kinds, lacking
+from pipeline.runtime.json_checks import (
+    LIST,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    WHOLE_NUMBER,
+    Kinds,
+    schema_problem,
+)
 
 VERSION = 1
 CheckpointState = dict[str, Any]
@@ -200,7 +208,7 @@ def load(path: Path) -> CheckpointState:
         ) from None
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise UserError(f"{path} is no checkpoint of this program (version {VERSION})")
-    problem = lacking(state, _KINDS) or lacking(state["config"], {"data": OBJECT})
+    problem = schema_problem(state, _KINDS) or schema_problem(state["config"], {"data": OBJECT})
     if problem:
         raise damaged(path, problem)
     return state

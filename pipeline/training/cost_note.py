@@ -8,7 +8,7 @@ from pipeline.training.objective import Objective
 
 
 def cost_note(objective: Objective, images: Tensor) -> str:
-    """A line that begins with a line break; empty if there is nothing to say.
+    """A line about it; empty if there is nothing to say.
 
     Args:
         objective: of the run.
@@ -17,13 +17,13 @@ def cost_note(objective: Objective, images: Tensor) -> str:
     reason = objective.why_passes_are_separate(images)
     if reason is not None:
         return (
-            "\nregularizer.gradient one_step takes passes of its own beside the cross-entropy's "
+            "regularizer.gradient one_step takes passes of its own beside the cross-entropy's "
             f"({reason}): 2.7 to 3.7 plain steps a step instead of 2, docs/gradient.md"
         )
     num_grouped = sum(_num_grouped(method, images) for method in objective.methods)
     if num_grouped:
         return (
-            "\nregularizer.gradient unrolled takes second derivatives of this net, and torch "
+            "regularizer.gradient unrolled takes second derivatives of this net, and torch "
             f"computes those of its {num_grouped} grouped convolutions one group at a time; "
             "boundary and one_step take none, docs/gradient.md"
         )

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # Part of the free memory that is used: allocators fragment it, and convolutions need workspace.
-SHARE = 0.8
+USABLE_SHARE = 0.8
 # Largest number of tensors as large as all images of the batch that the attack holds besides the
 # net's activations.
-INPUTS = 12
+NUM_INPUT_SIZED_TENSORS = 12
 
 
 class PeakMemory(TorchDispatchMode):
@@ -134,10 +134,10 @@ def max_images_that_fit(
     momentum = sum(p.numel() * p.element_size() for p in parameters)
     fixed = max(two - 2 * per_image, 0.0) + momentum
     free = free_bytes(device, num_processes)
-    available = SHARE * free - fixed
+    available = USABLE_SHARE * free - fixed
     images = min(int(available / per_image), size.largest_useful)
     if images < size.batch:
-        inputs = INPUTS * size.batch * math.prod(size.shape) * 4
+        inputs = NUM_INPUT_SIZED_TENSORS * size.batch * math.prod(size.shape) * 4
         num_fitting = max(int((available - inputs) / per_image), 1)
         images = math.ceil(size.batch / math.ceil(size.batch / num_fitting))
     return MemoryBudget(images, size.batch, per_image, free)

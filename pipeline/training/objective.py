@@ -169,7 +169,12 @@ class Objective(nn.Module):
             cross_entropy = F.cross_entropy(logits, labels, reduction="none")
             mean, start = cross_entropy.mean(), None
         return mean, Clean(
-            *(images, labels, cross_entropy, logits, graph, self.max_images),
+            images,
+            labels,
+            cross_entropy,
+            logits,
+            graph,
+            self.max_images,
             uniform=self.uniform,
             typical_ratio=self.typical_ratio,
             loss_gradient=start,

@@ -82,7 +82,7 @@ class StepRunner:
             ranks.local_size,
         )
         # The same number on all ranks: each step takes as long as the slowest of them.
-        budget = min(ranks.gather(own_budget))
+        budget = min(ranks.gather(own_budget), key=lambda budget: budget.images)
         self.objective.limit_images(budget.images)
         return budget
 
@@ -127,10 +127,14 @@ class StepRunner:
         accumulation = self.config.train.gradient_accumulation_steps
         for number in range(accumulation - 1):
             with self._ddp.no_sync():
-                self.optimizer.backward(
-                    self._forward(self._load(step, batches), number, step, passes) / accumulation
-                )
-        loss = self._forward(self._load(step, batches), accumulation - 1, step, passes)
+                batch = self._load(step, batches)
+                loss, losses = self._forward(batch, number, step)
+                passes.append((batch, losses))
+                self.optimizer.backward(loss / accumulation)
+                del loss  # its graph holds perturbations after the backward pass
+        batch = self._load(step, batches)
+        loss, losses = self._forward(batch, accumulation - 1, step)
+        passes.append((batch, losses))
         # Queued before the backward pass, which waits for all ranks on the GPU.
         own_sums = HostCopy(
             sum_batches(
@@ -141,7 +145,7 @@ class StepRunner:
         )
         self._enter(step, "backward pass")
         self.optimizer.backward(loss / accumulation)
-        del loss  # its graph holds perturbations after the backward pass
+        del loss
         sums = own_sums.wait()
         self._enter(step, "sums over the ranks")
         stats = unstack_sums(self.ranks.sum(sums))
@@ -163,17 +167,14 @@ class StepRunner:
         self._enter(step, "forward pass")
         return batch
 
-    def _forward(
-        self, batch: Batch, number: int, step: int, passes: list[tuple[Batch, Losses]]
-    ) -> Tensor:
-        """The loss of one of the step's batches; its losses without a graph go to ``passes``."""
+    def _forward(self, batch: Batch, number: int, step: int) -> tuple[Tensor, Losses]:
+        """The loss of one of the step's batches, and its losses without a graph."""
         self._seed_dropout(number, step)
         use_methods = self.schedule.is_finetuning_step(step)
         if use_methods and self.objective.attacks:
             self._draw_uniform(number, step, len(batch.images))
         losses = self._ddp(batch.images, self._targets(batch), use_methods=use_methods)
-        passes.append((batch, losses._replace(loss=losses.loss.detach())))
-        return losses.loss
+        return losses.loss, losses._replace(loss=losses.loss.detach())
 
     def _seed_dropout(self, number: int, step: int) -> None:
         """Make dropout a function of the run's seed, the step, the batch's number and the rank."""

@@ -43,11 +43,12 @@ class StepStats:
         """The values in the order of the fields."""
         return [getattr(self, name) for name in _NAMES]
 
-    def means(self, with_methods: bool) -> dict[str, float]:
+    def means(self, with_methods: bool, rho_name: str = "rho2") -> dict[str, float]:
         """The means over samples that are logged.
 
         Args:
             with_methods: include the values that methods measure, such as the regulariser.
+            rho_name: name of the mean ratio in the norm of the training's attack.
         """
         n = max(self.num_samples, 1)
         means = {
@@ -59,7 +60,7 @@ class StepStats:
             weight = max(self.weight, 1e-9)  # of the samples whose perturbation was measured
             means |= {
                 "regularizer": self.penalty / n,
-                "rho2": self.ratio / weight,
+                rho_name: self.ratio / weight,
                 "iterations": self.iterations / weight,
                 "flipped": self.num_flipped / weight,
                 "measured": self.num_measured / n,

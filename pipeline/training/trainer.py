@@ -18,7 +18,7 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader, TrainingLoader
 from pipeline.errors import Stopped, first_line, warn
 from pipeline.evaluation.measure import Measurement
-from pipeline.evaluation.protocol import evaluation_protocol
+from pipeline.evaluation.protocol import evaluation_protocol, rho_name
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.statistics import distance_warnings, nonfinite_warning, summarize
 from pipeline.models import prepare
@@ -87,6 +87,7 @@ class Trainer:
         num_classes = prepare.num_classes_of(config, labelled)
         self.protocol = evaluation_protocol(config.evaluation, config.runtime, num_classes)
         self.rho = self.protocol.rho_name  # rho2, or the name for another norm
+        self.train_rho = rho_name(config.regularizer.attack.norm)
         best_metric = "accuracy" if config.checkpoint.best == "accuracy" else self.rho
         self.history = History(best_metric)
         self.step = 0
@@ -195,7 +196,8 @@ class Trainer:
         """Write the line of metrics of the steps since the last one."""
         last_step = self.step - 1
         use_methods = self.schedule.is_finetuning_step(last_step)
-        values = self.window.sums.means(with_methods=use_methods and self.runner.objective.measures)
+        with_methods = use_methods and self.runner.objective.measures
+        values = self.window.sums.means(with_methods, self.train_rho)
         values |= {
             "lr": self.schedule.lr(last_step),
             **self.window.rates(),
@@ -206,7 +208,7 @@ class Trainer:
         if loss_scale is not None:
             values["loss_scale"] = loss_scale
         monitor.scalars(self.step, "train", values)
-        shown = ("loss", "accuracy", "rho2", "images_per_second")
+        shown = ("loss", "accuracy", self.train_rho, "images_per_second")
         note = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
         monitor.progress(self.step, note)
 

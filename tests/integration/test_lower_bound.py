@@ -12,9 +12,9 @@ from pipeline.attacks import lower_bound as module
 from pipeline.attacks.deepfool import deepfool
 from pipeline.attacks.lower_bound import (
     NoLowerBound,
-    checked_lower_bound,
     lower_bound,
-    reason_against,
+    lower_bound_unchecked,
+    why_not_computable,
 )
 from pipeline.attacks.norms import dual_exponent, per_sample_norm
 from pipeline.config import AttackConfig, DataConfig
@@ -182,7 +182,7 @@ def test_in_place_activations_without_their_result_are_refused() -> None:
     view, images = AttackView(InPlace()), torch.randn(2, 1, 2, 3)
     with pytest.raises(NoLowerBound, match="in-place"):
         lower_bound(view, images)
-    assert checked_lower_bound(view, images, 2.0).bound.tolist() == [0.0, 0.0]
+    assert lower_bound_unchecked(view, images, 2.0).bound.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -260,8 +260,8 @@ def test_a_net_that_normalises_its_input() -> None:
     result = lower_bound(AttackView(Normalised(net, data)), pixels)
     assert torch.allclose(result.bound, 0.25 * inputs.bound, rtol=1e-3)
     other = nn.Sequential(DividedByItself(), net)
-    assert "piecewise linear: div" in reason_against(AttackView(other), (1, 28, 28), CPU)
-    assert reason_against(AttackView(net), (1, 28, 28), CPU) == ""
+    assert "piecewise linear: div" in why_not_computable(AttackView(other), (1, 28, 28), CPU)
+    assert why_not_computable(AttackView(net), (1, 28, 28), CPU) == ""
 
 
 class DividedByItself(nn.Module):

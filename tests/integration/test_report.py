@@ -60,7 +60,7 @@ def test_epochs_are_drawn_from_the_history(tmp_path: Path) -> None:
     assert first[-1, 1] < second[-1, 1]
     figure = figures.epochs([runs.read(one)])
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx([90, 95, 97])
-    assert figure.axes[1].get_ylabel() == r"$\rho_{2}$"
+    assert figure.axes[1].get_ylabel() == r"$\rho_2$"
 
 
 def test_lines_can_be_told_apart_in_grey(tmp_path: Path) -> None:

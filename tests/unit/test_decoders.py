@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation import merge
 from pipeline.evaluation.manifest import Manifest, read_manifest
 from pipeline.evaluation.protocol import preprocessing_of
-from pipeline.evaluation.shard_results import refuse_other
+from pipeline.evaluation.shard_results import check_same_evaluation
 from pipeline.evaluation.summary import Summary, format_summary, read_samples, write_outputs
 from pipeline.reports import pairs
 from tests.helpers.comparisons import evaluated
@@ -98,11 +98,11 @@ def test_where_more_differs_one_decoder_is_no_remedy(tmp_path: Path) -> None:
     shard(tmp_path, 0, 2, [0], manifest=decoded_by("cpu"))
     other = decoded_by("gpu", model="other")
     with pytest.raises(UserError, match=r"decoder: gpu -> cpu; model: other -> net") as refused:
-        refuse_other(tmp_path / "results", other)
+        check_same_evaluation(tmp_path / "results", other)
     assert "mix_decoders" not in str(refused.value)
     other = decoded_by("gpu", mix=True, model="other")
     with pytest.raises(UserError, match=r"that one: model: other -> net\); give another"):
-        refuse_other(tmp_path / "results", other)
+        check_same_evaluation(tmp_path / "results", other)
 
 
 @pytest.mark.parametrize("mix", [(True, False), (False, True)], ids=["first", "second"])
@@ -148,9 +148,9 @@ def test_one_shard_allows_both_decoders_for_all(tmp_path: Path) -> None:
 
 def test_a_launcher_need_not_know_the_decoder(tmp_path: Path) -> None:
     shard(tmp_path, 0, 2, [0], manifest=decoded_by("gpu"))
-    refuse_other(tmp_path / "results", decoded_by(None))
+    check_same_evaluation(tmp_path / "results", decoded_by(None))
     with pytest.raises(UserError, match=r"input\.decoder: cpu -> gpu"):
-        refuse_other(tmp_path / "results", decoded_by("cpu"))
+        check_same_evaluation(tmp_path / "results", decoded_by("cpu"))
 
 
 def test_evaluations_by_two_decoders_are_not_compared() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fault_campaign import commands, plan, table
+from fault_campaign import plan, table
 from fault_campaign.commands import Command
 from fault_campaign.kind import PHASES
 from fault_campaign.kinds import KINDS
@@ -100,14 +100,6 @@ def test_what_the_command_runs(
 def test_a_command_that_cannot_be_tested(argv: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Command(argv, 20)
-
-
-def test_the_command_follows_the_first_dashes() -> None:
-    assert commands.split(["--faults", "3", "--", "a", "--", "b"]) == (
-        ["--faults", "3"],
-        ["a", "--", "b"],
-    )
-    assert commands.split(["--list"]) == (["--list"], [])
 
 
 def outcome(number: int, seconds: float, **values: Any) -> Outcome:

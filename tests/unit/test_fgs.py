@@ -44,7 +44,7 @@ def test_the_search_brackets_every_image() -> None:
     correct = logits.argmax(dim=1) == labels
     assert (eps[~correct] == 0).all()
     for n in correct.nonzero().flatten().tolist():
-        below = eps[n].item() * 2 ** (-1.001 * fgs.OCTAVES / fgs.STEPS)
+        below = eps[n].item() * 2 ** (-1.001 * fgs.NUM_OCTAVES / fgs.NUM_LATTICE_STEPS)
         one = (images[n : n + 1], sign[n : n + 1], labels[n : n + 1])
         at = fgs.correct_after_fgs(view, *one, [below, eps[n].item()])
         assert at.tolist() == [[True, False]]
@@ -83,7 +83,7 @@ def test_points_stay_in_the_valid_range() -> None:
     assert max(high for _, high in seen) <= 1
 
 
-@pytest.mark.parametrize("place", [0, 1, 1000, fgs.STEPS])
+@pytest.mark.parametrize("place", [0, 1, 1000, fgs.NUM_LATTICE_STEPS])
 def test_the_lattice(place: int) -> None:
     eps = fgs._lattice(torch.tensor([place]))
     assert eps.item() == pytest.approx(2 ** (-20 + 24 * place / 2**15))

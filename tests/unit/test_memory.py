@@ -64,7 +64,7 @@ def test_parts_bound_the_memory(name: str, kind: str) -> None:
     few = peak(net, images[:4], config)
     config.max_images = 4
     parts = peak(net, images, config)
-    inputs = memory_budget.INPUTS * images.numel() * images.element_size()
+    inputs = memory_budget.NUM_INPUT_SIZED_TENSORS * images.numel() * images.element_size()
     assert parts < 1.1 * few + inputs
     if name == "squeezenet1_1":
         assert parts < 0.4 * whole
@@ -106,14 +106,14 @@ def test_fit_finds_what_fits(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> N
     images = torch.randn(24, *shape)
     weights = sum(p.numel() * 4 for p in net.parameters())
     free = int(
-        (3 * weights + 10 * ample.per_image) / memory_budget.SHARE
+        (3 * weights + 10 * ample.per_image) / memory_budget.USABLE_SHARE
     )  # two gradients, momentum
     monkeypatch.setattr(memory_budget, "free_bytes", lambda *_: free)
     tight = objective.max_images_that_fit(shape, 24, cpu)
     assert 2 <= tight.images <= 12
     if frozen:
         config.max_images = tight.images
-        assert peak(net, images, config) < memory_budget.SHARE * free
+        assert peak(net, images, config) < memory_budget.USABLE_SHARE * free
     monkeypatch.setattr(memory_budget, "free_bytes", lambda *_: 1)
     assert objective.max_images_that_fit(shape, 24, cpu).images == 1
 
@@ -127,7 +127,7 @@ def test_more_images_than_a_pass(
     monkeypatch.setattr(
         memory_budget, "peak_bytes", lambda step, _: step() or taken[-1] * 1_000_000
     )
-    free = (num_fitting + 0.1) * 1e6 / memory_budget.SHARE
+    free = (num_fitting + 0.1) * 1e6 / memory_budget.USABLE_SHARE
     monkeypatch.setattr(memory_budget, "free_bytes", lambda *_: free)
     size = memory_budget.PassSize((1, 1, 1), 4, 12)
     budget = memory_budget.max_images_that_fit(taken.append, [], size, torch.device("cpu"))

@@ -14,8 +14,8 @@ from pipeline.config import (
     RunConfig,
     ScheduleConfig,
     TrainConfig,
+    ignored_option_messages,
     parse,
-    warn_ignored,
 )
 from pipeline.config.checks import OptionError, Range, Section, options
 
@@ -134,7 +134,7 @@ def ignored(**changes: Any) -> list[str]:
     config = parse.parse(FinetuneConfig, "", [])
     for name, value in changes.items():
         setattr(config, name, value)
-    return warn_ignored(config, "cuda", steps_per_epoch=60)
+    return ignored_option_messages(config, "cuda", steps_per_epoch=60)
 
 
 def test_the_demonstration_ignores_nothing() -> None:
@@ -203,7 +203,7 @@ def test_a_schedule_longer_than_the_run_prints_a_warning() -> None:
 )
 def test_options_without_effect_print_a_warning(argv: str, options: str) -> None:
     config = parse.parse(FinetuneConfig, "", argv.split())
-    lines = warn_ignored(config, steps_per_epoch=60)
+    lines = ignored_option_messages(config, steps_per_epoch=60)
     assert [line.split()[0] for line in lines] == options.split()
     assert all(" has no effect: " in line for line in lines)
 
@@ -212,4 +212,4 @@ def test_a_users_method_may_read_every_option() -> None:
     config = parse.parse(FinetuneConfig, "", [])
     config.objective.method, config.objective.options = "my:Method", {"a": 1}
     config.objective.parseval.beta = 0.5
-    assert warn_ignored(config) == []
+    assert ignored_option_messages(config) == []

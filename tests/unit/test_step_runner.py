@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.index import Index
+from pipeline.training.objective import Losses
 from pipeline.training.step_runner import StepRunner
 from tests.helpers.pretended_cases import StepCase
 from tests.helpers.pretended_rehearsals import WithoutDdp, make_batch, make_runner
@@ -24,11 +25,11 @@ def test_losses_are_freed_after_their_backward_pass(photos: Index, num_passes: i
     losses: list[weakref.ref[Tensor]] = []
     forward, step = StepRunner._forward, runner.optimizer.step
 
-    def recorded_forward(*arguments: object) -> Tensor:
+    def recorded_forward(*arguments: object) -> tuple[Tensor, Losses]:
         assert all(loss() is None for loss in losses)
-        loss = forward(*arguments)  # pyright: ignore[reportArgumentType]
+        loss, without_graph = forward(*arguments)  # pyright: ignore[reportArgumentType]
         losses.append(weakref.ref(loss))
-        return loss
+        return loss, without_graph
 
     def checked_step() -> None:
         assert [loss() for loss in losses] == [None] * num_passes

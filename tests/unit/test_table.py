@@ -45,6 +45,19 @@ def test_a_column_for_each_attack_the_best_and_their_ratio() -> None:
     assert rows[1][len(HEAD) :] == ["0.25", "0.2", "0.2", "1.25"]
 
 
+def test_the_ratio_has_the_name_of_its_norm() -> None:
+    row = SEVERAL._replace(rho_name="rho_inf", bounds=(0.1, 0.2))
+    assert "| Accuracy | rho_inf | rho_inf deepfool |" in table_formats.markdown([row])
+    assert r"& $\rho_{\infty}$ & $\rho_{\infty}$ deepfool &" in table_formats.latex([row])
+    head = next(csv.reader(io.StringIO(table_formats.as_csv([row]))))
+    names = ["rho_inf", "rho_inf_deepfool", "rho_inf_best", "rho_inf_lower", "rho_inf_upper"]
+    assert set(names) < set(head)
+    assert not [name for name in head if name.startswith("rho2")]
+    assert "| Accuracy | rho | @0.2 |" in table_formats.markdown(
+        [OLD, OLD._replace(rho_name="rho_inf")]
+    )
+
+
 def test_labels_with_special_characters() -> None:
     row = OLD._replace(network="a|b", method=r"50 %^~\x")
     assert table_formats.markdown([row]).splitlines()[2].startswith(r"| a\|b | 50 %^~\x | 94.00 |")

@@ -100,6 +100,9 @@ def test_sums_over_the_batches_of_a_step() -> None:
         "accuracy": 0.5,
     }
     assert finite.means(with_methods=True)["regularizer"] == 2
+    in_max_norm = finite.means(with_methods=True, rho_name="rho_inf")
+    assert in_max_norm["rho_inf"] == finite.means(with_methods=True)["rho2"] > 0
+    assert "rho2" not in in_max_norm
 
 
 def test_timer_measures_one_interval(monkeypatch: pytest.MonkeyPatch) -> None:

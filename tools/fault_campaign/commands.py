@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,12 +96,3 @@ def environment(mark: str) -> dict[str, str]:
     """The environment of a command: marked, and with the hook for faults inside a rank."""
     paths = [str(HOOK), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {MARK: mark, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words before the first --, and those after it."""
-    words = list(argv)
-    if "--" not in words:
-        return words, []
-    position = words.index("--")
-    return words[:position], words[position + 1 :]
