@@ -211,6 +211,7 @@ def preprocessing_of(data: DataConfig, device_type: str | None) -> Preprocessing
     )
 
 
-def rho_name(norm: str) -> str:
-    """The name of the mean ratio in a norm, an option ``attack.norm``: rho2, rho_inf, rho1.5."""
-    return f"rho_{norm}" if norm == "inf" else f"rho{norm}"
+def rho_name(norm: float | str) -> str:
+    """The name of the mean ratio in a norm, as an option or as stored: rho2, rho_inf, rho1.5."""
+    p = f"{float(norm):g}"
+    return f"rho_{p}" if p == "inf" else f"rho{p}"

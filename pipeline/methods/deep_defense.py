@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView
 from pipeline.models.precision import PRECISIONS
 from pipeline.regularizer.loss_gradient import LossGradient
-from pipeline.regularizer.penalty import penalty, robustness, worst_of_each_class
+from pipeline.regularizer.penalty import Robustness, penalty, robustness, worst_of_each_class
 from pipeline.regularizer.sampling import (
     Selection,
     probability_in_f,
@@ -57,40 +57,44 @@ class DeepDefense(Method):
         """
         rows, weight = self._selection(clean)
         if len(rows) == 0:
-            zeros = torch.zeros_like(weight)
-            return Term(zeros.sum(), *(zeros,) * 3, flipped=zeros.bool(), weight=weight)
-        everything = len(rows) == len(clean.images)
+            return _empty_term(weight)
+        all_are_measured = len(rows) == len(clean.images)
         view, images, labels = self.attack_view(), clean.images, clean.labels
-        if not everything:
+        if not all_are_measured:
             view, images, labels = view.of_rows(rows), images[rows], labels[rows]
         start = _start(clean, rows, view.precision == self.view.precision)
         measured = robustness(view, images, labels, self.options, start, clean.at_once)
-        terms = penalty(measured, self.options)
-        if not self.options.include_misclassified:
-            # The attack may see other classes than the clean forward pass in training mode.
-            terms = terms.where(measured.correct, 0.0)
-        if self.options.smallest_share < 1.0:
-            most = max(1, int(len(clean.images) * self.options.smallest_share))
-            terms = terms.where(worst_of_each_class(measured, labels, most), 0.0)
-        value = self.options.lam * ((terms * weight[rows]).sum() / len(clean.images))
+        penalties = self._penalties(measured, labels, len(clean.images))
+        value = self.options.lam * ((penalties * weight[rows]).sum() / len(clean.images))
         if self.parameters is not None:
-            value = only_through(value, self.parameters)
-
-        def of_batch(values: Tensor) -> Tensor:
-            """Values (A,) of the measured images among those of all (N,); zeros elsewhere."""
-            values = values.detach()
-            if everything:
-                return values
-            return values.new_zeros(len(clean.images)).index_copy(0, rows, values)
-
+            value = restrict_gradient_to(value, self.parameters)
+        num_images = None if all_are_measured else len(clean.images)
         return Term(
             value,
-            penalty=of_batch(terms),
-            ratio=of_batch(measured.ratio),
-            iterations=of_batch(measured.iterations),
-            flipped=of_batch(measured.flipped),
+            penalty=_of_batch(penalties, rows, num_images),
+            ratio=_of_batch(measured.ratio, rows, num_images),
+            iterations=_of_batch(measured.iterations, rows, num_images),
+            flipped=_of_batch(measured.flipped, rows, num_images),
             weight=weight,
         )
+
+    def _penalties(self, measured: Robustness, labels: Tensor, num_images: int) -> Tensor:
+        """R of each measured image (A,); 0 for those that the options leave out.
+
+        Args:
+            measured: the perturbations of A images.
+            labels: (A,) their true classes.
+            num_images: number of images of the batch.
+        """
+        penalties = penalty(measured, self.options)
+        if not self.options.include_misclassified:
+            # The attack may see other classes than the clean forward pass in training mode.
+            penalties = penalties.where(measured.correct, 0.0)
+        if self.options.smallest_share < 1.0:
+            max_worst = max(1, int(num_images * self.options.smallest_share))
+            worst = worst_of_each_class(measured, labels, max_worst)
+            penalties = penalties.where(worst, 0.0)
+        return penalties
 
     def attack_view(self) -> AttackView:
         """The net in the precision of the regulariser."""
@@ -107,6 +111,34 @@ class DeepDefense(Method):
         if probability == 1.0:
             return select_all(clean.images)
         return select(is_correct(clean), clean.uniform, probability)
+
+
+def _empty_term(weight: Tensor) -> Term:
+    """The term of a batch (N,) of which no image is measured."""
+    zeros = torch.zeros_like(weight)
+    return Term(
+        zeros.sum(),
+        penalty=zeros,
+        ratio=zeros,
+        iterations=zeros,
+        flipped=zeros.bool(),
+        weight=weight,
+    )
+
+
+def _of_batch(values: Tensor, rows: Tensor, num_images: int | None) -> Tensor:
+    """Values (A,) of the measured images, without a graph, among those of the whole batch (N,);
+    zeros elsewhere.
+
+    Args:
+        values: (A,).
+        rows: (A,) positions of the measured images in the batch.
+        num_images: N; None: all images are measured, in their order.
+    """
+    values = values.detach()
+    if num_images is None:
+        return values
+    return values.new_zeros(num_images).index_copy(0, rows, values)
 
 
 def _start(
@@ -147,7 +179,7 @@ def matching(net: nn.Module, patterns: list[str]) -> list[nn.Parameter]:
     ]
 
 
-def only_through(value: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+def restrict_gradient_to(value: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     """The same scalar with a gradient in these parameters only (for the paper's Figure 4).
 
     Args:

@@ -24,7 +24,7 @@ from pipeline.regularizer.trace import AttackTrace
 from pipeline.regularizer.true_distance import true_distance
 from pipeline.regularizer.unrolled import unrolled
 
-_MOST = 50.0  # largest R of a misclassified sample, form inverse
+_MAX_INVERSE_PENALTY = 50.0  # largest R of a misclassified sample, form inverse
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def penalty(robustness: Robustness, config: RegularizerConfig) -> Tensor:
         return signed.exp()
     if config.form == "linear":
         return signed
-    return 1.0 / (1.0 - signed).clamp_min(1.0 / _MOST)
+    return 1.0 / (1.0 - signed).clamp_min(1.0 / _MAX_INVERSE_PENALTY)
 
 
 def slopes(config: RegularizerConfig, ratio: float) -> tuple[float, float]:
@@ -126,7 +126,7 @@ def slopes(config: RegularizerConfig, ratio: float) -> tuple[float, float]:
         return c, d
     if config.form == "hinge":
         return float(ratio < c), 1.0
-    return c / (1.0 + c * ratio) ** 2, d / max(1.0 - d * ratio, 1.0 / _MOST) ** 2
+    return c / (1.0 + c * ratio) ** 2, d / max(1.0 - d * ratio, 1.0 / _MAX_INVERSE_PENALTY) ** 2
 
 
 def worst_of_each_class(robustness: Robustness, labels: Tensor, number: int) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.evaluation.diagnostics import Diagnostics
+from pipeline.evaluation.protocol import rho_name
 from pipeline.evaluation.statistics import accuracy_at, by_class, eps_ref, summarize
 from tests.helpers.stored_results import PROTOCOL, samples
 
@@ -80,3 +81,8 @@ def test_diagnostics_of_earlier_versions_have_no_lower_bound() -> None:
     values = diagnostics.to_dict()
     del values["lower_bound"]
     assert Diagnostics.from_dict(values) == diagnostics
+
+
+def test_the_ratio_is_named_after_its_norm() -> None:
+    norms = (2, 2.0, "2", 1.5, "inf", float("inf"))
+    assert [rho_name(norm) for norm in norms] == ["rho2"] * 3 + ["rho1.5"] + ["rho_inf"] * 2
