@@ -52,7 +52,7 @@ def check(config: EvaluateConfig) -> Manifest:
         torch.manual_seed(0)  # as the jobs do
         net = prepare.build_net(config, index)
     device = config.runtime.device  # of the jobs; a login node need not have their GPUs
-    return entry.describe(config, index, net, None if device == "auto" else device)
+    return entry.make_manifest(config, index, net, None if device == "auto" else device)
 
 
 def num_shards(requested: int | None, default: int, manifest: Manifest) -> int:
@@ -132,7 +132,7 @@ def main() -> None:
             return
         if config.resume != "auto":  # the jobs would refuse never, or a folder without results
             for shard in shards:
-                ResultsFolder.find(config.folder / "results", config.resume, manifest, shard)
+                ResultsFolder.for_shard(config.folder / "results", config.resume, manifest, shard)
         shard_line = f"shards       {', '.join(map(str, shards))}"
         if config.dry_run:
             print(f"would submit {len(shards)} of {total} jobs, into {config.folder}\n{shard_line}")

@@ -41,14 +41,13 @@ from pipeline.evaluation.protocol import (
     preprocessing_of,
 )
 from pipeline.evaluation.resolve import resolve
-from pipeline.evaluation.self_check import largest_difference
+from pipeline.evaluation.self_check import largest_difference_that_fits
 from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.evaluation.summary import format_summary, write_outputs
 from pipeline.models import prepare
-from pipeline.models.attack_view import AttackView
 from pipeline.models.preprocessing import preprocessing_advice
 from pipeline.models.weights_hash import weights_hash
-from pipeline.runtime import allocator, config_file, machine, run_folder
+from pipeline.runtime import config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.monitor import Monitor
 from pipeline.runtime.reproducibility import images_at_once, kernels
@@ -75,15 +74,15 @@ def main() -> None:
         net = prepare.build_net(config, index)
         # A dry run may be on another kind of machine than the evaluation.
         device_type = None if config.dry_run else ranks.device.type
-        manifest = describe(config, index, net, device_type)
+        manifest = make_manifest(config, index, net, device_type)
         rows = rows_of_shard(config, index)
-        monitor.say(announce(config, manifest.identity.protocol, rows, ranks))
+        monitor.say(description(config, manifest.identity.protocol, rows, ranks))
         advice = preprocessing_advice(config.model, config.data)
         warn(*ignored_option_messages(config, ranks.device.type), advice)
         if config.dry_run:
             results = config.folder / "results"
-            store = ResultsFolder.find(results, config.resume, manifest, config.part)
-            monitor.say(announce_work(rows, store.rows_to_do(rows)))
+            store = ResultsFolder.for_shard(results, config.resume, manifest, config.part)
+            monitor.say(work_description(rows, store.rows_to_do(rows)))
             return
         net = prepare.move_net(net, config.runtime, ranks.device)
         threads = source.decoding_threads(config.data, ranks.local_size)
@@ -118,7 +117,9 @@ def open_results(
 ) -> ResultsFolder:
     """The results of this shard, new or resumed; all ranks must call this."""
     folder = run_folder.open_folder(config, ranks, "evaluation")
-    store = ResultsFolder.open(folder / "results", config.resume, manifest, config.part, ranks)
+    store = ResultsFolder.start_or_resume(
+        folder / "results", config.resume, manifest, config.part, ranks
+    )
     if ranks.is_main:
         config_file.save(config, folder / "config.yaml")
         store.keep_mean(config.data.mean)
@@ -126,7 +127,7 @@ def open_results(
     return store
 
 
-def describe(
+def make_manifest(
     config: EvaluateConfig, index: Index, net: torch.nn.Module, device_type: str | None
 ) -> Manifest:
     """The identity of this evaluation, and what else reports need.
@@ -181,25 +182,7 @@ def check_lower_bound(measurement: Measurement) -> dict[str, Any]:
     return {"no_lower_bound": reason}
 
 
-def largest_difference_that_fits(
-    view: AttackView, shape: tuple[int, int, int], size: int, device: torch.device
-) -> float:
-    """`largest_difference` in batches of at most ``size`` images.
-
-    If memory runs out, batches are halved, as in the evaluation itself.
-    """
-    while True:
-        try:
-            return largest_difference(view, shape, size, device)
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or not allocator.is_out_of_memory(error):
-                raise
-        size //= 2
-        view = view.with_min_batch_size(min(view.min_batch_size, size))
-        allocator.release_cached_memory()
-
-
-def announce(
+def description(
     config: EvaluateConfig, protocol: Protocol, rows: np.ndarray, ranks: DistributedContext
 ) -> str:
     """Describes the evaluation in two lines."""
@@ -223,7 +206,7 @@ def announce(
     )
 
 
-def announce_work(rows: np.ndarray, todo: np.ndarray) -> str:
+def work_description(rows: np.ndarray, todo: np.ndarray) -> str:
     """How many images have no result yet."""
     return f"{len(todo)} of {len(rows)} images to evaluate"
 
@@ -244,7 +227,7 @@ def evaluate(
     # All ranks have read before one appends, and take the list of rank 0: a job of other shards may
     # write to the folder meanwhile.
     todo = ranks.gather(store.rows_to_do(rows))[0]
-    monitor.say(announce_work(rows, todo))
+    monitor.say(work_description(rows, todo))
     monitor.start_progress("evaluating", len(rows), len(rows) - len(todo))
     begin = time.perf_counter()
     with store.appender(ranks.rank) as appender:

@@ -51,10 +51,10 @@ def main() -> None:
         step = -1 if resumed is None else trainer.step
         options, evaluated = parse.to_dict(trainer.config), trainer.history.has_step(trainer.step)
         with Monitor(folder, ranks.is_main, step, options, evaluated=evaluated) as monitor:
-            announce(trainer, monitor)
+            print_description(trainer, monitor)
             if folder is None:
                 return
-            monitor.say(where(folder, resumed, trainer))
+            monitor.say(start_description(folder, resumed, trainer))
             if ranks.is_main:
                 config_file.save(trainer.config, folder / "config.yaml")
                 if trainer.step < trainer.schedule.total_steps:  # of a run that was further
@@ -84,10 +84,10 @@ def make_trainer(config: FinetuneConfig, ranks: DistributedContext) -> Trainer:
     return Trainer(config, ranks, net, indices, threads)
 
 
-def announce(trainer: Trainer, monitor: Monitor) -> None:
+def print_description(trainer: Trainer, monitor: Monitor) -> None:
     """Say what will run, and warn about options that are probably a mistake."""
     config = trainer.config
-    monitor.say(describe(trainer))
+    monitor.say(description(trainer))
     warn(
         *ignored_option_messages(config, trainer.ranks.device.type, trainer.plan.steps_per_epoch),
         preprocessing_advice(config.model, config.data),
@@ -109,7 +109,7 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
     trainer.export("weights.pth")
 
 
-def describe(trainer: Trainer) -> str:
+def description(trainer: Trainer) -> str:
     """A description of the run, in a few lines."""
     config, ranks, schedule = trainer.config, trainer.ranks, trainer.schedule
     num_parameters = sum(parameter.numel() for parameter in trainer.runner.parameters)
@@ -127,7 +127,7 @@ def describe(trainer: Trainer) -> str:
         f"on {ranks.world_size} x {ranks.device.type}",
         f"{len(trainer.train_index):,} images to train on, {len(trainer.val_index):,} held out",
         f"{schedule.clean_steps} clean steps, then "
-        f"{schedule.total_steps - schedule.clean_steps} with {with_options(config)}, "
+        f"{schedule.total_steps - schedule.clean_steps} with {methods_description(config)}, "
         f"each of {config.train.batch_size} images: "
         f"{per_step} x {trainer.plan.pass_size}",
         targets,
@@ -137,7 +137,7 @@ def describe(trainer: Trainer) -> str:
     return "\n".join(filter(None, lines))
 
 
-def with_options(config: FinetuneConfig) -> str:
+def methods_description(config: FinetuneConfig) -> str:
     """A description of the methods and their options."""
     regularizer, objective = config.regularizer, config.objective
     adversarial = objective.adversarial
@@ -177,7 +177,7 @@ def _of_attack(attack: AttackConfig) -> list[str]:
     return [f"{attack.method}, at most {attack.max_projections} projections", length]
 
 
-def where(folder: Path, resumed: Path | None, trainer: Trainer) -> str:
+def start_description(folder: Path, resumed: Path | None, trainer: Trainer) -> str:
     """A line with the run's folder, how to watch it, and the checkpoint that it resumes from."""
     start = "a new run"
     if resumed is not None:

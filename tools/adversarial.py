@@ -26,7 +26,7 @@ import torch
 from pipeline.data import array_tars, source
 from pipeline.data.index import join
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
-from pipeline.evaluate import describe
+from pipeline.evaluate import make_manifest
 from pipeline.evaluation.evaluator import Finished
 from pipeline.evaluation.measure import Measurement
 from pipeline.evaluation.resolve import resolve
@@ -54,7 +54,7 @@ def main() -> None:
         net = prepare.build_net(config, index)
         if config.evaluation.space != "input":
             raise UserError("evaluation.space: examples are stored in the net's input space: input")
-        identity = describe(config, index, net, ranks.device.type).identity.to_dict()
+        identity = make_manifest(config, index, net, ranks.device.type).identity.to_dict()
         warn(*ignored_option_messages(config, ranks.device.type))
         if config.dry_run:
             monitor.say(f"{len(index):,} images to attack, into {config.output}")

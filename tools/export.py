@@ -23,10 +23,16 @@ from exporting.card import CardOptions, write_card
 from exporting.contents import check_replaceable, files_of, with_files
 from exporting.evaluation_files import write_evaluations, write_options
 from exporting.images import images_for_check
-from exporting.net_files import CONFIG, MEAN, config_of, write_weights
+from exporting.net_files import MEAN, NET_CONFIG_FILE, config_of, write_weights
 from exporting.onnx_file import write_onnx
-from exporting.source import CONFIG as OPTIONS
-from exporting.source import ExportedNet, evaluations_of, exported_net, options_of, read_run
+from exporting.source import (
+    RUN_OPTIONS_FILE,
+    ExportedNet,
+    evaluations_of,
+    exported_net,
+    options_of,
+    read_run,
+)
 from pipeline.config import EvaluateConfig, arguments
 from pipeline.data.mean_image import mean_of
 from pipeline.errors import UserError, exit_on_user_error
@@ -126,7 +132,7 @@ def check(options: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; give a folder")
     if not options.dry_run:
-        check_writable(out / CONFIG)
+        check_writable(out / NET_CONFIG_FILE)
     if out.exists() and any(out.iterdir()):
         check_replaceable(out)
         if not options.replace:
@@ -154,7 +160,7 @@ def write_files(
         with atomic_write(folder / MEAN) as partial, partial.open("wb") as file:
             np.save(file, mean_of(exported.data))
     if exported.training is not None:
-        write_options(run.folder / OPTIONS, folder / "training.yaml")
+        write_options(run.folder / RUN_OPTIONS_FILE, folder / "training.yaml")
     write_evaluations(evaluations, folder)
     card = CardOptions(
         name=options.name or options.out.name,
@@ -163,7 +169,7 @@ def write_files(
         command=command_options(options),
     )
     write_card(exported, run, evaluations, card, onnx, folder)
-    write_json(folder / CONFIG, with_files(config_of(exported), folder))
+    write_json(folder / NET_CONFIG_FILE, with_files(config_of(exported), folder))
 
 
 def command_options(options: argparse.Namespace) -> list[str]:

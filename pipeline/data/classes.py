@@ -96,8 +96,8 @@ def _describe(actual: Sequence[str], expected: Sequence[str]) -> str:
     return text
 
 
-def shifted_name(index: Classes, categories: Sequence[str]) -> str:
-    """Whether the labels of an index differ from the outputs of torchvision's weights.
+def describe_label_shift(index: Classes, categories: Sequence[str]) -> str:
+    """Name a class whose label in an index is not its output by torchvision's weights.
 
     Lists spell names differently, so only names count that occur in both lists, and once among the
     categories. The labels differ if more than half of these names have another label.

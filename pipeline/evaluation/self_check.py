@@ -1,6 +1,6 @@
 """A check before an evaluation: whether an image's results depend on its batch.
 
-`largest_difference` measures this for a net; the number is stored in the manifest. See
+`largest_difference_that_fits` measures this for a net; the number is stored in the manifest. See
 `pipeline.runtime.reproducibility` for the causes.
 """
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.attack_view import AttackView
+from pipeline.runtime import allocator
 from pipeline.runtime.reproducibility import MIN_BATCH
 
 
@@ -64,3 +65,21 @@ def _logits_and_gradients(view: AttackView, images: Tensor) -> tuple[Tensor, Ten
         top = graph.logits.topk(2, dim=1).values
         gradient = view.logit_diff_gradient(graph, top[:, 1] - top[:, 0])
     return graph.logits.detach(), gradient.flatten(1)
+
+
+def largest_difference_that_fits(
+    view: AttackView, shape: tuple[int, int, int], size: int, device: torch.device
+) -> float:
+    """`largest_difference` in batches of at most ``size`` images.
+
+    If memory runs out, batches are halved, as in the evaluation itself.
+    """
+    while True:
+        try:
+            return largest_difference(view, shape, size, device)
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not allocator.is_out_of_memory(error):
+                raise
+        size //= 2
+        view = view.with_min_batch_size(min(view.min_batch_size, size))
+        allocator.release_cached_memory()

@@ -62,7 +62,9 @@ class ResultsFolder:
         self.shard_folder = folder / f"{shard.number}-of-{shard.of}"
 
     @classmethod
-    def find(cls, folder: Path, resume: str, manifest: Manifest, shard: Shard) -> "ResultsFolder":
+    def for_shard(
+        cls, folder: Path, resume: str, manifest: Manifest, shard: Shard
+    ) -> "ResultsFolder":
         """The folder of a shard, which need not exist yet; writes nothing.
 
         Args:
@@ -91,7 +93,7 @@ class ResultsFolder:
         return store
 
     @classmethod
-    def open(
+    def start_or_resume(
         cls,
         folder: Path,
         resume: str,
@@ -102,16 +104,16 @@ class ResultsFolder:
         """Start a shard, or resume one.
 
         Args:
-            folder: as in `find`.
-            resume: as in `find`.
-            manifest: as in `find`.
-            shard: as in `find`.
+            folder: as in `for_shard`.
+            resume: as in `for_shard`.
+            manifest: as in `for_shard`.
+            shard: as in `for_shard`.
             ranks: rank 0 writes the manifest after all have read the folder.
 
         Raises:
             UserError: as `find` does.
         """
-        store = cls.find(folder, resume, manifest, shard)
+        store = cls.for_shard(folder, resume, manifest, shard)
         ranks.barrier()
         if ranks.is_main:
             (store.shard_folder / "examples").mkdir(parents=True, exist_ok=True)

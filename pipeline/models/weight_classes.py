@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.config import ModelConfig, RunConfig
-from pipeline.data.classes import Classes, difference, shifted_name
+from pipeline.data.classes import Classes, describe_label_shift, difference
 from pipeline.data.index import Index
 from pipeline.errors import UserError, warn
 from pipeline.models import torchvision_nets
@@ -85,7 +85,7 @@ def check_weights(config: RunConfig, index: Index) -> None:
         changed = difference(index.classes, recorded) if recorded is not None else ""
     else:
         recorded = None
-        changed = shifted_name(index.classes, torchvision_nets.categories(model))
+        changed = describe_label_shift(index.classes, torchvision_nets.categories(model))
     if changed:
         _report(
             config,

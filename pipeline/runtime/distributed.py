@@ -54,6 +54,11 @@ class DistributedContext:
     step_deadline: AbstractContextManager[None] = field(default_factory=nullcontext)
     progress: Progress = field(default_factory=Progress)
 
+    @classmethod
+    def single(cls, device: torch.device) -> "DistributedContext":
+        """The only rank of a process without a process group."""
+        return cls(0, 1, 0, 1, device)
+
     @property
     def is_main(self) -> bool:
         """Whether this is global rank 0, the only one to write shared files."""

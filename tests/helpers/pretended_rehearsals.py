@@ -23,7 +23,7 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Batch, Loader
 from pipeline.evaluation.measure import Measurement
 from pipeline.evaluation.samples import Samples
-from pipeline.finetune import announce, make_trainer, report, train
+from pipeline.finetune import make_trainer, print_description, report, train
 from pipeline.models import prepare
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.monitor import Monitor
@@ -213,7 +213,7 @@ def _finetune(options: Options, pictures: Index, folder: Path, resume: str) -> T
     resumed = trainer.resume()
     assert (resumed is None) == (resume == "never")
     with Monitor(folder, True, trainer.step) as monitor, redirect_stdout(io.StringIO()):
-        announce(trainer, monitor)
+        print_description(trainer, monitor)
         train(trainer, monitor)
         report(trainer, trainer.gather_skipped_ids(), folder, monitor)
     return trainer

@@ -19,7 +19,7 @@ from pipeline.evaluation.summary import write_outputs
 from pipeline.runtime.distributed import DistributedContext
 
 FGS_EPS = [0.1, 0.2]
-ONE_RANK = DistributedContext(0, 1, 0, 1, torch.device("cpu"))
+ONE_RANK = DistributedContext.single(torch.device("cpu"))
 
 
 def samples(rows: list[int], **changes: object) -> Samples:
@@ -76,7 +76,7 @@ def names(rows: list[int]) -> list[str]:
 
 def shard(folder: Path, number: int, of: int, rows: list[int], **changes: object) -> ResultsFolder:
     manifest_of_shard = changes.pop("manifest", manifest())
-    store = ResultsFolder.open(
+    store = ResultsFolder.start_or_resume(
         folder / "results", "auto", manifest_of_shard, Shard(number, of), ONE_RANK
     )
     with store.appender(0) as appender:

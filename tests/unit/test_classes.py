@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data import index, scan
 from pipeline.data.class_list import read_class_list
-from pipeline.data.classes import Classes, difference, shifted_name
+from pipeline.data.classes import Classes, describe_label_shift, difference
 from pipeline.data.convert import write_tar as write_arrays
 from pipeline.data.index import Index
 from pipeline.data.index_format import METADATA_KEY
@@ -43,9 +43,9 @@ def test_where_classes_differ() -> None:
 
 def test_names_of_torchvision_are_evidence_only_where_most_are_elsewhere() -> None:
     categories = ["tench", "goldfish", "crane", "hen", "crane"]
-    assert shifted_name(Classes(["tench", "gold fish", "crane", "hen"]), categories) == ""
-    assert shifted_name(Classes(["n1", "n2"]), categories) == ""
-    assert shifted_name(Classes(["goldfish", "crane", "hen"]), categories) == (
+    assert describe_label_shift(Classes(["tench", "gold fish", "crane", "hen"]), categories) == ""
+    assert describe_label_shift(Classes(["n1", "n2"]), categories) == ""
+    assert describe_label_shift(Classes(["goldfish", "crane", "hen"]), categories) == (
         "'goldfish' is label 0 of the index and output 1 of the net"
     )
 

@@ -253,7 +253,7 @@ def test_the_space_of_pixels(photos: Index) -> None:
     torch.manual_seed(0)
     net = nets.smooth(2)
     data = DataConfig(crop_size=32, resize_size=32, mean=[0.4, 0.5, 0.6], std=[0.25] * 3)
-    alone = DistributedContext(0, 1, 0, 1, CPU)
+    alone = DistributedContext.single(CPU)
     samples_of = {}
     for space in ("input", "pixels"):
         config = RunConfig(data=data, evaluation=EvaluationConfig(space=space))
@@ -287,7 +287,7 @@ def test_images_that_do_not_decode_are_reported(tmp_path: Path, photos: Index) -
     data = DataConfig(crop_size=32, resize_size=32, on_error="skip")
     reported: list[int] = []
     samples, skipped = Measurement(
-        nets.smooth(2), broken, RunConfig(data=data), DistributedContext(0, 1, 0, 1, CPU), 1
+        nets.smooth(2), broken, RunConfig(data=data), DistributedContext.single(CPU), 1
     ).run(np.arange(40), lambda _, rows: reported.extend(rows))
     assert reported == skipped == [7, 39]
     assert len(samples) == 38

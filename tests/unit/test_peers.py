@@ -92,7 +92,7 @@ def test_fgs_is_foolbox(net: torch.nn.Module, photos: tuple, ilsvrc_val: Path, s
         )
     )
     photos_index = index.read(str(ilsvrc_val))
-    alone = DistributedContext(0, 1, 0, 1, torch.device("cpu"))
+    alone = DistributedContext.single(torch.device("cpu"))
     samples, _ = Measurement(net, photos_index, config, alone, 2).run(np.arange(0, 150, 5))
     if space == "pixels":
         mean, std = config.data.mean, config.data.std

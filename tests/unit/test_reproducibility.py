@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import evaluate
 from pipeline.errors import UserError
 from pipeline.evaluation import merge
-from pipeline.evaluation.self_check import largest_difference
+from pipeline.evaluation.self_check import largest_difference, largest_difference_that_fits
 from pipeline.evaluation.summary import write_outputs
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime import reproducibility
@@ -62,7 +61,7 @@ class _RunsOutOfMemory(nn.Sequential):
 
 def test_the_check_takes_as_many_images_as_fit_in_memory() -> None:
     view = AttackView(_RunsOutOfMemory(nn.Linear(12, 4)), min_batch_size=40)
-    assert evaluate.largest_difference_that_fits(view, (3, 2, 2), 40, CPU) < 1e-6
+    assert largest_difference_that_fits(view, (3, 2, 2), 40, CPU) < 1e-6
     assert view.min_batch_size == 40
     assert largest_difference(view, (3, 2, 2), 1, CPU) == 0.0
 

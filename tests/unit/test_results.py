@@ -245,10 +245,14 @@ def test_resume_never_and_elsewhere(tmp_path: Path) -> None:
     shard(tmp_path, 0, 1, [0])
     results = tmp_path / "results"
     with pytest.raises(UserError, match="resume is never"):
-        ResultsFolder.open(results, "never", manifest(), Shard(0, 1), ONE_RANK)
+        ResultsFolder.start_or_resume(results, "never", manifest(), Shard(0, 1), ONE_RANK)
     with pytest.raises(UserError, match=r"resume: .* is not auto, never"):
-        ResultsFolder.open(results, str(tmp_path / "no"), manifest(), Shard(0, 1), ONE_RANK)
-    store = ResultsFolder.open(tmp_path / "x", str(results), manifest(), Shard(1, 2), ONE_RANK)
+        ResultsFolder.start_or_resume(
+            results, str(tmp_path / "no"), manifest(), Shard(0, 1), ONE_RANK
+        )
+    store = ResultsFolder.start_or_resume(
+        tmp_path / "x", str(results), manifest(), Shard(1, 2), ONE_RANK
+    )
     assert store.read().samples.row.tolist() == [0]
     assert store.read().manifest == replace(manifest())
 

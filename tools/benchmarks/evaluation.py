@@ -70,7 +70,7 @@ def ours(
     evaluation = EvaluationConfig(attack=attack, fgs=fgs, batch_size=BATCH)
     config = RunConfig(evaluation=evaluation, runtime=runtime_of(options))
     protocol = evaluation_protocol(evaluation, config.runtime, photos.num_classes)
-    ranks = DistributedContext(0, 1, 0, 1, device_of(options))
+    ranks = DistributedContext.single(device_of(options))
     measurement = Measurement(net, photos, config, ranks, decoding_threads(config.data))
 
     def run() -> Numbers:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from exporting.net_files import CONFIG, EXPORT_KEY
+from exporting.net_files import EXPORT_KEY, NET_CONFIG_FILE
 from pipeline.errors import UserError, first_few
 
 _FILES = "files"
@@ -22,7 +22,7 @@ def files_of(folder: Path) -> list[Path]:
 def hashes_of(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file but config.json, by path."""
     names = {path.relative_to(folder).as_posix(): path for path in files_of(folder)}
-    names.pop(CONFIG, None)
+    names.pop(NET_CONFIG_FILE, None)
     return {name: _sha256(path) for name, path in names.items()}
 
 
@@ -38,7 +38,7 @@ def check_replaceable(folder: Path) -> None:
         UserError: names the files.
     """
     try:
-        written = json.loads((folder / CONFIG).read_text())[EXPORT_KEY][_FILES]
+        written = json.loads((folder / NET_CONFIG_FILE).read_text())[EXPORT_KEY][_FILES]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"--out: {folder} exists and is no export; give another folder") from None
     hashes = hashes_of(folder)

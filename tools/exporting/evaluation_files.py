@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from exporting.net_files import MEAN
-from exporting.source import CONFIG
+from exporting.source import RUN_OPTIONS_FILE
 from pipeline.evaluation import curves
 from pipeline.reports.evaluation_folders import EXPORTED_EVALUATIONS
 from pipeline.reports.runs import Run
@@ -38,7 +38,7 @@ def write_evaluations(evaluations: dict[str, Run], folder: Path) -> None:
         for file in _COPIED:
             if (run.folder / file).is_file():
                 shutil.copyfile(run.folder / file, target / file)
-        write_options(run.folder / CONFIG, target / CONFIG)
+        write_options(run.folder / RUN_OPTIONS_FILE, target / RUN_OPTIONS_FILE)
         with atomic_write(target / CURVE) as partial:
             curves.draw(run.samples, run.protocol).savefig(partial, format="png", dpi=150)
 

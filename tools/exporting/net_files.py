@@ -20,7 +20,7 @@ from pipeline.models.weights import portable_state
 from pipeline.reports.evaluation_folders import EXPORT_FILES
 from pipeline.runtime.files import atomic_write
 
-CONFIG, WEIGHTS = EXPORT_FILES
+NET_CONFIG_FILE, WEIGHTS = EXPORT_FILES
 MEAN = "mean.npy"
 EXPORT_KEY = "deep_defense"  # in config.json; tells an export from other folders
 _FORMAT = 1

@@ -32,7 +32,7 @@ from pipeline.reports.runs import Run
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
-CONFIG = "config.yaml"
+RUN_OPTIONS_FILE = "config.yaml"
 _WEIGHTS = "weights.pth"
 
 
@@ -69,14 +69,14 @@ def read_run(folder: Path) -> Run:
         UserError: it is no run that has ended.
     """
     run = runs.read(folder)
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"no file {folder / CONFIG}, which has the options of the run")
+    if not (folder / RUN_OPTIONS_FILE).is_file():
+        raise UserError(f"no file {folder / RUN_OPTIONS_FILE}, which has the options of the run")
     return run
 
 
 def options_of(run: Run, kind: type[ConfigT]) -> ConfigT:
     """The options of a run, as one of the entry points reads them."""
-    return parse.parse(kind, None, ["--config", str(run.folder / CONFIG)])
+    return parse.parse(kind, None, ["--config", str(run.folder / RUN_OPTIONS_FILE)])
 
 
 def exported_net(run: Run, weights: Path | None = None) -> ExportedNet:
@@ -104,7 +104,7 @@ def exported_net(run: Run, weights: Path | None = None) -> ExportedNet:
     if num_classes is None:
         raise UserError(
             f"{run.folder}: neither its options nor {model.weights} state the number of classes; "
-            f"add model.num_classes to {run.folder / CONFIG}"
+            f"add model.num_classes to {run.folder / RUN_OPTIONS_FILE}"
         )
     net = construct(model.name, num_classes, config.data.crop_size)
     load_weights(net, model, num_classes, config.data.crop_size)

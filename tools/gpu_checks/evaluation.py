@@ -27,7 +27,7 @@ def measurement(
     device = "cuda" if setup.on_gpu else "cpu"
     runtime = RuntimeConfig(device=device, deterministic="auto" if repeatable else False)
     config = RunConfig(data=data, evaluation=evaluation, runtime=runtime)
-    ranks = DistributedContext(0, 1, 0, 1, setup.device)
+    ranks = DistributedContext.single(setup.device)
     net = prepare.move_net(net, runtime, setup.device)
     return Measurement(net, photos(setup), config, ranks, decoding_threads(data))
 
