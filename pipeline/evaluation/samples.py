@@ -21,7 +21,8 @@ class Samples:
     perturbation_norm: np.ndarray  # (N,) float64, ||dx||_p
     steps: np.ndarray  # (N,) int64, iterations of the attack
     flipped: np.ndarray  # (N,) bool
-    stuck: np.ndarray  # (N,) bool, the gradient vanished or was not finite
+    # (N,) bool, left out of rho: no usable gradient, or not flipped by the method of `of_method`
+    stuck: np.ndarray
     fgs_correct: np.ndarray  # (N, E) bool, after FGS with each eps of the protocol
     fgs_eps: np.ndarray  # (N,) float64, smallest eps that FGS needs; NaN: not searched for
     # Columns that results of earlier versions lack:
