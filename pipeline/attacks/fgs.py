@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pipeline.attacks.attack_state import SampleColumns
 from pipeline.attacks.linearized_step import other_logits
+from pipeline.attacks.loss_step import margin_loss
 from pipeline.attacks.norms import expand_to_images, per_sample_norm
-from pipeline.config import FgsConfig
+from pipeline.config import FgsConfig, FgsDirectionKind
 from pipeline.models.attack_view import AttackView, ForwardPass
 
 # The lattice of `smallest_eps`: logarithmic, in steps of 0.05 %, from a millionth to a thousand,
@@ -35,19 +36,32 @@ class FgsDirection(NamedTuple):
     slope: Tensor  # (N,) approximately the decrease of the margin for each unit of eps
 
 
-def fgs_direction(forward: ForwardPass, labels: Tensor) -> FgsDirection:
+def fgs_direction(
+    view: AttackView, forward: ForwardPass, labels: Tensor, kind: FgsDirectionKind = "exact"
+) -> FgsDirection:
     """The direction of FGS.
 
+    grad CE = (1 - p) grad `margin_loss`, where p is the label's probability, so the signs are
+    equal. In fp32 1 - p is 0 where the net is sure, and the gradient of CE lacks the label's part.
+
     Args:
-        forward: the forward pass of the images; its graph is kept.
+        view: the net.
+        forward: its forward pass of the images; the graph is kept.
         labels: (N,) true classes.
+        kind: exact: by the gradient of `margin_loss`. rounded: by that of CE.
     """
     with torch.enable_grad():
-        loss = F.cross_entropy(forward.logits, labels, reduction="none")
-    (gradient,) = torch.autograd.grad(loss.sum(), forward.inputs, retain_graph=True)
-    # grad CE = (1 - p) times a mean over the other classes of grad (logit - label's logit), where p
-    # is the label's probability.
-    slope = per_sample_norm(gradient, 1.0) / -torch.expm1(-loss.detach())
+        if kind == "exact":
+            loss, share = margin_loss(forward.logits, labels), 1.0
+        else:
+            loss = F.cross_entropy(forward.logits, labels, reduction="none")
+            share = -torch.expm1(-loss.detach())  # 1 - p
+    if kind == "exact":
+        gradient = view.logit_diff_gradient(forward, loss)
+    else:  # without the factor on gradients in fp16
+        (gradient,) = torch.autograd.grad(loss.sum(), forward.inputs, retain_graph=True)
+    # That of a mean over the other classes of grad (logit - label's logit).
+    slope = per_sample_norm(gradient, 1.0) / share
     return FgsDirection(torch.nan_to_num_(gradient.sign_(), 0.0), slope)
 
 

@@ -210,6 +210,10 @@ def nearest_boundary(
         active = searching[samples]
         inactive = ~active
         distance = (sizes[samples, m] / norm).masked_fill(inactive, torch.inf)
+        if view.precision == torch.float16:
+            # A gradient beyond its range is infinite, which would put the boundary at distance 0.
+            norm = norm.where(norm.isfinite(), torch.inf)
+            distance = distance.masked_fill(norm.isinf(), torch.inf)
         nearest.update(m, samples, distance, gradient, norm)
         nearest.num_queries[samples] += active
         slope = (norm / spread[samples, m]).masked_fill(inactive, 0.0)

@@ -14,6 +14,7 @@ from .evaluation import (
     AttackConfig,
     EvaluationConfig,
     FgsConfig,
+    FgsDirectionKind,
 )
 from .ignored import ignored_option_messages
 from .model import ModelConfig
@@ -51,6 +52,7 @@ __all__ = [
     "EvaluateConfig",
     "EvaluationConfig",
     "FgsConfig",
+    "FgsDirectionKind",
     "FinetuneConfig",
     "LogConfig",
     "ModelConfig",

@@ -191,3 +191,18 @@ def _sections_by_path(section: type, prefix: str = "") -> dict[str, type]:
     for name, inner in sections(section).items():
         by_path |= {f"{prefix}{name}": inner} | _sections_by_path(inner, f"{prefix}{name}.")
     return by_path
+
+
+def earlier_values(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stored run did by options that its version did not have, where that is not what their
+    defaults do.
+
+    Args:
+        stored: its options by their present names, such as evaluation.fgs.search.
+    """
+    fgs = (f"evaluation.fgs.{name}" for name in ("search", "eps", "reference"))
+    is_used = {
+        "evaluation.fgs.direction": any(stored.get(name) for name in fgs),
+        "objective.adversarial.direction": "adversarial_2" in str(stored.get("objective.method")),
+    }
+    return {name: "rounded" for name, used in is_used.items() if used}

@@ -107,6 +107,9 @@ class AttackConfig(Section):
         return 1.0 if self.linearize_at == "current" else 1.0 + self.overshoot
 
 
+FgsDirectionKind = Literal["exact", "rounded"]
+
+
 @dataclass(kw_only=True)
 class FgsConfig(Section):
     """The fast gradient sign attack; eps is in units of evaluation.space."""
@@ -119,6 +122,10 @@ class FgsConfig(Section):
     search: bool = False
     """Search for the smallest eps that each image needs, and compute this model's eps_ref: the
     smallest eps that leaves at most half of the images classified correctly."""
+    direction: FgsDirectionKind = "exact"
+    """exact: the sign of the gradient of the cross-entropy CE, by that of log(exp(CE) - 1), which
+    does not vanish. rounded: of CE as the net's precision rounds it, as in the paper. In fp32 the
+    label's part is lost where the net is sure (logits 17 apart), and the attack is weaker."""
 
     @property
     def measured(self) -> list[float]:

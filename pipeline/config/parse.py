@@ -23,7 +23,7 @@ from pipeline.config import (
     RunConfig,
     help_pages,
 )
-from pipeline.config.aliases import translate, translate_argv, warn_of_aliases
+from pipeline.config.aliases import earlier_values, translate, translate_argv, warn_of_aliases
 from pipeline.config.checks import OptionError, all_options, choices, describe_type, sections
 from pipeline.config.help_pages import HelpFormatter, OptionParser
 from pipeline.config.origin import explicit_options, origin
@@ -261,9 +261,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 def stored_differences(stored: Any, config: RunConfig, free: Sequence[str]) -> list[str]:
     """`differences` between the options that a run stored and those of ``config``. The stored ones
     may have earlier names."""
-    # Options that the version of the stored run did not have yet: their defaults do what it did.
+    # Options that the version of the stored run did not have yet: their defaults do what it did,
+    # with few exceptions.
     defaults = flatten(to_dict(type(config)()))
-    before = {**defaults, **flatten(translate(type(config), stored).values)}
+    values = flatten(translate(type(config), stored).values)
+    before = {**defaults, **earlier_values(values), **values}
     return differences(before, to_dict(config), free)
 
 

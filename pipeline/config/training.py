@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .checks import Range, Section, number, require
-from .evaluation import AttackConfig
+from .evaluation import AttackConfig, FgsDirectionKind
 
 
 @dataclass(kw_only=True)
@@ -90,6 +90,8 @@ class AdversarialConfig(Section):
     """eps of the FGS examples, in units of the net's input; must be set for adversarial_2."""
     weight: float = number(0.5, Range(minimum=0, maximum=1))
     """Share of the FGS examples in the cross-entropy."""
+    direction: FgsDirectionKind = "exact"
+    """The direction of FGS, as evaluation.fgs.direction."""
 
 
 @dataclass(kw_only=True)

@@ -128,7 +128,9 @@ class Evaluator:
         images, labels = upcast(batch.images[part]), batch.labels[part]
         forward = self.view.forward_with_grad(images)
         logits = forward.logits.detach()
-        direction = fgs_direction(forward, labels) if self.config.fgs.enabled else None
+        fgs, direction = self.config.fgs, None
+        if fgs.enabled:
+            direction = fgs_direction(self.view, forward, labels, fgs.direction)
         key = torch.from_numpy(batch.rows[part]).to(images.device, non_blocking=True)
         state = initial_state(images, logits, self._attack, key=key)
         reference = torch.full_like(key, -1)

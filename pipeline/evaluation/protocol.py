@@ -43,7 +43,12 @@ PREPROCESSING_KINDS: Kinds = {
     "std": LIST,
     "decoder": TEXT,
 }
-_FGS_KINDS: Kinds = {"eps": LIST, "reference": NUMBER + NOTHING, "search": (bool,)}
+_FGS_KINDS: Kinds = {
+    "eps": LIST,
+    "reference": NUMBER + NOTHING,
+    "search": (bool,),
+    "direction": TEXT,
+}
 _PROTOCOL_KINDS: Kinds = {
     **dict.fromkeys(("measure", "norm", "classes", "visit", "linearised_at"), TEXT),
     **dict.fromkeys(("space", "precision"), TEXT),
@@ -79,6 +84,7 @@ class FgsProtocol:
     eps: list[float]  # the accuracy was measured after FGS with each of these
     reference: float | None  # eps_ref of another model, whose fractions are in ``eps``
     search: bool  # whether the smallest eps of each image was searched for
+    direction: str  # exact or rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +148,8 @@ class Protocol:
         except ValueError as error:
             raise ValueError(f"{error} of its definition") from None
         if values["fgs"] is not None:
-            fgs = FgsProtocol(**check_object(values["fgs"], _FGS_KINDS))
+            fgs = {"direction": "rounded", **values["fgs"]}  # earlier versions record none
+            fgs = FgsProtocol(**check_object(fgs, _FGS_KINDS))
             values = {**values, "fgs": fgs}
         return cls(**values)
 
@@ -189,7 +196,9 @@ def _visit(attack: AttackConfig) -> str:
 
 def _fgs_protocol(fgs: FgsConfig) -> FgsProtocol:
     assert not isinstance(fgs.reference, str), "resolve_reference has replaced it by a number"
-    return FgsProtocol(eps=fgs.measured, reference=fgs.reference, search=fgs.search)
+    return FgsProtocol(
+        eps=fgs.measured, reference=fgs.reference, search=fgs.search, direction=fgs.direction
+    )
 
 
 def preprocessing_of(data: DataConfig, device_type: str | None) -> Preprocessing:

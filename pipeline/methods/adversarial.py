@@ -34,7 +34,8 @@ class AdversarialTraining(Method):
         """The difference between the mixed loss and the clean cross-entropy."""
         images = upcast(clean.images.detach())
         graph = clean.graph or self.view.forward_with_grad(images)
-        sign = fgs.fgs_direction(graph, clean.labels).sign
+        kind = self.options.direction
+        sign = fgs.fgs_direction(self.view, graph, clean.labels, kind).sign
         logits = self.view.forward_current_mode(torch.add(images, sign, alpha=self.options.eps))
         adversarial = F.cross_entropy(logits, clean.labels, reduction="none")
         return Term(self.options.weight * (adversarial - clean.cross_entropy).mean())

@@ -68,8 +68,10 @@ def robustness(
     else:
         points = None if isinstance(start, LossGradient) else start
         measured = _after_attack(view, images, labels, config, points, at_once)
+    norm = per_sample_norm(images, p)
     return Robustness(
-        ratio=measured.distance / per_sample_norm(images, p),
+        # Of an image of zeros the ratio is infinite, and its gradient not a number; it counts as 0.
+        ratio=measured.distance / norm.where(norm > 0, torch.inf),
         correct=measured.clean == labels,
         flipped=measured.flipped,
         iterations=measured.iterations,

@@ -112,10 +112,16 @@ def is_full_precision(view: AttackView, images: Tensor) -> bool:
     return view.precision == torch.float32 and not tf32
 
 
+def _norm_or_one(points: Tensor) -> Tensor:
+    """The norms (A,) of points; 1 for a point of zeros."""
+    norm = per_sample_norm(points)
+    return norm.where(norm > 0, 1.0)
+
+
 def _gradients_by_shift(view: AttackView, terms: _Terms) -> Gradients:
     """As gradients of a f_held(z + v / a)."""
     # A larger weight than a instead of one that is far below v's share: v / a would lose digits.
-    smallest = 1e-6 * per_sample_norm(terms.direction) / per_sample_norm(terms.points)
+    smallest = 1e-6 * per_sample_norm(terms.direction) / _norm_or_one(terms.points)
     weight = torch.where(terms.weight.abs() < smallest, smallest, terms.weight)
     shift = terms.direction / expand_to_images(weight.where(weight != 0, torch.inf))
     with torch.no_grad(), RecordActivationPattern() as record:
@@ -130,7 +136,7 @@ def _gradients_by_shift(view: AttackView, terms: _Terms) -> Gradients:
 def _gradients_by_tangents(view: AttackView, terms: _Terms, constants: LayerConstants) -> Gradients:
     """From a record of the layers, with v as a tangent."""
     # Tangents are somewhat shorter than the points, whose range fits: they grow more in the net.
-    size = 256.0 * per_sample_norm(terms.direction) / per_sample_norm(terms.points)
+    size = 256.0 * per_sample_norm(terms.direction) / _norm_or_one(terms.points)
     tangents = terms.direction / expand_to_images(size.where(size > 0, torch.inf))
     record = view.record_layers(constants)
     with torch.enable_grad():

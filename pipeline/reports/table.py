@@ -138,6 +138,9 @@ def _after_fgs(run: Run, eps: float) -> float | None:
 def warn_of_differences(runs: list[Run]) -> None:
     """Warn where the rows' numbers have different meanings."""
     first = runs[0]
+    directions = {run.protocol.fgs.direction for run in runs if run.protocol.fgs is not None}
+    if len(directions) > 1:
+        warn(f"accuracies after FGS are of different directions: {', '.join(sorted(directions))}")
     for run in runs[1:]:
         # The sentence ``measure`` follows from the methods.
         same_methods = run.protocol.methods == first.protocol.methods

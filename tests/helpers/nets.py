@@ -53,6 +53,22 @@ class HeadFirst(nn.Module):
         return self.head(self.body(images.flatten(1)).relu())
 
 
+class InPlaceShortcut(nn.Module):
+    """A residual block whose first ReLU may be in place: the shortcut then carries its result."""
+
+    def __init__(self, inplace: bool, num_classes: int = 10) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.relu = nn.ReLU(inplace=inplace)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.first(images)
+        x = self.second(self.relu(x)) + x
+        return self.head(x.mean((2, 3)))
+
+
 class Embedded(nn.Module):
     """Patches with a class token and position embeddings, as in a ViT, and a sum of two parameters.
 

@@ -175,6 +175,25 @@ def test_stored_checkpoint(
             checkpoint.check(file, stored_state, demo, "abc")
 
 
+def test_runs_of_earlier_versions_took_the_rounded_direction_of_fgs() -> None:
+    """They did not record it; where FGS was not used, the direction makes no difference."""
+    for argv, name in (
+        (["--evaluation.fgs.search", "true"], "evaluation.fgs.direction"),
+        (["--objective.method", "adversarial_2"], "objective.adversarial.direction"),
+    ):
+        exact = parse.parse(FinetuneConfig, "", argv)
+        rounded = parse.parse(FinetuneConfig, "", [*argv, f"--{name}", "rounded"])
+        stored = parse.to_dict(rounded)
+        assert parse.stored_differences(stored, exact, ()) == [f"{name}: rounded -> exact"]
+        for section in (stored["evaluation"]["fgs"], stored["objective"]["adversarial"]):
+            del section["direction"]
+        assert parse.stored_differences(stored, exact, ()) == [f"{name}: rounded -> exact"]
+        assert parse.stored_differences(stored, rounded, ()) == []
+    without = parse.to_dict(FinetuneConfig())
+    del without["evaluation"]["fgs"]["direction"]
+    assert parse.stored_differences(without, FinetuneConfig(), ()) == []
+
+
 def test_a_whole_section_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     config = parse.parse(FinetuneConfig, "", ["--regularizer.attack", "{classes: every}"])
     assert config.regularizer.attack.target_class == "reselect"

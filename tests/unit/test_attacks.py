@@ -33,7 +33,7 @@ def test_one_step_of_fgs() -> None:
     config = AttackConfig(norm=math.inf, step_direction="loss_gradient", max_iterations=1)
     perturbation = deepfool(view, images, config)
     graph = view.forward_with_grad(images)
-    sign = fgs.fgs_direction(graph, graph.logits.argmax(dim=1)).sign
+    sign = fgs.fgs_direction(view, graph, graph.logits.argmax(dim=1)).sign
     largest = per_sample_norm(perturbation.delta, math.inf)
     assert (largest > 0).all()
     torch.testing.assert_close(perturbation.delta, largest[:, None, None, None] * sign)

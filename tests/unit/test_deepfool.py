@@ -212,6 +212,18 @@ def test_pruning_takes_the_distances_of_the_heads_rows_wherever_it_is_defined() 
     assert torch.allclose(pruned.delta, exhaustive.delta, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("search", ["exhaustive", "pruned"])
+def test_a_gradient_beyond_fp16s_range_is_no_near_boundary(search: str) -> None:
+    """Its distance would be 0, and the step not a number."""
+    weight = torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 90], [2, 0, 0, 0]])  # 90 times the scale
+    net = nets.linear(weight, torch.tensor([5.0, -10, 0]))
+    view, images = AttackView(net, torch.float16), torch.full((1, 1, 2, 2), 0.05)
+    perturbation = deepfool(view, images, AttackConfig(candidate_search=search))
+    assert perturbation.delta.isfinite().all()
+    assert perturbation.flipped.all()
+    assert net(images + perturbation.delta).argmax() == 2
+
+
 def test_candidates_are_the_top_classes_without_the_label() -> None:
     logits = torch.tensor([[5.0, 1.0, 4.0, 3.0], [0.0, 9.0, 2.0, 1.0]])
     assert candidate_classes(logits, torch.tensor([0, 1]), 3).tolist() == [[2, 3], [2, 3]]

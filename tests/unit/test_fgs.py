@@ -17,8 +17,28 @@ def linear(num_classes: int, dimension: int = 12) -> tuple[AttackView, Tensor, T
 
 def search(view: AttackView, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     graph = view.forward_with_grad(images)
-    direction = fgs.fgs_direction(graph, labels)
+    direction = fgs.fgs_direction(view, graph, labels)
     return direction.sign, fgs.smallest_eps(view, images, direction, labels, graph.logits.detach())
+
+
+def test_the_direction_of_a_net_that_is_sure() -> None:
+    """In fp32 its cross-entropy's gradient has lost the label's part."""
+    view, images, _ = linear(5)
+    with torch.no_grad():
+        view.net[1].weight.mul_(30)
+    logits = view(images).double()
+    top = logits.topk(2, dim=1).values
+    assert (top[:, 0] - top[:, 1] > 20).sum() > 20
+    labels = logits.argmax(dim=1)
+    weight = view.net[1].weight.detach().double()
+    others = logits.scatter(1, labels[:, None], -torch.inf).softmax(dim=1)
+    expected = (others @ weight - weight[labels]).view_as(images)
+    direction = fgs.fgs_direction(view, view.forward_with_grad(images), labels)
+    assert torch.equal(direction.sign.double(), expected.sign())
+    rounded = fgs.fgs_direction(view, view.forward_with_grad(images), labels, "rounded").sign
+    assert (rounded.double() == expected.sign()).double().mean() < 0.95  # it lacks the label's part
+    slope = expected.abs().flatten(1).sum(dim=1)
+    torch.testing.assert_close(direction.slope.double(), slope, rtol=1e-5, atol=0)
 
 
 def test_two_linear_classes_have_a_closed_form() -> None:
@@ -77,7 +97,7 @@ def test_points_stay_in_the_valid_range() -> None:
 
     view = AttackView(Watching(), bounds=(0.0, 1.0))
     images, labels = torch.rand(5, 1, 1, 3), torch.zeros(5, dtype=torch.long)
-    direction = fgs.fgs_direction(view.forward_with_grad(images), labels)
+    direction = fgs.fgs_direction(view, view.forward_with_grad(images), labels)
     fgs.correct_after_fgs(view, images, direction.sign, labels, [0.5, 3.0])
     assert min(low for low, _ in seen) >= 0
     assert max(high for _, high in seen) <= 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.attacks.attack_state import Perturbation
 from pipeline.attacks.deepfool import AttackOptions, deepfool
@@ -24,6 +24,7 @@ from tests.helpers.gradients import (
     cosine,
     gradient,
     gradient_by,
+    plain_gradient,
     setting,
     with_attack,
 )
@@ -194,6 +195,46 @@ def test_smooth_nets_are_known_as_such() -> None:
         net = build(ModelConfig(name=name), 10)
         images = torch.randn(1, *SHAPES.get(name, (3, 64, 64)))
         assert make_objective(net, CONFIG).view.is_piecewise_linear(images) is expected, name
+
+
+def test_a_net_that_reads_what_its_activation_has_overwritten() -> None:
+    """A fixed pattern does not overwrite, so such a net takes the way for any net."""
+    torch.manual_seed(0)
+    for inplace in (False, True):
+        net = nets.InPlaceShortcut(inplace).double()
+        images = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+        labels = net(images).argmax(dim=1)
+        assert make_objective(net, CONFIG).view.is_piecewise_linear(images) is not inplace
+        assert cosine(gradient_by(net, images, labels), plain_gradient(net, images, labels)) > 0.999
+
+
+@pytest.mark.parametrize("kind", ["unrolled", "boundary", "one_step"])
+@pytest.mark.parametrize("name", ["mlp", "tests.helpers.nets:smooth"])
+def test_an_image_of_zeros_has_no_gradient(name: str, kind: Any) -> None:
+    """Its ratio would be infinite, and the gradient of all weights not a number."""
+    net, images, labels = setting(name)
+    config = replace(CONFIG, gradient=kind)
+    images[1] = 0
+    prediction = net(images[1:2]).argmax()
+    for label in (prediction, (prediction + 1) % 10):  # in T, and in F
+        labels[1] = label
+        with_zeros = sum_of_penalty_gradients(net, images, labels, config)
+        others = [0, 2, 3, 4, 5]
+        without = sum_of_penalty_gradients(net, images[others], labels[others], config)
+        assert without.norm() > 0
+        assert torch.allclose(with_zeros, without, rtol=1e-6, atol=1e-9 * without.norm())
+
+
+def sum_of_penalty_gradients(
+    net: nn.Module, images: Tensor, labels: Tensor, config: RegularizerConfig
+) -> Tensor:
+    objective = make_objective(net, config)
+    gradients = []
+    for use_methods in (True, False):
+        net.eval().zero_grad()
+        objective(images, labels, use_methods=use_methods).loss.backward()
+        gradients.append(gradient(net))
+    return len(images) * (gradients[0] - gradients[1])
 
 
 @pytest.mark.parametrize("name", ["lenet", "tests.helpers.nets:smooth"])

@@ -20,7 +20,7 @@ from pipeline.data.plan import BatchSpec, training_windows
 from pipeline.errors import UserError
 from pipeline.evaluation.attack_space import attack_view_of, data_options
 from pipeline.models.build import build
-from tests.helpers.images import broken_archive
+from tests.helpers.images import broken_archive, encode, index_tar, picture
 from tests.helpers.in_process import call, in_process
 from tests.helpers.runs import SMALL, expect_error
 
@@ -136,6 +136,19 @@ def test_runs_know_it_by_its_content(mean: Path, tmp_path: Path) -> None:
     moved.unlink()  # pictures need the copy alone
     sheet = ("figures", "sheet", tmp_path / "evaluation", "--out", tmp_path / "sheet")
     assert in_process("tools/report.py", *sheet).returncode == 0
+
+
+def test_no_image_decodes(tmp_path: Path) -> None:
+    path = tmp_path / "photos.tar"
+    index_tar(path, {"a/1.jpg": encode(picture(60, 50, 1), "JPEG")})
+    path.write_bytes(bytes(path.stat().st_size))
+    index = path.with_suffix(".parquet")
+    mean = ("mean", index, "--out", tmp_path / "m.npy", "--crop", 8, "--resize", 8)
+    for argv in (mean, ("show", index, "--sheet", tmp_path / "sheet.png")):
+        ended = call("tools/index.py", *argv)
+        assert ended.code == 2
+        assert "decodes; check the archives" in ended.stderr.splitlines()[-1]
+    assert [file.suffix for file in tmp_path.iterdir()].count(".npy") == 0
 
 
 def test_images_that_do_not_decode_are_left_out_and_named(tmp_path: Path) -> None:

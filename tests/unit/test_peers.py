@@ -54,7 +54,7 @@ def test_a_small_net_beside_foolbox() -> None:
     delta = deepfool(view, images, AttackConfig(max_iterations=50)).delta
     assert per_sample_norm(delta).mean().item() == pytest.approx(expected.mean().item(), rel=0.02)
     forward = view.forward_with_grad(images)
-    sign = fgs.fgs_direction(forward, labels).sign
+    sign = fgs.fgs_direction(view, forward, labels).sign
     attack = foolbox.attacks.LinfFastGradientAttack(random_start=False)
     for eps in (0.01, 0.03, 0.1):
         perturbed = attack.run(model, images, labels, epsilon=eps)
@@ -114,7 +114,7 @@ def test_the_curve_of_smallest_eps_is_what_is_measured(net: torch.nn.Module, pho
     images, labels = (part[::3] for part in photos)
     view = AttackView(net)
     graph = view.forward_with_grad(images)
-    direction = fgs.fgs_direction(graph, labels)
+    direction = fgs.fgs_direction(view, graph, labels)
     needed = fgs.smallest_eps(view, images, direction, labels, graph.logits.detach())
     measured = fgs.correct_after_fgs(view, images, direction.sign, labels, EPS).sum(dim=0)
     read = [(needed > eps).sum().item() for eps in EPS]

@@ -53,6 +53,8 @@ def write_mean(options: argparse.Namespace) -> None:
             total = total + batch.images.double().sum(dim=0)
             done += len(batch.rows)
             progress(done)
+    if done == 0:
+        raise UserError(f"{options.index}: none of its images decodes; check the archives")
     with writable(options.out), atomic_write(options.out) as partial, partial.open("wb") as file:
         np.save(file, (total / done).float().numpy())
     print(

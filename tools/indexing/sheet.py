@@ -93,6 +93,8 @@ def training_crops(
     loader = Loader(images, specs(), data, torch.device("cpu"), _BATCH, threads)
     # A batch's images are DALI's memory, which later batches may use.
     batches = [(batch.rows, batch.images.numpy().copy()) for batch in loader]
+    if not batches:
+        raise UserError(f"none of the first {num} images decodes; check the archives")
     decoded, pixels = zip(*batches, strict=True)
     return np.concatenate(decoded), np.concatenate(pixels)
 

@@ -168,7 +168,8 @@ class Planner:
         if "--evaluation.num_images" not in self.options:
             # The YAML file's number is for evaluations in training.
             evaluation = replace(evaluation, num_images=None)
-        fgs = replace(evaluation.fgs, search=True)
+        # The paper's numbers are those of its fp32 direction: docs/evaluation.md.
+        fgs = replace(evaluation.fgs, search=True, direction="rounded")
         evaluations = {EVALUATION: replace(evaluation, fgs=fgs)}
         if self.attack is not None:
             attack = replace(
