@@ -132,4 +132,4 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     text = f"{value:,.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").split())
+    return " ".join(text.split())
