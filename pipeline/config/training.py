@@ -124,6 +124,11 @@ class ObjectiveConfig(Section):
     options: dict[str, Any] = field(default_factory=dict)
     """Options of a method of your own."""
 
+    def check(self) -> None:
+        """Check that each method is named once: its term would be added twice."""
+        names = self.method.split("+")
+        require(len(names) == len(set(names)), "method", "several methods, each once", self.method)
+
 
 @dataclass(kw_only=True)
 class OptimConfig(Section):

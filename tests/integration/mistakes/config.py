@@ -93,6 +93,11 @@ RANGES = [
     tuning(
         "whose norm", r"evaluation\.attack\.norm must be above 1", "--evaluation.attack.norm", 1
     ),
+    tuning(
+        "a method twice",
+        r"objective\.method must be several methods, each once, got deep_defense\+deep_defense",
+        *("--objective.method", "deep_defense+deep_defense"),
+    ),
     tuning("milestones", r"schedule\.milestones must be in asc", "--schedule.milestones", "[8, 4]"),
     tuning(
         "no such option value", r"train\.batch_size must be at least 1", "--train.batch_size", 0
