@@ -245,7 +245,7 @@ def substituted() -> Iterator[None]:
     torch.set_num_threads(1)
     with (
         mock.patch("pipeline.training.step_runner.data_parallel", WithoutDdp),
-        mock.patch("pipeline.training.trainer.Loader", CpuLoader),
+        mock.patch("pipeline.training.trainer.TrainingLoader", CpuLoader),
         mock.patch("pipeline.evaluation.measure.Loader", CpuLoader),
     ):
         yield
