@@ -102,7 +102,8 @@ def test_finite_differences(name: str, members: str) -> None:
     ],
 )
 def test_memory_does_not_grow_with_the_iterations(name: str, start: str, kind: str) -> None:
-    peaks, iterations = {}, {}
+    """Only by the points of the path, which are as large as an image, not by activations."""
+    peaks, iterations, num_points = {}, {}, {}
     for limit in (2, 10):
         net, images, labels = setting(name)
         # Without overshoot a sample ends up on the boundary, and many need all iterations.
@@ -113,9 +114,12 @@ def test_memory_does_not_grow_with_the_iterations(name: str, start: str, kind: s
             losses = objective(images.float(), labels, use_methods=True)
             losses.loss.backward()
         peaks[limit], iterations[limit] = memory.peak, losses.iterations.max().item()
+        num_points[limit] = losses.iterations.sum().item()
     assert iterations[2] == 2
     assert iterations[10] >= 4
-    assert peaks[10] < 1.05 * peaks[2]
+    # A point and a direction in fp32. How many iterations an image takes depends on the CPU.
+    of_points = 2 * (num_points[10] - num_points[2]) * images[0].numel() * 4
+    assert peaks[10] < 1.01 * peaks[2] + of_points
 
 
 @pytest.mark.slow
