@@ -129,7 +129,8 @@ def deepfool_iteration(
             state.key, **step._asdict(), toward_label=state.toward_label, iteration=iteration
         ),
         prediction=prediction,
-        flipped=(prediction == state.label) == state.toward_label,
+        # argmax of a logit that is no number is a class, too.
+        flipped=((prediction == state.label) == state.toward_label) & logits.isfinite().all(dim=1),
         no_gradient=step.gradient_norm.isinf(),
         forward=forward,
     )

@@ -212,6 +212,17 @@ def test_pruning_takes_the_distances_of_the_heads_rows_wherever_it_is_defined() 
     assert torch.allclose(pruned.delta, exhaustive.delta, rtol=1e-5, atol=1e-7)
 
 
+def test_logits_that_are_no_numbers_are_no_other_class() -> None:
+    class Overflowing(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            total = images.flatten(1).sum(dim=1)
+            logits = torch.stack([total * 0, 1 - total], dim=1)
+            return logits + torch.where(total[:, None] > 0.5, torch.nan, 0.0)
+
+    perturbation, _ = attack(Overflowing(), torch.full((1, 1, 2, 2), 0.05), AttackConfig())
+    assert not perturbation.flipped.any()
+
+
 @pytest.mark.parametrize("search", ["exhaustive", "pruned"])
 def test_a_gradient_beyond_fp16s_range_is_no_near_boundary(search: str) -> None:
     """Its distance would be 0, and the step not a number."""
