@@ -15,6 +15,7 @@ from pipeline.attacks.references import References
 from pipeline.attacks.search import Stage
 from pipeline.attacks.stages import FirstStep, NormDescent, Projections, RandomStart
 from pipeline.config import LOW_COSINE, AttackConfig
+from pipeline.errors import warn
 
 
 def starts_with_deepfool(attack: AttackConfig) -> bool:
@@ -50,7 +51,13 @@ def stages_of(attack: AttackConfig, references: References | None = None) -> lis
             for start in range(1, attack.restarts + 1):
                 stages += [RandomStart(p, number, start), *projections]
         elif ":" in name:
-            stages.append(ExternalStage(ExternalAttack(name, attack.options), p, number))
+            external = ExternalAttack(name, attack.options)
+            if external.norm not in (None, p):
+                warn(
+                    f"evaluation.attack.method {name} minimises the norm p {external.norm:g}, and "
+                    f"evaluation.attack.norm is {p:g}: its distances are not small ones"
+                )
+            stages.append(ExternalStage(external, p, number))
         else:
             stages += _descent(name, attack, number, references)
     if references is not None:

@@ -79,6 +79,11 @@ class ExternalAttack:
         """
         self._attack = load(path, options)
 
+    @property
+    def norm(self) -> float | None:
+        """p of the norm that the attack minimises; None: not known."""
+        return self._attack.norm
+
     def perturb(self, view: AttackView, images: Tensor, labels: Tensor) -> ExternalResult:
         """Small perturbations after which images are no longer classified as their labels.
 

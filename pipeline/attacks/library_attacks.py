@@ -65,6 +65,7 @@ class LibraryAttack:
     that are no longer of their label's class, (N, C, H, W)."""
     batched: bool  # whether an image's result does not depend on the others of its batch
     noise_without_gradient: bool  # random numbers only for images whose gradient vanishes
+    norm: float | None  # p of the norm that it minimises; None: not known
 
 
 def load(path: str, options: dict[str, Any]) -> LibraryAttack:
@@ -84,14 +85,13 @@ def load(path: str, options: dict[str, Any]) -> LibraryAttack:
     _check_installed(path)
     attack = import_callable(path, METHOD)
     options = {name: math.inf if value == "inf" else value for name, value in options.items()}
-    from_class = isinstance(attack, type)
-    function = (
-        _foolbox_function(path, attack, options)
-        if from_class
-        else _plain_function(path, attack, options)
-    )
+    if isinstance(attack, type):
+        function, norm = _foolbox_function(path, attack, options)
+    else:
+        function, norm = _plain_function(path, attack, options), None
     name = f"{getattr(attack, '__module__', '')}:{getattr(attack, '__qualname__', '')}"
-    return LibraryAttack(path, function, name in _BATCHED, name in _NOISE_WITHOUT_GRADIENT)
+    is_noisy = name in _NOISE_WITHOUT_GRADIENT
+    return LibraryAttack(path, function, name in _BATCHED, is_noisy, norm)
 
 
 def _check_installed(path: str) -> None:
@@ -103,8 +103,8 @@ def _check_installed(path: str) -> None:
         )
 
 
-def _foolbox_function(path: str, attack: type, options: dict[str, Any]) -> Any:
-    """The function of a class of foolbox."""
+def _foolbox_function(path: str, attack: type, options: dict[str, Any]) -> tuple[Any, float | None]:
+    """The function of a class of foolbox, and p of the norm that it minimises."""
     if importlib.util.find_spec("foolbox") is None:
         raise UserError(_wrong_kind(path))
     from foolbox.attacks.base import FixedEpsilonAttack, MinimizationAttack
@@ -123,7 +123,15 @@ def _foolbox_function(path: str, attack: type, options: dict[str, Any]) -> Any:
         wrapped = PyTorchModel(model, bounds=(0, 1), device=images.device)
         return instance.run(wrapped, images, Misclassification(labels))
 
-    return call
+    return call, _norm_of(instance)
+
+
+def _norm_of(instance: Any) -> float | None:
+    """p of the norm that an attack of foolbox minimises; None if it states none."""
+    try:
+        return float(instance.distance.p)
+    except (AttributeError, TypeError, ValueError):  # a property that raises, or another distance
+        return None
 
 
 def _plain_function(path: str, attack: Callable[..., Tensor], options: dict[str, Any]) -> Any:

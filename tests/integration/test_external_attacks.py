@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.attacks import chain
 from pipeline.attacks.counting_model import UnitRange, unbounded_widths
 from pipeline.attacks.external import ExternalAttack, ExternalResult
+from pipeline.config import AttackConfig
 from pipeline.models.attack_view import AttackView
 from tests.helpers import nets
 from tests.helpers.attack_runs import linear
@@ -287,3 +289,11 @@ def test_the_net_and_random_numbers_are_left_as_they_were() -> None:
     assert all(p.grad is None for p in view.net.parameters())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (str(np.random.get_state()), random.getstate()) == states[1:]
+
+
+def test_an_attack_for_another_norm_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its perturbations are not small in the norm that is measured."""
+    for name, norm, warned in (("LInfFMNAttack", 2.0, True), ("LInfFMNAttack", "inf", False)):
+        method = f"foolbox.attacks:{name}"
+        chain.stages_of(AttackConfig(method=method, norm=norm, options={"steps": 5}), None)
+        assert ("minimises the norm p inf, and" in capsys.readouterr().err) is warned
