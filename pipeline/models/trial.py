@@ -13,12 +13,15 @@ from pipeline.errors import UserError, first_few, first_line, warn
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime.importing import describe_exception
 
+_ROUNDING = 1e-3  # relative; libraries use other kernels for other batches
+
 
 def check_net(net: nn.Module, config: RunConfig, num_classes: int) -> None:
     """Check the logits of one image: their shape, finite values, a gradient by the image.
 
     For fine-tuning, parameters that the logits do not depend on are frozen, with a warning:
-    DistributedDataParallel would wait for their gradients.
+    DistributedDataParallel would wait for their gradients. Another warning says that the logits of
+    an image depend on its batch; evaluations check this for batches of their size.
 
     Args:
         net: the net on the CPU.
@@ -42,6 +45,7 @@ def check_net(net: nn.Module, config: RunConfig, num_classes: int) -> None:
         )
     if isinstance(config, FinetuneConfig):
         _freeze_unused(net, logits, name)
+        _warn_of_batches(net, config.data, name)
 
 
 def trial_images(data: DataConfig, number: int) -> Tensor:
@@ -81,6 +85,19 @@ def _differentiable_logits(net: nn.Module, config: RunConfig) -> Tensor:
             "use torch.no_grad(), detach() or operations without a derivative"
         )
     return graph.logits
+
+
+@torch.no_grad()
+def _warn_of_batches(net: nn.Module, data: DataConfig, name: str) -> None:
+    view, images = AttackView(net), trial_images(data, 2)
+    together, alone = view(images)[0], view(images[:1])[0]
+    difference = (together - alone).abs().amax() / alone.abs().amax()
+    if difference > _ROUNDING:
+        warn(
+            f"{name} gives an image other logits beside another image than alone (relative "
+            f"difference {difference:.1g}): perturbations mix images; use batch norm with running "
+            "statistics, and no random numbers in evaluation mode"
+        )
 
 
 def _freeze_unused(net: nn.Module, logits: Tensor, name: str) -> None:

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.config import DataConfig, ModelConfig, RegularizerConfig
+from pipeline.config import DataConfig, FinetuneConfig, ModelConfig, RegularizerConfig
 from pipeline.data.classes import Classes
 from pipeline.errors import UserError
+from pipeline.models import trial
 from pipeline.models.attack_view import AttackView
 from pipeline.models.build import batch_norms, build
 from pipeline.models.preprocessing import preprocessing_advice
@@ -131,6 +132,25 @@ def test_free_batch_norm_trains_but_the_attack_sees_stored_statistics() -> None:
     one_by_one = torch.cat([objective.view(image[None]) for image in images])
     assert torch.allclose(objective.view(images), one_by_one, atol=1e-4)
     assert all(module.training for module in batch_norms(net))
+
+
+@pytest.mark.parametrize("keeps_statistics", [True, False])
+def test_a_net_that_mixes_images_is_warned_of(
+    keeps_statistics: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, track_running_stats=keeps_statistics),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 10),
+    )
+    config = FinetuneConfig(data=DataConfig(crop_size=8, resize_size=8))
+    trial.check_net(net.eval(), config, 10)
+    printed = capsys.readouterr().err
+    assert ("other logits beside another image than alone" in printed) is not keeps_statistics
 
 
 def test_dropout_is_off_inside_the_attack_unless_asked_for() -> None:
