@@ -90,12 +90,12 @@ def is_done(tuning: FinetuneConfig) -> bool:
 
 
 def refuse_other_evaluations(
-    tuning: FinetuneConfig, evaluations: dict[str, EvaluateConfig], manifest: Manifest
+    is_tuned: bool, evaluations: dict[str, EvaluateConfig], manifest: Manifest
 ) -> None:
     """Refuse results in OUTPUT/before or OUTPUT/after that were measured with other options.
 
     Args:
-        tuning: the fine-tuning.
+        is_tuned: the fine-tuning has ended, so the weights to evaluate exist and are compared.
         evaluations: the first result of `evaluations_of`.
         manifest: the second one. It has the weights that the fine-tuning starts from.
 
@@ -105,9 +105,10 @@ def refuse_other_evaluations(
     for config in evaluations.values():
         remedy = f"remove {config.folder} to evaluate again, or give another --output"
         results = config.folder / "results"
-        check_same_evaluation(results, manifest, ("weights",), remedy)
-        if is_done(tuning) and results.exists():
+        if is_tuned and results.exists():
             check_same_evaluation(results, evaluate.check(config), remedy=remedy)
+        else:
+            check_same_evaluation(results, manifest, ("weights",), remedy)
 
 
 def launch(
@@ -188,11 +189,11 @@ def main() -> None:
     with exit_on_user_error():
         resources = options.resources(args)
         _, (tuning,) = finetune.parse_configs([], tuning_argv)
-        warn(*finetune.check(tuning, resources, is_done(tuning)))
+        is_tuned = is_done(tuning)
+        warn(*finetune.check(tuning, resources, is_tuned))
         evaluations, manifest = evaluations_of(tuning, evaluation_argv)
-        refuse_other_evaluations(tuning, evaluations, manifest)
-        default = 8 if resources.cluster == "slurm" else 1
-        num_shards = evaluate.num_shards(args.shards, default, manifest)
+        refuse_other_evaluations(is_tuned, evaluations, manifest)
+        num_shards = evaluate.num_shards(args.shards, resources.cluster, manifest)
         gpus = 1 if resources.gpus_per_node else None
         shard_resources = dataclasses.replace(
             resources, nodes=1, tasks_per_node=1, gpus_per_node=gpus, minutes=args.shard_time

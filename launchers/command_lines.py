@@ -106,9 +106,9 @@ def _check_own_names(parser: Parser, argv: Sequence[str], entry_point: type[RunC
     """
     names, program = parser.long_names(), parse.PROGRAMS[entry_point]
     inner = {*parse.option_names(entry_point), "config"}
-    for word in translate_launcher_argv(argv).values:
+    for word in parser.with_hyphens(translate_launcher_argv(argv).values):
         name = word.partition("=")[0].removeprefix("--")
-        if not word.startswith("--") or name in names or name.replace("_", "-") in names:
+        if not word.startswith("--") or name in names:
             continue
         if translate_argv(entry_point, [f"--{name}"]).values[0].removeprefix("--") in inner:
             raise UserError(f"--{name} belongs to {program}: put it after --, as -- --{name} ...")

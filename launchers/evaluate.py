@@ -55,7 +55,7 @@ def check(config: EvaluateConfig) -> Manifest:
     return entry.make_manifest(config, index, net, None if device == "auto" else device)
 
 
-def num_shards(requested: int | None, default: int, manifest: Manifest) -> int:
+def num_shards(requested: int | None, cluster: str, manifest: Manifest) -> int:
     """The number of shards: the requested one, else the default, but never more than images.
 
     Raises:
@@ -64,7 +64,7 @@ def num_shards(requested: int | None, default: int, manifest: Manifest) -> int:
     indexed, limit = manifest.identity.num_indexed, manifest.identity.num_images
     num_images = indexed if limit is None else min(indexed, limit)
     if requested is None:
-        return min(default, num_images)
+        return min(8 if cluster == "slurm" else 1, num_images)
     if requested > num_images:
         raise UserError(
             f"--shards {requested}: there are {num_images} images; give at most as many"
@@ -121,7 +121,7 @@ def main() -> None:
         resources = options.resources(args)
         config = resolve(config)
         manifest = check(config)
-        total = num_shards(args.shards, 8 if resources.cluster == "slurm" else 1, manifest)
+        total = num_shards(args.shards, resources.cluster, manifest)
         warn(*ignored_option_messages(config))
         config = submit.with_absolute_paths(config)
         check_same_evaluation(config.folder / "results", manifest)

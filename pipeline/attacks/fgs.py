@@ -50,18 +50,16 @@ def fgs_direction(
         labels: (N,) true classes.
         kind: exact: by the gradient of `margin_loss`. rounded: by that of CE.
     """
-    with torch.enable_grad():
-        if kind == "exact":
-            loss, share = margin_loss(forward.logits, labels), 1.0
-        else:
-            loss = F.cross_entropy(forward.logits, labels, reduction="none")
-            share = -torch.expm1(-loss.detach())  # 1 - p
     if kind == "exact":
+        with torch.enable_grad():
+            loss = margin_loss(forward.logits, labels)
         gradient = view.logit_diff_gradient(forward, loss)
+        slope = per_sample_norm(gradient, 1.0)
     else:  # without the factor on gradients in fp16
+        with torch.enable_grad():
+            loss = F.cross_entropy(forward.logits, labels, reduction="none")
         (gradient,) = torch.autograd.grad(loss.sum(), forward.inputs, retain_graph=True)
-    # That of a mean over the other classes of grad (logit - label's logit).
-    slope = per_sample_norm(gradient, 1.0) / share
+        slope = per_sample_norm(gradient, 1.0) / -torch.expm1(-loss.detach())  # over 1 - p
     return FgsDirection(torch.nan_to_num_(gradient.sign_(), 0.0), slope)
 
 

@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         if not self._option_string_actions.keys().isdisjoint(LAUNCHER_ALIASES.values()):
             argv, notes = translate_launcher_argv(argv)
             warn_of_aliases("", notes)
-        argv = self._with_hyphens(argv)
+        argv = self.with_hyphens(argv)
         # Before argparse, which reports missing options first.
         self._check_names([word for word in argv if word.startswith("--")], argv)
         parsed, unknown = self.parse_known_args(argv, namespace)
@@ -86,7 +86,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{unknown[0]}: one word too many; --help shows the usage")
         return parsed
 
-    def _with_hyphens(self, argv: list[str]) -> list[str]:
+    def with_hyphens(self, argv: list[str]) -> list[str]:
         """The command line with options such as --dry_run, as those of pipeline/ are written, in
         the spelling --dry-run."""
         names = {f"--{name}" for name in self.long_names()}

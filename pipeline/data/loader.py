@@ -172,9 +172,9 @@ class Loader:
         """
         rows = batch.spec.rows.tolist()
         good = [position for position, row in enumerate(rows) if row not in self._bad_rows]
-        if not good and self._skips_batches:
-            return None
         if not good:
+            if self._skips_batches:
+                return None
             names = [self.index.id(row) for row in rows]
             raise UserError(
                 f"no image of a batch decodes: {first_few(names)}; "

@@ -58,17 +58,16 @@ class DeepDefense(Method):
         rows, weight = self._selection(clean)
         if len(rows) == 0:
             return _empty_term(weight)
-        all_are_measured = len(rows) == len(clean.images)
+        num_images = len(clean.images)
         view, images, labels = self.attack_view(), clean.images, clean.labels
-        if not all_are_measured:
+        if len(rows) < num_images:
             view, images, labels = view.of_rows(rows), images[rows], labels[rows]
         start = _start(clean, rows, view.precision == self.view.precision)
         measured = robustness(view, images, labels, self.options, start, clean.at_once)
-        penalties = self._penalties(measured, labels, len(clean.images))
-        value = self.options.lam * ((penalties * weight[rows]).sum() / len(clean.images))
+        penalties = self._penalties(measured, labels, num_images)
+        value = self.options.lam * ((penalties * weight[rows]).sum() / num_images)
         if self.parameters is not None:
             value = restrict_gradient_to(value, self.parameters)
-        num_images = None if all_are_measured else len(clean.images)
         return Term(
             value,
             penalty=_of_batch(penalties, rows, num_images),
@@ -126,17 +125,17 @@ def _empty_term(weight: Tensor) -> Term:
     )
 
 
-def _of_batch(values: Tensor, rows: Tensor, num_images: int | None) -> Tensor:
+def _of_batch(values: Tensor, rows: Tensor, num_images: int) -> Tensor:
     """Values (A,) of the measured images, without a graph, among those of the whole batch (N,);
     zeros elsewhere.
 
     Args:
         values: (A,).
         rows: (A,) positions of the measured images in the batch.
-        num_images: N; None: all images are measured, in their order.
+        num_images: N; if A equals it, all images are measured, in their order.
     """
     values = values.detach()
-    if num_images is None:
+    if len(rows) == num_images:
         return values
     return values.new_zeros(num_images).index_copy(0, rows, values)
 

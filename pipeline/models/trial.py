@@ -31,7 +31,8 @@ def check_net(net: nn.Module, config: RunConfig, num_classes: int) -> None:
     Raises:
         UserError: names the net and what is wrong.
     """
-    logits = _differentiable_logits(net, config)
+    images = trial_images(config.data, 2)
+    logits = _differentiable_logits(net, config, images[:1])
     name = f"model.name: {config.model.name}"
     if logits.shape != (1, num_classes):
         raise UserError(
@@ -45,7 +46,7 @@ def check_net(net: nn.Module, config: RunConfig, num_classes: int) -> None:
         )
     if isinstance(config, FinetuneConfig):
         _freeze_unused(net, logits, name)
-        _warn_of_batches(net, config.data, name)
+        _warn_of_batches(net, images, logits.detach()[0], name)
 
 
 def trial_images(data: DataConfig, number: int) -> Tensor:
@@ -57,10 +58,9 @@ def trial_images(data: DataConfig, number: int) -> Tensor:
     return torch.randn(number, data.channels, data.crop_size, data.crop_size, generator=generator)
 
 
-def _differentiable_logits(net: nn.Module, config: RunConfig) -> Tensor:
-    """Logits (1, K) of one image, with a graph that reaches the image."""
+def _differentiable_logits(net: nn.Module, config: RunConfig, images: Tensor) -> Tensor:
+    """Logits (1, K) of one image (1, C, S, S), with a graph that reaches the image."""
     data, name = config.data, f"model.name: {config.model.name}"
-    images = trial_images(data, 1)
     try:
         graph = AttackView(net).forward_with_grad(images)
     except UserError:
@@ -88,9 +88,9 @@ def _differentiable_logits(net: nn.Module, config: RunConfig) -> Tensor:
 
 
 @torch.no_grad()
-def _warn_of_batches(net: nn.Module, data: DataConfig, name: str) -> None:
-    view, images = AttackView(net), trial_images(data, 2)
-    together, alone = view(images)[0], view(images[:1])[0]
+def _warn_of_batches(net: nn.Module, images: Tensor, alone: Tensor, name: str) -> None:
+    """Compare the logits (K,) of the first image alone with those that it has beside the others."""
+    together = AttackView(net)(images)[0]
     difference = (together - alone).abs().amax() / alone.abs().amax()
     if difference > _ROUNDING:
         warn(

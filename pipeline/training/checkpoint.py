@@ -85,6 +85,10 @@ class Checkpoints:
         """The numbered checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*.pt"))
 
+    def later_than(self, step: int) -> list[Path]:
+        """The numbered checkpoints of later steps, oldest first."""
+        return [path for path in self.all() if path > self._path(step)]
+
     def save(self, step: int, state: CheckpointState, best: bool = False) -> Path:
         """Write a checkpoint, then delete all but the newest ``checkpoint.keep_last``.
 

@@ -3,7 +3,6 @@
 In: a run's checkpoints and the option ``--resume``. Out: a checkpoint that was read completely.
 """
 
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +75,11 @@ def continue_from(checkpoints: Checkpoints, path: Path, step: int) -> None:
     Raises:
         UserError: a file cannot be renamed or written.
     """
-    for later in checkpoints.all():
-        if _step_of_name(later) > step:
-            aside = later.with_name(later.name + LATER_SUFFIX)
-            with report_unwritable(aside, "the run must be able to rename its later checkpoints"):
-                later.replace(aside)
-            warn(f"--resume {path} goes back to step {step}: {later} is now {aside.name}")
+    for later in checkpoints.later_than(step):
+        aside = later.with_name(later.name + LATER_SUFFIX)
+        with report_unwritable(aside, "the run must be able to rename its later checkpoints"):
+            later.replace(aside)
+        warn(f"--resume {path} goes back to step {step}: {later} is now {aside.name}")
     reference = checkpoints.folder.parent / REFERENCE
     source = path.absolute().parent.parent / REFERENCE
     if not reference.exists() and source.exists():
@@ -99,12 +97,6 @@ def _newest_first(checkpoints: Checkpoints) -> list[Path]:
     if (paths or _set_aside(checkpoints)) and checkpoints.best_path.exists():
         paths.append(checkpoints.best_path)
     return paths
-
-
-def _step_of_name(path: Path) -> int:
-    """The step in the name of a numbered checkpoint; 0 in any other name."""
-    match = re.fullmatch(r"step-(\d+)\.pt", path.name)
-    return int(match[1]) if match else 0
 
 
 def _set_aside(checkpoints: Checkpoints) -> list[Path]:

@@ -14,7 +14,7 @@ from pipeline.config import ModelConfig, RegularizerConfig
 from pipeline.errors import first_line
 from pipeline.models import build, timm_nets
 from pipeline.models.attack_view import AttackView
-from pipeline.models.linear_region import unknown_operation
+from pipeline.models.linear_region import why_not_piecewise_linear
 from pipeline.training.memory_budget import peak_bytes
 from pipeline.training.objective import make_objective
 
@@ -149,4 +149,4 @@ def finite_difference_error(
 def first_nonlinear_operation(net: nn.Module, images: Tensor) -> str:
     """The first operation that is not known to be piecewise linear; empty if all are."""
     view, first = AttackView(net), torch.zeros(1, dtype=torch.int64, device=images.device)
-    return unknown_operation(lambda image: view(image, first), images[:1])
+    return why_not_piecewise_linear(lambda image: view(image, first), images[:1])
