@@ -26,12 +26,12 @@ _WHOLE_CHANNELS: dict[Callable, bool] = {
 class DropoutMasks:
     """The masks of N images, one for each dropout layer in the order of their calls.
 
-    A layer's mask is drawn at its first call.
+    A layer's mask is drawn at its first call in training mode.
     """
 
     def __init__(self, seed: int, num_images: int) -> None:
         self.seed, self.num_images = seed, num_images
-        self.drawn: list[Tensor] = []  # (N, ...) bool, the activations that are kept
+        self.drawn: dict[int, Tensor] = {}  # by layer, (N, ...) bool: the activations that are kept
 
     def factors(
         self, rows: Tensor, layer: int, activations: Tensor, p: float, whole_channels: bool
@@ -40,7 +40,7 @@ class DropoutMasks:
 
         Args:
             rows: (A,) int64, the images' positions among the N.
-            layer: number of the dropout layer, from 0.
+            layer: number of the dropout layer, from 0; those in evaluation mode count.
             activations: (A, ...).
             p: probability of dropping.
             whole_channels: drop whole channels.
@@ -48,13 +48,13 @@ class DropoutMasks:
         Returns:
             Of the shape of the activations, or (A, C, 1, ...) with ``whole_channels``.
         """
-        if layer == len(self.drawn):
+        if layer not in self.drawn:
             shape = (self.num_images, *activations.shape[1:])
             if whole_channels:
                 shape = (*shape[:2], *(1,) * (len(shape) - 2))
             generator = torch.Generator(activations.device).manual_seed(self.seed + layer)
             uniform = torch.rand(shape, generator=generator, device=activations.device)
-            self.drawn.append(uniform >= p)
+            self.drawn[layer] = uniform >= p
         scale = 1.0 / (1.0 - p) if p < 1 else 0.0
         return self.drawn[layer][rows].to(activations.dtype) * scale
 
@@ -75,6 +75,10 @@ class FixedDropout(TorchFunctionMode):
         options = {key: value for key, value in kwargs.items() if key != "input"}
         p, training = _probability_and_mode(*args[1:], **options)
         x = args[0] if args else kwargs["input"]
+        # F.dropout in a module's own code is off in the attack and on in the cross-entropy's
+        # forward. It counts in both, so that the layers after it keep their numbers.
+        layer = self._num_calls
+        self._num_calls += 1
         if not training:
             return x
         # Disables other TorchFunctionModes: they would take this product for one of two
@@ -85,9 +89,7 @@ class FixedDropout(TorchFunctionMode):
                     "model.attack_dropout: the input of a dropout layer of this net does not have "
                     "one row for each image, so that its masks cannot be kept; set it to false"
                 )
-            factors = self._masks.factors(self._rows, self._num_calls, x, p, _WHOLE_CHANNELS[func])
-            self._num_calls += 1
-            return x * factors
+            return x * self._masks.factors(self._rows, layer, x, p, _WHOLE_CHANNELS[func])
 
 
 def _probability_and_mode(

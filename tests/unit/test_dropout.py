@@ -65,7 +65,7 @@ def test_masks_are_those_of_dropout() -> None:
     view = AttackView(net, dropout=True)
     view.draw_dropout_masks(50)
     logits = view(images)
-    (kept,) = view._masks.drawn
+    (kept,) = view._masks.drawn.values()
     assert kept.shape == (50, 40)
     assert kept.double().mean().item() == pytest.approx(0.5, abs=0.05)
     assert not torch.equal(kept[0], kept[1])
@@ -105,6 +105,25 @@ def test_the_cross_entropy_has_the_same_masks_and_shares_its_forward(
         plain._clean_forward(images, True)[1] is None
     )  # its cross-entropy drops, its attack does not
     assert AttackView(net)(images).allclose(net.eval()(images))
+
+
+class FunctionalDropout(nn.Module):
+    """1 + x after dropout in the module's own code, which evaluation mode switches off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.0 + F.dropout(x, 0.5, self.training)
+
+
+def test_layers_keep_their_masks_where_functional_dropout_is_off() -> None:
+    """It is off in the attack's forward and on in the cross-entropy's."""
+    net = nn.Sequential(FunctionalDropout(), nn.Dropout(0.5))
+    view = AttackView(net.train(), dropout=True)
+    view.draw_dropout_masks(4)
+    images = torch.ones(4, 1, 8, 8)
+    attacked, trained = view(images), view.forward_current_mode(images)
+    assert torch.equal(attacked == 0, trained == 0)  # the last layer's mask
+    assert trained.unique().tolist() == [0.0, 2.0, 6.0]
+    assert attacked.unique().tolist() == [0.0, 4.0]
 
 
 def test_nets_whose_rows_are_no_images_are_refused() -> None:
