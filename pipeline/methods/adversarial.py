@@ -6,11 +6,13 @@ in every step.
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pipeline.attacks import fgs
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView
+from pipeline.models.forward_in_parts import logits_in_parts
 from pipeline.models.precision import upcast
 
 from .base import Clean, Method, Term
@@ -33,9 +35,19 @@ class AdversarialTraining(Method):
     def term(self, clean: Clean) -> Term:
         """The difference between the mixed loss and the clean cross-entropy."""
         images = upcast(clean.images.detach())
-        graph = clean.graph or self.view.forward_with_grad(images)
-        kind = self.options.direction
-        sign = fgs.fgs_direction(self.view, graph, clean.labels, kind).sign
-        logits = self.view.forward_current_mode(torch.add(images, sign, alpha=self.options.eps))
+        examples = torch.add(images, self._signs(clean, images), alpha=self.options.eps)
+        logits = logits_in_parts(self.view, examples, clean.at_once)
         adversarial = F.cross_entropy(logits, clean.labels, reduction="none")
         return Term(self.options.weight * (adversarial - clean.cross_entropy).mean())
+
+    def _signs(self, clean: Clean, images: Tensor) -> Tensor:
+        """The direction of FGS for all images, (N, C, H, W)."""
+        kind = self.options.direction
+        if clean.graph is not None:
+            return fgs.fgs_direction(self.view, clean.graph, clean.labels, kind).sign
+        rows = torch.arange(len(images), device=images.device)
+        signs = []
+        for part in rows.split(clean.at_once or len(images)):
+            graph = self.view.forward_with_grad(images[part], part)
+            signs.append(fgs.fgs_direction(self.view, graph, clean.labels[part], kind).sign)
+        return torch.cat(signs)

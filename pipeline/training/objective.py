@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from pipeline import methods
 from pipeline.config import FinetuneConfig, ModelConfig, RegularizerConfig, RuntimeConfig
@@ -21,6 +20,7 @@ from pipeline.methods import Clean, Term
 from pipeline.models.attack_view import AttackView, ForwardPass
 from pipeline.models.build import batch_norms, draws
 from pipeline.models.fixed_dropout import DROPOUT_LAYERS
+from pipeline.models.forward_in_parts import logits_in_parts, must_split
 from pipeline.models.precision import PRECISIONS, upcast
 from pipeline.regularizer.loss_gradient import cross_entropy_pass
 from pipeline.training import memory_budget
@@ -204,32 +204,13 @@ class Objective(nn.Module):
 
     def _clean_forward(self, images: Tensor, attack: bool) -> tuple[Tensor, ForwardPass | None]:
         """The logits for the cross-entropy, and a forward pass from which an attack may start."""
-        if attack and self._must_split(images):
-            return self._forward_in_parts(images), None
+        if attack and must_split(self.net, images, self.max_images):
+            return logits_in_parts(self.view, images, self.max_images), None
         if attack and self._shares_forward(images):
             points = upcast(images.detach()).requires_grad_()
             graph = ForwardPass(points, self.view.forward_current_mode(points))
             return graph.logits, graph
         return self.view.forward_current_mode(images), None
-
-    def _must_split(self, images: Tensor) -> bool:
-        """Whether the batch is larger than the limit and can be split: batch norm in training mode
-        needs the whole batch."""
-        if self.max_images is None or len(images) <= self.max_images:
-            return False
-        return not any(module.training for module in batch_norms(self.net))
-
-    def _forward_in_parts(self, images: Tensor) -> Tensor:
-        """The logits, computed part by part. Each part is computed again in the backward pass, so
-        that only one part's activations are in memory at a time."""
-        assert self.max_images is not None
-        rows = torch.arange(len(images), device=images.device)
-        parts = zip(images.split(self.max_images), rows.split(self.max_images), strict=True)
-        logits = [
-            checkpoint(self.view.forward_current_mode, part_images, part_rows, use_reentrant=False)
-            for part_images, part_rows in parts
-        ]
-        return torch.cat(logits)
 
     def _shares_forward(self, images: Tensor) -> bool:
         """Whether an attack may start from the cross-entropy's forward pass.

@@ -8,12 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import ModelConfig, RegularizerConfig, RuntimeConfig
+from pipeline.config import (
+    AdversarialConfig,
+    FinetuneConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RegularizerConfig,
+    RuntimeConfig,
+)
 from pipeline.models.build import build
 from pipeline.runtime.allocator import is_out_of_memory
 from pipeline.runtime.distributed import distributed_session
 from pipeline.training import memory_budget
-from pipeline.training.objective import make_objective
+from pipeline.training.objective import Objective, make_objective
 from tests.helpers.gradients import every_gradient, gradient, gradient_by, setting, with_attack
 from tests.helpers.in_process import FINETUNE, succeed
 
@@ -68,6 +75,31 @@ def test_parts_bound_the_memory(name: str, kind: str) -> None:
     assert parts < 1.1 * few + inputs
     if name == "squeezenet1_1":
         assert parts < 0.4 * whole
+
+
+def test_adversarial_training_in_parts() -> None:
+    """The forward passes of clean images and of FGS examples have few images, and nothing else
+    changes."""
+    net, images, labels = setting("tests.helpers.nets:smooth", count=32)
+    config = FinetuneConfig(
+        objective=ObjectiveConfig(
+            method="adversarial_2", adversarial=AdversarialConfig(eps=0.1, weight=0.3)
+        )
+    )
+
+    def gradient_and_peak() -> tuple[torch.Tensor, int]:
+        objective = Objective(net, config)
+        net.zero_grad()
+        taken = memory_budget.peak_bytes(
+            lambda: objective(images, labels, use_methods=True).loss.backward(), images.device
+        )
+        return gradient(net), taken
+
+    whole, whole_peak = gradient_and_peak()
+    config.regularizer.max_images = 3
+    parts, parts_peak = gradient_and_peak()
+    assert (whole - parts).norm() < 1e-9 * whole.norm()
+    assert parts_peak < 0.5 * whole_peak
 
 
 def test_dropout_and_parts() -> None:
