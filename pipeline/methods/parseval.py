@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig
+from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView
 from pipeline.runtime.seeds import derive_seed
 
@@ -20,8 +21,7 @@ class Parseval(Method):
     def __init__(self, config: FinetuneConfig, view: AttackView) -> None:
         super().__init__(config, view)
         self.options = config.objective.parseval
-        layers = (m for m in view.net.modules() if isinstance(m, nn.Linear | nn.Conv2d))
-        self.layers = [layer for layer in layers if layer.weight.requires_grad]
+        self.layers = _layers_that_train(view.net)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -38,6 +38,22 @@ class Parseval(Method):
             changed = retracted(matrices[:, :, columns], self.options.beta)
             matrices = matrices.index_copy(2, columns, changed)
             weight.copy_(matrices.view(weight.shape))
+
+
+def _layers_that_train(net: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """The layers whose weights train; of layers that share a weight, the first."""
+    layers: dict[int, nn.Linear | nn.Conv2d] = {}
+    for name, layer in net.named_modules():
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or not layer.weight.requires_grad:
+            continue
+        if not isinstance(layer.weight, nn.Parameter):
+            raise UserError(
+                f"objective.method parseval: the weight of {name} is computed from other "
+                "parameters (weight_norm, spectral_norm), so that it cannot be changed; use the "
+                "net without this or another method"
+            )
+        layers.setdefault(id(layer.weight), layer)
+    return [*layers.values()]
 
 
 def retracted(matrices: Tensor, beta: float) -> Tensor:

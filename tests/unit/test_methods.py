@@ -1,5 +1,6 @@
 """What training adds to the cross-entropy: each method against its definition."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from pipeline.config import (
     AdversarialConfig,
@@ -151,6 +153,24 @@ def test_parseval_projects_columns_of_every_layer(net: nn.Module) -> None:
         not torch.equal(a != b, c != d)
         for a, b, c, d in zip(before.values(), again, again, grouped.parameters(), strict=True)
     )
+
+
+def test_parseval_changes_a_shared_weight_once() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    options = ObjectiveConfig(method="parseval", parseval=ParsevalConfig(beta=0.01, columns=1.0))
+    net = nn.Sequential(first, second)
+    before = first.weight.detach().clone()
+    Parseval(FinetuneConfig(objective=options), AttackView(net)).after_step(1)
+    torch.testing.assert_close(first.weight.detach(), retracted(before[None], 0.01)[0])
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_parseval_refuses_weights_that_are_computed(norm: Callable) -> None:
+    net = nn.Sequential(nn.Flatten(), norm(nn.Linear(4, 4)))
+    with pytest.raises(UserError, match="the weight of 1 is computed"):
+        objective(net, "parseval")
 
 
 def test_mistakes(net: nn.Module, tmp_path: Path) -> None:
