@@ -190,10 +190,7 @@ def description(
     names = " + ".join(
         "DeepFool" if m == "deepfool" else attack.describe(m) for m in attack.methods
     )
-    measures = (
-        f"accuracy, {names} (p {protocol.norm}, q {protocol.num_candidates}, at most "
-        f"{protocol.max_iterations} iterations, {protocol.space})"
-    )
+    measures = f"accuracy, {names} (p {protocol.norm}, {protocol.deepfool_limits}{protocol.space})"
     if fgs.measured:
         measures += f", FGS at {len(fgs.measured)} eps"
     if fgs.search:

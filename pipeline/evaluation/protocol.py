@@ -116,6 +116,14 @@ class Protocol:
         return [description.partition(",")[0] for description in self.methods or ["deepfool"]]
 
     @property
+    def deepfool_limits(self) -> str:
+        """The limits of DeepFool's search, as "q 10, at most 5 iterations, "; empty if no method
+        uses DeepFool."""
+        if {"deepfool", "superdeepfool"}.isdisjoint(self.method_names):
+            return ""
+        return f"q {self.num_candidates}, at most {self.max_iterations} iterations, "
+
+    @property
     def num_distances(self) -> int:
         """Number of methods whose distances are stored beside the smallest."""
         return len(self.methods) if self.methods and len(self.methods) > 1 else 0

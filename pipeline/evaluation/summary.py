@@ -142,13 +142,13 @@ def write_outputs(folder: Path, merged: Merged) -> Summary:
 def format_summary(summary: Summary) -> str:
     """The summary in a few lines."""
     protocol, statistics = summary.protocol, summary.statistics
-    quantiles = statistics.ratio_quantiles
+    quantiles, limits = statistics.ratio_quantiles, protocol.deepfool_limits
+    overshoot = f"overshoot {protocol.overshoot}, " if limits else ""
     lines = [
         f"accuracy {statistics.accuracy:.2%}, top-5 {statistics.top5_accuracy:.2%}, "
         f"{statistics.rho_name} {statistics.rho:.4g} over {statistics.num_samples} images, "
-        f"{statistics.num_unflipped} never flipped (q {protocol.num_candidates}, at most "
-        f"{protocol.max_iterations} iterations, overshoot {protocol.overshoot}, "
-        f"{protocol.space}, {protocol.precision})",
+        f"{statistics.num_unflipped} never flipped ({limits}{overshoot}{protocol.space}, "
+        f"{protocol.precision})",
         f"ratio: median {statistics.ratio_median:.4g}, 5 % below {quantiles['0.05']:.4g}, "
         f"5 % above {quantiles['0.95']:.4g}",
     ]

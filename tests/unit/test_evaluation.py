@@ -198,6 +198,22 @@ def test_fewer_classes_than_candidates() -> None:
     assert evaluation_protocol(config, RuntimeConfig(), 3).num_candidates == 3
 
 
+@pytest.mark.parametrize(
+    ("method", "limits"),
+    [
+        ("deepfool", "q 3, at most 7 iterations, "),
+        ("ddn+superdeepfool", "q 3, at most 7 iterations, "),
+        ("ddn+fmn", ""),
+        ("foolbox.attacks:L2CarliniWagnerAttack", ""),
+    ],
+)
+def test_limits_of_deepfool_are_said_where_it_runs(method: str, limits: str) -> None:
+    config = EvaluationConfig(
+        attack=AttackConfig(method=method, num_candidates=5, max_iterations=7)
+    )
+    assert evaluation_protocol(config, RuntimeConfig(), 3).deepfool_limits == limits
+
+
 class Hungry(nn.Module):
     """Asks for more memory than there is when it gets more than ``most`` images."""
 
