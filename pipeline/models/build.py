@@ -7,11 +7,11 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.config.text import did_you_mean
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_few
 from pipeline.models import paper_nets, timm_nets, torchvision_nets
 from pipeline.models.second_derivative import make_twice_differentiable
 from pipeline.models.weights import load_weights
@@ -88,6 +88,12 @@ def _import_user_net(name: str, num_classes: int) -> nn.Module:
         net = _call_factory(function, num_classes)
     if not isinstance(net, nn.Module):
         raise UserError(f"model.name: {name} returned a {type(net).__name__}, not an nn.Module")
+    others = [key for key, value in net.state_dict().items() if not isinstance(value, Tensor)]
+    if others:
+        raise UserError(
+            f"model.name: the state of {name} has entries that are no tensors, which weights files "
+            f"cannot hold: {first_few(others)}; let get_extra_state return a tensor"
+        )
     return net
 
 

@@ -10,8 +10,10 @@ from torch import nn
 
 from pipeline.config import EvaluateConfig, FinetuneConfig, ModelConfig
 from pipeline.errors import UserError
+from pipeline.models.build import build
 from pipeline.models.trial import check_net
 from pipeline.runtime.importing import import_callable
+from pipeline.training.targets import ReferenceTargets
 from tests.helpers import nets
 from tests.helpers.in_process import FINETUNE, call
 from tests.helpers.runs import ROOT
@@ -115,3 +117,33 @@ def test_images_of_norm_zero_are_no_reason_to_refuse_a_net() -> None:
     net = Normalised(nn.Flatten(), nn.Linear(784, 10))
     check_net(net, config, 10)
     assert net(torch.zeros(1, 1, 28, 28)).isnan().all()
+
+
+class WithState(nn.Sequential):
+    """A linear net with an entry in its state that is no weight."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(4, 10))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 2}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_a_state_that_weights_files_cannot_hold_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no tensors, .* cannot hold: _extra_state; let"):
+        build(ModelConfig(name=f"{__name__}:WithState"), 10)
+
+
+class NotCopied(nn.Module):
+    """A net that cannot be copied."""
+
+    def __deepcopy__(self, memo: object) -> "NotCopied":
+        raise TypeError("cannot pickle a generator")
+
+
+def test_targets_of_a_net_that_cannot_be_copied() -> None:
+    with pytest.raises(UserError, match=r"targets reference: the net cannot be copied .*generator"):
+        ReferenceTargets(NotCopied(), torch.float32)
