@@ -25,7 +25,7 @@ from launchers.requeue import requeue_script
 from pipeline.config import CONFIGS, RESUME_WORDS, RunConfig, messages
 from pipeline.data import demo
 from pipeline.errors import UserError
-from pipeline.models.weights import is_file_name
+from pipeline.models.weights_names import is_file_name
 from pipeline.runtime import config_file, machine
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)

@@ -19,38 +19,27 @@ Each benchmark prints a table; --json FILE writes device, versions and rows. Com
 of one run: they are interleaved, so other work on the machine changes all times equally.
 """
 
+import argparse
+from importlib import import_module
 from pathlib import Path
 
-from benchmarks import (
-    attacks,
-    batches,
-    common,
-    data,
-    deepfool,
-    evaluation,
-    families,
-    loader,
-    regularizer,
-    robustness,
-    step,
-)
 from pipeline.config import arguments
 from pipeline.config.checks import Range
 from pipeline.errors import exit_on_user_error
 from pipeline.runtime.files import check_writable
 
-BENCHMARKS = {
-    "regularizer": regularizer.benchmark,
-    "deepfool": deepfool.benchmark,
-    "attacks": attacks.benchmark,
-    "evaluation": evaluation.benchmark,
-    "loader": loader.benchmark,
-    "step": step.benchmark,
-    "robustness": robustness.benchmark,
-    "families": families.benchmark,
-    "batches": batches.benchmark,
-    "data": data.benchmark,
-}
+BENCHMARKS = (  # modules of tools/benchmarks
+    "regularizer",
+    "deepfool",
+    "attacks",
+    "evaluation",
+    "loader",
+    "step",
+    "robustness",
+    "families",
+    "batches",
+    "data",
+)
 DEFAULT_IMAGES = (
     "regularizer 16, deepfool 64, attacks 32, evaluation 100, loader 1024 per repeat, "
     "step 32 per batch, families 2"
@@ -112,10 +101,17 @@ def parser() -> arguments.Parser:
     return top
 
 
+def run(options: argparse.Namespace) -> None:
+    """Run the benchmark that the options name, and print its table."""
+    common = import_module("benchmarks.common")  # torch, which --help does not wait for
+    if options.json is not None:
+        check_writable(options.json, common.JSON_REMEDY)
+    device = common.set_up_device(options)
+    benchmark = import_module(f"benchmarks.{options.what}").benchmark
+    common.report(benchmark(options), device, options)
+
+
 if __name__ == "__main__":
-    options = parser().parse_args()
+    args = parser().parse_args()
     with exit_on_user_error():
-        if options.json is not None:
-            check_writable(options.json, common.JSON_REMEDY)
-        device = common.set_up_device(options)
-        common.report(BENCHMARKS[options.what](options), device, options)
+        run(args)

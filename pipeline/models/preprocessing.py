@@ -8,7 +8,7 @@ from pipeline.config.checks import OptionError
 from pipeline.errors import UserError, note, warn
 from pipeline.models import timm_nets, torchvision_nets
 from pipeline.models.published import PublishedPreprocessing
-from pipeline.models.weights import is_file_name
+from pipeline.models.weights_names import is_file_name
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 

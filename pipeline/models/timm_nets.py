@@ -15,7 +15,6 @@ from pipeline.errors import UserError, first_line, note
 from pipeline.models.published import PublishedPreprocessing
 
 PREFIX = "timm:"
-PRETRAINED = "pretrained"  # value of model.weights
 _REMEDY = 'install it: pip install -e ".[timm]", or pip install timm'
 
 

@@ -16,7 +16,8 @@ from pipeline.data.classes import Classes, describe_label_shift, difference
 from pipeline.data.index import Index
 from pipeline.errors import UserError, warn
 from pipeline.models import torchvision_nets
-from pipeline.models.weights import is_file_name, unwrap_state
+from pipeline.models.weights import unwrap_state
+from pipeline.models.weights_names import is_file_name
 from pipeline.runtime import torch_file
 
 KEY = "deep_defense_classes"  # of the metadata; torch's own keys there are names of modules

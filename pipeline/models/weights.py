@@ -17,6 +17,7 @@ from pipeline.config.text import did_you_mean, did_you_mean_file
 from pipeline.errors import UserError, first_few, first_line, note
 from pipeline.models import timm_nets, torchvision_nets
 from pipeline.models.head import head_keys, resized_keys
+from pipeline.models.weights_names import PRETRAINED, is_file_name
 from pipeline.runtime import torch_file
 
 StateDict = dict[str, Tensor]
@@ -85,11 +86,11 @@ def _named_state(config: ModelConfig, image_size: int | None) -> StateDict:
     """The state dict of published weights."""
     if not timm_nets.is_timm(config.name):
         return torchvision_nets.named_state(config)
-    if config.weights != timm_nets.PRETRAINED:
+    if config.weights != PRETRAINED:
         raise UserError(
             f"model.weights: {config.weights} is neither a file nor pretrained, the weights that "
             f"timm publishes for {config.name}"
-            f"{did_you_mean(str(config.weights), [timm_nets.PRETRAINED])}"
+            f"{did_you_mean(str(config.weights), [PRETRAINED])}"
         )
     return timm_nets.published_state(config.name, image_size)
 
@@ -166,13 +167,6 @@ def _unwrapped(path: Path, state: StateDict) -> StateDict:
     )
     prefix = "model."
     return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-
-
-def is_file_name(name: str) -> bool:
-    """Whether ``model.weights`` is a file, not the name of published weights."""
-    if name == timm_nets.PRETRAINED:  # also where a folder of this name exists
-        return False
-    return Path(name).suffix != "" or "/" in name or Path(name).exists()
 
 
 def _mismatches(expected: StateDict, state: StateDict) -> list[str]:

@@ -49,6 +49,7 @@ def test_what_takes_long_to_import_is_imported_where_it_is_needed() -> None:
         ("launchers/evaluate.py", "--", "--help-all"),
         ("tools/report.py", "table", "--help"),
         ("tools/board.py", "--help"),
+        ("tools/benchmark.py", "--help"),
     ],
 )
 def test_help_is_shown_before_slow_imports(argv: tuple[str, ...]) -> None:

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
-from pipeline.models import linear_region, timm_nets
+from pipeline.models import linear_region
 from pipeline.models.build import build
 from pipeline.models.head import head_keys
-from pipeline.models.weights import is_file_name
+from pipeline.models.weights_names import PRETRAINED, is_file_name
 from tests.helpers.gradients import gradient_by, plain_gradient
 
 NEEDS_TIMM = pytest.mark.skipif(
@@ -173,6 +173,6 @@ def test_a_folder_called_pretrained_is_no_file_of_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path(timm_nets.PRETRAINED).mkdir()
+    Path(PRETRAINED).mkdir()
     assert not is_file_name("pretrained")
     assert is_file_name("./pretrained")

@@ -25,8 +25,9 @@ from pipeline.errors import UserError, warn
 from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.models.build import construct
 from pipeline.models.weight_classes import recorded_classes
-from pipeline.models.weights import is_file_name, load_weights
+from pipeline.models.weights import load_weights
 from pipeline.models.weights_hash import weights_hash
+from pipeline.models.weights_names import is_file_name
 from pipeline.reports import evaluation_folders, runs
 from pipeline.reports.runs import Run
 
