@@ -1,6 +1,11 @@
-"""The lines of a shard's results, checked when they are read."""
+"""The lines of a shard's results, checked when they are read.
+
+Each line ends with a checksum of the text before it: a digit that a disk changes would be a valid
+number.
+"""
 
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,8 @@ from pipeline.runtime.json_checks import LIST, NUMBER, TEXT, WHOLE_NUMBER, Kinds
 
 ResultRow = dict[str, Any]
 
+_CHECKSUM = ', "crc32": '
+
 _SKIPPED: Kinds = {"id": TEXT, "row": WHOLE_NUMBER}
 _JSON_TYPES = {float: NUMBER, bool: (bool,), np.int64: WHOLE_NUMBER}
 _MEASURED: Kinds = {
@@ -21,6 +28,12 @@ _MEASURED: Kinds = {
     **{name: _JSON_TYPES[column_type(name)] for name in COLUMNS},
     **dict.fromkeys(("fgs_correct", "distances"), LIST),
 }
+
+
+def result_line(values: ResultRow) -> str:
+    """The line of a result, with its checksum."""
+    text = json.dumps(values)[:-1]
+    return f"{text}{_CHECKSUM}{zlib.crc32(text.encode())}}}\n"
 
 
 def read_rows(path: Path, manifest: Manifest) -> Iterator[ResultRow]:
@@ -53,6 +66,8 @@ def read_rows(path: Path, manifest: Manifest) -> Iterator[ResultRow]:
 def read_lines(path: Path, problem: Callable[[Any], str] = lambda _: "") -> Iterator[Any]:
     """The complete JSON lines of a file, without a last line that a kill cut short.
 
+    Checksums are compared where there are any: lines of earlier versions have none.
+
     Args:
         path: the file.
         problem: returns a phrase about what is wrong with the values of a line, or an empty string.
@@ -66,7 +81,7 @@ def read_lines(path: Path, problem: Callable[[Any], str] = lambda _: "") -> Iter
         values = None
         try:
             values = json.loads(line)
-            text = problem(values)
+            text = problem(values) or _checksum_problem(line, values)
         except ValueError:
             text = "is not JSON"
         if text:
@@ -75,6 +90,14 @@ def read_lines(path: Path, problem: Callable[[Any], str] = lambda _: "") -> Iter
                 "again"
             )
         yield values
+
+
+def _checksum_problem(line: bytes, values: Any) -> str:
+    """What is wrong with the checksum, which is taken out of the values."""
+    if not isinstance(values, dict) or "crc32" not in values:
+        return ""
+    text, _, _ = line.rpartition(_CHECKSUM.encode())
+    return "" if values.pop("crc32") == zlib.crc32(text) else "does not match its checksum"
 
 
 def _are_booleans(values: list[Any], number: int) -> bool:

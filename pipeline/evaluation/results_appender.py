@@ -3,7 +3,6 @@
 A kill can cut only the last line short, which the next job drops.
 """
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.evaluation.result_lines import result_line
 from pipeline.evaluation.samples import Example, Samples
 from pipeline.runtime.files import atomic_write, name_in_errors
 from pipeline.runtime.lock import try_lock
@@ -37,15 +37,14 @@ class ResultsAppender:
         with name_in_errors(self._path):
             for position, image_id in enumerate(ids):
                 values = {name: column[position] for name, column in columns.items()}
-                self._file.write(json.dumps({"id": image_id, **values}) + "\n")
+                self._file.write(result_line({"id": image_id, **values}))
             self._file.flush()
 
     def skip(self, rows: Iterable[int], ids: Iterable[str]) -> None:
         """Record images that did not decode."""
         with name_in_errors(self._path):
             for row, image_id in zip(rows, ids, strict=True):
-                line = {"id": image_id, "row": row, "skipped": True}
-                self._file.write(json.dumps(line) + "\n")
+                self._file.write(result_line({"id": image_id, "row": row, "skipped": True}))
             self._file.flush()
 
     def store_examples(self, examples: list[Example]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,16 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (path.parent / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         merge.merge_shards(tmp_path)
+
+
+def test_lines_without_checksums_are_read(tmp_path: Path) -> None:
+    """As versions before the checksums wrote them."""
+    store = shard(tmp_path, 0, 1, [0, 1, 2])
+    path = tmp_path / "results" / "0-of-1" / "rank0.jsonl"
+    text, number = re.subn(r', "crc32": \d+}', "}", path.read_text())
+    assert number == 3
+    path.write_text(text)
+    assert store.read().samples.row.tolist() == [0, 1, 2]
 
 
 def test_published_files_hold_what_was_found(tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ RESULTS = [
     of_results(
         "result: no image", "rank0.jsonl", whole.replaced(b'"row": 0,', b'"row": 40,'), LINE
     ),
+    of_results(
+        "result: a digit",
+        "rank0.jsonl",
+        whole.replaced(b'"perturbation_norm": ', b'"perturbation_norm": 1'),
+        "is damaged in line 1, which does not match its checksum; delete that line",
+    ),
     of_results("result: not UTF-8", "rank0.jsonl", whole.replaced(b"image 0", b"image \xff"), LINE),
     of_results("result: a number", "rank0.jsonl", lambda data: b"17\n" + data, LINE),
     of_results("runs.jsonl", "runs.jsonl", lambda _: b'{"shard"\n', "is damaged in line 1"),
