@@ -43,7 +43,7 @@ def check(config: EvaluateConfig) -> Manifest:
     Raises:
         UserError: names the option.
     """
-    if config.part.of != 1:
+    if config.part.num_shards != 1:
         raise UserError(
             "shard: the launcher sets this option; give the number of shards by --shards before --"
         )

@@ -107,9 +107,9 @@ def rows_of_shard(config: EvaluateConfig, index: Index) -> np.ndarray:
         UserError: there are more shards than images.
     """
     rows = index.subset(config.evaluation.num_images)
-    if config.part.of > len(rows):
+    if config.part.num_shards > len(rows):
         raise UserError(f"shard: {config.shard} of {len(rows)} images; give at most as many")
-    return rows[config.part.number :: config.part.of]
+    return rows[config.part.number :: config.part.num_shards]
 
 
 def open_results(
@@ -195,7 +195,7 @@ def description(
         measures += f", FGS at {len(fgs.measured)} eps"
     if fgs.search:
         measures += ", eps_ref"
-    part = f", shard {config.shard}" if config.part.of > 1 else ""
+    part = f", shard {config.shard}" if config.part.num_shards > 1 else ""
     size = images_at_once(config.evaluation.batch_size, ranks.device)
     return (
         f"{config.model.name} on {ranks.world_size} x {ranks.device.type}{part}: {len(rows)} "
@@ -271,7 +271,7 @@ def report(
     merged = merge.merge_shards(folder)
     if not merged.complete:
         monitor.say(f"shard {config.shard} is done; {merged.missing_message()}")
-        num_shards = config.part.of
+        num_shards = config.part.num_shards
         shard = Shard(min(merged.num_missing_by_shard(num_shards)), num_shards)
         monitor.say(messages.after_shard(folder, sys.argv[1:], shard, ranks.local_size))
         return

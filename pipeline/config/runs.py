@@ -70,10 +70,10 @@ class Shard(NamedTuple):
     """One of several jobs that share the images."""
 
     number: int  # from 0
-    of: int  # number of shards
+    num_shards: int
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
+        return f"{self.number}/{self.num_shards}"
 
 
 @dataclass(kw_only=True)
@@ -93,16 +93,15 @@ class EvaluateConfig(RunConfig):
     def check(self) -> None:
         """Check the form and the range of the shard."""
         super().check()
-        part, _, of = self.shard.partition("/")
-        numbers = part.isdecimal() and of.isdecimal()
-        valid = numbers and int(part) < int(of)
+        number, _, num_shards = self.shard.partition("/")
+        valid = number.isdecimal() and num_shards.isdecimal() and int(number) < int(num_shards)
         require(valid, "shard", "i/n with i from 0 to n - 1", self.shard)
 
     @property
     def part(self) -> Shard:
         """The shard, as numbers."""
-        part, of = self.shard.split("/")
-        return Shard(int(part), int(of))
+        number, num_shards = self.shard.split("/")
+        return Shard(int(number), int(num_shards))
 
 
 @dataclass(kw_only=True)

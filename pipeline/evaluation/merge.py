@@ -28,19 +28,21 @@ class Merged:
         """Whether every image was evaluated, or did not decode."""
         return len(self.missing) == 0
 
-    def num_missing_by_shard(self, of: int) -> Counter[int]:
-        """Missing images per incomplete shard, for a split into ``of`` shards."""
-        shard_of_row = {row: i % of for i, row in enumerate(_rows(self.stored.manifest).tolist())}
+    def num_missing_by_shard(self, num_shards: int) -> Counter[int]:
+        """Missing images per incomplete shard, for a split into ``num_shards``."""
+        rows = _rows(self.stored.manifest).tolist()
+        shard_of_row = {row: position % num_shards for position, row in enumerate(rows)}
         return Counter(shard_of_row[row] for row in self.missing.tolist())
 
     def missing_message(self) -> str:
         """One line that lists the shards and rows that are not done."""
         line = f"{len(self.missing)} of {len(_rows(self.stored.manifest))} images are missing"
-        splits = {shard.of for shard in self.stored.shards}
+        splits = {shard.num_shards for shard in self.stored.shards}
         if len(splits) == 1:
-            (of,) = splits
-            counts = sorted(self.num_missing_by_shard(of).items())
-            line += ": " + ", ".join(f"{n} of shard {Shard(number, of)}" for number, n in counts)
+            (num_shards,) = splits
+            counts = sorted(self.num_missing_by_shard(num_shards).items())
+            parts = [f"{n} of shard {Shard(number, num_shards)}" for number, n in counts]
+            line += f": {', '.join(parts)}"
         return f"{line} (rows {first_few([str(row) for row in self.missing.tolist()])})"
 
 

@@ -59,7 +59,7 @@ class ResultsFolder:
 
     def __init__(self, folder: Path, shard: Shard = WHOLE) -> None:
         self.folder = folder
-        self.shard_folder = folder / f"{shard.number}-of-{shard.of}"
+        self.shard_folder = folder / f"{shard.number}-of-{shard.num_shards}"
 
     @classmethod
     def for_shard(
@@ -275,12 +275,12 @@ def _manifests(folder: Path) -> list[Path]:
         if not re.fullmatch(r"\d+-of-\d+", path.parent.name):
             raise UserError(f"{path.parent} is no folder of a shard, as 0-of-1 is; move it away")
     shards = {path: _shard_of(path) for path in paths}
-    return sorted(paths, key=lambda path: (shards[path].of, shards[path].number))
+    return sorted(paths, key=lambda path: (shards[path].num_shards, shards[path].number))
 
 
 def _shard_of(manifest: Path) -> Shard:
-    number, of = manifest.parent.name.split("-of-")
-    return Shard(int(number), int(of))
+    number, num_shards = manifest.parent.name.split("-of-")
+    return Shard(int(number), int(num_shards))
 
 
 def _read_example(path: Path, shape: tuple[int, int, int]) -> Example:
