@@ -56,8 +56,9 @@ class SearchState(SampleColumns):
     ) -> "SearchState":
         """Images that no method has perturbed; their clean forward pass is the first query."""
         zeros = torch.zeros_like(images)
-        number = images.new_zeros(len(images))
-        whole, no = torch.zeros_like(label), torch.zeros_like(label, dtype=torch.bool)
+        zero_numbers = images.new_zeros(len(images))
+        zero_counts = torch.zeros_like(label)
+        all_false = torch.zeros_like(label, dtype=torch.bool)
         return cls(
             key=key,
             images=images,
@@ -65,26 +66,26 @@ class SearchState(SampleColumns):
             reference=reference,
             delta=zeros,
             best=zeros,
-            best_norm=torch.full_like(number, torch.inf),
+            best_norm=torch.full_like(zero_numbers, torch.inf),
             best_class=label,
-            best_cosine=torch.full_like(number, -1.0),
-            iteration=whole,
-            radius=number,
-            low=number,
-            stale=whole,
-            cosine=torch.full_like(number, torch.nan),
+            best_cosine=torch.full_like(zero_numbers, -1.0),
+            iteration=zero_counts,
+            radius=zero_numbers,
+            low=zero_numbers,
+            stale=zero_counts,
+            cosine=torch.full_like(zero_numbers, torch.nan),
             smallest=zeros,
-            smallest_norm=number.double(),
+            smallest_norm=zero_numbers.double(),
             smallest_class=label,
             winner=torch.full_like(label, BY_BOUND),
-            flipped=no,
-            no_gradient=no,
+            flipped=all_false,
+            no_gradient=all_false,
             distances=torch.full(
                 (len(images), num_methods), torch.inf, dtype=torch.float64, device=images.device
             ),
             num_queries=torch.ones_like(label),
-            num_steps=whole,
-            upper_bound=torch.full_like(number, torch.nan, dtype=torch.float64),
+            num_steps=zero_counts,
+            upper_bound=torch.full_like(zero_numbers, torch.nan, dtype=torch.float64),
         )
 
     @classmethod

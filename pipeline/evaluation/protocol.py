@@ -188,8 +188,8 @@ def evaluation_protocol(
 
 
 def _measure(attack: AttackConfig, p: str) -> str:
-    one, several = attack.methods[0], len(attack.methods) > 1
-    name = "the smallest of several attacks" if several else _NAMES.get(one, one)
+    first, *others = attack.methods
+    name = "the smallest of several attacks" if others else _NAMES.get(first, first)
     return (
         f"mean of ||dx||_{p} / ||x||_{p}, {name} from the predicted class; over all samples, "
         "never flipped ones with their perturbation so far, but those without a gradient"

@@ -39,8 +39,8 @@ def build_net(config: RunConfig, *indices: Index) -> nn.Module:
         raise UserError(
             f"{indices[0].path} has one class, and a classifier needs two; set model.num_classes"
         )
-    for each in indices:
-        index.check_labels(each, num_classes)
+    for labelled in indices:
+        index.check_labels(labelled, num_classes)
     model = config.model
     if not isinstance(config, FinetuneConfig):  # evaluation measures the head that the weights have
         model = replace(model, new_head=False)

@@ -31,17 +31,17 @@ def fresh_store(store: Store, rank: int, size: int, timeout: float) -> Store:
     prefix, begin = uuid.uuid4().hex, time.monotonic()
     missing, answered_nonces = set(range(1, size)), set()
     while missing:
-        for other in sorted(missing):
-            if store.check([f"{prefix}/{other}"]):
-                missing.discard(other)
-            elif store.check([f"hello/{other}"]):
+        for other_rank in sorted(missing):
+            if store.check([f"{prefix}/{other_rank}"]):
+                missing.discard(other_rank)
+            elif store.check([f"hello/{other_rank}"]):
                 # It may be the nonce of an ended worker, so the key is read again next time.
-                nonce = store.get(f"hello/{other}").decode()
+                nonce = store.get(f"hello/{other_rank}").decode()
                 if nonce not in answered_nonces:
                     answered_nonces.add(nonce)
                     store.set(f"welcome/{nonce}", prefix)
         if missing and time.monotonic() - begin > timeout:
-            ranks = first_few([str(other) for other in sorted(missing)])
+            ranks = first_few([str(missing_rank) for missing_rank in sorted(missing)])
             raise RuntimeError(f"rank {ranks} did not connect")
         time.sleep(0.01)
     return PrefixStore(prefix, store)

@@ -101,8 +101,8 @@ def _no_job(command: Command) -> str:
 
 
 def _no_urgent(command: Command) -> str:
-    found = slurm.urgent_partition(command.argv)
-    return "" if found else "no partition's jobs preempt those of the command"
+    partition = slurm.urgent_partition(command.argv)
+    return "" if partition else "no partition's jobs preempt those of the command"
 
 
 # Why a command or this machine lacks what a kind needs; empty if it does not.
