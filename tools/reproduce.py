@@ -61,6 +61,13 @@ def parser() -> arguments.Parser:
         "table has it too), 3: lambda and c, 4: layers and c, mean and spread of the seeds",
     )
     top.add_argument(
+        "--points",
+        nargs="+",
+        metavar="POINT",
+        help="only these points of Figure 3 or 4, such as 'conv1,c=5' or 'lam=15,*' (default: all; "
+        "--dry-run lists them); --with-report joins figures that are made in several parts",
+    )
+    top.add_argument(
         "--attack",
         type=_attack_method,
         metavar="METHOD",
@@ -104,6 +111,10 @@ def plan(args: argparse.Namespace, output: Path, run_argv: list[str]) -> list[Pl
     """
     experiment: Experiment = EXPERIMENTS[args.experiment]
     planner = Planner(experiment, output, run_argv, args.weights, args.attack)
+    if args.points and args.figure not in (3, 4):
+        raise UserError("--points: only Figures 3 and 4 have points; give --figure 3 or 4")
+    if args.methods and args.figure in (3, 4):
+        raise UserError(f"--methods: Figure {args.figure} has none; choose --points instead")
     names = [method.name for method in experiment.methods]
     methods = args.methods or names
     unknown = sorted(set(methods) - set(names))
@@ -114,7 +125,7 @@ def plan(args: argparse.Namespace, output: Path, run_argv: list[str]) -> list[Pl
         return planner.table(args.seeds, methods)
     if args.figure == 2:
         return planner.histories(args.seeds[0], methods)
-    return planner.sweep(args.seeds, args.figure)
+    return planner.sweep(args.seeds, args.figure, args.points or ["*"])
 
 
 def check_weights(weights: str | None) -> None:
@@ -171,6 +182,7 @@ def command_of(args: argparse.Namespace, run_argv: list[str]) -> str:
         "--seeds": args.seeds,
         "--methods": args.methods,
         "--figure": [args.figure],
+        "--points": args.points,
         "--attack": [args.attack],
         "--weights": [args.weights],
         "--tasks-per-node": [args.tasks_per_node],

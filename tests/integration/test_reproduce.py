@@ -79,6 +79,11 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert distances.config.evaluation.attack.method == "best"
     assert distances.config.evaluation.attack.max_iterations == 50
     assert not distances.config.evaluation.fgs.enabled
+    some = Planner(EXPERIMENTS["mnist_lenet"], tmp_path).sweep([2], 3, ["lam=5,*", "lam=25,c=45"])
+    names = [planned.name.rpartition("/")[2] for planned in some if planned.needs]
+    assert sorted(names) == ["lam=25,c=45", "lam=5,c=45", "lam=5,c=5"]
+    with pytest.raises(UserError, match=r"--points: no conv9,\*; there are conv1,c=35, conv2"):
+        Planner(EXPERIMENTS["mnist_lenet"], tmp_path).sweep([0], 4, ["conv9,*"])
     with pytest.raises(UserError, match="--figure 4 exists for mnist_lenet only"):
         Planner(EXPERIMENTS["mnist_mlp"], tmp_path).sweep([0], 4)
 
@@ -317,6 +322,9 @@ def test_what_fails_is_named_and_the_rest_goes_on(downloads: Path, tmp_path: Pat
         (("mnist_mlp", "--data", "."), "there is no train-images-idx3-ubyte.gz in"),
         (("mnist_mlp", "--attack", "x"), "--attack: method must be deepfool, superdeepfool"),
         (("mnist_mlp", "--methods", "x"), "--methods: no x; there are clean, parseval"),
+        (("mnist_mlp", "--points", "x"), "--points: only Figures 3 and 4 have points"),
+        (("mnist_mlp", "--figure", "3", "--methods", "clean"), "--methods: Figure 3 has none"),
+        (("mnist_mlp", "--figure", "3", "--points", "x"), "--points: no x; there are lam=5,c=5"),
         (("imagenet_alexnet",), "no file caffe_alexnet.pth; the paper's AlexNet is Caffe's"),
     ],
 )

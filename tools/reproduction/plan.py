@@ -3,6 +3,7 @@
 In: an experiment, seeds, a folder. Out: `PlannedRun`s in an order in which they can run.
 """
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -130,11 +131,18 @@ class Planner:
                 self._finetuning(seed, method)
         return self.ordered()
 
-    def sweep(self, seeds: Sequence[int], number: int) -> list[PlannedRun]:
+    def sweep(
+        self, seeds: Sequence[int], number: int, points: Sequence[str] = ("*",)
+    ) -> list[PlannedRun]:
         """Figure 3 (lambda by c) or Figure 4 (layers by c), for each seed.
 
+        Args:
+            seeds: of the fine-tunings.
+            number: 3 or 4.
+            points: names of points, as "lam=15,c=5" or "conv1,c=5", or patterns with * and ?.
+
         Raises:
-            UserError: the experiment has no layers for Figure 4.
+            UserError: the experiment has no layers for Figure 4, or there is no such point.
         """
         if number == 3:
             lines = [
@@ -149,10 +157,17 @@ class Planner:
                 for layer, pattern in self.experiment.layers
             ]
             values_of_c = experiments.LAYERS_C
+        names = [f"{line},c={c}" for (line, _), c in product(lines, values_of_c)]
+        for pattern in points:
+            if not fnmatch.filter(names, pattern):
+                raise UserError(f"--points: no {pattern}; there are {', '.join(names)}")
         for seed, (line, line_options), c in product(seeds, lines, values_of_c):
+            name = f"{line},c={c}"
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in points):
+                continue
             options = ("--objective.method", "deep_defense", *line_options)
             options += ("--regularizer.c", str(c), *_EVALUATE_AT_THE_END)
-            self._finetuning(seed, Method(f"figure{number}/{line},c={c}", line, options))
+            self._finetuning(seed, Method(f"figure{number}/{name}", line, options))
         return self.ordered()
 
     def ordered(self) -> list[PlannedRun]:
