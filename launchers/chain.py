@@ -194,10 +194,7 @@ def main() -> None:
         evaluations, manifest = evaluations_of(tuning, evaluation_argv)
         refuse_other_evaluations(is_tuned, evaluations, manifest)
         num_shards = evaluate.num_shards(args.shards, resources.cluster, manifest)
-        gpus = 1 if resources.gpus_per_node else None
-        shard_resources = dataclasses.replace(
-            resources, nodes=1, tasks_per_node=1, gpus_per_node=gpus, minutes=args.shard_time
-        )
+        shard_resources = dataclasses.replace(resources.one_rank(), minutes=args.shard_time)
         if tuning.dry_run:
             names = ", ".join(evaluations)
             print(f"would submit: fine-tuning, {num_shards} shards for each of {names}, report")

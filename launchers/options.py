@@ -40,8 +40,15 @@ class Resources:
         return self.nodes * self.tasks_per_node
 
     def single_task(self) -> "Resources":
-        """Resources of a short job on the same partition: one task, no GPU, 30 minutes."""
-        return replace(self, nodes=1, tasks_per_node=1, gpus_per_node=None, minutes=30)
+        """Resources of a short job on the same partition: one task, no GPU, 30 minutes, and its
+        share of the memory."""
+        return replace(self.one_rank(), gpus_per_node=None, minutes=30)
+
+    def one_rank(self) -> "Resources":
+        """Resources of a job of one rank: a task with its share of the node's memory and GPUs."""
+        memory = None if self.mem_gb is None else self.mem_gb / self.tasks_per_node
+        gpus = 1 if self.gpus_per_node else None
+        return replace(self, nodes=1, tasks_per_node=1, gpus_per_node=gpus, mem_gb=memory)
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:

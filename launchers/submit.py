@@ -219,6 +219,10 @@ def _parameters(folder: Path, resources: Resources, dependency: str | None) -> d
         "slurm_array_parallelism": resources.max_parallel,
         "slurm_dependency": dependency,
         "slurm_signal_delay_s": resources.signal_before,
+        # From SLURM 22.05 on, srun does not take over the job's cores per task.
+        "slurm_setup": [
+            '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
+        ],
         # When a task exits with an error or is killed, srun ends the others.
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
         "slurm_additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},

@@ -50,7 +50,11 @@ from pipeline.models.weights_hash import weights_hash
 from pipeline.runtime import config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.monitor import Monitor
-from pipeline.runtime.reproducibility import images_at_once, kernels
+from pipeline.runtime.reproducibility import (
+    deterministic_algorithms,
+    images_at_once,
+    kernels,
+)
 from pipeline.runtime.signals import StopRequest
 from pipeline.runtime.trackers.opening import check_trackers
 
@@ -85,7 +89,7 @@ def main() -> None:
             monitor.say(work_description(rows, store.rows_to_do(rows)))
             return
         net = prepare.move_net(net, config.runtime, ranks.device)
-        threads = source.decoding_threads(config.data, ranks.local_size)
+        threads = source.decoding_threads(config.data, ranks.num_sharing_cores())
         measurement = Measurement(net, index, config, ranks, threads)
         checked = check_batches(config, net, ranks) | check_lower_bound(measurement)
         manifest = replace(manifest, about=manifest.about | checked)
@@ -164,7 +168,9 @@ def check_batches(
     view = attack_space.attack_view_of(net, config.data, config.evaluation, ranks.device)
     shape = (config.data.channels, config.data.crop_size, config.data.crop_size)
     size = images_at_once(config.evaluation.batch_size, ranks.device)
-    difference = max(ranks.gather(largest_difference_that_fits(view, shape, size, ranks.device)))
+    with deterministic_algorithms(ranks.device, config.runtime.deterministic is not False):
+        difference = largest_difference_that_fits(view, shape, size, ranks.device)
+    difference = max(ranks.gather(difference))
     if difference > 0:
         warn(
             f"logits and gradients of an image depend on its batch (relative "

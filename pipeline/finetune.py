@@ -78,7 +78,7 @@ def make_trainer(config: FinetuneConfig, ranks: DistributedContext) -> Trainer:
     source.check_decoder(config.data, ranks.device)
     indices = source.open_index(config, "train"), source.open_index(config, "val")
     net = prepare.build_net(config, *prepare.labelled_indices(config, *indices))
-    threads = source.decoding_threads(config.data, ranks.local_size)
+    threads = source.decoding_threads(config.data, ranks.num_sharing_cores())
     if not config.dry_run:
         run_folder.open_folder(config, ranks, "training", exclusive=True)
     return Trainer(config, ranks, net, indices, threads)

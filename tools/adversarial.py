@@ -62,7 +62,7 @@ def main() -> None:
         folder = run_folder.open_folder(config, ranks, "adversarial", exclusive=True)
         begin(folder, identity, ranks)
         net = prepare.move_net(net, config.runtime, ranks.device)
-        threads = source.decoding_threads(config.data, ranks.local_size)
+        threads = source.decoding_threads(config.data, ranks.num_sharing_cores())
         try:
             attack(folder, Measurement(net, index, config, ranks, threads), monitor)
         except Stopped:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pipeline.config import DataConfig
+from pipeline.data.buffers_in_use import BuffersInUse
 from pipeline.data.dali_graph import GraphOptions, Inputs, Pipeline, build_pipeline
 from pipeline.data.index import Index
 from pipeline.data.mapped_files import Files
@@ -90,6 +91,7 @@ class Loader:
         # next one has been returned.
         self._in_flight: deque[tuple[EncodedBatch, Inputs]] = deque()
         self._returned: tuple[EncodedBatch, Inputs] | None = None
+        self._in_use = BuffersInUse(device)
         # Batches of a pipeline that failed, which are passed to the next one.
         self._repeated: deque[EncodedBatch] = deque()
         self._read_ahead: ReadAhead | None = None
@@ -117,9 +119,11 @@ class Loader:
             self._read_ahead = None
 
     def _next(self) -> Batch | None:
+        self._in_use.release_read()
         while True:
             try:
                 images = self._run()
+                self._in_use.add(images)
                 break
             except StopIteration:
                 return None
@@ -134,6 +138,7 @@ class Loader:
 
     def _end_pipeline(self) -> None:
         """End DALI's threads, and only then release the mapped bytes that they read."""
+        self._in_use.release_all()
         self._pipeline = None
         gc.collect()  # the pipeline's Python object has reference cycles
         self._in_flight.clear()

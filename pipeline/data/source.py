@@ -41,12 +41,13 @@ def check_decoder(config: DataConfig, device: torch.device) -> None:
         )
 
 
-def decoding_threads(config: DataConfig, local_size: int = 1) -> int:
-    """DALI's threads for this rank: ``data.num_threads``, or one more than its share of the cores.
+def decoding_threads(config: DataConfig, num_sharing: int = 1) -> int:
+    """DALI's threads for this rank: ``data.num_threads``, or one more than its share of the cores,
+    which ``num_sharing`` ranks use.
 
     With the additional thread, small operators of one batch do not wait for the decoder of another
     batch.
     """
     if config.num_threads is not None:
         return config.num_threads
-    return max(1, cores() // local_size) + 1
+    return max(1, cores() // num_sharing) + 1

@@ -17,8 +17,14 @@ _MESSAGES = (
     "could not execute a primitive",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",  # cuDNN 9, after CUDNN_STATUS_INTERNAL_ERROR_
+    "HOST_ALLOCATION_FAILED",
+    "was unable to find an engine to execute",  # no convolution's workspace fits
     "cudaErrorMemoryAllocation",
+    "CUDA_ERROR_OUT_OF_MEMORY",
     "CUDA error: out of memory",
+    "CUDA allocation failed",  # DALI
+    "Can't allocate ",
     "Cuda failure 2 'out of memory'",
 )
 

@@ -18,12 +18,12 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config import RuntimeConfig
-from pipeline.errors import Stopped, UserError, first_line
+from pipeline.errors import USER_ERROR_EXIT_CODE, Stopped, UserError, first_few, first_line
 from pipeline.runtime.agent import exit_with_agent
 from pipeline.runtime.allocator import retain_freed_blocks
 from pipeline.runtime.joint_exit import exit_after, exit_alone, step_deadline
 from pipeline.runtime.liveness import LivenessBoard
-from pipeline.runtime.machine import cpu_name
+from pipeline.runtime.machine import affinity, cpu_name
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.rank_variables import ranks_from_env
 from pipeline.runtime.rendezvous import fresh_store
@@ -81,6 +81,12 @@ class DistributedContext:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.host_group)
         return values
+
+    def num_sharing_cores(self) -> int:
+        """Number of ranks, this one included, that may use exactly the cores of this one: those of
+        a node, or one where SLURM binds each task to its own cores."""
+        own = socket.gethostname(), affinity()
+        return self.gather(own).count(own)
 
     def run_unless_stopped(self, work: Callable[[], Result]) -> Result | None:
         """Run ``work``, which must not use collectives, on every rank.
@@ -141,13 +147,15 @@ def distributed_session(config: RuntimeConfig) -> Iterator[DistributedContext]:
 def _device(config: RuntimeConfig, local_rank: int) -> torch.device:
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
-        raise UserError(
-            "runtime.device is cuda, but torch sees no GPU on this machine; "
+        exit_alone(
+            f"runtime.device is cuda, but torch sees no GPU on {socket.gethostname()}; "
             "use --runtime.device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
         )
     if config.device == "cpu" or not available:
         return torch.device("cpu")
     count = torch.cuda.device_count()
+    if count == 1 and os.environ.get("SLURM_LOCALID") == str(local_rank):
+        local_rank = 0  # a rank is a task of SLURM, which shows each task its own GPU only
     if local_rank >= count:
         exit_alone(
             f"local rank {local_rank} has no GPU: torch sees {count}; "
@@ -169,6 +177,7 @@ def _join(
     else:
         store = _rendezvous(rank, size, config)
     store.set_timeout(timeout)
+    check_same_device_type(store, rank, size, device.type)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=store,
@@ -183,6 +192,29 @@ def _join(
     host_group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(host_group, dist.ProcessGroup), "every rank is in it"
     return store, host_group
+
+
+def check_same_device_type(store: Store, rank: int, size: int, device_type: str) -> None:
+    """Exit if some ranks run on a GPU and others on the CPU, because a node's GPUs are not visible:
+    the ranks would wait for each other in different backends.
+
+    Raises:
+        SystemExit: on every rank; rank 0 prints the hosts.
+    """
+    store.set(f"device/{rank}", f"{device_type} {socket.gethostname()}")
+    if rank == 0:
+        devices = [store.get(f"device/{other}").decode().split(" ", 1) for other in range(size)]
+        without_gpu = sorted({host for kind, host in devices if kind == "cpu"})
+        is_mixed = len({kind for kind, _ in devices}) > 1
+        store.set("device", first_few(without_gpu) if is_mixed else "")
+    hosts = store.get("device").decode()
+    if hosts and rank == 0:
+        exit_alone(
+            f"torch sees no GPU on {hosts}, but it does on other nodes; check the driver there, or "
+            "leave these nodes out (launchers: --exclude), or use --runtime.device cpu for all"
+        )
+    if hosts:
+        raise SystemExit(USER_ERROR_EXIT_CODE)
 
 
 def _rendezvous(rank: int, size: int, config: RuntimeConfig) -> Store:

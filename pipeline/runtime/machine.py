@@ -18,10 +18,15 @@ def is_gpu_name(device: str) -> bool:
     return _GPU_NAME.search(device) is not None
 
 
+def affinity() -> tuple[int, ...]:
+    """The numbers of the cores that this process may use, sorted."""
+    get_affinity = getattr(os, "sched_getaffinity", None)
+    return tuple(sorted(get_affinity(0) if get_affinity else range(os.cpu_count() or 1)))
+
+
 def cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    """Number of cores that this process may use."""
+    return len(affinity())
 
 
 def allow_open_files(number: int) -> None:

@@ -174,6 +174,7 @@ class Trainer:
                 self.window.restart()
             if stats.num_stopped:
                 self._save()
+                self.ranks.barrier()  # SLURM and torchrun kill rank 0 soon after another has ended
                 raise Stopped
             if self.step % self.config.checkpoint.every_steps == 0:
                 self._save()

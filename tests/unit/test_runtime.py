@@ -18,7 +18,7 @@ from pipeline.config import (
     RuntimeConfig,
 )
 from pipeline.errors import exit_on_user_error, exit_with_error
-from pipeline.runtime import signals
+from pipeline.runtime import distributed, signals
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.host_copy import HostCopy
 from pipeline.runtime.monitor import Monitor
@@ -121,6 +121,61 @@ def test_a_rank_without_a_gpu_prints_it(
     assert (
         "error: local rank 1 has no GPU: torch sees 1; start at most 1" in capsys.readouterr().err
     )
+
+
+def test_a_task_of_slurm_that_sees_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert distributed._device(RuntimeConfig(), local_rank=3) == torch.device("cuda", 0)
+    assert chosen == [0]
+    with pytest.raises(SystemExit):  # under torchrun, whose task is another one
+        distributed._device(RuntimeConfig(), local_rank=2)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "hosts"),
+    [
+        (["cuda", "cuda", "cuda"], None),
+        (["cpu", "cpu"], None),
+        (["cuda", "cpu", "cuda", "cpu"], "node1, node3"),
+    ],
+)
+def test_a_node_without_visible_gpus_is_named(
+    kinds: list[str],
+    hosts: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = dist.HashStore()
+
+    def join(rank: int) -> int | None:
+        monkeypatch.setattr(distributed.socket, "gethostname", lambda: f"node{rank}")
+        try:
+            distributed.check_same_device_type(store, rank, len(kinds), kinds[rank])
+        except SystemExit as error:
+            return error.code
+
+    for rank in range(1, len(kinds)):  # in one thread: each waits for rank 0's answer
+        store.set(f"device/{rank}", f"{kinds[rank]} node{rank}")
+    codes = [join(rank) for rank in range(len(kinds))]
+    assert codes == [None if hosts is None else 2] * len(kinds)
+    error = capsys.readouterr().err
+    assert error == "" if hosts is None else f"error: torch sees no GPU on {hosts}, but" in error
+    assert error.count("\n") == (hosts is not None)
+
+
+def test_ranks_share_cores_where_they_may_use_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the four ranks of two nodes, SLURM has bound those of the second to their own cores."""
+    ranks = DistributedContext(0, 4, 0, 2, torch.device("cpu"))
+    for host, own, expected in [("a", (0, 1), 2), ("b", (0,), 1), ("b", (1,), 1)]:
+        everyone = [("a", (0, 1)), ("a", (0, 1)), ("b", (0,)), ("b", (1,))]
+        monkeypatch.setattr(DistributedContext, "gather", lambda self, value, all=everyone: all)
+        monkeypatch.setattr(distributed.socket, "gethostname", lambda host=host: host)
+        monkeypatch.setattr(distributed, "affinity", lambda own=own: own)
+        assert ranks.num_sharing_cores() == expected
 
 
 @pytest.mark.parametrize(
