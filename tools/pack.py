@@ -42,7 +42,9 @@ def idx(options: argparse.Namespace) -> None:
         )
     if images.size == 0:
         raise UserError(f"{options.images} contains no images: its shape is {images.shape}")
-    write(options.out, images, labels, [str(k) for k in range(int(labels.max()) + 1)])
+    largest = int(labels.max())  # names of one length are sorted as the numbers are
+    names = [str(k).zfill(len(str(largest))) for k in range(largest + 1)]
+    write(options.out, images, labels, names)
 
 
 def cifar10(options: argparse.Namespace) -> None:

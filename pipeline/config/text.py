@@ -88,7 +88,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with ``section.option`` for keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        name = prefix + key
+        name = f"{prefix}{key}"
         flat |= flatten(value, name + ".") if isinstance(value, dict) else {name: value}
     return flat
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,8 @@ from pipeline.data.classes import Classes
 from pipeline.data.scan_rows import Member, ReportProgress, Scan
 from pipeline.data.tar_members import check_complete, file_size, tar_members
 from pipeline.errors import UserError, first_few
+
+_VALIDATION_NAME = re.compile(r"ILSVRC2012_val_([0-9]{8})")  # the test images have numbers, too
 
 ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC-2012
 
@@ -51,11 +54,11 @@ def scan_ilsvrc_val(
         for info in tar_members(path):
             check_complete(path, info, size)
             name = PurePosixPath(info.name).name
-            digits = PurePosixPath(name).stem.rpartition("_")[2]
-            if not digits.isdigit() or not 1 <= int(digits) <= len(labels):
-                scan.reject(info.name, path.name, "no label in the kit")
+            match = _VALIDATION_NAME.fullmatch(PurePosixPath(name).stem)
+            if match is None or not 1 <= int(match[1]) <= len(labels):
+                scan.reject(info.name, path.name, "no validation image with a label in the kit")
                 continue
-            label = labels[int(digits) - 1]
+            label = labels[int(match[1]) - 1]
             scan.add(Member(name, path.name, info.offset_data, info.size, label), source)
             progress(info.offset_data + info.size)
     return scan

@@ -64,7 +64,7 @@ def look(source: BinaryIO, offset: int, length: int) -> ImageFacts:
         raise NotDecodable("not an image") from None
     except Image.DecompressionBombError:
         raise NotDecodable(f"more than {MAX_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError, IndexError) as error:
+    except (OSError, SyntaxError, ValueError, IndexError, RuntimeError) as error:
         raise NotDecodable(first_line(error)) from None
 
 

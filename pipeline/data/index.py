@@ -237,6 +237,10 @@ def join(paths: list[Path], target: Path) -> int:
                 raise UserError(
                     f"no file {archive}, which {path} refers to; index it where it is now"
                 )
+            if archive.stat().st_size != index.file_sizes[name]:
+                raise UserError(
+                    f"{archive} has another size than when {path} was made; index it again"
+                )
             archives[os.path.normpath(os.path.join(folder, name))] = archive
     rows = pa.concat_tables(tables)
     _warn_of_repeats(rows, target)

@@ -61,6 +61,11 @@ def read_kaggle_solution(path: Path) -> dict[str, str]:
     return _without_repeats(path, "kaggle", pairs)
 
 
+def _is_number(word: str) -> bool:
+    """Whether a class is a whole number from 0 up."""
+    return word.isascii() and word.isdecimal()
+
+
 def _read_lines(path: Path, option: str) -> list[str]:
     """The lines of a text file that is not empty."""
     if not path.is_file():
@@ -106,8 +111,14 @@ def to_labels(
         UserError: a class is not among ``classes``.
     """
     words = set(class_of.values())
-    are_numbers = all(word.isascii() and word.isdecimal() for word in words)
+    are_numbers = all(map(_is_number, words))
     if classes is None:
+        words_of_others = [word for word in class_of.values() if not _is_number(word)]
+        if 0 < len(words_of_others) <= 2 < len(words):
+            raise UserError(
+                f"{path}: the classes are numbers, except for {words_of_others[0]}; remove that "
+                "line if it is a header, or list the classes with --classes"
+            )
         largest = max(map(int, words)) if are_numbers else None
         ids = sorted(words)
         classes = Classes(ids, ids) if largest is None else numbered_classes(largest, path)

@@ -76,6 +76,8 @@ def _expand_ranges(pattern: str) -> Iterator[str]:
     if match is None or os.path.exists(pattern):
         yield pattern
         return
+    if int(match[1]) > int(match[2]):
+        raise UserError(f"{pattern}: the range {match[0]} is empty; give the smaller number first")
     for number in range(int(match[1]), int(match[2]) + 1):
         digits = str(number).zfill(len(match[1]))
         yield from _expand_ranges(pattern[: match.start()] + digits + pattern[match.end() :])

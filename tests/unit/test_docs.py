@@ -25,6 +25,7 @@ RESAMPLING = ROOT / "pipeline" / "reports" / "resampling_options.py"
 FILE_ENDINGS = (".py", ".safetensors", ".onnx")
 FOREIGN = {
     *("standalone", "nproc_per_node", "max-restarts", "array", "kill-on-bad-exit"),
+    *("shutdown-timeout", "gpus-per-task"),
     *("kill-on-invalid-dep", "logdir", "pid", "no-build-isolation"),
     *("ntasks-per-node", "gpus-per-node", "frozen", "torch-backend", "index-url"),
     *("file", "tag", "rm", "gpus", "ipc", "volume", "nv", "bind"),
