@@ -52,9 +52,7 @@ def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str
     elif config.data.decoder == "cpu":
         yield "data.hw_decoder_load", "data.decoder is cpu"
     yield from _of_attack("evaluation.attack", config.evaluation.attack)
-    if {"wandb", "mlflow"}.isdisjoint(config.tracking.trackers):
-        for name in ("tracking.project", "tracking.name"):
-            yield name, "it is for tracking.trackers wandb and mlflow"
+    yield from _of_all_runs(config)
     if not isinstance(config, FinetuneConfig):
         return
     if config.regularizer.gradient != "one_step":
@@ -68,6 +66,16 @@ def _without_effect(config: RunConfig, device: str | None) -> Iterator[tuple[str
     if on_cpu:
         yield "data.half_input", "the run is on a CPU"
     yield from _of_methods(config)
+
+
+def _of_all_runs(config: RunConfig) -> Iterator[tuple[str, str]]:
+    if not config.evaluation.fgs.enabled:
+        yield "evaluation.fgs.direction", "there are no evaluation.fgs.eps and no search"
+    if config.data.train == config.data.val == "demo":
+        yield "data.root", "the embedded digits have a folder of their own"
+    if {"wandb", "mlflow"}.isdisjoint(config.tracking.trackers):
+        for name in ("tracking.project", "tracking.name"):
+            yield name, "it is for tracking.trackers wandb and mlflow"
 
 
 def _of_attack(section: str, attack: AttackConfig) -> Iterator[tuple[str, str]]:
@@ -125,7 +133,9 @@ def _of_methods(config: FinetuneConfig) -> Iterator[tuple[str, str]]:
         yield from _of_regularizer(config.regularizer)
     owners = {
         "deep_defense": gradient_options,
-        "adversarial_2": ("objective.adversarial.eps", "objective.adversarial.weight"),
+        "adversarial_2": tuple(
+            f"objective.adversarial.{n}" for n in ("eps", "weight", "direction")
+        ),
         "parseval": ("objective.parseval.beta", "objective.parseval.columns"),
     }
     for method, options in owners.items():

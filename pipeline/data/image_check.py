@@ -10,6 +10,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from pipeline.errors import first_line
 
 _HEAD = 16 * 1024  # bytes read of each member; the whole member if its header is longer (EXIF, ICC)
+_LONGEST_HEADER = 64 * 2**20  # bytes that are read of a file that may be no image
 _TAIL = 64  # bytes that are searched for the end marker
 _ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # fields of TIFF
 # PIL's names of the formats that DALI 2.4 decodes; MPO is a JPEG file with several images.
@@ -76,7 +77,7 @@ def _look(source: BinaryIO, offset: int, length: int) -> ImageFacts:
     except (UnidentifiedImageError, OSError, SyntaxError):
         if len(head) == length:
             raise
-        image = Image.open(io.BytesIO(os.pread(descriptor, length, offset)))
+        image = Image.open(io.BytesIO(os.pread(descriptor, min(length, _LONGEST_HEADER), offset)))
     kind = image.format
     if kind not in DECODABLE:
         raise NotDecodable(f"{kind}, which DALI does not decode; convert it to PNG")
@@ -123,6 +124,7 @@ def _largest_value(image: ImageFile.ImageFile) -> int:
 
 
 def _has_end_marker(kind: str, tail: bytes) -> bool:
-    """Whether the last bytes contain the format's end marker; True if the format has none."""
-    markers = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-    return kind not in markers or markers[kind] in tail
+    """Whether the last bytes contain the format's end marker. MPO has several; WebP states its
+    length, which PIL compares; other formats have no marker."""
+    markers = {"JPEG": b"\xff\xd9", "PNG": b"IEND", "MPO": b"", "WEBP": b""}
+    return kind in markers and markers[kind] in tail

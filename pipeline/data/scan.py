@@ -37,18 +37,23 @@ def scan_tar(
     Raises:
         UserError: the tar cannot be read, or a folder is not among the classes.
     """
-    members, folders, size = [], set(), file_size(path)
+    members, links, folders, size = [], [], set(), file_size(path)
     if not is_utf8(path.name):
         raise UserError(f"{printable(path)}: the name of an archive must be UTF-8; rename it")
-    for info in tar_members(path, folders=True):
+    for info in tar_members(path, others=True):
         name = info.name.removeprefix("./")
         if info.isdir():
             folders.add(name)
+            continue
+        if not info.isfile():
+            links.append(name)
             continue
         check_complete(path, info, size)
         members.append((name, info.offset_data, info.size))
     labels, classes = _classes(path, [name for name, _, _ in members], folders, read_classes)
     scan = Scan()
+    for name in links:
+        scan.reject(name, path.name, "a link in the tar; pack the images themselves (tar -h)")
     with path.open("rb") as source:
         for name, offset, length in members:
             label = _label(labels, name)
@@ -147,11 +152,15 @@ def _add_file(scan: Scan, root: Path, name: str, label: int) -> None:
 def list_folder(root: Path) -> tuple[list[str], list[str]]:
     """Files below a folder, sorted, and the folders directly in it; without hidden ones.
 
-    Links to folders are followed, except links to a folder that contains the link.
+    Links to folders are followed, except links to a folder that contains the link. Links to nothing
+    count as files, so that a scan names them.
+
+    Raises:
+        UserError: a folder cannot be read.
     """
     names, folders = [], []
     ancestors = {str(root): {os.path.realpath(root)}}  # real paths of a folder and its parents
-    for folder, below, files in os.walk(root, followlinks=True):
+    for folder, below, files in os.walk(root, followlinks=True, onerror=_refuse_unreadable):
         relative = PurePosixPath(os.path.relpath(folder, root))
         enclosing = ancestors.pop(folder)
         real = {name: os.path.realpath(f"{folder}/{name}") for name in below}
@@ -162,9 +171,17 @@ def list_folder(root: Path) -> tuple[list[str], list[str]]:
         names += [
             (relative / name).as_posix()
             for name in files
-            if not name.startswith(".") and os.path.isfile(f"{folder}/{name}")
+            if not name.startswith(".") and _is_file_or_broken_link(f"{folder}/{name}")
         ]
     return sorted(names), folders
+
+
+def _is_file_or_broken_link(path: str) -> bool:
+    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permissions")
 
 
 def _classes(

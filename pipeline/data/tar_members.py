@@ -20,7 +20,7 @@ def tar_members(
     path: Path,
     start: int = 0,
     end: int | None = None,
-    folders: bool = False,
+    others: bool = False,
     complete: bool = False,
 ) -> Iterator[tarfile.TarInfo]:
     """Yield the regular files of a tar; offsets count from the first byte of the file at ``path``.
@@ -29,7 +29,7 @@ def tar_members(
         path: the file.
         start: position of the tar's first byte in the file.
         end: largest valid position of the tar's end.
-        folders: yield folders too.
+        others: yield folders and links too.
         complete: refuse a file that ends after a member, without the block of zeros that ends a
             tar. Some programs do not write it.
 
@@ -43,7 +43,8 @@ def tar_members(
                 while (member := archive.next()) is not None:
                     # A million TarInfo objects would cost gigabytes. typeshed lacks the attribute.
                     archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-                    if member.isfile() or (folders and member.isdir()):
+                    is_link = member.issym() or member.islnk()
+                    if member.isfile() or (others and (member.isdir() or is_link)):
                         yield member
                     last = member.offset_data + member.size
                     if end is not None and last > end:

@@ -11,6 +11,7 @@ from pipeline.data.loader import Loader
 from pipeline.data.plan import BatchSpec, Windows
 
 _BATCH = 32  # images, which are decoded at their full size
+_PIXELS = 2**25  # of a batch, unless one image has more
 
 
 class _Verifier(Loader):
@@ -40,9 +41,19 @@ def undecodable_rows(
     return sorted(set(verifier.skipped))
 
 
+def _groups(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Consecutive rows of at most ``_BATCH`` images and ``_PIXELS`` pixels, at least one."""
+    start, total = 0, 0
+    for row, size in enumerate(pixels.tolist()):
+        if row > start and (row - start == _BATCH or total + size > _PIXELS):
+            yield np.arange(start, row)
+            start, total = row, 0
+        total += size
+    yield np.arange(start, len(pixels))
+
+
 def _whole_images(index: Index) -> Iterator[BatchSpec]:
-    for start in range(0, len(index), _BATCH):
-        rows = np.arange(start, min(start + _BATCH, len(index)))
+    for rows in _groups(index.height.astype(np.int64) * index.width):
         shape = np.stack([index.height[rows], index.width[rows]], axis=1).astype(np.float32)
         corner = np.zeros_like(shape)
         mirror = np.zeros(len(rows), np.int32)

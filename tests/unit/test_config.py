@@ -15,7 +15,7 @@ from pipeline.config import (
     FinetuneConfig,
     parse,
 )
-from pipeline.config.text import did_you_mean_file, read_yaml
+from pipeline.config.text import did_you_mean_file, flatten, read_yaml
 from pipeline.errors import UserError
 from pipeline.runtime import config_file
 from reproduction.experiments import EXPERIMENTS
@@ -114,3 +114,11 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 def test_yaml_of_every_default_is_plain(tmp_path: Path) -> None:
     config_file.save(FinetuneConfig(), tmp_path / "c.yaml")
     assert yaml.safe_load((tmp_path / "c.yaml").read_text())["regularizer"]["c"] == 500
+
+
+def test_keys_of_a_dictionary_may_be_numbers() -> None:
+    """Such as weights of classes, in the options of a user's method."""
+    assert flatten({"options": {"weights": {0: 1.0, 3: 2.0}}}) == {
+        "options.weights.0": 1.0,
+        "options.weights.3": 2.0,
+    }

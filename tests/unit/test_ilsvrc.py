@@ -119,6 +119,15 @@ def test_a_link_to_an_archive(ilsvrc: Path) -> None:
     assert view.tobytes() == encode(picture(22, 30, 2), "JPEG")
 
 
+def test_the_test_images_have_no_labels(ilsvrc: Path) -> None:
+    """They are numbered as the validation images are."""
+    photo = encode(picture(20, 30), "JPEG")
+    members = {f"test/ILSVRC2012_test_{k:08d}.JPEG": photo for k in (1, 2)}
+    scanned = ilsvrc_archives.scan_ilsvrc_val(write_tar(ilsvrc / "test.tar", members), [1, 2, 3])
+    assert len(scanned) == 0
+    assert len(scanned.rejected) == 2
+
+
 def test_counts_are_checked(ilsvrc: Path) -> None:
     done = in_process(
         "tools/index.py",

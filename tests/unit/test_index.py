@@ -1,5 +1,7 @@
 """Indexing archives and folders, and reading indices back."""
 
+import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import index, scan
-from pipeline.data.image_check import DECODABLE
+from pipeline.data import index, scan, verify
+from pipeline.data.image_check import DECODABLE, NotDecodable, look
 from pipeline.data.index import Index
 from pipeline.data.mapped_files import Files
 from pipeline.data.tar_members import tar_members
@@ -132,3 +134,92 @@ def test_damaged_bytes_never_pass_unseen(tmp_path: Path, photos: Index) -> None:
         assert read.fingerprint == photos.fingerprint
         assert len(read.classes) == 2
     assert num_read < 100
+
+
+def test_links_are_named_where_they_are_left_out(tmp_path: Path) -> None:
+    folder, tar = tmp_path / "images", tmp_path / "x.tar"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "1.png").write_bytes(encode(picture(40, 30), "PNG"))
+    (folder / "a" / "hard.png").hardlink_to(folder / "a" / "1.png")
+    (folder / "b" / "soft.png").symlink_to("1.png")
+    with tarfile.open(tar, "w") as archive:
+        archive.add(folder, "")
+    rows, _ = scan.scan_tar(tar)
+    assert len(rows) == 2
+    assert {name for name, _ in rows.rejected} <= {
+        *("x.tar: a/hard.png", "x.tar: a/1.png", "x.tar: b/soft.png")
+    }
+    assert len(rows.rejected) == 2
+    (folder / "b" / "broken.png").symlink_to("nothing.png")
+    (folder / "c").mkdir()
+    (folder / "c" / "broken.png").symlink_to("nothing.png")
+    rows, _ = scan.scan_folder(folder)
+    assert len(rows) == 4
+    assert {name for name, _ in rows.rejected} == {"b/broken.png", "c/broken.png"}
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(encode(picture(40, 30), "PNG"))
+    scandir = os.scandir
+
+    def refuse_b(path: str) -> object:  # as for a user who is not root
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_b)
+    with pytest.raises(UserError, match=r"/b cannot be read \(Permission denied\)"):
+        scan.scan_folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "PPM", "JPEG2000", "TIFF", "WEBP", "PNG", "JPEG"])
+def test_cut_files_are_left_out(tmp_path: Path, kind: str) -> None:
+    encoded = encode(picture(40, 30), kind)
+    path = tmp_path / "image"
+    path.write_bytes(encoded)
+    with path.open("rb") as file:
+        assert look(file, 0, len(encoded))[:2] == (40, 30)
+        with pytest.raises(NotDecodable):
+            look(file, 0, len(encoded) // 2)
+
+
+def test_a_long_file_that_is_no_image_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "video"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # sparse
+    lengths: list[int] = []
+    pread = os.pread
+
+    def counted(descriptor: int, length: int, offset: int) -> bytes:
+        lengths.append(length)
+        return pread(descriptor, min(length, 2**20), offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    with path.open("rb") as file, pytest.raises(NotDecodable, match="not an image"):
+        look(file, 0, 2**40)
+    assert max(lengths) <= 2**26
+
+
+def test_large_images_are_verified_in_small_batches() -> None:
+    pixels = np.array([2**25, 1, 2**24, 2**24, 2**26, *([1] * 40)])
+    groups = [rows.tolist() for rows in verify._groups(pixels)]
+    assert groups == [[0], [1, 2], [3], [4], [*range(5, 37)], [*range(37, 45)]]
+
+
+def test_an_archive_that_changed_is_not_joined(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        path = write_tar(tmp_path / f"{name}.tar", {"c/1.png": encode(picture(40, 30), "PNG")})
+        rows, classes = scan.scan_tar(path)
+        target = tmp_path / f"{name}.parquet"
+        index.write(target, rows.table(), tmp_path, classes, {path.name: path})
+    with (tmp_path / "b.tar").open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(UserError, match=r"b\.tar has another size than when .*b\.parquet was made"):
+        index.join([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "c.parquet")

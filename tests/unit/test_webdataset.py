@@ -72,6 +72,8 @@ def test_the_order_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert listed("a[1].tar") == ["a[1].tar"]
     assert listed("x-{098..101}.tar") == [f"x-{k}.tar" for k in ("098", "099", "100", "101")]
     assert listed("{0..1}/b{7..8}") == ["b7", "b8", "b7", "b8"]
+    with pytest.raises(UserError, match=r"the range \{5\.\.0\} is empty"):
+        listed("x-{5..0}.tar")
 
 
 def test_only_headers_and_labels_are_read(tmp_path: Path) -> None:
