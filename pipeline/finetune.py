@@ -211,9 +211,8 @@ def report(trainer: Trainer, skipped: list[str], folder: Path, monitor: Monitor)
         "versions": machine.versions(),
     }
     write_json(folder / "summary.json", summary)
-    metrics = {
-        f"after/{name}": float(after[name]) for name in ("accuracy", trainer.rho, "num_unflipped")
-    }
+    names = ("accuracy", trainer.rho, "num_unflipped")
+    metrics = {f"after/{name}": float(after[name]) for name in names if after[name] is not None}
     monitor.final_metrics(trainer.step, metrics)
     monitor.end_progress()
     monitor.table(before, after, trainer.rho)

@@ -21,8 +21,10 @@ from pipeline.runtime.json_checks import (
 )
 
 _KINDS: Kinds = {
-    **dict.fromkeys(("mean_queries", "best"), NUMBER),
-    **dict.fromkeys(("mean_cosine", "share_below_cosine", "deepfool_over_best"), NUMBER + NOTHING),
+    "mean_queries": NUMBER,
+    **dict.fromkeys(
+        ("best", "mean_cosine", "share_below_cosine", "deepfool_over_best"), NUMBER + NOTHING
+    ),
     "num_above_bound": WHOLE_NUMBER,
     "methods": OBJECT,
     "lower_bound": OBJECT + NOTHING,
@@ -36,7 +38,8 @@ class Diagnostics:
     mean_queries: float  # forward passes and gradients of an image
     mean_cosine: float | None  # of dx and the boundary's normal at its end; 1: a smallest dx
     share_below_cosine: float | None  # images with a cosine below `LOW_COSINE`
-    best: float  # mean of the smallest known ratio: by any method, or by the line to another image
+    # Mean of the smallest known ratio: by any method, or by the line to another image
+    best: float | None
     num_above_bound: int  # images whose dx is longer than the point on that line
     deepfool_over_best: float | None  # DeepFool's mean ratio over the best, on images it flips
     methods: dict[str, dict[str, Any]]  # ratios by each of several methods
@@ -57,7 +60,7 @@ class Diagnostics:
             values = {"lower_bound": None, **values}
         problem = schema_problem(values, _KINDS)
         for ratios in [] if problem else values["methods"].values():
-            problem = problem or schema_problem(ratios, {"mean": NUMBER})
+            problem = problem or schema_problem(ratios, {"mean": NUMBER + NOTHING})
         if problem:
             raise ValueError(f"{problem} of its diagnostics")
         return cls(**{name: values[name] for name in _KINDS})
@@ -99,7 +102,8 @@ def _over_best(samples: Samples, distance: np.ndarray) -> float | None:
     """The mean ratio by a method, over that of the best, on the images that it flips."""
     flips = samples.in_rho & samples.flipped & np.isfinite(distance)
     best = mean(samples.best_norm[flips] / samples.image_norm[flips])
-    return mean(distance[flips] / samples.image_norm[flips]) / best if best > 0 else None
+    own = mean(distance[flips] / samples.image_norm[flips])
+    return own / best if own is not None and best else None
 
 
 def _of_method(samples: Samples, distance: np.ndarray) -> dict[str, Any]:

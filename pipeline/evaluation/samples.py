@@ -181,16 +181,16 @@ class Example(NamedTuple):
     after: int  # class at x + dx
 
 
-def mean(values: np.ndarray) -> float:
-    """The mean; 0 if there are no values."""
-    return float(np.mean(values)) if len(values) else 0.0
+def mean(values: np.ndarray) -> float | None:
+    """The mean; None if there are no values."""
+    return float(np.mean(values)) if len(values) else None
 
 
-def quantile(values: np.ndarray, q: float) -> float:
-    """The quantile q, from 0 to 1; 0 if there are no values."""
-    return float(np.quantile(values, q)) if len(values) else 0.0
+def quantile(values: np.ndarray, q: float) -> float | None:
+    """The quantile q, from 0 to 1; None if there are no values."""
+    return float(np.quantile(values, q)) if len(values) else None
 
 
-def quantiles(values: np.ndarray) -> dict[str, float]:
+def quantiles(values: np.ndarray) -> dict[str, float | None]:
     """The quantiles that summaries state."""
     return {f"{q:g}": quantile(values, q) for q in QUANTILES}

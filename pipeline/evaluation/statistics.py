@@ -25,6 +25,7 @@ from pipeline.runtime.json_checks import (
 )
 
 _SHARE_TO_WARN_OF = 0.01
+_SHARE_OF_METHOD_TO_WARN_OF = 0.1
 _SHORTENING_TO_WARN_OF = 0.2
 _FGS_KINDS: Kinds = {
     "accuracy": LIST,
@@ -98,10 +99,10 @@ class Statistics:
 
     accuracy: float
     top5_accuracy: float
-    rho: float  # mean of `Samples.ratio`; stored under ``rho_name``
+    rho: float | None  # mean of `Samples.ratio`, None of no image; stored under ``rho_name``
     rho_name: str
-    ratio_median: float
-    ratio_quantiles: dict[str, float]
+    ratio_median: float | None
+    ratio_quantiles: dict[str, float | None]
     num_samples: int
     num_correct: int
     num_unflipped: int
@@ -135,8 +136,8 @@ class Statistics:
         """
         kinds: Kinds = {
             "accuracy": NUMBER,
-            rho_name: NUMBER,
-            **dict.fromkeys(("top5_accuracy", "ratio_median", "mean_steps"), NUMBER),
+            **dict.fromkeys((rho_name, "ratio_median"), NUMBER + NOTHING),
+            **dict.fromkeys(("top5_accuracy", "mean_steps"), NUMBER),
             "ratio_quantiles": OBJECT,
             **dict.fromkeys(_COUNTS, WHOLE_NUMBER),
             **dict.fromkeys(("fgs", "diagnostics"), OBJECT + NOTHING),
@@ -212,6 +213,8 @@ def nonfinite_warning(statistics: Statistics) -> str:
 def distance_warnings(statistics: Statistics) -> Iterator[str]:
     """Signs that distances are overstated: of masked gradients, or of a curved boundary."""
     diagnostics, total = statistics.diagnostics, statistics.num_samples
+    if statistics.rho is None:
+        yield f"none of {total} images has a distance: {statistics.rho_name} is not defined"
     if diagnostics is None:
         return
     remedy = (
@@ -228,6 +231,13 @@ def distance_warnings(statistics: Statistics) -> Iterator[str]:
             f"the class of {number} of {total} images did not change within the attack's "
             f"iterations: {remedy}"
         )
+    for name, ratios in diagnostics.methods.items():
+        number = ratios.get("num_unflipped", 0)
+        if number > _SHARE_OF_METHOD_TO_WARN_OF * total:
+            yield (
+                f"{name} found no perturbation for {number} of {total} images; its mean is over "
+                "the others"
+            )
     if diagnostics.num_above_bound:
         yield (
             f"the perturbations of {diagnostics.num_above_bound} of {total} images are longer than "

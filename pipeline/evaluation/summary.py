@@ -34,7 +34,7 @@ from pipeline.runtime.json_checks import (
     schema_problem,
 )
 from pipeline.runtime.monitor import Monitor
-from pipeline.runtime.text_tables import write_csv
+from pipeline.runtime.text_tables import short_number, write_csv
 
 _METADATA_KEY = b"deep_defense_samples"
 _KINDS: Kinds = {
@@ -146,11 +146,12 @@ def format_summary(summary: Summary) -> str:
     overshoot = f"overshoot {protocol.overshoot}, " if limits else ""
     lines = [
         f"accuracy {statistics.accuracy:.2%}, top-5 {statistics.top5_accuracy:.2%}, "
-        f"{statistics.rho_name} {statistics.rho:.4g} over {statistics.num_samples} images, "
+        f"{statistics.rho_name} {short_number(statistics.rho)} over "
+        f"{statistics.num_samples} images, "
         f"{statistics.num_unflipped} never flipped ({limits}{overshoot}{protocol.space}, "
         f"{protocol.precision})",
-        f"ratio: median {statistics.ratio_median:.4g}, 5 % below {quantiles['0.05']:.4g}, "
-        f"5 % above {quantiles['0.95']:.4g}",
+        f"ratio: median {short_number(statistics.ratio_median)}, 5 % below "
+        f"{short_number(quantiles['0.05'])}, 5 % above {short_number(quantiles['0.95'])}",
     ]
     lines += _format_diagnostics(summary)
     if summary.identity.input.decoder == "cpu and gpu":
@@ -184,7 +185,8 @@ def _format_diagnostics(summary: Summary) -> list[str]:
         return []
     lines = []
     if diagnostics.methods:
-        methods = ", ".join(f"{m} {v['mean']:.4g}" for m, v in diagnostics.methods.items())
+        means = {name: ratios["mean"] for name, ratios in diagnostics.methods.items()}
+        methods = ", ".join(f"{name} {short_number(mean)}" for name, mean in means.items())
         over = diagnostics.deepfool_over_best
         ratio = "" if over is None else f"; DeepFool / best {over:.3f}"
         lines.append(f"{name} by method: {methods}{ratio}")

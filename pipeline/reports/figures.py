@@ -43,7 +43,7 @@ def epochs(runs: list[Run]) -> "Figure":
         epoch = [entry.epoch for entry in history]
         accuracy = [100 * entry.accuracy for entry in history]
         left.plot(epoch, accuracy, label=run.label, gid=f"accuracy: {run.label}", **style)
-        rhos = [entry.rho for entry in history]
+        rhos = np.array([entry.rho for entry in history], float)  # NaN, which is a gap, for None
         right.plot(epoch, rhos, label=run.label, gid=f"{rho}: {run.label}", **style)
     label_axes(left, "epoch", "accuracy, %")
     label_axes(right, "epoch", tex(rho))
@@ -68,6 +68,9 @@ def ratios(runs: list[Run]) -> "Figure":
     """
     figure, (axis,) = new_figure(1)
     ratios_of_runs = [run.samples.ratio for run in runs]
+    for run, ratio in zip(runs, ratios_of_runs, strict=True):
+        if len(ratio) == 0:
+            raise UserError(f"no image of {run.folder} has a ratio; leave it out of the figure")
     edges = ratio_edges(ratios_of_runs)
     if edges is None:
         raise UserError(f"no image of {runs[0].folder} was perturbed; there is nothing to draw")

@@ -20,7 +20,7 @@ from pipeline.evaluation.diagnostics import Diagnostics
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.samples import Samples
 from pipeline.evaluation.summary import Summary, read_samples
-from pipeline.runtime.json_checks import LIST, NUMBER, OBJECT, schema_problem
+from pipeline.runtime.json_checks import LIST, NOTHING, NUMBER, OBJECT, schema_problem
 
 
 class Measured(NamedTuple):
@@ -28,7 +28,7 @@ class Measured(NamedTuple):
 
     epoch: float
     accuracy: float
-    rho: float
+    rho: float | None  # None: no image has a ratio
     diagnostics: Diagnostics | None  # earlier versions did not write them
 
     @classmethod
@@ -38,7 +38,8 @@ class Measured(NamedTuple):
         Raises:
             ValueError: the message is a phrase about what is wrong with it.
         """
-        problem = schema_problem(values, {"epoch": NUMBER, "accuracy": NUMBER, rho_name: NUMBER})
+        kinds = {"epoch": NUMBER, "accuracy": NUMBER, rho_name: NUMBER + NOTHING}
+        problem = schema_problem(values, kinds)
         if problem:
             raise ValueError(problem)
         diagnostics = values.get("diagnostics")

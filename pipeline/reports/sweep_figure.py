@@ -22,7 +22,7 @@ class SweepPoint(NamedTuple):
 
     line: Any  # what names its line: a value of an option, or a label
     along: Any  # a value of the option that varies along a line
-    rho: float
+    rho: float | None  # None: no image has a ratio; the figure leaves the run out
     accuracy: float  # from 0 to 1
 
 
@@ -88,13 +88,14 @@ def draw(points: Iterable[SweepPoint], by: str, along: str, rho: str = "rho2") -
 
 def _means(points: Iterable[SweepPoint]) -> dict[Any, list[_Mean]]:
     """The points of each line, sorted by what varies along it."""
-    groups: dict[tuple[Any, Any], list[SweepPoint]] = {}
+    groups: dict[tuple[Any, Any], list[tuple[float, float]]] = {}
     for point in points:
-        groups.setdefault((point.line, point.along), []).append(point)
+        if point.rho is not None:
+            groups.setdefault((point.line, point.along), []).append((point.rho, point.accuracy))
     lines: dict[Any, list[_Mean]] = {}
     for (line, along), same in sorted(groups.items(), key=lambda group: _order(*group[0])):
-        rhos = [point.rho for point in same]
-        accuracies = [100 * point.accuracy for point in same]
+        rhos = [rho for rho, _ in same]
+        accuracies = [100 * accuracy for _, accuracy in same]
         spreads = [stdev(values) if len(same) > 1 else 0.0 for values in (rhos, accuracies)]
         lines.setdefault(line, []).append(_Mean(along, mean(rhos), mean(accuracies), *spreads))
     return lines

@@ -18,7 +18,8 @@ from .runs import Run
 class RhoByAttack(NamedTuple):
     """The mean ratios of one evaluation by each of its attacks."""
 
-    rho: dict[str, float]  # of the images that the attack flips; of a single attack, rho2
+    # Of the images that the attack flips, None of none; of a single attack, rho2
+    rho: dict[str, float | None]
     best: float | None = None  # of the smallest known distances; None: a single attack
     deepfool_over_best: float | None = None  # over the images that DeepFool flips
 
@@ -29,7 +30,7 @@ class TableRow(NamedTuple):
     network: str
     method: str
     accuracy: float
-    rho: float
+    rho: float | None  # None: no image has a ratio
     after_fgs: tuple[float | None, ...]  # at 0.2, 0.5 and 1.0 eps_ref
     eps_ref: float | None
     by_attack: RhoByAttack | None = None
@@ -114,7 +115,9 @@ def _bounds(statistics: Statistics) -> tuple[float, float] | None:
     return None if bound is None else (bound["mean"], bound["mean_upper"])
 
 
-def _by_attack(protocol: Protocol, rho: float, diagnostics: Diagnostics | None) -> RhoByAttack:
+def _by_attack(
+    protocol: Protocol, rho: float | None, diagnostics: Diagnostics | None
+) -> RhoByAttack:
     """The ratios by each attack of a run; ``rho`` is that of the smallest distances."""
     if diagnostics is None or not diagnostics.methods:
         names = protocol.method_names

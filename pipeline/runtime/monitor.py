@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 from pipeline.runtime.files import write_json
+from pipeline.runtime.text_tables import short_number
 from pipeline.runtime.trackers.base import TrackedRun, Tracker
 from pipeline.runtime.trackers.opening import open_trackers
 from pipeline.runtime.trackers.pictures import render
@@ -113,7 +114,8 @@ class Monitor:
             if isinstance(value, int | float) and name not in ("step", "epoch")
         }
         line = (
-            f"epoch {entry['epoch']:g}: accuracy {entry['accuracy']:.2%}, {rho} {entry[rho]:.4g}, "
+            f"epoch {entry['epoch']:g}: accuracy {entry['accuracy']:.2%}, "
+            f"{rho} {short_number(entry[rho])}, "
             f"{entry['num_unflipped']} of {entry['num_samples']} never flipped"
         )
         fgs = entry.get("fgs", {})
@@ -214,8 +216,9 @@ class Monitor:
         for name in ("", "before", "after"):
             table.add_column(name, justify="right")
         table.add_row("accuracy", f"{before['accuracy']:.2%}", f"{after['accuracy']:.2%}")
-        table.add_row(rho, f"{before[rho]:.4g}", f"{after[rho]:.4g}")
-        gain = f"{after[rho] / before[rho]:.2f}" if before[rho] else "-"
+        table.add_row(rho, short_number(before[rho]), short_number(after[rho]))
+        has_gain = before[rho] and after[rho] is not None
+        gain = f"{after[rho] / before[rho]:.2f}" if has_gain else "-"
         table.add_row(f"{rho}, relative", "1", gain)
         table.add_row("never flipped", str(before["num_unflipped"]), str(after["num_unflipped"]))
         # Evaluations of older checkpoints lack this number.

@@ -8,6 +8,11 @@ from pathlib import Path
 from pipeline.runtime.files import atomic_write
 
 
+def short_number(value: float | None) -> str:
+    """Four digits; - without a value."""
+    return "-" if value is None else f"{value:.4g}"
+
+
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]], num_left: int = 1) -> str:
     """A Markdown table.
 

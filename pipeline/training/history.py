@@ -1,5 +1,6 @@
 """The evaluations of a training run, and which of them is the best."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class History:
         return any(entry.step == step for entry in self.entries)
 
     def last(self, name: str) -> float | None:
-        """A value of the last evaluation; None before there is one."""
+        """A value of the last evaluation; None before there is one, and of a mean over no image."""
         return self.entries[-1].summary[name] if self.entries else None
 
     def append(self, entry: HistoryEntry) -> bool:
@@ -53,7 +54,7 @@ class History:
         earlier = self._scores()
         is_reference = not self.entries
         self.entries.append(entry)
-        return not is_reference and all(entry.summary[self.metric] > score for score in earlier)
+        return not is_reference and all(self._score(entry) > score for score in earlier)
 
     def best_step(self) -> int | None:
         """The step of the best evaluation, the first of equals; None before there is one."""
@@ -72,4 +73,9 @@ class History:
 
     def _scores(self) -> list[float]:
         """The metric of each evaluation after the reference."""
-        return [entry.summary[self.metric] for entry in self.entries[1:]]
+        return [self._score(entry) for entry in self.entries[1:]]
+
+    def _score(self, entry: HistoryEntry) -> float:
+        """The metric of an evaluation; one without a value, as rho2 of no image, is the worst."""
+        value = entry.summary[self.metric]
+        return -math.inf if value is None else value

@@ -84,7 +84,7 @@ def shard(folder: Path, number: int, of: int, rows: list[int], **changes: object
     return store
 
 
-def finetuning(folder: Path, lam: float, c: float, accuracy: float, rho2: float) -> Path:
+def finetuning(folder: Path, lam: float, c: float, accuracy: float, rho2: float | None) -> Path:
     """A run of finetune.py, as far as reports read it."""
     folder.mkdir(parents=True)
     history = [

@@ -59,6 +59,19 @@ def test_numbers_are_those_of_the_evaluation(source: Path, tmp_path: Path) -> No
     assert sum(data["rows"][0]["shares"]["ddn"]) == pytest.approx(1, abs=1e-4)
 
 
+def test_an_evaluation_without_distances(tmp_path: Path) -> None:
+    evaluation(
+        *(tmp_path / "runs" / "stuck", 1.0),
+        stuck=[True] * 40,
+        flipped=[False] * 40,
+        queries=[9] * 40,
+    )
+    make_board(tmp_path / "out", tmp_path / "runs", NO_SHEETS)
+    (row,) = csv_rows(tmp_path / "out")
+    assert (row["rho2_best"], row["num_unflipped"]) == ("", "40")
+    assert "none of 40 images has a distance" in row["notes"]
+
+
 def test_a_page_for_each_protocol_and_set_of_images(source: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     copy_evaluation(source / "one", root / "a")

@@ -1,11 +1,19 @@
 """The statistics of an evaluation's samples."""
 
+import numpy as np
 import pytest
 
+from pipeline.config import AttackConfig
 from pipeline.evaluation.diagnostics import Diagnostics
 from pipeline.evaluation.protocol import rho_name
-from pipeline.evaluation.statistics import accuracy_at, by_class, eps_ref, summarize
-from tests.helpers.stored_results import PROTOCOL, samples
+from pipeline.evaluation.statistics import (
+    accuracy_at,
+    by_class,
+    distance_warnings,
+    eps_ref,
+    summarize,
+)
+from tests.helpers.stored_results import PROTOCOL, manifest, samples
 
 
 def test_summary_counts_every_sample() -> None:
@@ -31,7 +39,22 @@ def test_what_has_no_ratio_is_counted_apart() -> None:
     assert statistics.num_zero_images == 1
     assert statistics.num_samples == 4
     nothing = summarize(samples([0], stuck=[True]), PROTOCOL)
-    assert nothing.rho == nothing.ratio_median == 0
+    assert nothing.rho is nothing.ratio_median is nothing.ratio_quantiles["0.05"] is None
+    assert [*distance_warnings(nothing)] == ["none of 1 images has a distance: rho2 is not defined"]
+    (row,) = by_class(samples([0], stuck=[True]), ["zero"])
+    assert row["mean_ratio"] is row["median_ratio"] is None
+
+
+def test_an_attack_that_flips_few_images_is_named() -> None:
+    distances = [[np.inf, row + 1.0] for row in range(4)]
+    stored = samples([0, 1, 2, 3], distances=distances, queries=[9] * 4, flipped=[True] * 4)
+    protocol = manifest(attack=AttackConfig(method="deepfool+ddn")).identity.protocol
+    statistics = summarize(stored, protocol)
+    assert statistics.diagnostics.methods["deepfool"]["mean"] is None
+    assert statistics.diagnostics.methods["ddn"]["mean"] == statistics.rho == pytest.approx(1.25)
+    assert [*distance_warnings(statistics)] == [
+        "deepfool found no perturbation for 4 of 4 images; its mean is over the others"
+    ]
 
 
 def test_eps_ref_is_where_half_of_the_images_are_lost() -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.reports import runs, table, table_formats
+from pipeline.errors import UserError
+from pipeline.evaluation.summary import format_summary
+from pipeline.reports import figures, runs, sweep_figure, table, table_formats
 from pipeline.reports.table import RhoByAttack, TableRow
 from tests.helpers.stored_results import evaluation, evaluation_by_two, finetuning
 
@@ -103,6 +105,25 @@ def test_rows_take_the_ratios_from_the_summaries(tmp_path: Path) -> None:
     )
     assert several.rho == several.by_attack.best
     assert alone.by_attack == RhoByAttack({"deepfool": alone.rho})
+
+
+def test_a_mean_over_no_image_is_an_empty_cell(tmp_path: Path) -> None:
+    evaluation(tmp_path / "run", 1.0, stuck=[True] * 40, flipped=[False] * 40)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["rho2"] is summary["ratio_median"] is None
+    run = runs.read(tmp_path / "run")
+    rows = table.rows_of([run])
+    assert rows[0].rho is None
+    assert next(csv.DictReader(io.StringIO(table_formats.as_csv(rows))))["rho2"] == ""
+    assert table_formats.markdown(rows).splitlines()[2].split("|")[4].strip() == ""
+    assert "rho2 - over 40 images" in format_summary(run.evaluation)
+    with pytest.raises(UserError, match=r"no image of .*run has a ratio"):
+        figures.ratios([run])
+    tuned = finetuning(tmp_path / "tuned", 1.0, 1.0, 0.9, None)
+    assert runs.read(tuned).finetuning.after.rho is None
+    figures.epochs([runs.read(tuned)])
+    other = finetuning(tmp_path / "other", 1.0, 2.0, 0.9, 0.2)
+    sweep_figure.sweep([runs.read(tuned), runs.read(other)], "regularizer.lam", "regularizer.c")
 
 
 def test_rows_of_a_finetuning_take_them_too(tmp_path: Path) -> None:

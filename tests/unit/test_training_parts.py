@@ -51,6 +51,16 @@ def test_the_reference_is_never_the_best() -> None:
     assert not history.has_step(5)
 
 
+def test_an_evaluation_without_a_value_is_the_worst() -> None:
+    history = History("rho2")
+    rhos = [0.9, None, 0.5, None]
+    is_best = [
+        history.append(HistoryEntry(step, 0.0, {"rho2": rho})) for step, rho in enumerate(rhos)
+    ]
+    assert is_best == [False, True, True, False]
+    assert history.best_step() == 2
+
+
 def test_best_step_before_fine_tuning() -> None:
     history = History("accuracy")
     assert history.best_step() is None

@@ -83,6 +83,7 @@ def ours(
 def _numbers(samples: Samples, protocol: Protocol) -> Numbers:
     statistics = summarize(samples, protocol)
     assert statistics.fgs is not None
+    assert statistics.rho is not None
     after_fgs = {f"fgs {entry.eps:g}": entry.accuracy for entry in statistics.fgs.accuracy}
     return {"accuracy": statistics.accuracy, "rho2": statistics.rho, **after_fgs}
 

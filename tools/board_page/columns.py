@@ -25,11 +25,12 @@ class Column:
 
 
 def columns_of(rows: Sequence[Row]) -> list[Column]:
-    """The columns of rows that were measured alike, without those that no row has a value of."""
+    """The columns of rows that were measured alike, without those that no row has a value of; the
+    best rho, by which pages are sorted first, is always one."""
     rho = rows[0].statistics.rho_name
     best, *distances = _distances(rows, rho)
     columns = [*_accuracies(), best, *_comparisons(rho), *distances, *_costs()]
-    return [column for column in columns if any(column.value(row) is not None for row in rows)]
+    return [c for c in columns if c is best or any(c.value(row) is not None for row in rows)]
 
 
 def _accuracies() -> list[Column]:
@@ -101,9 +102,9 @@ def _distances(rows: Sequence[Row], rho: str) -> list[Column]:
         _number(
             "num_unflipped",
             "never flipped",
-            "Images whose class no attack changed. They count as robust at every budget, which "
-            "proves nothing about the net.",
-            lambda row: row.statistics.num_unflipped,
+            "Images whose class no attack changed, with those that had no gradient to follow. They "
+            "count as robust at every budget, which proves nothing about the net.",
+            lambda row: row.statistics.num_unflipped + row.statistics.num_without_gradient,
             "{:,}".format,
         ),
     ]

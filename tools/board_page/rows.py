@@ -63,8 +63,8 @@ class Row:
         return self.summary.identity
 
     @cached_property
-    def best_rho(self) -> float:
-        """rho2 of the smallest known distances."""
+    def best_rho(self) -> float | None:
+        """rho2 of the smallest known distances; None: no image has one."""
         diagnostics = self.statistics.diagnostics
         return self.statistics.rho if diagnostics is None else diagnostics.best
 

@@ -22,7 +22,8 @@ _TITLES = {
 
 
 def metrics(summary: Summary) -> dict[str, float]:
-    """Accuracy from 0 to 1, and the mean ratio by each attack and the smallest, by their names."""
+    """Accuracy from 0 to 1, and the mean ratio by each attack and the smallest, by their names.
+    A mean over no image is left out."""
     statistics, rho = summary.statistics, summary.protocol.rho_name
     methods = {} if statistics.diagnostics is None else statistics.diagnostics.methods
     by_method = {f"{rho} by {name}": values["mean"] for name, values in methods.items()}
@@ -36,7 +37,7 @@ def metrics(summary: Summary) -> dict[str, float]:
             f"accuracy after FGS, eps {after.eps:.4g}": after.accuracy
             for after in statistics.fgs.accuracy
         }
-    return numbers
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def data_set(run: Run) -> str:

@@ -45,9 +45,8 @@ def _numbers(folder: Path) -> dict[str, float]:
         raise UserError(f"{folder} has no diagnostics; remove it and run the same command")
     numbers = {name: values["mean"] for name, values in diagnostics.methods.items()}
     numbers[BEST] = statistics.rho
-    if diagnostics.deepfool_over_best is not None:
-        numbers[OVER_BEST] = diagnostics.deepfool_over_best
-    return numbers
+    numbers[OVER_BEST] = diagnostics.deepfool_over_best
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def columns(distances: Distances) -> list[str]:

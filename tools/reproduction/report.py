@@ -232,7 +232,8 @@ def compared(experiment: Experiment, rows: dict[str, RowsBySeed]) -> str:
     for method, by_seed in rows.items():
         ours, paper = list(by_seed.values()), experiment.paper.get(method)
         accuracy = _percent([row.accuracy for row in ours], paper.accuracy if paper else None)
-        rho = _cell([row.rho for row in ours], paper.rho2 if paper else None, "{:#.3g}", "{:.1g}")
+        rhos = [row.rho for row in ours if row.rho is not None]
+        rho = _cell(rhos, paper.rho2 if paper else None, "{:#.3g}", "{:.1g}")
         papers_after_fgs = paper.after_fgs if paper else (None,) * len(EPS_REF_FRACTIONS)
         ours_after_fgs = zip(*(row.after_fgs for row in ours), strict=True)
         after_fgs = [

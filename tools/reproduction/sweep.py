@@ -28,7 +28,7 @@ class SweepRow(NamedTuple):
     c: float
     layers: str  # patterns of regularizer.layers, or `ALL_LAYERS`
     accuracy: float  # from 0 to 1
-    rho2: float
+    rho2: float | None  # None: no image has a ratio
 
     @property
     def options(self) -> tuple[int, float, float, str]:
@@ -71,7 +71,8 @@ def earlier_rows(folder: Path, number: int) -> list[SweepRow]:
             return [
                 SweepRow(
                     *(int(row["seed"]), float(row["lam"]), float(row["c"]), row["layers"]),
-                    *(float(row["accuracy"]), float(row["rho2"])),
+                    float(row["accuracy"]),
+                    float(row["rho2"]) if row["rho2"] else None,
                 )
                 for row in csv.DictReader(file)
             ]
