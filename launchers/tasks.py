@@ -75,8 +75,7 @@ class Merge:
         from pipeline.evaluation.summary import format_summary, write_outputs
 
         folder = Path(self.folder)
-        with exit_on_user_error():
-            merged = merge.merge_shards(folder)
+        with exit_on_user_error(), merge.merging(folder) as merged:
             if not merged.complete:
                 raise UserError(
                     f"{merged.missing_message()}; rerun the same command to evaluate those shards"

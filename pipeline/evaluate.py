@@ -274,14 +274,14 @@ def report(
     folder: Path, config: EvaluateConfig, ranks: DistributedContext, monitor: Monitor
 ) -> None:
     """Merge the shards if this was the last one, and print the results."""
-    merged = merge.merge_shards(folder)
-    if not merged.complete:
-        monitor.say(f"shard {config.shard} is done; {merged.missing_message()}")
-        num_shards = config.part.num_shards
-        shard = Shard(min(merged.num_missing_by_shard(num_shards)), num_shards)
-        monitor.say(messages.after_shard(folder, sys.argv[1:], shard, ranks.local_size))
-        return
-    monitor.say(format_summary(write_outputs(folder, merged)))
+    with merge.merging(folder) as merged:  # two shards may end at the same time
+        if not merged.complete:
+            monitor.say(f"shard {config.shard} is done; {merged.missing_message()}")
+            num_shards = config.part.num_shards
+            shard = Shard(min(merged.num_missing_by_shard(num_shards)), num_shards)
+            monitor.say(messages.after_shard(folder, sys.argv[1:], shard, ranks.local_size))
+            return
+        monitor.say(format_summary(write_outputs(folder, merged)))
     monitor.say(f"{folder / 'summary.json'}, {folder / 'samples.parquet'}")
     monitor.say(messages.after_evaluation(folder))
 

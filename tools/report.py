@@ -119,13 +119,13 @@ def _add_compare(commands: Any) -> None:
 
 def merge_shards(options: argparse.Namespace) -> None:
     """The command ``merge``."""
-    merged = merge.merge_shards(options.folder)
-    if not merged.complete and not options.partial:
-        raise UserError(
-            f"{options.folder}: {merged.missing_message()}; run the shards again with the "
-            "same command, or merge the results so far with --partial"
-        )
-    print(format_summary(write_outputs(options.folder, merged)))
+    with merge.merging(options.folder) as merged:
+        if not merged.complete and not options.partial:
+            raise UserError(
+                f"{options.folder}: {merged.missing_message()}; run the shards again with the "
+                "same command, or merge the results so far with --partial"
+            )
+        print(format_summary(write_outputs(options.folder, merged)))
     print(messages.after_evaluation(options.folder))
 
 

@@ -5,6 +5,8 @@ shards were interrupted and resumed.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from pipeline.config import Shard
 from pipeline.data.index import evenly_spaced
 from pipeline.errors import first_few
 from pipeline.evaluation.shard_results import Manifest, ResultsFolder, StoredResults
+from pipeline.runtime.files import report_unwritable
+from pipeline.runtime.lock import wait_for_lock
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,24 @@ def merge_shards(folder: Path) -> Merged:
     rows = _rows(stored.manifest)
     done = np.concatenate([stored.samples.row, np.array(list(stored.skipped), np.int64)])
     return Merged(stored, rows[~np.isin(rows, done)])
+
+
+@contextmanager
+def merging(folder: Path) -> Iterator[Merged]:
+    """Merge the shards in OUTPUT/results, for a block that writes files of them.
+
+    No other process merges meanwhile: its block would write over this one's files with the results
+    that it read before.
+
+    Raises:
+        UserError: as `merge_shards`, or the folder cannot be written.
+    """
+    remedy = f"once it can be written, run tools/report.py merge {folder}"
+    with ExitStack() as stack:
+        if (folder / "results").is_dir():
+            with report_unwritable(folder, remedy):
+                stack.enter_context(wait_for_lock(folder / "results" / ".merge"))
+        yield merge_shards(folder)
 
 
 def _rows(manifest: Manifest) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The files of a merged evaluation: its summary, tables of images and classes, its records.
 
-In: what `pipeline.evaluation.merge.merge_shards` returns. Out: OUTPUT/summary.json,
+In: what `pipeline.evaluation.merge.merging` returns. Out: OUTPUT/summary.json,
 samples.parquet, classes.csv, curve.csv, curve_relative.csv, metrics.jsonl; and the records of
 the trackers that OUTPUT/config.yaml names.
 """
@@ -22,7 +22,7 @@ from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.samples import COLUMNS, EARLIER_VALUES, Samples
 from pipeline.evaluation.shard_results import StoredResults
 from pipeline.evaluation.statistics import Statistics, by_class, distance_warnings, summarize
-from pipeline.runtime import config_file, lock
+from pipeline.runtime import config_file
 from pipeline.runtime.files import atomic_write, report_unwritable, write_json
 from pipeline.runtime.json_checks import (
     LIST,
@@ -115,7 +115,7 @@ def summary_of(merged: Merged) -> Summary:
 
 
 def write_outputs(folder: Path, merged: Merged) -> Summary:
-    """Write all files of a merged evaluation; returns the summary.
+    """Write all files of a merged evaluation, in a block of `merge.merging`; returns the summary.
 
     Raises:
         UserError: there are no results yet, or a file cannot be written.
@@ -125,10 +125,7 @@ def write_outputs(folder: Path, merged: Merged) -> Summary:
         raise UserError(f"{folder} contains no results yet")
     summary = summary_of(merged)
     remedy = f"once it can be written, run tools/report.py merge {folder}"
-    with (
-        report_unwritable(folder, remedy),
-        lock.wait_for_lock(folder / "results" / ".merge"),  # two shards may end at the same time
-    ):
+    with report_unwritable(folder, remedy):
         write_samples(folder / "samples.parquet", stored)
         classes = by_class(stored.samples, stored.manifest.about["class_names"])
         lines = [list(row.values()) for row in classes]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -211,11 +212,27 @@ def test_published_files_hold_what_was_found(tmp_path: Path) -> None:
     assert figure.axes[0].get_title() == "cost_$5_vs_$6"
 
 
+def merge_and_write(folder: Path) -> Summary:
+    with merge.merging(folder) as merged:
+        return write_outputs(folder, merged)
+
+
+def test_a_merge_reads_after_an_earlier_one_has_written(tmp_path: Path) -> None:
+    shard(tmp_path, 0, 2, [0, 2, 4])
+    with ThreadPoolExecutor(1) as pool:
+        with merge.merging(tmp_path) as early:
+            late = pool.submit(merge_and_write, tmp_path)
+            time.sleep(0.3)
+            shard(tmp_path, 1, 2, [1, 3, 5])
+            assert write_outputs(tmp_path, early).num_missing == 3
+        assert late.result().num_missing == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["num_missing"] == 0
+
+
 def test_shards_that_end_at_once_join_one_after_another(tmp_path: Path) -> None:
     shard(tmp_path, 0, 1, list(range(6)))
-    merged = merge.merge_shards(tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        summaries = list(pool.map(lambda _: write_outputs(tmp_path, merged), range(8)))
+        summaries = list(pool.map(lambda _: merge_and_write(tmp_path), range(8)))
     assert all(summary == summaries[0] for summary in summaries)
     assert json.loads((tmp_path / "summary.json").read_text()) == summaries[0].to_dict()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
