@@ -169,7 +169,6 @@ def evaluation_protocol(
     attack, fgs = evaluation.attack, evaluation.fgs
     p = f"{float(attack.norm):g}"  # 2, inf, 1.5
     by_loss = attack.step_direction == "loss_gradient"
-    clipped = ", perturbed images cut to it" if evaluation.clip else ""
     return Protocol(
         measure=_measure(attack, p),
         norm=p,
@@ -181,10 +180,15 @@ def evaluation_protocol(
         direction="gradient of the cross-entropy" if by_loss else None,
         methods=None if attack.methods == ["deepfool"] else [*map(attack.describe, attack.methods)],
         linearised_at=LINEARISED_AT[attack.linearize_at],
-        space=SPACES[evaluation.space] + clipped,
+        space=space_of(evaluation),
         precision="tf32" if runtime.tf32 else "fp32",
         fgs=_fgs_protocol(fgs) if fgs.enabled else None,
     )
+
+
+def space_of(evaluation: EvaluationConfig) -> str:
+    """The space of the perturbations, as protocols state it."""
+    return SPACES[evaluation.space] + (", perturbed images cut to it" if evaluation.clip else "")
 
 
 def _measure(attack: AttackConfig, p: str) -> str:

@@ -14,6 +14,7 @@ def resolve(config: ConfigT) -> ConfigT:
     ``data.preprocessing`` auto. A stored configuration must have them.
 
     Raises:
-        UserError: the folder has no such value, or the preprocessing of the net is not known.
+        UserError: the folder has no such value, or one with another meaning; or the preprocessing
+            of the net is not known.
     """
-    return resolve_preprocessing(resolve_reference(config))
+    return resolve_reference(resolve_preprocessing(config))
