@@ -143,6 +143,8 @@ def tabulate(options: argparse.Namespace) -> None:
 def draw(options: argparse.Namespace) -> None:
     """The command ``figures``."""
     selected = [runs.run_of_argument(argument) for argument in options.runs]
+    if options.kind != "sheet":
+        table.warn_of_differences(selected)
     if options.kind == "sheet":
         if len(selected) > 1:
             raise UserError("a sheet shows one run")
@@ -152,10 +154,8 @@ def draw(options: argparse.Namespace) -> None:
     elif options.kind == "epochs":
         figure = figures.epochs(selected)
     elif options.kind == "curves":
-        table.warn_of_differences(selected)
         figure = figures.curves(selected)
     else:
-        table.warn_of_data_sets(selected)
         figure = figures.ratios(selected)
     print(*figures.save(figure, options.out), sep="\n")
 

@@ -65,7 +65,11 @@ def ratios(runs: list[Run]) -> "Figure":
     """The distribution of ||dx|| / ||x|| over the images of each evaluation, and its median.
 
     The first bin includes all smaller ratios, so that a few tiny values do not stretch the axis.
+
+    Raises:
+        UserError: a run is no evaluation or has no ratio, or their norms or spaces differ.
     """
+    _check_one_axis(runs)
     figure, (axis,) = new_figure(1)
     ratios_of_runs = [run.samples.ratio for run in runs]
     for run, ratio in zip(runs, ratios_of_runs, strict=True):
@@ -109,19 +113,24 @@ def curves(runs: list[Run]) -> "Figure":
     Raises:
         UserError: a run is no evaluation, or their norms or spaces differ.
     """
-    rho_of_all(runs)
-    for run in runs:
-        if run.protocol.space != runs[0].protocol.space:
-            raise UserError(
-                f"{run.folder} measures in {run.protocol.space}, and {runs[0].folder} in "
-                f"{runs[0].protocol.space}: budgets need one evaluation.space"
-            )
+    _check_one_axis(runs)
     figure, axes = new_figure(2)
     for relative, axis in zip(FILES, axes, strict=True):
         label_panel(axis, runs[0].protocol.norm, relative=relative)
         draw_panel(axis, _styled_curves(runs, relative=relative))
     _add_legend(figure, axes[0])
     return figure
+
+
+def _check_one_axis(runs: list[Run]) -> None:
+    """Refuse runs whose distances cannot be on one axis."""
+    rho_of_all(runs)
+    for run in runs:
+        if run.protocol.space != runs[0].protocol.space:
+            raise UserError(
+                f"{run.folder} measures in {run.protocol.space}, and {runs[0].folder} in "
+                f"{runs[0].protocol.space}: distances on one axis need one evaluation.space"
+            )
 
 
 def _styled_curves(runs: list[Run], *, relative: bool) -> dict[str, tuple[Curve, dict[str, Any]]]:

@@ -14,6 +14,8 @@ from pipeline.evaluation.statistics import Statistics, accuracy_at
 
 from .runs import Run
 
+_IMAGES = ("index", "num_indexed", "num_images", "input")  # keys of identities
+
 
 class RhoByAttack(NamedTuple):
     """The mean ratios of one evaluation by each of its attacks."""
@@ -139,7 +141,7 @@ def _after_fgs(run: Run, eps: float) -> float | None:
 
 
 def warn_of_differences(runs: list[Run]) -> None:
-    """Warn where the rows' numbers have different meanings."""
+    """Warn where the runs' numbers have different meanings, or are of a part of the images."""
     first = runs[0]
     directions = {run.protocol.fgs.direction for run in runs if run.protocol.fgs is not None}
     if len(directions) > 1:
@@ -152,28 +154,39 @@ def warn_of_differences(runs: list[Run]) -> None:
         if changed:
             changes = "; ".join(changed)
             warn(f"{first.folder} and {run.folder} were measured differently: {changes}")
-    warn_of_data_sets(runs)
+    _warn_of_data_sets(runs)
+    for run in runs:
+        if run.is_evaluation:
+            _warn_of_left_out_images(run)
 
 
-def warn_of_data_sets(runs: list[Run]) -> None:
-    """Warn where a network's runs used different images."""
+def _warn_of_left_out_images(run: Run) -> None:
+    summary = run.evaluation
+    counts = {"are missing": summary.num_missing, "did not decode": len(summary.skipped)}
+    parts = [f"{count} images {what}" for what, count in counts.items() if count]
+    if parts:
+        warn(f"{run.folder} is of a part of its images: {', '.join(parts)}")
+
+
+def _warn_of_data_sets(runs: list[Run]) -> None:
+    """Warn where a network's runs used different images or preprocessing."""
     first: dict[tuple[str, bool], Run] = {}
     for run in runs:
         network = _network(run)
         earlier = first.setdefault((network, run.is_evaluation), run)
         if earlier is run:
             continue
-        changed = differences(_images_of(earlier), _images_of(run), ())
+        changed = differences(_images_of(earlier), _images_of(run), ("input.decoder",))
         if changed:
             warn(
-                f"{earlier.folder} and {run.folder}, both of {network}, used different images: "
-                f"{'; '.join(changed)}"
+                f"{earlier.folder} and {run.folder}, both of {network}, used different images or "
+                f"preprocessing: {'; '.join(changed)}"
             )
 
 
 def _images_of(run: Run) -> dict[str, Any]:
-    """The identity of the images that a run was evaluated on."""
+    """The identity of the images that a run was evaluated on, and their preprocessing."""
     if run.is_evaluation:
         identity = run.evaluation.identity.to_dict()
-        return {name: identity[name] for name in ("index", "num_indexed", "num_images")}
+        return {name: identity[name] for name in _IMAGES}
     return {name: run.option(name) for name in ("data.val", "evaluation.num_images")}

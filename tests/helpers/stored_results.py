@@ -97,6 +97,7 @@ def finetuning(folder: Path, lam: float, c: float, accuracy: float, rho2: float 
     summary |= {"before": history[0], "after": history[-1]}
     (folder / "summary.json").write_text(json.dumps(summary))
     config = {"model": {"name": "mlp"}, "regularizer": {"lam": lam, "c": c}}
+    config |= {"data": {"val": "demo"}, "evaluation": {"num_images": None}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 

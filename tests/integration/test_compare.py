@@ -210,7 +210,7 @@ def test_mistakes(tmp_path: Path) -> None:
         (("compare", one, one, "--out", tmp_path), "Is a directory; give another --out"),
         (("figures", "curves", one, tuned, *out), "is a fine-tuning"),
         (("figures", "curves", one, linf, *out), "rho_inf"),
-        (("figures", "curves", one, pixels, *out), "budgets need one evaluation.space"),
+        (("figures", "curves", one, pixels, *out), "on one axis need one evaluation.space"),
     ]
     for options, message in cases:
         ended = call(SCRIPT, *options)
