@@ -28,6 +28,7 @@ from pipeline.data.index import join
 from pipeline.errors import STOPPED_EXIT_CODE, Stopped, UserError, exit_on_user_error, warn
 from pipeline.evaluate import make_manifest
 from pipeline.evaluation.evaluator import Finished
+from pipeline.evaluation.manifest import Identity
 from pipeline.evaluation.measure import Measurement
 from pipeline.evaluation.resolve import resolve
 from pipeline.models import prepare
@@ -92,6 +93,7 @@ def begin(folder: Path, identity: dict[str, Any], ranks: DistributedContext) -> 
             earlier = json.loads(path.read_text())
             # Earlier versions recorded no decoder.
             earlier["input"].setdefault("decoder", identity["input"]["decoder"])
+            earlier = Identity.from_dict(earlier).to_dict()
             changed = parse.differences(earlier, identity, ())
         except (OSError, ValueError, AttributeError, KeyError, TypeError):
             raise UserError(

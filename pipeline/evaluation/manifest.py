@@ -58,6 +58,11 @@ class Identity:
     input: Preprocessing
     protocol: Protocol
 
+    def __post_init__(self) -> None:
+        """A limit that leaves out no image is none, also in files of earlier versions."""
+        if self.num_images is not None and self.num_images >= self.num_indexed:
+            object.__setattr__(self, "num_images", None)
+
     def to_dict(self) -> dict[str, Any]:
         """The values that manifest.json, summary.json and samples.parquet store."""
         values = asdict(self)

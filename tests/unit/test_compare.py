@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.stats import binomtest, chi2
 
 from pipeline.errors import UserError
 from pipeline.evaluation.manifest import Identity
-from pipeline.reports import compare, pairs
+from pipeline.reports import compare, pairs, runs
 from pipeline.reports.paired_statistics import (
     Interval,
     Resampling,
@@ -21,7 +22,21 @@ from pipeline.reports.paired_statistics import (
     mean_ratio,
 )
 from tests.helpers.comparisons import FEW, evaluated
-from tests.helpers.stored_results import manifest, names
+from tests.helpers.stored_results import evaluation, manifest, names
+
+
+@pytest.mark.parametrize("limit", [40, 50])
+def test_a_limit_that_leaves_out_no_image_is_none(tmp_path: Path, limit: int) -> None:
+    everything, limited = manifest(40), manifest(40, num_images=limit)
+    assert everything.differences(limited) == ""
+    assert limited.to_dict()["identity"]["num_images"] is None
+    assert manifest(40, num_images=39).identity.num_images == 39
+    folders = [evaluation(tmp_path / name, 1.0) for name in ("none", "limited")]
+    path = folders[1] / "summary.json"  # as earlier versions wrote it
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_images": limit}))
+    one, two = (runs.read(folder) for folder in folders)
+    assert one.evaluation.identity == two.evaluation.identity
+    assert pairs.pair(pairs.read(one), pairs.read(two)).num_only_in_a == 0
 
 
 def test_intervals_cover_a_known_difference_and_ratio() -> None:
