@@ -254,7 +254,7 @@ def distance_warnings(statistics: Statistics) -> Iterator[str]:
 def eps_ref(samples: Samples) -> float | None:
     """The paper's eps_ref: the smallest eps after which at most half of the images are correct.
 
-    None if fewer than half of the clean images are correct, or if no eps of the search suffices.
+    None if at most half of the clean images are correct, or if no eps of the search suffices.
     """
     num_to_fail = math.ceil(len(samples) / 2)
     eps = np.sort(samples.fgs_eps)[num_to_fail - 1]

@@ -160,7 +160,10 @@ def format_summary(summary: Summary) -> str:
         accuracies = ", ".join(f"{e.accuracy:.2%} at {e.eps:.4g}" for e in fgs.accuracy)
         lines.append(f"after FGS: {accuracies}")
     if fgs is not None and fgs.searched:
-        none = "none: fewer than half of the clean images are classified correctly"
+        if statistics.accuracy > 0.5:
+            none = "none: no eps of the search leaves at most half of the images correct"
+        else:
+            none = "none: at most half of the clean images are classified correctly"
         lines.append(f"eps_ref {none if fgs.eps_ref is None else format(fgs.eps_ref, '.6g')}")
     counts = {
         "have logits or perturbations that are not finite (NaN or infinity) and are not in the "

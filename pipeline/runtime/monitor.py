@@ -123,7 +123,7 @@ class Monitor:
             numbers[f"accuracy_after_fgs_{after['eps']:.4g}"] = after["accuracy"]
             line += f", {after['accuracy']:.2%} after FGS {after['eps']:.4g}"
         if "eps_ref" in fgs:
-            eps_ref = fgs["eps_ref"]  # None: under half are correct without a perturbation
+            eps_ref = fgs["eps_ref"]  # None: see `statistics.eps_ref`
             numbers |= {} if eps_ref is None else {"eps_ref": eps_ref}
             line += ", no eps_ref" if eps_ref is None else f", eps_ref {eps_ref:.4g}"
         self.scalars(entry["step"], "evaluation", numbers)

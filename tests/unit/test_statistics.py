@@ -1,10 +1,13 @@
 """The statistics of an evaluation's samples."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pipeline.config import AttackConfig
 from pipeline.evaluation.diagnostics import Diagnostics
+from pipeline.evaluation.merge import merge_shards
 from pipeline.evaluation.protocol import rho_name
 from pipeline.evaluation.statistics import (
     accuracy_at,
@@ -13,7 +16,8 @@ from pipeline.evaluation.statistics import (
     eps_ref,
     summarize,
 )
-from tests.helpers.stored_results import PROTOCOL, manifest, samples
+from pipeline.evaluation.summary import format_summary, summary_of
+from tests.helpers.stored_results import PROTOCOL, manifest, samples, shard
 
 
 def test_summary_counts_every_sample() -> None:
@@ -65,6 +69,24 @@ def test_eps_ref_is_where_half_of_the_images_are_lost() -> None:
     assert eps_ref(samples([0, 1, 2], fgs_eps=[0.3, 0.1, 0.2])) == 0.2
     assert eps_ref(samples([0, 1, 2, 3], fgs_eps=[0.0, 0.0, 0.2, 0.3])) is None
     assert eps_ref(samples([0, 1], fgs_eps=[float("inf")] * 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("prediction", "fgs_eps", "reason"),
+    [
+        (1, 0.0, "at most half of the clean images are classified correctly"),
+        (0, np.inf, "no eps of the search leaves at most half of the images correct"),
+    ],
+)
+def test_the_summary_says_why_there_is_no_eps_ref(
+    tmp_path: Path, prediction: int, fgs_eps: float, reason: str
+) -> None:
+    columns = {"prediction": [0, 0, prediction, prediction], "fgs_eps": [0.1, 0.1, *[fgs_eps] * 2]}
+    if prediction == 0:
+        columns["fgs_eps"][1] = np.inf
+    shard(tmp_path, 0, 1, [0, 1, 2, 3], manifest=manifest(4), **columns)
+    text = format_summary(summary_of(merge_shards(tmp_path)))
+    assert f"eps_ref none: {reason}" in text
 
 
 def test_classes() -> None:
