@@ -65,7 +65,7 @@ def main() -> None:
         net = prepare.move_net(net, config.runtime, ranks.device)
         threads = source.decoding_threads(config.data, ranks.num_sharing_cores())
         try:
-            attack(folder, Measurement(net, index, config, ranks, threads), monitor)
+            num_skipped = attack(folder, Measurement(net, index, config, ranks, threads), monitor)
         except Stopped:
             monitor.say(messages.interrupted())
             raise SystemExit(STOPPED_EXIT_CODE) from None
@@ -74,7 +74,8 @@ def main() -> None:
             if config.data.root is None:
                 join([Path(index.path), folder / "index.parquet"], folder / "joined.parquet")
             num_left_out = len(index.subset(config.evaluation.num_images)) - num_examples
-            counts = f"{num_examples:,} examples; {num_left_out:,} not flipped"
+            counts = f"{num_examples:,} examples; {num_left_out - num_skipped:,} not flipped"
+            counts += f"; {num_skipped:,} did not decode" if num_skipped else ""
             monitor.say(f"{folder / 'index.parquet'}: {counts}")
             if config.data.root is None:
                 monitor.say(messages.after_examples(folder / "joined.parquet"))
@@ -109,8 +110,11 @@ def begin(folder: Path, identity: dict[str, Any], ranks: DistributedContext) -> 
         write_json(path, identity)
 
 
-def attack(folder: Path, measurement: Measurement, monitor: Monitor) -> None:
+def attack(folder: Path, measurement: Measurement, monitor: Monitor) -> int:
     """Attack this rank's share of the images that are not stored yet.
+
+    Returns:
+        Number of images of all ranks that did not decode; each of them is tried again by every run.
 
     Raises:
         Stopped: after a signal.
@@ -123,7 +127,7 @@ def attack(folder: Path, measurement: Measurement, monitor: Monitor) -> None:
     monitor.start_progress("attacking", len(rows), len(rows) - len(todo))
     with array_tars.TarAppender(folder / f"rank{ranks.rank}.tar") as appender:
 
-        def keep(finished: Finished, _skipped: list[int]) -> None:
+        def keep(finished: Finished, _: list[int]) -> None:
             samples = finished.samples
             flipped = dict(zip(samples.row.tolist(), samples.flipped, strict=True))
             for example in finished.examples:
@@ -132,9 +136,9 @@ def attack(folder: Path, measurement: Measurement, monitor: Monitor) -> None:
             appender.flush()
             monitor.advance(len(samples) * ranks.world_size)
 
-        measurement.run(todo, keep, frozenset(todo.tolist()), stop)
+        _, skipped = measurement.run(todo, keep, frozenset(todo.tolist()), stop)
     monitor.end_progress()
-    ranks.barrier()
+    return sum(ranks.gather(len(skipped)))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pipeline.data.batches import TrainingPlan, evaluation_specs
 from pipeline.data.loader import Loader
 from pipeline.errors import UserError
 from pipeline.models.paper_nets import mlp
+from tests.helpers.images import encode, index_tar, picture
 from tests.helpers.in_process import in_process, succeed
 from tests.helpers.runs import Run, expect_error
 
@@ -105,6 +106,27 @@ def test_interrupted_and_resumed(
     assert whole.keys() == again.keys()
     for row, values in whole.items():
         np.testing.assert_allclose(again[row], values, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_images_that_do_not_decode_are_counted_apart(
+    run: Run, reference: Path, tmp_path: Path, ranks: int
+) -> None:
+    members = {
+        f"{k % 2}/{k:03d}.png": encode(picture(28, 28, k).convert("L"), "PNG") for k in range(20)
+    }
+    photos = index_tar(tmp_path / "photos.tar", members)
+    data = bytearray((tmp_path / "photos.tar").read_bytes())
+    for row in (3, 7, 8):
+        begin, length = int(photos.offset[row]), int(photos.length[row])
+        data[begin : begin + length] = bytes(length)
+    (tmp_path / "photos.tar").write_bytes(data)
+    argv = (*options(reference, tmp_path / "made"), "--data.val", photos.path)
+    argv += ("--data.on_error", "skip", "--model.num_classes", 10, "--data.check_classes", "false")
+    for _ in range(2):  # the second time no other image is left
+        done = (run if ranks else in_process)(SCRIPT, *argv, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        assert "17 examples; 0 not flipped; 3 did not decode" in done.stdout
 
 
 def test_other_examples_or_another_space_are_refused(
