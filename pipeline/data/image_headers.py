@@ -15,6 +15,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 def size(encoded: np.ndarray) -> tuple[int, int] | None:
     """Width and height in pixels from the header; None if it cannot be read.
 
+    A PNG needs all its chunks up to IEND, because DALI's reader of headers needs them.
+
     Args:
         encoded: (B,) uint8, the bytes of an image file.
     """
@@ -23,7 +25,7 @@ def size(encoded: np.ndarray) -> tuple[int, int] | None:
         if data[:2] == b"\xff\xd8":
             return _jpeg(data)
         if data[:8] == _PNG:
-            return struct.unpack_from(">II", data, 16)
+            return _png(data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
@@ -51,3 +53,10 @@ def _jpeg(data: memoryview) -> tuple[int, int] | None:
             return width, height
         position += 2 + struct.unpack_from(">H", data, position + 2)[0]
     return None
+
+
+def _png(data: memoryview) -> tuple[int, int] | None:
+    position = len(_PNG)
+    while data[position + 4 : position + 8] != b"IEND":
+        position += 12 + struct.unpack_from(">I", data, position)[0]  # length, type, data, CRC
+    return struct.unpack_from(">II", data, len(_PNG) + 8)

@@ -196,6 +196,28 @@ def test_headers_tell_the_size(kind: str, mode: str, options: dict) -> None:
     assert image_headers.size(np.zeros(400, np.uint8)) is None
 
 
+def test_a_png_needs_its_last_chunk() -> None:
+    data = encode(picture(61, 47), "PNG")
+    size = image_headers.size
+    assert size(np.frombuffer(data + b"more", np.uint8)) == (61, 47)
+    assert size(np.frombuffer(data[:-300] + b"\0" * 300, np.uint8)) is None
+    assert size(np.frombuffer(data[:-300], np.uint8)) is None
+
+
+def test_pngs_that_are_damaged_behind_their_header_are_skipped(tmp_path: Path) -> None:
+    """DALI's reader of headers reads all chunks; where it fails, the process may crash."""
+    members = {f"c/{k}.png": encode(picture(60, 50, k), "PNG") for k in range(6)}
+    photos = index_tar(tmp_path / "a.tar", members)
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    end = int(photos.offset[2] + photos.length[2])
+    data[end - 300 : end] = b"\0" * 300
+    (tmp_path / "a.tar").write_bytes(data)
+    # First without DALI, which would end this process.
+    assert image_headers.size(Files(photos).views(np.array([2]))[0]) is None
+    _, batches = evaluate(photos, dataclasses.replace(RAW, on_error="skip"), batch_size=6)
+    assert [batch.rows.tolist() for batch in batches] == [[0, 1, 3, 4, 5]]
+
+
 def test_an_image_of_another_size_than_indexed_is_named(tmp_path: Path) -> None:
     photos = index_tar(tmp_path / "a.tar", {"c/x.JPEG": encode(picture(60, 50), "JPEG")})
     photos = dataclasses.replace(photos, width=photos.width + 1)
