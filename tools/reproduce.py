@@ -31,7 +31,7 @@ from pipeline.config.checks import OptionError
 from pipeline.config.text import did_you_mean
 from pipeline.errors import STOPPED_EXIT_CODE, UserError, exit_on_user_error
 from pipeline.runtime.files import check_writable
-from reproduction import data, earlier, estimate, report, run, sweep
+from reproduction import data, earlier, estimate, recorded, report, run, sweep
 from reproduction.experiments import EXPERIMENTS, Experiment
 from reproduction.plan import PlannedRun, Planner
 
@@ -103,19 +103,17 @@ def _attack_method(text: str) -> str:
     return text
 
 
-def plan(args: argparse.Namespace, output: Path, run_argv: list[str]) -> list[PlannedRun]:
+def plan(args: argparse.Namespace, planner: Planner) -> list[PlannedRun]:
     """The runs that the options request.
 
     Raises:
         UserError: there is no such method or figure.
     """
-    experiment: Experiment = EXPERIMENTS[args.experiment]
-    planner = Planner(experiment, output, run_argv, args.weights, args.attack)
     if args.points and args.figure not in (3, 4):
         raise UserError("--points: only Figures 3 and 4 have points; give --figure 3 or 4")
     if args.methods and args.figure in (3, 4):
         raise UserError(f"--methods: Figure {args.figure} has none; choose --points instead")
-    names = [method.name for method in experiment.methods]
+    names = [method.name for method in planner.experiment.methods]
     methods = args.methods or names
     unknown = sorted(set(methods) - set(names))
     if unknown:
@@ -234,7 +232,8 @@ def main() -> None:
         check_earlier_report(experiment, args.with_report, args.figure)
         if args.data is not None and not args.data.is_dir():
             raise UserError(f"--data: no folder {args.data}")
-        planned_runs = plan(args, output, run_argv)
+        planner = Planner(experiment, output, run_argv, args.weights, args.attack)
+        planned_runs = plan(args, planner)
         done = {planned.name for planned in planned_runs if planned.done()}
         todo = [planned for planned in planned_runs if planned.name not in done]
         if args.dry_run:
@@ -260,7 +259,9 @@ def main() -> None:
             run_here(experiment, output, todo, resources)
         command = command_of(args, run_argv)
         page = report.Report(
-            experiment, output, args.seeds, planned_runs, command, args.figure, args.with_report
+            *(experiment, output, args.seeds, planned_runs, command, args.figure),
+            earlier=args.with_report,
+            others=recorded.find(planner, planned_runs, args.seeds),
         ).write()
         print(page.read_text())
         print(page)

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.reports.table import TableRow
 from pipeline.runtime import config_file
 from pipeline.runtime.text_tables import write_csv
-from reproduction import data, earlier, estimate, experiments, report, sweep
+from reproduction import data, earlier, estimate, experiments, recorded, report, sweep
 from reproduction import run as start
 from reproduction.experiments import EXPERIMENTS
 from reproduction.plan import PlannedRun, Planner
@@ -207,6 +207,7 @@ def test_the_report_of_an_experiment(
     check_distances(folder)
     check_earlier_rows(folder, options)
     check_eps_ref(folder)
+    check_other_options(folder)
     check_costs(folder, tmp_path / "costs.json")
 
 
@@ -237,16 +238,47 @@ def check_earlier_rows(folder: Path, options: tuple[object, ...]) -> None:
 def check_eps_ref(folder: Path) -> None:
     """Without Deep Defense, eps_ref is that of an earlier report; without both there is none."""
     experiment, alone = EXPERIMENTS["mnist_mlp"], folder.parent / "alone"
-    (with_it,) = report.rows_by_method(experiment, folder, [0])["reference"].values()
+    nets = ("reference", "deep_defense")
+    names = {f"seed0/{net}/evaluation" for net in nets}
+    (with_it,) = report.rows_by_method(experiment, folder, names, [0])["reference"].values()
     shutil.copytree(folder / "seed0/reference", alone / "seed0/reference")
-    rows = report.rows_by_method(experiment, alone, [0], {0: with_it.eps_ref, 1: 7.0})
+    names.discard("seed0/deep_defense/evaluation")
+    eps_refs = {0: with_it.eps_ref, 1: 7.0}
+    rows = report.rows_by_method(experiment, alone, names, [0], eps_refs)
     assert rows == {"reference": {0: with_it}}
     assert with_it.after_fgs[0] > with_it.after_fgs[2]
-    (row,) = report.rows_by_method(experiment, alone, [0])["reference"].values()
+    (row,) = report.rows_by_method(experiment, alone, names, [0])["reference"].values()
     assert row == with_it._replace(after_fgs=(None, None, None), eps_ref=None)
     shutil.copytree(folder / "data", alone / "data")
-    page = report.Report(experiment, alone, [0], [], "the command", None).write().read_text()
+    planned = Planner(experiment, alone).table([0], [])
+    page = report.Report(experiment, alone, [0], planned, "the command", None).write().read_text()
     assert "The @ columns need eps_ref of Deep Defense with the same seed: add " in page
+
+
+def check_other_options(folder: Path) -> None:
+    """A report has the rows of other methods only if they were made with the same options."""
+    experiment = EXPERIMENTS["mnist_mlp"]
+    same = [*map(str, SHORT), "--log.panel_images", "0"]
+
+    def page(options: list[str]) -> tuple[str, list[str], list[str]]:
+        planner = Planner(experiment, folder, options)
+        planned = planner.table([0], [])
+        others = recorded.find(planner, planned, [0])
+        made = report.Report(experiment, folder, [0], planned, "", None, others=others)
+        text = made.write().read_text()
+        tables = (folder / "report/table.csv", folder / "report/distances.csv")
+        rows = ([line.partition(",")[0] for line in path.open()][1:] for path in tables)
+        return text, *rows
+
+    both = ["Reference", "Deep Defense"]
+    text, rows, distances = page(same)
+    assert (rows, distances) == (both, both), "the attack is that of the earlier command"
+    assert "![By epoch" in text
+    assert "Left out" not in text
+    text, rows, distances = page([*same, "--regularizer.c", "50"])
+    assert (rows, distances) == (both[:1], both[:1])
+    assert "![By epoch" not in text
+    assert re.search(r"- seed0/deep_defense: .* made with other options \(regularizer.c: 25", text)
 
 
 def check_costs(folder: Path, path: Path) -> None:

@@ -3,7 +3,7 @@
 In: the evaluations in `DISTANCES`. Out: a Markdown table and the rows of a CSV file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -18,12 +18,15 @@ BEST, OVER_BEST = "best", "deepfool_over_best"
 Distances = dict[str, dict[int, dict[str, float]]]
 
 
-def distances_by_method(methods: Sequence[str], output: Path, seeds: Sequence[int]) -> Distances:
-    """The numbers of the evaluations that exist.
+def distances_by_method(
+    methods: Sequence[str], output: Path, names: Container[str], seeds: Sequence[int]
+) -> Distances:
+    """The numbers of the evaluations that have ended.
 
     Args:
         methods: names of the methods of training, in the table's order.
         output: folder of all runs.
+        names: names of the runs that count, in ``output``.
         seeds: seeds of the runs.
 
     Raises:
@@ -32,9 +35,9 @@ def distances_by_method(methods: Sequence[str], output: Path, seeds: Sequence[in
     distances: Distances = {}
     for method in methods:
         for seed in seeds:
-            folder = output / f"seed{seed}" / method / DISTANCES
-            if (folder / "summary.json").exists():
-                distances.setdefault(method, {})[seed] = _numbers(folder)
+            name = f"seed{seed}/{method}/{DISTANCES}"
+            if name in names:
+                distances.setdefault(method, {})[seed] = _numbers(output / name)
     return distances
 
 

@@ -34,7 +34,7 @@ from reproduction.experiments import (
     Method,
 )
 
-_FINETUNE, _SUMMARY = "pipeline.finetune", "summary.json"
+_FINETUNE, SUMMARY = "pipeline.finetune", "summary.json"
 # The runs of a sweep are evaluated at their end only.
 _EVALUATE_AT_THE_END = ("--evaluation.every_epochs", "1000")
 DISTANCE_ITERATIONS = 50  # largest number of DeepFool's iterations in `DISTANCES`; the paper's: 5
@@ -197,7 +197,7 @@ class Planner:
             options = _evaluate_config(config, model=model, evaluation=evaluation, output=output)
             name_of_run = f"{_name(seed, name)}/{folder}"
             needs = (tuned,) if tuned else ()
-            self._add(PlannedRun(name_of_run, "pipeline.evaluate", options, _SUMMARY, needs))
+            self._add(PlannedRun(name_of_run, "pipeline.evaluate", options, SUMMARY, needs))
 
     def _reference(self, seed: int) -> PlannedRun | None:
         """The training of the reference from scratch; None if there are weights."""
@@ -206,7 +206,7 @@ class Planner:
         name = _name(seed, REFERENCE)
         if name not in self.planned:
             config = self._config(seed, REFERENCE, "--train.epochs", "0")
-            self.planned[name] = PlannedRun(name, _FINETUNE, config, _SUMMARY)
+            self.planned[name] = PlannedRun(name, _FINETUNE, config, SUMMARY)
         return self.planned[name]
 
     def _finetuning(self, seed: int, method: Method) -> PlannedRun:
@@ -221,7 +221,7 @@ class Planner:
             options += ["--data.train", str(examples.folder / examples.result)]
         config = self._config(seed, method.name, *options)
         name = _name(seed, method.name)
-        return self._add(PlannedRun(name, _FINETUNE, config, _SUMMARY, tuple(needs)))
+        return self._add(PlannedRun(name, _FINETUNE, config, SUMMARY, tuple(needs)))
 
     def _examples(self, seed: int, weights: str, needs: Sequence[PlannedRun]) -> PlannedRun:
         config = self._config(seed, EXAMPLES, "--model.weights", weights)

@@ -3,8 +3,8 @@
 In: runs that have ended. Out: OUTPUT/report/.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,8 @@ from reproduction import distances as distance_table
 from reproduction.cells import mean_and_spread, with_seeds
 from reproduction.earlier import RowsBySeed
 from reproduction.experiments import DEEP_DEFENSE, EVALUATION, REFERENCE, Experiment
-from reproduction.plan import DISTANCE_ITERATIONS, PlannedRun
+from reproduction.plan import DISTANCE_ITERATIONS, SUMMARY, PlannedRun
+from reproduction.recorded import OtherRuns
 
 _HEAD = ("Method", "accuracy, %", "rho2", *(f"@{f:g}" for f in EPS_REF_FRACTIONS))
 
@@ -35,11 +36,17 @@ class Report:
     command: str  # gives the same numbers on another machine
     figure: int | None  # the only figure of the report; None: the table and Figure 2
     earlier: Path | None = None  # folder of a report of other seeds, whose rows are added
+    others: OtherRuns = field(default_factory=OtherRuns)  # runs of earlier commands
 
     @property
     def folder(self) -> Path:
         """The folder of the report."""
         return self.output / "report"
+
+    @property
+    def _names(self) -> set[str]:
+        """Names of the runs that it shows."""
+        return {planned.name for planned in self.planned} | self.others.names
 
     def write(self) -> Path:
         """Write the table, or the figure, and the page that shows them; returns the page.
@@ -63,8 +70,8 @@ class Report:
 
     def _setting(self) -> list[str]:
         """Lines with the command, the data and the versions."""
-        path = next(self.output.glob(f"seed{self.seeds[0]}/**/summary.json"))
-        environment = runs.read(path.parent).environment
+        first = next(planned for planned in self.planned if planned.result == SUMMARY)
+        environment = runs.read(first.folder).environment
         versions = ", ".join(f"{name} {v}" for name, v in environment["versions"].items())
         sizes = data.sizes(self.output / "data")
         incomplete = ""
@@ -81,6 +88,9 @@ class Report:
         if self.earlier is not None:
             lines += ["", "The tables also have the rows of an earlier report:", ""]
             lines += earlier.setting(self.earlier)
+        if self.others.left_out and self.figure in (None, 2):
+            lines += ["", "Left out, because this command would make it with other options:", ""]
+            lines += [f"- {net}: {reason}" for net, reason in self.others.left_out.items()]
         return lines
 
     def _table(self) -> list[str]:
@@ -89,7 +99,7 @@ class Report:
         if self.earlier is not None:
             old = earlier.table_rows(self.earlier, self.experiment.title, titles)
         eps_refs = {seed: row.eps_ref for seed, row in old.get(DEEP_DEFENSE, {}).items()}
-        own_rows = rows_by_method(self.experiment, self.output, self.seeds, eps_refs)
+        own_rows = rows_by_method(self.experiment, self.output, self._names, self.seeds, eps_refs)
         rows = earlier.merged(own_rows, old, titles)
         text = compared(self.experiment, rows)
         (self.folder / "table.md").write_text(text)
@@ -116,7 +126,9 @@ class Report:
     def _distances(self) -> list[str]:
         """The table of distances; nothing without --attack."""
         titles = titles_by_method(self.experiment)
-        distances = distance_table.distances_by_method([*titles], self.output, self.seeds)
+        distances = distance_table.distances_by_method(
+            [*titles], self.output, self._names, self.seeds
+        )
         if self.earlier is not None:
             old = earlier.distances(self.earlier, titles)
             distances = earlier.merged(distances, old, titles)
@@ -139,11 +151,10 @@ class Report:
     def _by_epoch(self) -> list[str]:
         """Figure 2, for the fine-tunings of one seed; nothing without any."""
         seed = self.seeds[0]
-        folder = self.output / f"seed{seed}"
         finetunings = [
-            runs.read(folder / method, title)
+            runs.read(self.output / f"seed{seed}" / method, title)
             for method, title in titles_by_method(self.experiment).items()
-            if method != REFERENCE and (folder / method / "summary.json").exists()
+            if method != REFERENCE and f"seed{seed}/{method}" in self._names
         ]
         if not finetunings:
             return []
@@ -178,6 +189,7 @@ def titles_by_method(experiment: Experiment) -> dict[str, str]:
 def rows_by_method(
     experiment: Experiment,
     output: Path,
+    names: Container[str],
     seeds: Sequence[int],
     eps_refs: Mapping[int, float | None] = MappingProxyType({}),
 ) -> dict[str, RowsBySeed]:
@@ -186,6 +198,7 @@ def rows_by_method(
     Args:
         experiment: the experiment.
         output: folder of all runs.
+        names: names of the runs that count, in ``output``.
         seeds: seeds of the runs.
         eps_refs: by seed, eps_ref of Deep Defense in an earlier report. It is used where Deep
             Defense was not run; without either, the accuracies after FGS are left out.
@@ -196,11 +209,11 @@ def rows_by_method(
     titles = titles_by_method(experiment)
     rows: dict[str, RowsBySeed] = {method: {} for method in titles}
     for seed in seeds:
-        folders = {method: output / f"seed{seed}" / method / EVALUATION for method in titles}
+        runs_of_seed = {method: f"seed{seed}/{method}/{EVALUATION}" for method in titles}
         evaluations = {
-            method: runs.read(folder, f"{experiment.title}:{titles[method]}")
-            for method, folder in folders.items()
-            if (folder / "summary.json").exists()
+            method: runs.read(output / name, f"{experiment.title}:{titles[method]}")
+            for method, name in runs_of_seed.items()
+            if name in names
         }
         eps_ref = _eps_ref(evaluations, eps_refs.get(seed))
         rows_of_seed = table.rows_of(list(evaluations.values()), eps_ref)
