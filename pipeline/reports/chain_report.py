@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.runtime.files import atomic_write, check_writable
 
-from . import figures, runs, table, table_formats
+from . import figures, method_titles, runs, table, table_formats
 
 _FILES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 
@@ -16,11 +16,13 @@ def write(folder: Path) -> Path:
     """Write RUN/report/report.md with tables and figures; returns the path of the page.
 
     Raises:
-        UserError: the fine-tuning or one of its evaluations has no summary yet.
+        UserError: the fine-tuning or one of its evaluations has no summary yet, or its config.yaml
+            does not state the method.
     """
-    tuned = runs.read(folder, "Deep Defense")
+    label = method_titles.label(runs.read(folder).option("objective.method"))
+    tuned = runs.read(folder, label)
     before = runs.read(folder / "before", "Reference")
-    after = runs.read(folder / "after", "Deep Defense")
+    after = runs.read(folder / "after", label)
     target = folder / "report"
     check_writable(target / "report.md", f"make {target} writable")
     target.mkdir(exist_ok=True)

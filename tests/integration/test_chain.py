@@ -1,9 +1,13 @@
 """launchers/chain.py: what it refuses before anything is submitted."""
 
+import csv
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pipeline.reports import chain_report, method_titles
 from tests.helpers.in_process import EVALUATE, call
 from tests.helpers.tiny import TINY, finished
 
@@ -21,6 +25,30 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ended = call(EVALUATE, *options, "--output", folder / name)
         assert ended.code == 0, ended.stderr
     return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "label"),
+    [
+        ("deep_defense", "Deep Defense"),
+        ("clean", "Clean fine-tuning"),
+        ("parseval+adversarial_2", "Parseval training + Adversarial training"),
+        ("own.methods:Mine", "Mine"),
+    ],
+)
+def test_labels_of_methods(method: str, label: str) -> None:
+    assert method_titles.label(method) == label
+
+
+def test_the_report_names_the_method(chain: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(chain, copy)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["objective"]["method"] = "parseval+own.methods:Mine"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    chain_report.write(copy)
+    rows = list(csv.reader((copy / "report" / "table.csv").open()))
+    assert ["Parseval training + Mine" in row for row in rows] == [False, False, True]
 
 
 def launch(folder: Path, *evaluation_options: object, tuning: tuple[object, ...] = ()) -> str:

@@ -11,14 +11,8 @@ from exporting.source import ExportedNet
 from pipeline.config import FinetuneConfig
 from pipeline.evaluation import curves
 from pipeline.evaluation.summary import Summary
+from pipeline.reports import method_titles
 from pipeline.reports.runs import Run
-
-_TITLES = {
-    "deep_defense": "Deep Defense",
-    "adversarial_2": "adversarial training",
-    "parseval": "Parseval training",
-    "clean": "the cross-entropy alone",
-}
 
 
 def metrics(summary: Summary) -> dict[str, float]:
@@ -97,13 +91,12 @@ def training_facts(run: Run, config: FinetuneConfig) -> dict[str, Any]:
         "precision": config.runtime.precision,
         "seed": config.train.seed,
     }
-    methods = objective.method.split("+")
-    if "deep_defense" in methods:
+    if "deep_defense" in objective.method.split("+"):
         options |= {"lambda": term.lam, "c": term.c, "d": term.d, "gradient": term.gradient}
     if objective.targets == "reference":
         options["targets"] = "the classes that the start net predicts (labels were not used)"
     return {
-        "method": " and ".join(_TITLES.get(method, method) for method in methods),
+        "method": method_titles.in_text(objective.method),
         "options": options,
         "base": config.model.weights and PurePath(config.model.weights).name,
         "rho": f"{summary.protocol.rho_name} by {' + '.join(summary.protocol.method_names)}",
