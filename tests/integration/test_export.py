@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,17 @@ def test_mistakes(
     out = ("--out", tmp_path / "out")
     assert_refused("summary.json", tmp_path, *out)
     assert_refused("other weights", finetuning, *out, "--evaluation", squeezenet)
+    resized = tmp_path / "resized"
+    options = (
+        "--config",
+        finetuning / "config.yaml",
+        "--model.weights",
+        finetuning / "weights.pth",
+    )
+    few = ("--evaluation.num_images", 3, "--data.resize_size", 40, "--output", resized)
+    succeed(EVALUATE, *options, *few)
+    line = "another preprocessing (resize 40, not "
+    assert_refused(line, finetuning, *out, "--evaluation", resized)
     reference = finetuning / "reference.pth"
     assert_refused("--weights", finetuning / "two", *out, "--weights", reference)
     assert_refused("USER/NAME", finetuning, *out, "--push", "name")
@@ -279,6 +291,30 @@ def test_an_incomplete_evaluation(finetuning: Path, photos: Index, tmp_path: Pat
     succeed(EVALUATE, *options, *weights, "--shard", "0/2", "--output", folder)
     succeed("tools/report.py", "merge", folder, "--partial")
     assert_refused("lacks 2 images", folder, "--out", tmp_path / "out")
+
+
+def test_the_images_that_were_measured(finetuning: Path, tmp_path: Path) -> None:
+    """Not those that were asked for; and no limits of DeepFool if it was not used."""
+    from exporting import facts
+    from exporting.source import read_run
+
+    shutil.copytree(finetuning / "two", tmp_path / "two")
+    path = tmp_path / "two" / "summary.json"
+    summary = json.loads(path.read_text())
+    indexed = summary["num_indexed"]
+
+    def stated(**changes: Any) -> dict[str, Any]:
+        path.write_text(json.dumps(summary | changes))
+        return facts.evaluation_facts("two", read_run(path.parent))
+
+    name = f"demo, 20 of {indexed:,} images"
+    assert stated()["data_set"] == name
+    assert stated(num_images=indexed + 1)["data_set"] == name
+    assert stated(skipped=["a", "b"])["data_set"] == f"{name} (2 did not decode)"
+    attack = stated()["attack"]
+    assert attack.endswith(" candidate classes, at most 5 iterations")
+    definition = summary["definition"] | {"methods": ["ddn, 100 steps", "fmn, 100 steps"]}
+    assert stated(definition=definition)["attack"] == "ddn, 100 steps, then fmn, 100 steps"
 
 
 def test_logits_that_are_not_finite_are_no_agreement(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from exporting.net_files import library_of
 from exporting.source import ExportedNet
 from pipeline.config import FinetuneConfig
 from pipeline.evaluation import curves
+from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.summary import Summary
 from pipeline.reports import method_titles
 from pipeline.reports.runs import Run
@@ -35,12 +36,13 @@ def metrics(summary: Summary) -> dict[str, float]:
 
 
 def data_set(run: Run) -> str:
-    """An evaluation's images: the name of its index's file, and their number."""
-    identity = run.evaluation.identity
+    """An evaluation's images: the name of its index's file, and how many were measured."""
+    summary = run.evaluation
     name = PurePath(str(run.option("data.val"))).stem
-    number = identity.num_images or identity.num_indexed
-    part = "" if number == identity.num_indexed else f" of {identity.num_indexed:,}"
-    return f"{name}, {number:,}{part} images"
+    number, num_indexed = summary.statistics.num_samples, summary.identity.num_indexed
+    part = "" if number == num_indexed else f" of {num_indexed:,}"
+    skipped = f" ({len(summary.skipped):,} did not decode)" if summary.skipped else ""
+    return f"{name}, {number:,}{part} images{skipped}"
 
 
 def half_budget(run: Run) -> float | None:
@@ -64,13 +66,19 @@ def evaluation_facts(name: str, run: Run) -> dict[str, Any]:
         "norm": protocol.norm,
         "half_budget": half_budget(run),
         "measure": protocol.measure,
-        "attack": f"{attack}; {protocol.num_candidates} candidate classes, at most "
-        f"{protocol.max_iterations} iterations",
+        "attack": attack + _limits(protocol, f"; {protocol.num_candidates} candidate classes"),
         "space": protocol.space,
         "precision": protocol.precision,
         "decoder": summary.identity.input.decoder,
         "environment": environment(run),
     }
+
+
+def _limits(protocol: Protocol, candidates: str = "") -> str:
+    """The limits of DeepFool's search, behind ``candidates``; empty if no attack uses DeepFool."""
+    if not protocol.deepfool_limits:
+        return ""
+    return f"{candidates}, at most {protocol.max_iterations} iterations"
 
 
 def environment(run: Run) -> str:
@@ -100,7 +108,7 @@ def training_facts(run: Run, config: FinetuneConfig) -> dict[str, Any]:
         "options": options,
         "base": config.model.weights and PurePath(config.model.weights).name,
         "rho": f"{summary.protocol.rho_name} by {' + '.join(summary.protocol.method_names)}",
-        "iterations": summary.protocol.max_iterations,
+        "limits": _limits(summary.protocol),
         "before": summary.before,
         "after": summary.after,
         "environment": environment(run),

@@ -22,6 +22,7 @@ from pipeline.config import (
 )
 from pipeline.data.classes import Classes
 from pipeline.errors import UserError, warn
+from pipeline.evaluation.protocol import preprocessing_of
 from pipeline.evaluation.shard_results import ResultsFolder
 from pipeline.models.build import construct
 from pipeline.models.weight_classes import recorded_classes
@@ -133,15 +134,23 @@ def evaluations_of(run: Run, exported: ExportedNet, folders: list[Path]) -> dict
             are of its final weights.
 
     Raises:
-        UserError: an evaluation is of other weights, or images are missing in it.
+        UserError: an evaluation is of other weights or another preprocessing, or images are
+            missing in it.
     """
     selected = [run] if run.is_evaluation else []
-    selected += [read_run(folder) for folder in folders]
+    for evaluation in map(read_run, folders):
+        _check_hash(evaluation, exported, "export it by itself, or leave it out")
+        changed = _other_preprocessing(evaluation, exported)
+        if changed:
+            raise UserError(
+                f"{evaluation.folder} is an evaluation with another preprocessing ({changed}) than "
+                "the card will state: export it by itself, or leave it out"
+            )
+        selected.append(evaluation)
     if not selected:
-        selected = [nested for nested in _nested(run.folder) if _is_of(nested, exported)]
+        selected = [nested for nested in _nested(run.folder) if _belongs_to(nested, exported)]
     names: dict[str, Run] = {}
     for evaluation in selected:
-        _check_hash(evaluation, exported, "export it by itself, or leave it out")
         if evaluation.evaluation.num_missing:
             raise UserError(
                 f"{evaluation.folder} lacks {evaluation.evaluation.num_missing} images; run its "
@@ -174,6 +183,22 @@ def _nested(folder: Path) -> list[Run]:
             continue
         evaluations += [run] if run.is_evaluation else []
     return evaluations
+
+
+def _belongs_to(nested: Run, exported: ExportedNet) -> bool:
+    """Whether a card can have an evaluation; a warning if its preprocessing is another one."""
+    changed = _other_preprocessing(nested, exported) if _is_of(nested, exported) else ""
+    if changed:
+        warn(f"left out: {nested.folder}, whose preprocessing is another one ({changed})")
+    return _is_of(nested, exported) and not changed
+
+
+def _other_preprocessing(evaluation: Run, exported: ExportedNet) -> str:
+    """What differs in an evaluation's preprocessing, except the decoder; empty if nothing does."""
+    own = evaluation.evaluation.identity.input.to_dict()
+    stated = preprocessing_of(exported.data, None).to_dict()
+    changed = [name for name in stated if name != "decoder" and own[name] != stated[name]]
+    return ", ".join(f"{name} {own[name]}, not {stated[name]}" for name in changed)
 
 
 def _is_of(evaluation: Run, exported: ExportedNet) -> bool:
