@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.text import did_you_mean_file
 from pipeline.data import classes as class_lists
+from pipeline.data import content_hash
 from pipeline.data.classes import Classes
 from pipeline.data.index_format import (
     METADATA_KEY,
@@ -57,6 +58,7 @@ class Index:
     height: np.ndarray  # (N,) int32
     is_array: np.ndarray  # (N,) bool, float32 arrays in the net's input space instead of images
     ids: pa.ChunkedArray  # (N,) strings
+    content_hash: str | None  # of images whose lengths do not identify them
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -81,6 +83,8 @@ class Index:
         digest = hashlib.sha256()
         for column in (self.offset, self.length, self.label):
             digest.update(np.ascontiguousarray(column).data)
+        if self.content_hash is not None:
+            digest.update(self.content_hash.encode())
         return digest.hexdigest()[:16]
 
     def subset(self, number: int | None) -> np.ndarray:
@@ -118,8 +122,12 @@ def write(
     sizes = {name: os.path.getsize(archive) for name, archive in (archives or {}).items()}
     if not isinstance(classes, Classes):
         classes = Classes(classes)
-    metadata = Metadata(str(root), classes, sizes)
     table = rows.select(SCHEMA.names).cast(SCHEMA)
+    hashed = None
+    if content_hash.is_needed(table["length"].to_numpy()):
+        some = table.take(evenly_spaced(len(table), content_hash.NUM_IMAGES))
+        hashed = content_hash.content_hash(some, root, archives or {})
+    metadata = Metadata(str(root), classes, sizes, hashed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         with_metadata = table.replace_schema_metadata({METADATA_KEY: metadata.to_json()})
@@ -187,6 +195,7 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
         file=file.indices.to_numpy(),
         ids=table["id"],
         is_array=_equals(table["format"], FLOAT32_ARRAY),
+        content_hash=metadata.content_hash,
         **column,
     )
 

@@ -47,6 +47,7 @@ class Metadata:
     root: str  # folder that the ``file`` column is relative to
     classes: Classes
     file_sizes: dict[str, int]  # bytes of each archive when it was indexed; not for single images
+    content_hash: str | None = None  # see `pipeline.data.content_hash`; None: no need
 
     def to_json(self) -> bytes:
         """The value of `METADATA_KEY` in the file."""
@@ -57,6 +58,8 @@ class Metadata:
             "class_ids": self.classes.identities,
             "file_sizes": self.file_sizes,
         }
+        if self.content_hash is not None:
+            values["content_hash"] = self.content_hash
         return json.dumps(values).encode()
 
 
@@ -88,7 +91,7 @@ def read_metadata(schema: pa.Schema, where: str) -> Metadata:
     if damaged:
         raise UserError(f"{where} has damaged metadata ({', '.join(damaged)}); {REMEDY}")
     classes = Classes(values["classes"], values.get("class_ids"))
-    return Metadata(values["root"], classes, values["file_sizes"])
+    return Metadata(values["root"], classes, values["file_sizes"], values.get("content_hash"))
 
 
 def _damaged_keys(values: dict[str, Any]) -> list[str]:
@@ -102,6 +105,7 @@ def _damaged_keys(values: dict[str, Any]) -> list[str]:
         and not (is_list_of_strings(ids) and is_list_of_strings(names) and len(ids) == len(names)),
         "file_sizes": not isinstance(sizes, dict)
         or not all(isinstance(size, int) and size >= 0 for size in sizes.values()),
+        "content_hash": not isinstance(values.get("content_hash", ""), str),
     }
     return [name for name, is_damaged in problems.items() if is_damaged]
 
