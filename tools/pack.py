@@ -14,7 +14,7 @@ from rich.progress import track
 from pipeline.config import arguments
 from pipeline.data import convert
 from pipeline.errors import UserError, exit_on_user_error
-from pipeline.runtime.files import check_writable, writable
+from pipeline.runtime.files import check_writable, refuse_input, writable
 
 CIFAR10_CLASSES = [
     "airplane",
@@ -33,6 +33,7 @@ CIFAR10_CLASSES = [
 def idx(options: argparse.Namespace) -> None:
     """Convert IDX files, such as those of MNIST."""
     check_writable(options.out)
+    refuse_input(options.out, (options.images, options.labels))
     images, labels = convert.read_idx(options.images), convert.read_idx(options.labels)
     are_images = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
     if not are_images or labels.shape != images.shape[:1]:
@@ -50,8 +51,10 @@ def idx(options: argparse.Namespace) -> None:
 def cifar10(options: argparse.Namespace) -> None:
     """Convert the Python version of CIFAR-10."""
     parts = {"train": [f"data_batch_{k}" for k in range(1, 6)], "val": ["test_batch"]}
+    inputs = [options.folder / name for names in parts.values() for name in names]
     for part in parts:
         check_writable(options.out / f"{part}.tar")
+        refuse_input(options.out / f"{part}.tar", inputs)
     for part, names in parts.items():
         batches = [convert.read_cifar10(options.folder / name) for name in names]
         images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))

@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,25 @@ def check_writable(path: Path, remedy: str = _REMEDY) -> None:
     """
     with report_unwritable(path, remedy):
         _probe(path)
+
+
+def refuse_input(path: Path, inputs: Iterable[Path], option: str = "--out") -> None:
+    """Refuse an output that is one of the command's own inputs, also by a link.
+
+    Args:
+        path: the output; it need not exist yet.
+        inputs: the files that the command reads.
+        option: the option that names the output.
+
+    Raises:
+        UserError: names the option and the path.
+    """
+    for given in inputs:
+        if path.exists() and given.exists() and path.samefile(given):
+            raise UserError(
+                f"{option} {path} is the file {given}, which this command reads; give another "
+                f"{option}"
+            )
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -47,6 +47,25 @@ def test_idx_files_arrive_unchanged(tmp_path: Path, zipped: bool) -> None:
     )
 
 
+def test_an_input_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "images").write_bytes(idx_bytes(np.zeros((2, 3, 3), np.uint8)))
+    (tmp_path / "labels").write_bytes(idx_bytes(np.array([0, 1], np.uint8)))
+    (tmp_path / "link").symlink_to(tmp_path / "labels")
+    for name in ("images", "labels", "link"):
+        before = (tmp_path / name).read_bytes()
+        inputs = (tmp_path / "images", tmp_path / "labels")
+        done = in_process("tools/pack.py", "idx", *inputs, "--out", tmp_path / name)
+        assert done.returncode == 2
+        assert "which this command reads; give another --out" in done.stderr
+        assert (tmp_path / name).read_bytes() == before
+    folder = tmp_path / "cifar"
+    folder.mkdir()
+    (folder / "test_batch").write_bytes(b"x")
+    (folder / "val.tar").symlink_to(folder / "test_batch")
+    done = in_process("tools/pack.py", "cifar10", folder, "--out", folder)
+    assert "which this command reads; give another --out" in done.stderr
+
+
 def test_idx_mistakes(tmp_path: Path) -> None:
     (tmp_path / "junk").write_bytes(b"\x01\x02\x03\x04\x05")
     with pytest.raises(UserError, match="cannot be read as IDX"):

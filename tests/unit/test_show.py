@@ -15,8 +15,8 @@ from pipeline.data.classes import Classes
 from pipeline.data.index import Index
 from pipeline.data.index_summary import summary_lines
 from pipeline.data.loader import Loader
-from tests.helpers.images import encode, picture, write_tar
-from tests.helpers.in_process import succeed
+from tests.helpers.images import encode, index_tar, picture, write_tar
+from tests.helpers.in_process import call, succeed
 
 INDEX = "tools/index.py"
 SIDE, STRIP, MARGIN = 100, 14, 4  # pixels of a cell
@@ -70,6 +70,18 @@ def test_counts_as_csv(uneven: Index, tmp_path: Path) -> None:
             ["1", "b, c", "b, c", "2"],
             ["2", "d", "d", "0"],
         ]
+
+
+def test_an_input_is_not_replaced(tmp_path: Path) -> None:
+    archive = tmp_path / "x.tar"
+    path = Path(index_tar(archive, {"a/0.png": encode(picture(20, 30), "PNG")}).path)
+    (tmp_path / "link.png").symlink_to(path)
+    before = path.read_bytes(), archive.read_bytes()
+    for option, output in (("csv", path), ("csv", archive), ("sheet", tmp_path / "link.png")):
+        ended = call(INDEX, "show", path, f"--{option}", output)
+        assert ended.code == 2
+        assert f"which this command reads; give another --{option}" in ended.stderr
+    assert (path.read_bytes(), archive.read_bytes()) == before
 
 
 def cells(sheet: Path, number: int) -> list[np.ndarray]:

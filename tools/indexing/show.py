@@ -6,7 +6,7 @@ from indexing.sheet import OPTIONS, write_sheet
 from pipeline.data import index
 from pipeline.data.index_summary import csv_rows, summary_lines
 from pipeline.errors import UserError
-from pipeline.runtime.files import check_writable, writable
+from pipeline.runtime.files import check_writable, refuse_input, writable
 from pipeline.runtime.text_tables import write_csv
 
 
@@ -14,6 +14,11 @@ def show_index(options: argparse.Namespace) -> None:
     """Show what an index holds: images by class, format, size and file."""
     check_options(options)
     images = index.read(str(options.index), options.root, option="index")
+    archives = [images.root / name for name in images.file_sizes]
+    inputs = [options.index, *archives, *([options.config] if options.config else [])]
+    for name in ("csv", "sheet"):
+        if getattr(options, name) is not None:
+            refuse_input(getattr(options, name), inputs, f"--{name}")
     for line in summary_lines(images):
         print(line)
     if options.csv is not None:
