@@ -164,10 +164,10 @@ def refuse_input(path: Path, inputs: Iterable[Path], option: str = "--out") -> N
     Raises:
         UserError: names the option and the path.
     """
-    for given in inputs:
-        if path.exists() and given.exists() and path.samefile(given):
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
             raise UserError(
-                f"{option} {path} is the file {given}, which this command reads; give another "
+                f"{option} {path} is the file {source}, which this command reads; give another "
                 f"{option}"
             )
 
