@@ -200,6 +200,19 @@ def read(path: str, root: str | None = None, option: str = "data.train") -> Inde
     )
 
 
+def recorded_root(path: str) -> str:
+    """The folder that an index records for its images.
+
+    Raises:
+        UserError: the file is not an index of this version.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as an index ({first_line(error)})") from None
+    return read_metadata(schema, path).root
+
+
 def _equals(column: pa.ChunkedArray, text: str) -> np.ndarray:
     """Whether each row of a column of dictionary-encoded strings equals ``text``; (N,) bool."""
     encoded = column.combine_chunks()

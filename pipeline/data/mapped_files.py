@@ -133,7 +133,7 @@ class Files:
     def _missing(self, file: int) -> UserError:
         return UserError(
             f"no file {self._path(file)}, listed in {self.index.path}; if the data has moved, "
-            "set --data.root FOLDER"
+            "set --data.root FOLDER (in tools/index.py: --root)"
         )
 
     def _unreadable(self, file: int, error: Exception) -> UserError:

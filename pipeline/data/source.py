@@ -1,5 +1,9 @@
 """The index of a run, and the threads that decode its images."""
 
+import os
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
 from pipeline.config import DataConfig, RunConfig
@@ -16,16 +20,28 @@ def open_index(config: RunConfig, part: str) -> Index:
         UserError: the index cannot be read, or it has arrays and ``evaluation.space`` is not input.
     """
     path = getattr(config.data, part)
-    root = config.data.root
-    if path == demo.NAME:
-        path, root = str(demo.prepare()[part]), None
-    images = index.read(path, root, option=f"data.{part}")
+    is_demo = path == demo.NAME
+    images = index.read(str(demo.prepare()[part]) if is_demo else path, option=f"data.{part}")
+    if config.data.root is not None and not is_demo:
+        images = replace(images, root=_moved_root(config, images, Path(config.data.root)))
     if part == "val" and images.is_array.any() and config.evaluation.space != "input":
         raise UserError(
             f"evaluation.space: the arrays of {path} are in the net's input space, and can be "
             "evaluated only there: input"
         )
     return images
+
+
+def _moved_root(config: RunConfig, images: Index, root: Path) -> Path:
+    """The folder of an index's images with ``data.root``: that folder, or one inside it where the
+    indices of train and val have different folders, as DATA/train and DATA/val."""
+    first = images.files[images.file[0]]
+    if (root / first).exists():
+        return root
+    paths = [path for path in (config.data.train, config.data.val) if path != demo.NAME]
+    common = os.path.commonpath([os.path.abspath(index.recorded_root(path)) for path in paths])
+    nested = root / os.path.relpath(os.path.abspath(images.root), common)
+    return nested if (nested / first).exists() else root
 
 
 def check_decoder(config: DataConfig, device: torch.device) -> None:
