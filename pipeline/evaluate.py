@@ -34,7 +34,7 @@ from pipeline.evaluation import attack_space, merge
 from pipeline.evaluation.agreement import relative_tolerance
 from pipeline.evaluation.evaluator import Finished
 from pipeline.evaluation.manifest import Identity, Manifest
-from pipeline.evaluation.measure import Measurement, gather_samples
+from pipeline.evaluation.measure import Measurement, gather_samples, repeatable_algorithms
 from pipeline.evaluation.protocol import (
     Protocol,
     evaluation_protocol,
@@ -50,11 +50,7 @@ from pipeline.models.weights_hash import weights_hash
 from pipeline.runtime import config_file, machine, run_folder
 from pipeline.runtime.distributed import DistributedContext, distributed_session
 from pipeline.runtime.monitor import Monitor
-from pipeline.runtime.reproducibility import (
-    deterministic_algorithms,
-    images_at_once,
-    kernels,
-)
+from pipeline.runtime.reproducibility import images_at_once, kernels
 from pipeline.runtime.signals import StopRequest
 from pipeline.runtime.trackers.opening import check_trackers
 
@@ -168,7 +164,7 @@ def check_batches(
     view = attack_space.attack_view_of(net, config.data, config.evaluation, ranks.device)
     shape = (config.data.channels, config.data.crop_size, config.data.crop_size)
     size = images_at_once(config.evaluation.batch_size, ranks.device)
-    with deterministic_algorithms(ranks.device, config.runtime.deterministic is not False):
+    with repeatable_algorithms(config, ranks.device):
         difference = largest_difference_that_fits(view, shape, size, ranks.device)
     difference = max(ranks.gather(difference))
     if difference > 0:

@@ -30,21 +30,20 @@ class BuffersInUse:
 
         Waits for the work on the batch before the latest, so that at most two are kept.
         """
-        if self._latest is None:
-            return
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
-        self._waiting.append((self._latest, event))
-        self._latest = None
-        while len(self._waiting) > 1:
-            _, before = self._waiting[0]
-            before.synchronize()
-            self._waiting.popleft()
+        self._release(1)
 
     def release_all(self) -> None:
         """Wait for the work on all batches, and release them."""
-        self.release_read()
-        while self._waiting:
+        self._release(0)
+
+    def _release(self, num_kept: int) -> None:
+        """Wait for the work on all but the latest batches, and release them."""
+        if self._latest is not None:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self._device))
+            self._waiting.append((self._latest, event))
+            self._latest = None
+        while len(self._waiting) > num_kept:
             _, event = self._waiting[0]
             event.synchronize()
             self._waiting.popleft()

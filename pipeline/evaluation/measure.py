@@ -5,10 +5,12 @@ Ranks do not communicate until the end; then their results are joined by row.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import nn
 
 from pipeline.attacks.lower_bound import why_not_computable
@@ -93,8 +95,7 @@ class Measurement:
     def _run_repeatably(
         self, rows: np.ndarray, on_finished: OnFinished, examples: frozenset[int]
     ) -> tuple[Samples, list[int]]:
-        wanted = self.config.runtime.deterministic is not False
-        with deterministic_algorithms(self.ranks.device, wanted):
+        with repeatable_algorithms(self.config, self.ranks.device):
             return self._run(rows, on_finished, examples)
 
     def _run(
@@ -153,6 +154,12 @@ class Measurement:
                 "make the index again with tools/index.py --verify"
             )
         return References.of(view, batches)
+
+
+def repeatable_algorithms(config: RunConfig, device: torch.device) -> AbstractContextManager[None]:
+    """A block that computes with the algorithms of evaluations: repeatable ones, unless
+    runtime.deterministic is false."""
+    return deterministic_algorithms(device, config.runtime.deterministic is not False)
 
 
 def gather_samples(

@@ -62,6 +62,11 @@ def merge_shards(folder: Path) -> Merged:
     return Merged(stored, rows[~np.isin(rows, done)])
 
 
+def unwritable_remedy(folder: Path) -> str:
+    """What to do about outputs that cannot be written, for messages."""
+    return f"once it can be written, run tools/report.py merge {folder}"
+
+
 @contextmanager
 def merging(folder: Path) -> Iterator[Merged]:
     """Merge the shards in OUTPUT/results, for a block that writes files of them.
@@ -72,10 +77,9 @@ def merging(folder: Path) -> Iterator[Merged]:
     Raises:
         UserError: as `merge_shards`, or the folder cannot be written.
     """
-    remedy = f"once it can be written, run tools/report.py merge {folder}"
     with ExitStack() as stack:
         if (folder / "results").is_dir():
-            with report_unwritable(folder, remedy):
+            with report_unwritable(folder, unwritable_remedy(folder)):
                 stack.enter_context(wait_for_lock(folder / "results" / ".merge"))
         yield merge_shards(folder)
 

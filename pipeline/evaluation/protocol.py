@@ -116,10 +116,15 @@ class Protocol:
         return [description.partition(",")[0] for description in self.methods or ["deepfool"]]
 
     @property
+    def uses_deepfool(self) -> bool:
+        """Whether one of the attacks searches as DeepFool does."""
+        return not {"deepfool", "superdeepfool"}.isdisjoint(self.method_names)
+
+    @property
     def deepfool_limits(self) -> str:
         """The limits of DeepFool's search, as "q 10, at most 5 iterations, "; empty if no method
         uses DeepFool."""
-        if {"deepfool", "superdeepfool"}.isdisjoint(self.method_names):
+        if not self.uses_deepfool:
             return ""
         return f"q {self.num_candidates}, at most {self.max_iterations} iterations, "
 

@@ -17,7 +17,7 @@ from pipeline.config import LOW_COSINE
 from pipeline.errors import UserError, first_line
 from pipeline.evaluation import contact_sheet, curves
 from pipeline.evaluation.manifest import IDENTITY_KINDS, Identity
-from pipeline.evaluation.merge import Merged
+from pipeline.evaluation.merge import Merged, unwritable_remedy
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.samples import COLUMNS, EARLIER_VALUES, Samples
 from pipeline.evaluation.shard_results import StoredResults
@@ -124,8 +124,7 @@ def write_outputs(folder: Path, merged: Merged) -> Summary:
     if len(stored.samples) == 0:
         raise UserError(f"{folder} contains no results yet")
     summary = summary_of(merged)
-    remedy = f"once it can be written, run tools/report.py merge {folder}"
-    with report_unwritable(folder, remedy):
+    with report_unwritable(folder, unwritable_remedy(folder)):
         write_samples(folder / "samples.parquet", stored)
         classes = by_class(stored.samples, stored.manifest.about["class_names"])
         lines = [list(row.values()) for row in classes]
@@ -139,14 +138,14 @@ def write_outputs(folder: Path, merged: Merged) -> Summary:
 def format_summary(summary: Summary) -> str:
     """The summary in a few lines."""
     protocol, statistics = summary.protocol, summary.statistics
-    quantiles, limits = statistics.ratio_quantiles, protocol.deepfool_limits
-    overshoot = f"overshoot {protocol.overshoot}, " if limits else ""
+    quantiles = statistics.ratio_quantiles
+    overshoot = f"overshoot {protocol.overshoot}, " if protocol.uses_deepfool else ""
     lines = [
         f"accuracy {statistics.accuracy:.2%}, top-5 {statistics.top5_accuracy:.2%}, "
         f"{statistics.rho_name} {short_number(statistics.rho)} over "
         f"{statistics.num_samples} images, "
-        f"{statistics.num_unflipped} never flipped ({limits}{overshoot}{protocol.space}, "
-        f"{protocol.precision})",
+        f"{statistics.num_unflipped} never flipped ({protocol.deepfool_limits}{overshoot}"
+        f"{protocol.space}, {protocol.precision})",
         f"ratio: median {short_number(statistics.ratio_median)}, 5 % below "
         f"{short_number(quantiles['0.05'])}, 5 % above {short_number(quantiles['0.95'])}",
     ]

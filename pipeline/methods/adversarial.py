@@ -12,7 +12,7 @@ from pipeline.attacks import fgs
 from pipeline.config import FinetuneConfig
 from pipeline.errors import UserError
 from pipeline.models.attack_view import AttackView
-from pipeline.models.forward_in_parts import logits_in_parts
+from pipeline.models.forward_in_parts import logits_in_parts, part_size
 from pipeline.models.precision import upcast
 
 from .base import Clean, Method, Term
@@ -36,7 +36,8 @@ class AdversarialTraining(Method):
         """The difference between the mixed loss and the clean cross-entropy."""
         images = upcast(clean.images.detach())
         examples = torch.add(images, self._signs(clean, images), alpha=self.options.eps)
-        logits = logits_in_parts(self.view, examples, clean.at_once)
+        size = part_size(self.view.net, len(examples), clean.at_once)
+        logits = logits_in_parts(self.view, examples, size)
         adversarial = F.cross_entropy(logits, clean.labels, reduction="none")
         return Term(self.options.weight * (adversarial - clean.cross_entropy).mean())
 
@@ -50,4 +51,5 @@ class AdversarialTraining(Method):
         for part in rows.split(clean.at_once or len(images)):
             graph = self.view.forward_with_grad(images[part], part)
             signs.append(fgs.fgs_direction(self.view, graph, clean.labels[part], kind).sign)
+            del graph  # before the next is made
         return torch.cat(signs)

@@ -8,24 +8,24 @@ from pipeline.models.attack_view import AttackView
 from pipeline.models.build import batch_norms
 
 
-def must_split(net: nn.Module, images: Tensor, at_once: int | None) -> bool:
-    """Whether images (N, C, H, W) are more than ``at_once`` (None: no limit) and can be split:
-    batch norm in training mode needs the whole batch."""
-    if at_once is None or len(images) <= at_once:
-        return False
-    return not any(module.training for module in batch_norms(net))
+def part_size(net: nn.Module, num_images: int, at_once: int | None) -> int:
+    """How many of N images go through the net in its present mode at a time: at most ``at_once``
+    (None: no limit), but all if batch norm in training mode needs the whole batch."""
+    if at_once is None or num_images <= at_once:
+        return num_images
+    return num_images if any(module.training for module in batch_norms(net)) else at_once
 
 
-def logits_in_parts(view: AttackView, images: Tensor, at_once: int | None) -> Tensor:
+def logits_in_parts(view: AttackView, images: Tensor, size: int) -> Tensor:
     """Logits (N, K) of the net in its present mode, with a graph for the parameters.
 
-    Where the batch must be split, each part is computed again in the backward pass, so that only
-    one part's activations are in memory at a time.
+    Several parts of ``size`` images are computed again in the backward pass, so that only one
+    part's activations are in memory at a time.
     """
-    if at_once is None or not must_split(view.net, images, at_once):
+    if size >= len(images):
         return view.forward_current_mode(images)
     rows = torch.arange(len(images), device=images.device)
-    parts = zip(images.split(at_once), rows.split(at_once), strict=True)
+    parts = zip(images.split(size), rows.split(size), strict=True)
     logits = [
         checkpoint(view.forward_current_mode, part_images, part_rows, use_reentrant=False)
         for part_images, part_rows in parts

@@ -3,6 +3,7 @@
 In: RUN, RUN/before and RUN/after, as launchers/chain.py makes them. Out: RUN/report/.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.runtime.files import atomic_write, check_writable
@@ -19,8 +20,9 @@ def write(folder: Path) -> Path:
         UserError: the fine-tuning or one of its evaluations has no summary yet, or its config.yaml
             does not state the method.
     """
-    label = method_titles.label(runs.read(folder).option("objective.method"))
-    tuned = runs.read(folder, label)
+    tuned = runs.read(folder)
+    label = method_titles.label(tuned.option("objective.method"))
+    tuned = replace(tuned, label=label)
     before = runs.read(folder / "before", "Reference")
     after = runs.read(folder / "after", label)
     target = folder / "report"

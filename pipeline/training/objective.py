@@ -20,7 +20,7 @@ from pipeline.methods import Clean, Term
 from pipeline.models.attack_view import AttackView, ForwardPass
 from pipeline.models.build import batch_norms, draws
 from pipeline.models.fixed_dropout import DROPOUT_LAYERS
-from pipeline.models.forward_in_parts import logits_in_parts, must_split
+from pipeline.models.forward_in_parts import logits_in_parts, part_size
 from pipeline.models.precision import PRECISIONS, upcast
 from pipeline.regularizer.loss_gradient import cross_entropy_pass
 from pipeline.training import memory_budget
@@ -204,8 +204,9 @@ class Objective(nn.Module):
 
     def _clean_forward(self, images: Tensor, attack: bool) -> tuple[Tensor, ForwardPass | None]:
         """The logits for the cross-entropy, and a forward pass from which an attack may start."""
-        if attack and must_split(self.net, images, self.max_images):
-            return logits_in_parts(self.view, images, self.max_images), None
+        size = part_size(self.net, len(images), self.max_images) if attack else len(images)
+        if size < len(images):
+            return logits_in_parts(self.view, images, size), None
         if attack and self._shares_forward(images):
             points = upcast(images.detach()).requires_grad_()
             graph = ForwardPass(points, self.view.forward_current_mode(points))

@@ -76,7 +76,7 @@ def evaluation_facts(name: str, run: Run) -> dict[str, Any]:
 
 def _limits(protocol: Protocol, candidates: str = "") -> str:
     """The limits of DeepFool's search, behind ``candidates``; empty if no attack uses DeepFool."""
-    if not protocol.deepfool_limits:
+    if not protocol.uses_deepfool:
         return ""
     return f"{candidates}, at most {protocol.max_iterations} iterations"
 

@@ -187,10 +187,12 @@ def _nested(folder: Path) -> list[Run]:
 
 def _belongs_to(nested: Run, exported: ExportedNet) -> bool:
     """Whether a card can have an evaluation; a warning if its preprocessing is another one."""
-    changed = _other_preprocessing(nested, exported) if _is_of(nested, exported) else ""
+    if not _is_of(nested, exported):
+        return False
+    changed = _other_preprocessing(nested, exported)
     if changed:
         warn(f"left out: {nested.folder}, whose preprocessing is another one ({changed})")
-    return _is_of(nested, exported) and not changed
+    return not changed
 
 
 def _other_preprocessing(evaluation: Run, exported: ExportedNet) -> str:
